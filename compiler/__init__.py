@@ -1,0 +1,1 @@
+"""Communication planning for tensor-parallel PyTorch models."""

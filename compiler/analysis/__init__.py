@@ -1,0 +1,1 @@
+"""Facts about values of an SPMD graph, returned as data."""

@@ -1,0 +1,1 @@
+"""Verdicts: whether two SPMD graphs compute the same function. Imports ir only."""

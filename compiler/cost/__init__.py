@@ -1,0 +1,1 @@
+"""Machines, and the time of collectives on them."""

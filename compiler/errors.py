@@ -1,0 +1,51 @@
+"""Errors a user can cause. Each says what is wrong, where, what was found, and the remedy.
+
+Broken internal invariants are ``assert`` statements with a message, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class CommPlanError(Exception):
+    """A user's mistake: printed by the command line without a traceback.
+
+    Args:
+        what: what is wrong, one sentence without a full stop.
+        where: the value, tensor, file or option it concerns; empty if ``what`` names it.
+        found: what was found there, with both numbers where two numbers disagree.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", found: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.found, self.remedy = what, where, found, remedy
+        lines = [what]
+        lines += [
+            f"  {name}: {text}"
+            for name, text in (("where", where), ("found", found), ("remedy", remedy))
+            if text
+        ]
+        super().__init__("\n".join(lines))
+
+
+class MeshError(CommPlanError):
+    """A mesh, a replica group or a group name that is not well-formed or not known."""
+
+
+class PlacementError(CommPlanError):
+    """A placement that does not fit its value, or a value that breaks its placement."""
+
+
+class CaptureError(CommPlanError):
+    """A model that cannot be captured as one SPMD graph."""
+
+
+class GraphError(CommPlanError):
+    """A graph that is not a well-formed SPMD graph."""
+
+
+class PlanError(CommPlanError):
+    """A plan that does not fit the graph it is applied to."""
+
+
+class VerificationError(CommPlanError):
+    """A rewritten graph that the checker did not call EQUIVALENT. It is never run."""

@@ -1,0 +1,1 @@
+"""The vocabulary of SPMD graphs: meshes, placements, collectives, op rules, text form."""

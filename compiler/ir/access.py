@@ -1,0 +1,227 @@
+"""The only readers of ``node.args`` and ``node.meta``, so that the rest of the compiler is typed.
+
+A node's tensor operands are numbered in the order in which its arguments list them, repeats
+included; what else it is called with are its *static arguments*.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from compiler.errors import GraphError
+
+Shape = tuple[int | torch.SymInt, ...]
+T = TypeVar("T")
+
+
+class RankInt(int):
+    """An integer that code computed from its rank: this rank's value, and every rank's.
+
+    Behaves as this rank's integer wherever the graph runs; ``values[r]`` is the one of rank r.
+    """
+
+    values: tuple[int, ...]
+
+    def __new__(cls, value: int, values: tuple[int, ...]) -> RankInt:
+        """``value`` is this rank's entry of ``values``."""
+        self = super().__new__(cls, value)
+        self.values = values
+        return self
+
+
+class RankFloat(float):
+    """Like ``RankInt``, for a number that is not an integer."""
+
+    values: tuple[float, ...]
+
+    def __new__(cls, value: float, values: tuple[float, ...]) -> RankFloat:
+        """``value`` is this rank's entry of ``values``."""
+        self = super().__new__(cls, value)
+        self.values = values
+        return self
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The place of a tensor operand inside static arguments; ``index`` counts as in operands()."""
+
+    index: int
+
+
+def value(node: fx.Node) -> Any:
+    """What the node computes: a tensor (fake, meta or real), a number or SymInt, or a tuple.
+
+    Raises:
+        GraphError: the node has no ``meta["val"]``.
+    """
+    if "val" not in node.meta:
+        raise GraphError(
+            f"value %{node.name} has no meta['val']",
+            where=node.format_node() or node.name,
+            remedy="set meta['val'] to a tensor of its shape and dtype on every node, "
+            "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp",
+        )
+    return node.meta["val"]
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the node computes one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def tensor(node: fx.Node) -> torch.Tensor:
+    """The tensor the node computes (fake, meta or real)."""
+    found = value(node)
+    assert isinstance(found, torch.Tensor), f"%{node.name} is not one tensor: {type(found)}"
+    return found
+
+
+def shape(node: fx.Node) -> Shape:
+    """Per-rank shape of the node's tensor."""
+    return tuple(tensor(node).shape)
+
+
+def dtype(node: fx.Node) -> torch.dtype:
+    """Element type of the node's tensor."""
+    return tensor(node).dtype
+
+
+def payload_bytes(node: fx.Node, tokens: int | None = None) -> int:
+    """Bytes of the node's tensor on one rank; symbolic sizes count as ``tokens`` or their hint."""
+    found, count = tensor(node), 1
+    for size in found.shape:
+        count *= size if isinstance(size, int) else concrete(size, tokens)
+    return count * found.element_size()
+
+
+def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
+    """``size`` with every symbol replaced by ``tokens``, or by its hint where that is None."""
+    if isinstance(size, int):
+        return size
+    if tokens is None:
+        hint = size.node.hint
+        return int(hint) if hint is not None else 1
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _leaves(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _leaves(item)
+    elif isinstance(tree, slice):
+        yield from (tree.start, tree.stop, tree.step)
+    else:
+        yield tree
+
+
+def is_operand(node: fx.Node) -> bool:
+    """Whether other nodes take this one as data: anything but a number derived from shapes."""
+    found = node.meta.get("val")
+    if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return bool(_unbacked(found))
+    return not isinstance(found, int | float | bool)
+
+
+def _unbacked(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> set[str]:
+    """Symbols of ``number`` that stand for data read out of a tensor, not for a shape."""
+    return {str(s) for s in number.node.expr.free_symbols if str(s).startswith(("u", "zuf"))}
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The node's data operands in argument order, repeats included."""
+    leaves = _leaves((node.args, node.kwargs))
+    return tuple(x for x in leaves if isinstance(x, fx.Node) and is_operand(x))
+
+
+def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
+    """The node's arguments whose value depends on the rank."""
+    return tuple(x for x in _leaves((node.args, node.kwargs)) if isinstance(x, RankInt | RankFloat))
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Schema argument name -> value, defaults filled in; data operands appear as ``Operand``.
+
+    Numbers derived from shapes appear as their SymInt or int. A target without a schema gets
+    positional names ``0``, ``1``, …
+    """
+    counter = iter(range(len(operands(node))))
+
+    def read(item: Any) -> Any:
+        if isinstance(item, fx.Node):
+            return Operand(next(counter)) if is_operand(item) else item.meta.get("val")
+        if isinstance(item, list | tuple):
+            return tuple(read(x) for x in item)
+        if isinstance(item, slice):
+            return ("slice", read(item.start), read(item.stop), read(item.step))
+        return item
+
+    positional = [read(x) for x in node.args]
+    named = {name: read(x) for name, x in node.kwargs.items()}
+    if not isinstance(node.target, OpOverload):
+        return {str(i): x for i, x in enumerate(positional)} | named
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(positional):
+            found[argument.name] = positional[i]
+        elif argument.name in named:
+            found[argument.name] = named[argument.name]
+        elif argument.has_default_value():
+            found[argument.name] = argument.default_value
+    return found
+
+
+def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:
+    """``(args, kwargs)`` of the node with every node in them replaced by ``convert`` of it."""
+    return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)
+
+
+def results(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The values a graph's output node returns, in order, numbers and None left out."""
+    return tuple(x for x in _leaves(node.args) if isinstance(x, fx.Node))
+
+
+def projection(node: fx.Node) -> int | None:
+    """The index a ``getitem`` picks from a value of several results, or None for other nodes."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], int):
+        return None
+    return node.args[1]
+
+
+def layer_path(node: fx.Node) -> str:
+    """Dotted path of the module the node comes from, empty if capture recorded none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    return path.removeprefix("L['self'].").removeprefix("L__self___")
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
+    lines = [x for x in str(node.meta.get("stack_trace") or "").splitlines() if 'File "' in x]
+    if not lines:
+        return ""
+    file, line = lines[-1].split('"')[1], lines[-1].split("line ")[1].split(",")[0]
+    return f"{file.rsplit('/', 1)[-1]}:{line}"
+
+
+def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:
+    """All nodes of one kind (``placeholder``, ``get_attr``, ``output``, …), in order."""
+    return tuple(n for n in graph.nodes if n.op == op)
+
+
+def output(graph: fx.Graph) -> fx.Node:
+    """The graph's output node."""
+    (found,) = node_of(graph, "output")
+    return found

@@ -1,0 +1,113 @@
+"""Collectives of a graph, read from and written as ``_c10d_functional`` ops.
+
+A collective is two nodes: the op, and the ``wait_tensor`` that directly follows it and stands for
+its result. Everything above this file sees one value, the wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import fx
+
+from compiler.errors import GraphError
+from compiler.ir import access
+from compiler.ir.mesh import Mesh
+
+c10d = torch.ops._c10d_functional
+WAIT = c10d.wait_tensor.default
+
+
+class Kind(StrEnum):
+    """Kinds of collectives, named as in the printed graph."""
+
+    ALL_REDUCE = "all_reduce"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    ALL_TO_ALL = "all_to_all"
+    BROADCAST = "broadcast"
+
+
+OPS = {
+    c10d.all_reduce.default: Kind.ALL_REDUCE,
+    c10d.reduce_scatter_tensor.default: Kind.REDUCE_SCATTER,
+    c10d.all_gather_into_tensor.default: Kind.ALL_GATHER,
+    c10d.all_to_all_single.default: Kind.ALL_TO_ALL,
+    c10d.broadcast.default: Kind.BROADCAST,
+}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective call.
+
+    Attributes:
+        kind: what it does.
+        operand: the value it reads.
+        group: the group name as written in the graph.
+        op: the reduction (``sum``, ``avg``, ``max``, …), empty for collectives that do not reduce.
+        result: the ``wait_tensor`` node, or None where nothing waits for it.
+    """
+
+    kind: Kind
+    operand: fx.Node
+    group: str
+    op: str
+    result: fx.Node | None
+
+
+def collective(node: fx.Node) -> Collective | None:
+    """The collective that ``node`` starts or whose result it is, or None.
+
+    Raises:
+        GraphError: a group that is not named by a string.
+    """
+    if node.target is WAIT:
+        started = access.operands(node)[0]
+        return collective(started) if started.target in OPS else None
+    if node.target not in OPS:
+        return None
+    arguments = access.arguments(node)
+    group = arguments["group_name"]
+    if not isinstance(group, str):
+        raise GraphError(
+            f"collective %{node.name} names its group by {type(group).__name__}",
+            where=access.source_line(node),
+            remedy="capture with torch.distributed.config.compile_on_one_rank off",
+        )
+    waits = [user for user in node.users if user.target is WAIT]
+    return Collective(
+        kind=OPS[node.target],
+        operand=access.operands(node)[0],
+        group=group,
+        op=str(arguments.get("reduce_op", "")),
+        result=waits[0] if waits else None,
+    )
+
+
+def collectives(graph: fx.Graph) -> tuple[tuple[fx.Node, Collective], ...]:
+    """Every collective of the graph with the node that starts it, in program order."""
+    found = ((node, collective(node)) for node in graph.nodes if node.target in OPS)
+    return tuple((node, c) for node, c in found if c is not None)
+
+
+def group_names(graph: fx.Graph) -> tuple[str, ...]:
+    """Names of the groups the graph's collectives use, in order of first use."""
+    return tuple(dict.fromkeys(c.group for _, c in collectives(graph)))
+
+
+def check_groups(graph: fx.Graph, mesh: Mesh) -> None:
+    """Raise MeshError unless ``mesh`` knows every group the graph uses."""
+    for name in group_names(graph):
+        mesh.group(name)
+
+
+def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:
+    """Add ``all_reduce(operand)`` and its wait at the insertion point; returns the wait."""
+    node = graph.call_function(c10d.all_reduce.default, (operand, op, group))
+    wait = graph.call_function(WAIT, (node,))
+    for made in (node, wait):
+        made.meta = dict(operand.meta)
+    return wait

@@ -1,0 +1,129 @@
+"""The SPMD graph: one program that every rank runs, with the mesh and the placements of its inputs.
+
+It is data: passes return a new one. The wrapped ``fx.GraphModule`` is functional ATen ops and
+functional collectives, runnable at any time, and the same on all ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from compiler.errors import GraphError, PlacementError
+from compiler.ir import access, collectives
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
+
+
+@dataclass(frozen=True)
+class SpmdGraph:
+    """A graph, its mesh, and what each rank holds of its inputs.
+
+    Attributes:
+        module: the graph; ``meta["val"]`` is set on every node but the output.
+        mesh: the mesh that resolves the graph's group names.
+        inputs: placements per axis of every placeholder (by name) and attribute (by target).
+    """
+
+    module: fx.GraphModule
+    mesh: Mesh
+    inputs: Mapping[str, Placements]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The FX graph."""
+        return self.module.graph
+
+    def copied(self) -> SpmdGraph:
+        """A graph of its own, with the same parameters and the same symbols in its shapes."""
+        graph = fx.Graph()
+        known: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            known[node] = graph.node_copy(node, lambda n: known[n])
+        return self.with_graph(graph)
+
+    def with_graph(self, graph: fx.Graph) -> SpmdGraph:
+        """The same mesh, inputs and attributes with another FX graph."""
+        module = fx.GraphModule(self.module, graph)
+        module.meta = copy.copy(self.module.meta)
+        return SpmdGraph(module, self.mesh, self.inputs)
+
+
+def spmd_graph(
+    module: fx.GraphModule,
+    mesh: Mesh,
+    inputs: Mapping[str, Placement | Mapping[str, Placement]] | None = None,
+) -> SpmdGraph:
+    """``module`` with checked groups and with a placement for every input.
+
+    Args:
+        module: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
+        mesh: resolves every group name in the graph.
+        inputs: placeholder or attribute name -> placement, or {axis: placement}. Placeholders
+            left out are Replicate, attributes (parameters) left out are Varying.
+
+    Raises:
+        GraphError: a node without ``meta["val"]``.
+        MeshError: a group name that does not resolve.
+        PlacementError: a name that is no input, or a placement that does not fit.
+    """
+    given = dict(inputs or {})
+    names: dict[str, Placement] = {}
+    for node in module.graph.nodes:
+        if node.op != "output":
+            access.value(node)
+        if node.op == "placeholder":
+            names[str(node.target)] = Replicate()
+        elif node.op == "get_attr":
+            names[str(node.target)] = Varying()
+    if unknown := set(given) - set(names):
+        raise PlacementError(
+            f"inputs= names {sorted(unknown)}, which the graph does not have",
+            found=f"the graph's inputs are {list(names)}",
+            remedy="name placeholders or parameters of the graph",
+        )
+    collectives.check_groups(module.graph, mesh)
+    found = {n: placements_on(mesh, given.get(n, default), n) for n, default in names.items()}
+    for node in module.graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            _check_rank(node, found[str(node.target)])
+    return SpmdGraph(module, mesh, found)
+
+
+def _check_rank(node: fx.Node, placements: Placements) -> None:
+    held = access.value(node)
+    dims = [p.dim for p in placements if hasattr(p, "dim")]
+    if isinstance(held, torch.Tensor) and any(d >= held.dim() for d in dims):
+        raise PlacementError(
+            f"the placement of {str(node.target)!r} shards a dimension it does not have",
+            found=f"dimension {max(dims)} of a tensor of {held.dim()} dimensions",
+            remedy="count dimensions from 0",
+        )
+
+
+def well_formed(graph: fx.Graph) -> None:
+    """Raise GraphError unless the graph is functional and every collective is waited for.
+
+    Raises:
+        GraphError: an op that mutates its operand, or a value used before its wait.
+    """
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            raise GraphError(
+                f"op {node.target} of value %{node.name} mutates its operand",
+                where=access.source_line(node),
+                remedy="functionalize: run_decompositions({}) on the exported program",
+            )
+        if node.target in collectives.OPS:
+            for user in node.users:
+                if user.target is not collectives.WAIT:
+                    raise GraphError(
+                        f"%{user.name} uses collective %{node.name} before its wait_tensor",
+                        where=access.source_line(user),
+                        remedy="wait for the collective first",
+                    )

@@ -1,0 +1,174 @@
+"""Meshes and replica groups: which ranks take part in which collective.
+
+Ranks of a mesh are numbered 0 .. size - 1 in row-major order of its axes. A group name in a graph
+denotes *replica groups*: a partition of all ranks into groups of one size, each of which runs the
+collective among its own members. Every axis name denotes the groups of ranks that differ in that
+axis alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from compiler.errors import MeshError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True)
+class ReplicaGroups:
+    """A partition of the ranks 0 .. n - 1 into groups of one size; two names may denote equal ones.
+
+    The order of ranks inside a group is the order of shards in gathers and scatters. The groups
+    themselves are kept sorted, so that equal partitions compare equal.
+    """
+
+    ranks: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(name: str, groups: Iterable[Sequence[int]], world_size: int) -> ReplicaGroups:
+        """Checked construction.
+
+        Raises:
+            MeshError: a rank is missing, repeated or out of range, or group sizes differ.
+        """
+        ranks = tuple(sorted(tuple(int(r) for r in group) for group in groups))
+        listed = sorted(itertools.chain.from_iterable(ranks))
+        if listed != list(range(world_size)):
+            raise MeshError(
+                f"the replica groups of {name!r} do not list every rank exactly once",
+                found=f"ranks {listed} for a mesh of {world_size}",
+                remedy=f"give groups that partition the ranks 0 .. {world_size - 1}",
+            )
+        if len({len(group) for group in ranks}) != 1:
+            raise MeshError(
+                f"the replica groups of {name!r} differ in size",
+                found=f"sizes {[len(group) for group in ranks]}",
+                remedy="give groups of one size",
+            )
+        return ReplicaGroups(ranks)
+
+    @property
+    def axis_size(self) -> int:
+        """Number of ranks in each group."""
+        return len(self.ranks[0])
+
+    @cached_property
+    def group_of(self) -> dict[int, tuple[int, ...]]:
+        """Rank -> the members of its group, in shard order."""
+        return {rank: group for group in self.ranks for rank in group}
+
+
+class Mesh:
+    """Named axes, and the replica groups behind every group name in a graph.
+
+    Args:
+        axes: axis name -> axis size, outermost first.
+        groups: further group names -> replica groups as lists of ranks. Names of axes may be
+            listed too, if they denote the same groups.
+
+    Raises:
+        MeshError: an axis size below 1, or groups that do not partition the ranks.
+    """
+
+    def __init__(
+        self,
+        axes: Mapping[str, int],
+        groups: Mapping[str, Iterable[Sequence[int]]] | None = None,
+    ) -> None:
+        if not axes:
+            raise MeshError("a mesh needs at least one axis", remedy='for example Mesh({"tp": 8})')
+        for name, axis_size in axes.items():
+            if axis_size < 1:
+                raise MeshError(
+                    f"axis {name!r} has no ranks", found=str(axis_size), remedy="a size of >= 1"
+                )
+        self.axes: dict[str, int] = dict(axes)
+        self.groups: dict[str, ReplicaGroups] = {name: self._along(name) for name in axes}
+        for name, listed in (groups or {}).items():
+            found = ReplicaGroups.of(name, listed, self.size)
+            if self.groups.setdefault(name, found) != found:
+                raise MeshError(
+                    f"group {name!r} is also an axis and denotes other ranks",
+                    found=f"{found.ranks}, axis {self.groups[name].ranks}",
+                    remedy="rename the group or the axis",
+                )
+
+    @property
+    def size(self) -> int:
+        """World size: the number of ranks."""
+        return math.prod(self.axes.values())
+
+    def _along(self, *names: str) -> ReplicaGroups:
+        """Groups of the ranks that agree in every axis but ``names``."""
+        members: dict[tuple[int, ...], list[int]] = {}
+        for rank, where in enumerate(itertools.product(*map(range, self.axes.values()))):
+            key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
+            members.setdefault(key, []).append(rank)
+        return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))
+
+    def group(self, name: str) -> ReplicaGroups:
+        """The replica groups that ``name`` denotes.
+
+        Raises:
+            MeshError: the mesh knows no such group.
+        """
+        if name not in self.groups:
+            raise MeshError(
+                f"group name {name!r} does not resolve",
+                found=f"the mesh knows {sorted(self.groups)}",
+                remedy="pass mesh= with this name as an axis or in groups=",
+            )
+        return self.groups[name]
+
+    def axes_of(self, name: str) -> tuple[str, ...] | None:
+        """The axes that group ``name`` spans, or None if it is no product of axes."""
+        wanted = self.group(name)
+        for count in range(len(self.axes) + 1):
+            for names in itertools.combinations(self.axes, count):
+                if self._along(*names) == wanted:
+                    return names
+        return None
+
+    def aliases(self, name: str) -> str:
+        """The first name this mesh gives to the ranks behind ``name`` (an axis, if there is one)."""
+        wanted = self.group(name)
+        return next(known for known, groups in self.groups.items() if groups == wanted)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mesh) and (self.axes, self.groups) == (other.axes, other.groups)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.axes.items()), tuple(self.groups.items())))
+
+    def __repr__(self) -> str:
+        extra = {n: list(map(list, g.ranks)) for n, g in self.groups.items() if n not in self.axes}
+        return f"Mesh({self.axes}{f', groups={extra}' if extra else ''})"
+
+    def __str__(self) -> str:
+        return "<" + ", ".join(f"{name} = {n}" for name, n in self.axes.items()) + ">"
+
+    @staticmethod
+    def from_process_group(group: ProcessGroup, axis: str = "tp") -> Mesh:
+        """A one-axis mesh of the ranks of ``group``, numbered as in the group."""
+        members = [list(range(group.size()))]
+        return Mesh({axis: group.size()}, groups={group.group_name: members})
+
+    @staticmethod
+    def from_device_mesh(device_mesh: DeviceMesh) -> Mesh:
+        """The mesh of a ``DeviceMesh``; its unnamed dimensions become ``dim0``, ``dim1``, …"""
+        sizes = tuple(device_mesh.mesh.shape)
+        names = device_mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(len(sizes)))
+        plain = Mesh(dict(zip(names, sizes, strict=True)))
+        groups = {
+            device_mesh.get_group(i).group_name: plain.groups[name].ranks
+            for i, name in enumerate(names)
+        }
+        return Mesh(plain.axes, groups=groups)

@@ -1,0 +1,113 @@
+"""Placements: what each rank holds of a value, per mesh axis.
+
+``Replicate`` (R): every rank along the axis holds the same tensor. ``Shard(dim)`` (S(dim)): rank i
+holds block i of the global tensor along ``dim``. ``Partial(op)`` (P): the global tensor is the
+reduction of what the ranks hold. ``Varying`` (V): rank-local, no global meaning known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compiler.errors import PlacementError
+from compiler.ir.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Every rank along the axis holds the same tensor."""
+
+    def __str__(self) -> str:
+        return "R"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rank i along the axis holds block i of the global tensor along ``dim`` (>= 0)."""
+
+    dim: int
+
+    def __str__(self) -> str:
+        return f"S({self.dim})"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The global tensor is the reduction ``op`` of the tensors along the axis."""
+
+    op: str = "sum"
+
+    def __str__(self) -> str:
+        return "P" if self.op == "sum" else f"P({self.op})"
+
+
+@dataclass(frozen=True)
+class Varying:
+    """Every rank along the axis holds a tensor of its own; no global meaning is known."""
+
+    def __str__(self) -> str:
+        return "V"
+
+
+Placement = Replicate | Shard | Partial | Varying
+Placements = tuple[Placement, ...]
+"""One placement per mesh axis, in the order of the axes."""
+
+
+def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: str) -> Placements:
+    """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
+
+    Raises:
+        PlacementError: an axis the mesh does not have, one placement for several axes that is
+            not the same on all of them, or something that is no placement.
+    """
+    if isinstance(given, Mapping):
+        if unknown := set(given) - set(mesh.axes):
+            raise PlacementError(
+                f"the placement of {name!r} names an unknown axis",
+                found=f"{sorted(unknown)}, the mesh has {list(mesh.axes)}",
+                remedy="name axes of the mesh",
+            )
+        found = tuple(given.get(axis, Replicate()) for axis in mesh.axes)
+    else:
+        if isinstance(given, Shard | Partial) and sum(n > 1 for n in mesh.axes.values()) > 1:
+            raise PlacementError(
+                f"the placement of {name!r} does not say which axis it is about",
+                found=f"{given} on a mesh with axes {list(mesh.axes)}",
+                remedy=f"pass {{axis: {given!r}}}",
+            )
+        found = (given,) * len(mesh.axes)
+    for placement in found:
+        if not isinstance(placement, Replicate | Shard | Partial | Varying):
+            raise PlacementError(
+                f"the placement of {name!r} is not a placement",
+                found=repr(placement),
+                remedy="use Replicate(), Shard(dim), Partial(op) or Varying()",
+            )
+        if isinstance(placement, Shard) and placement.dim < 0:
+            raise PlacementError(
+                f"the placement of {name!r} shards a negative dimension",
+                found=str(placement),
+                remedy="count dimensions from 0",
+            )
+    return found
+
+
+def parse_placement(text: str) -> Placement:
+    """The inverse of ``str`` on placements.
+
+    Raises:
+        PlacementError: ``text`` is not one of R, V, P, P(op), S(dim).
+    """
+    if match := re.fullmatch(r"(R)|(V)|P(?:\((\w+)\))?|S\((\d+)\)", text):
+        replicate, varying, op, dim = match.groups()
+        if replicate:
+            return Replicate()
+        if varying:
+            return Varying()
+        return Shard(int(dim)) if dim is not None else Partial(op or "sum")
+    raise PlacementError(
+        "not a placement", found=repr(text), remedy="write R, V, P, P(op) or S(dim)"
+    )

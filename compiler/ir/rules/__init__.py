@@ -1,0 +1,34 @@
+"""Op rules: one table, op -> rule; the semantics of ops that everything else builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from torch import fx
+
+from compiler.ir.rules import attention, contraction, elementwise, indexing, shaping
+from compiler.ir.rules.build import Rule
+from compiler.ir.rules.meaning import BROADCAST, RESHAPE, Call, Dims, Meaning, Term
+
+RULES: Mapping[object, Rule] = {
+    **elementwise.RULES,
+    **shaping.RULES,
+    **contraction.RULES,
+    **indexing.RULES,
+    **attention.RULES,
+}
+
+
+def meaning(node: fx.Node) -> Meaning | None:
+    """The meaning of ``node``, or None if its op has no rule."""
+    return None if node.target not in RULES else meaning_of(Call.of(node))
+
+
+@lru_cache(maxsize=1 << 14)
+def meaning_of(call: Call) -> Meaning:
+    """The meaning of a call whose op has a rule."""
+    return RULES[call.target](call)
+
+
+__all__ = ["BROADCAST", "RESHAPE", "RULES", "Call", "Dims", "Meaning", "Term", "meaning"]

@@ -1,0 +1,181 @@
+"""What one call of an op means: how it depends on each operand, and how its dimensions relate.
+
+This is the trusted base: planner, placement analysis and checker read meanings and nothing else
+about ops, and every rule is tested against the kernel it speaks of.
+
+Dependence on data. An op is a sum of *terms*; each term is multilinear in its ``operands``:
+
+    op(x) = sum over terms of  coefficient * map[fixed](x[operands[0]], x[operands[1]], …)
+
+so it maps partial sums to partial sums exactly where every term has one partial operand and all
+its other operands, the ``fixed`` ones too, are the same on every rank.
+An op with no terms (``terms is None``) is an uninterpreted function of everything it reads.
+
+Dependence on dimensions. Every dimension of operands and results carries a *factor* label or None.
+Cutting a factor into blocks, in every operand dimension that carries it, cuts the result the same
+way (factor in the result), or yields partial sums (factor only in operands). A dimension with
+label None is needed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.ir import access
+
+Labels = tuple[int | str | None, ...]
+
+BROADCAST = "broadcast"
+"""Map of a pointwise term: operands are broadcast to the result's shape and multiplied."""
+
+RESHAPE = "reshape"
+"""Map of a term that keeps the elements and their row-major order."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """``coefficient * map[fixed](operands…)``; without operands, the constant ``coefficient``.
+
+    Attributes:
+        operands: indices of the data operands the term is linear in, each.
+        map: BROADCAST, RESHAPE, or a key that with the operands' shapes determines the map.
+        fixed: indices of the operands that the map itself depends on, in any way.
+        coefficient: exact rational factor.
+    """
+
+    operands: tuple[int, ...]
+    map: object = BROADCAST
+    fixed: tuple[int, ...] = ()
+    coefficient: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Factor labels of every dimension: ``operands[i][d]`` and ``results[j][d]``."""
+
+    operands: tuple[Labels, ...]
+    results: tuple[Labels, ...]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The meaning of one call.
+
+    Attributes:
+        terms: the op as a sum of multilinear terms, or None: uninterpreted.
+        dims: factor labels, or None: every dimension is needed whole.
+        pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
+        casts: the result's element type differs from the operand's: rounding may be lost or won.
+        random: a fresh value on every call and rank.
+    """
+
+    terms: tuple[Term, ...] | None = None
+    dims: Dims | None = None
+    pointwise: bool = False
+    casts: bool = False
+    random: bool = False
+
+    def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
+        """Whether partial sums in go to partial sums out.
+
+        Args:
+            partial: per operand, whether it is a partial sum.
+            replicated: per operand, whether it is the same on every rank of the group.
+        """
+        return bool(self.terms) and all(
+            [partial[i] for i in term.operands].count(True) == 1
+            and all(partial[i] or replicated[i] for i in term.operands)
+            and all(replicated[i] for i in term.fixed)
+            for term in self.terms or ()
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as the rules see it: pure data, equal for calls that mean the same.
+
+    Attributes:
+        target: the op.
+        key: op and static arguments as text.
+        shapes: per data operand, sizes as ints and sympy expressions; () for no tensor.
+        dtypes: per data operand, element type; None for no tensor.
+        result_shapes: per result, likewise.
+        result_dtypes: per result, likewise.
+        arguments: as in ``access.arguments``; implied by the other fields.
+    """
+
+    target: object
+    key: tuple[Any, ...]
+    shapes: tuple[tuple[Any, ...], ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    result_shapes: tuple[tuple[Any, ...], ...]
+    result_dtypes: tuple[torch.dtype | None, ...]
+    arguments: dict[str, Any] = field(compare=False, repr=False)
+
+    @staticmethod
+    def of(node: fx.Node) -> Call:
+        """The call that ``node`` makes."""
+        found = access.value(node)
+        produced = found if isinstance(found, list | tuple) else (found,)
+        read = [x.meta.get("val") for x in access.operands(node)]
+        arguments = access.arguments(node)
+        return Call(
+            target=node.target,
+            key=(str(node.target), tuple((n, static_key(x)) for n, x in arguments.items())),
+            shapes=tuple(map(shape_key, read)),
+            dtypes=tuple(map(_dtype, read)),
+            result_shapes=tuple(map(shape_key, produced)),
+            result_dtypes=tuple(map(_dtype, produced)),
+            arguments=arguments,
+        )
+
+    @property
+    def result(self) -> tuple[Any, ...]:
+        """Shape of the only result."""
+        return self.result_shapes[0]
+
+    def index(self, name: str) -> int | None:
+        """The operand index of argument ``name``, None if it is not a data operand."""
+        found = self.arguments.get(name)
+        return found.index if isinstance(found, access.Operand) else None
+
+    def operand(self, name: str) -> int:
+        """The operand index of argument ``name``, which must be a data operand."""
+        found = self.index(name)
+        assert found is not None, f"{self.target}: argument {name} is no operand"
+        return found
+
+    def dim(self, name: str = "dim", of: int = 0) -> int:
+        """Argument ``name`` as a non-negative dimension of operand ``of``."""
+        return int(self.arguments[name]) % max(len(self.shapes[of]), 1)
+
+
+def _dtype(found: Any) -> torch.dtype | None:
+    return found.dtype if isinstance(found, torch.Tensor) else None
+
+
+def shape_key(found: Any) -> tuple[Any, ...]:
+    """Sizes as ints and sympy expressions, which compare and hash without guards."""
+    if not isinstance(found, torch.Tensor):
+        return ()
+    return tuple(size_key(s) for s in found.shape)
+
+
+def size_key(size: Any) -> Any:
+    """A size or number as an int or sympy expression."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def static_key(found: Any) -> str:
+    """Static argument as text: the same text on every rank and in every graph of one capture."""
+    if isinstance(found, access.RankInt | access.RankFloat):
+        return f"rank{found.values}"
+    if isinstance(found, tuple):
+        return "(" + ", ".join(map(static_key, found)) + ")"
+    return str(size_key(found))

@@ -1,0 +1,1 @@
+"""Which reductions run where: CommPlan and the cut that finds it."""

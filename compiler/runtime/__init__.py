@@ -1,0 +1,1 @@
+"""Running rewritten graphs: process groups, exchange between ranks, the callable module."""

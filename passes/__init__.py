@@ -1,0 +1,1 @@
+"""Rewrites of SPMD graphs, one file each."""
