@@ -168,7 +168,7 @@ class Mesh:
         names = device_mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(len(sizes)))
         plain = Mesh(dict(zip(names, sizes, strict=True)))
         groups = {
-            device_mesh.get_group(i).group_name: plain.groups[name].ranks
+            str(device_mesh.get_group(i).group_name): plain.groups[name].ranks
             for i, name in enumerate(names)
         }
         return Mesh(plain.axes, groups=groups)

@@ -1,0 +1,271 @@
+"""Translation validation: do a source and a target graph compute the same function on every rank?
+
+Both are interpreted in one random model (``compiler.check.algebra``); equal outputs are equal
+functions over the reals, for all ranks of the mesh and all values of symbolic sizes at once.
+Unequal outputs are decided by simulation where the inputs are small enough to hold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from compiler.check.algebra import Field
+from compiler.check.interpret import Interpreter, symbols
+from compiler.check.simulate import PerRank, draw_inputs, simulate
+from compiler.check.verdict import Counterexample, Report, Verdict
+from compiler.errors import CommPlanError
+from compiler.ir import access
+from compiler.ir.collectives import WAIT, collective
+from compiler.ir.graph import SpmdGraph, well_formed
+from compiler.ir.rules.meaning import shape_key
+
+SIMULATION_BYTES = 256 << 20
+"""Inputs of all ranks together above which no counterexample is looked for."""
+
+TOLERANCE = 1e-6
+"""Relative difference that float64 rounding cannot explain."""
+
+SEEDS = 3
+"""Draws of inputs on which a counterexample is looked for."""
+
+
+def check(source: SpmdGraph, target: SpmdGraph) -> Report:
+    """The verdict on ``target`` as a replacement of ``source``; see ``Verdict``.
+
+    Both must have the same mesh and the same placements of inputs: those of ``source`` count.
+    """
+    start = time.perf_counter()
+    count = len(source.graph.nodes) + len(target.graph.nodes)
+
+    def report(verdict: Verdict, explanation: str, **more: object) -> Report:
+        seconds = time.perf_counter() - start
+        return Report(verdict, explanation, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
+
+    try:
+        for side, graph in (("source", source), ("target", target)):
+            try:
+                well_formed(graph.graph)
+            except CommPlanError as error:
+                return report(Verdict.INVALID, f"{side}: {error}")
+        if why := _signature_difference(source, target):
+            return report(Verdict.INVALID, why)
+        if _identical(source, target):
+            return report(Verdict.IDENTICAL, "source and target are the same graph")
+        names = _attribute_names(source, target)
+        before = Interpreter(source, {n: n for n in names}).run()
+        after = Interpreter(target, names).run()
+    except CommPlanError as error:
+        return report(Verdict.INVALID, str(error))
+    pairs = list(
+        zip(
+            access.results(access.output(source.graph)),
+            access.results(access.output(target.graph)),
+            strict=True,
+        )
+    )
+    unequal = [i for i, (s, t) in enumerate(pairs) if not _equal(before, after, s, t)]
+    if not unequal:
+        return report(
+            Verdict.EQUIVALENT,
+            f"all {len(pairs)} outputs are the same function of the inputs on each of "
+            f"{source.mesh.size} ranks, over the reals",
+            roundings=tuple(_roundings(source, target, before, after)),
+        )
+    first = unequal[0]
+    where = _divergence(before, after, *pairs[first])
+    try:
+        found = _counterexample(source, target)
+    except CommPlanError as error:
+        return report(Verdict.UNPROVED, f"output {first} differs: {where}. {error.what}")
+    if found is not None:
+        return report(
+            Verdict.NOT_EQUIVALENT,
+            f"output {found.output} on rank {found.rank} differs by {found.difference:.3g} "
+            f"(relative) for the inputs of seed {found.seed}: source {found.source}, "
+            f"target {found.target}. First difference: {where}",
+            counterexample=found,
+        )
+    return report(
+        Verdict.UNPROVED,
+        f"output {first} is not shown equal: {where}. No counterexample in {SEEDS} simulations",
+    )
+
+
+def _equal(
+    before: dict[fx.Node, Field], after: dict[fx.Node, Field], source: fx.Node, target: fx.Node
+) -> bool:
+    if source not in before or target not in after:
+        return source not in before and target not in after
+    return bool((before[source] == after[target]).all())
+
+
+def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
+    """Why the two do not take and give the same tensors, empty if they do."""
+    if source.mesh != target.mesh:
+        return f"the meshes differ: source {source.mesh!r}, target {target.mesh!r}"
+    renamed = [symbols(source), symbols(target)]
+    for kind in ("placeholder", "output"):
+        sides = []
+        for graph, names in zip((source, target), renamed, strict=True):
+            nodes = access.node_of(graph.graph, kind)
+            listed = access.results(nodes[0]) if kind == "output" else nodes
+            sides.append([_type_text(n, names) for n in listed])
+        if len(sides[0]) != len(sides[1]):
+            return f"source has {len(sides[0])} {kind}s, target has {len(sides[1])}"
+        for i, (a, b) in enumerate(zip(*sides, strict=True)):
+            if a != b:
+                return f"{kind} {i} is {a} in the source and {b} in the target"
+    return ""
+
+
+def _type_text(node: fx.Node, names: dict[str, str]) -> str:
+    held = access.value(node)
+    if not isinstance(held, torch.Tensor):
+        return type(held).__name__
+    sizes = []
+    for size in shape_key(held):
+        text = str(size)
+        for symbol in sorted(names, key=len, reverse=True):
+            text = text.replace(symbol, names[symbol])
+        sizes.append(text)
+    return f"{str(held.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+
+
+def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
+    """Attribute of either graph -> a name that two share only if they hold the same tensor."""
+    names = {str(n.target): str(n.target) for n in access.node_of(source.graph, "get_attr")}
+    for node in access.node_of(target.graph, "get_attr"):
+        name = str(node.target)
+        if name in names and not _same_tensor(_held(source, name), _held(target, name)):
+            raise CommPlanError(f"attribute {name!r} holds another tensor in the target")
+        names.setdefault(name, f"only in target: {name}")
+    return names
+
+
+def _held(graph: SpmdGraph, name: str) -> object:
+    found: object = graph.module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _same_tensor(left: object, right: object) -> bool:
+    if left is right or not (isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)):
+        return left is right or left == right
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return bool(left.is_meta or right.is_meta or torch.equal(left, right))
+
+
+def _identical(source: SpmdGraph, target: SpmdGraph) -> bool:
+    """Whether both list the same nodes with the same arguments in the same order."""
+    if len(source.graph.nodes) != len(target.graph.nodes):
+        return False
+    numbers: dict[fx.Node, int] = {}
+    for i, (a, b) in enumerate(zip(source.graph.nodes, target.graph.nodes, strict=True)):
+        numbers[a] = numbers[b] = i
+        same_call = a.op == b.op and (a.op == "placeholder" or a.target == b.target)
+        if not same_call or _numbered(a, numbers) != _numbered(b, numbers):
+            return False
+    return True
+
+
+def _numbered(node: fx.Node, numbers: dict[fx.Node, int]) -> str:
+    args, kwargs = access.map_operands(node, lambda n: ("%", numbers[n]))  # type: ignore[arg-type, return-value]
+    constants = [c.values for c in access.rank_constants(node)]
+    return repr((args if node.op != "placeholder" else (), kwargs, constants))
+
+
+def _roundings(
+    source: SpmdGraph,
+    target: SpmdGraph,
+    before: dict[fx.Node, Field],
+    after: dict[fx.Node, Field],
+) -> Iterator[str]:
+    """Reductions of the target whose operand no reduction of the source has."""
+    reduced = {
+        before[found.operand].tobytes()
+        for node in source.graph.nodes
+        if (found := collective(node)) is not None and found.op
+    }
+    for node in target.graph.nodes:
+        found = collective(node)
+        if found is None or node.target is WAIT or not found.op:
+            continue
+        if after[found.operand].tobytes() not in reduced:
+            place = access.layer_path(found.operand) or f"%{node.name}"
+            yield (
+                f"{place}: {found.kind} over {found.group} takes "
+                f"{found.operand.target} of {len(access.operands(found.operand))} operands: "
+                "additions are reassociated"
+            )
+
+
+def _divergence(
+    before: dict[fx.Node, Field], after: dict[fx.Node, Field], source: fx.Node, target: fx.Node
+) -> str:
+    """Follows differing operands from an output back to where the two graphs part."""
+    while source.target == target.target:
+        pairs = list(zip(source.all_input_nodes, target.all_input_nodes, strict=False))
+        unequal = [p for p in pairs if not _equal(before, after, *p)]
+        if len(source.all_input_nodes) != len(target.all_input_nodes) or len(unequal) != 1:
+            break
+        source, target = unequal[0]
+    return f"source {_described(source)} against target {_described(target)}"
+
+
+def _described(node: fx.Node) -> str:
+    read = ", ".join(f"%{n.name}" for n in node.all_input_nodes)
+    place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
+    return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
+
+
+def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | None:
+    """Inputs on which an output differs by more than rounding, or None.
+
+    Raises:
+        CommPlanError: the graphs cannot be simulated here.
+    """
+    needed = source.mesh.size * sum(
+        access.payload_bytes(n) for n in source.graph.nodes
+        if n.op in ("placeholder", "get_attr") and access.is_tensor(n)
+    )  # fmt: skip
+    if needed > SIMULATION_BYTES:
+        raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
+    for seed in range(SEEDS):
+        inputs = draw_inputs(source, seed)
+        for node, twin in zip(
+            access.node_of(source.graph, "placeholder"),
+            access.node_of(target.graph, "placeholder"),
+            strict=True,
+        ):
+            inputs[str(twin.target)] = inputs[str(node.target)]
+        try:
+            want = simulate(source, inputs, exact=True)
+            got = simulate(target, inputs, exact=True)
+        except Exception as error:
+            raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
+        for output, (a, b) in enumerate(zip(want, got, strict=True)):
+            if found := _difference(seed, output, a, b):
+                return found
+    return None
+
+
+def _difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:
+    for rank, (a, b) in enumerate(zip(want, got, strict=True)):
+        if not isinstance(a, torch.Tensor) or a.numel() == 0:
+            continue
+        x, y = a.double().flatten(), b.double().flatten()
+        gap = (x - y).abs()
+        gap[x.isnan() & y.isnan()] = 0
+        at = int(gap.nan_to_num(torch.inf).argmax())
+        scale = max(float(x.nan_to_num().abs().max()), 1e-30)
+        if not float(gap[at]) <= TOLERANCE * scale:
+            near = slice(max(at - 1, 0), at + 2)
+            shown = [", ".join(f"{float(e):.6g}" for e in side[near]) for side in (x, y)]
+            return Counterexample(seed, output, rank, float(gap[at]) / scale, *shown)
+    return None

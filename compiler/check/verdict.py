@@ -1,0 +1,68 @@
+"""Verdicts, and the report that carries one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What the checker found out about a source and a target graph.
+
+    IDENTICAL: the same graph. EQUIVALENT: the same function over the reals. NOT_EQUIVALENT: a
+    different function, with a counterexample. UNPROVED: neither shown. INVALID: one of the graphs
+    is ill-formed, or they do not take and give the same tensors.
+    """
+
+    IDENTICAL = "IDENTICAL"
+    EQUIVALENT = "EQUIVALENT"
+    NOT_EQUIVALENT = "NOT_EQUIVALENT"
+    UNPROVED = "UNPROVED"
+    INVALID = "INVALID"
+
+    @property
+    def runs(self) -> bool:
+        """Whether a graph with this verdict may be run in place of its source."""
+        return self in (Verdict.IDENTICAL, Verdict.EQUIVALENT)
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Inputs on which source and target differ.
+
+    Attributes:
+        seed: seeds the generator of ``compiler.check.simulate.draw_inputs``.
+        output: index of the differing output.
+        rank: the rank that holds it.
+        difference: largest absolute difference, relative to the largest source element.
+        source: source elements at the place of the largest difference and around it.
+        target: target elements there.
+    """
+
+    seed: int
+    output: int
+    rank: int
+    difference: float
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict and why.
+
+    Attributes:
+        verdict: the finding.
+        explanation: one paragraph: what was shown and in which sense, or the first difference.
+        roundings: one line per place where the target rounds differently.
+        counterexample: for NOT_EQUIVALENT.
+        values: number of values interpreted in both graphs together.
+        seconds: wall time of the check.
+    """
+
+    verdict: Verdict
+    explanation: str
+    roundings: tuple[str, ...] = ()
+    counterexample: Counterexample | None = None
+    values: int = 0
+    seconds: float = 0.0
