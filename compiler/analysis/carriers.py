@@ -1,0 +1,207 @@
+"""Carrier analysis: which values stand for a sum over ranks, reduced or not yet.
+
+For one reduction (replica groups and kind), a *carrier* is a value v with two forms: unreduced,
+U(v), one addend per rank, and reduced, S(v), the sum of U(v) over the group. Carriers are
+
+    an all_reduce of x                    S is the node itself, U is U(x)
+    a linear op of carriers               S(f(x)) = f(S(x)),  U(f(x)) = f(U(x))
+    what an all_reduce or carrier adds up U is the node itself (``addend``)
+
+Direction  backward from all_reduces for addends, then forward.
+Result     node -> Carrier; the graph is not touched.
+Refuses    an op that is not linear in its carriers, with the reason (``refusal``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
+from compiler.ir.rules import Meaning, meaning
+
+LINEAR_KINDS = ("sum", "avg")
+"""Reductions that distribute over addition and commute with linear maps."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Which ranks reduce, and how."""
+
+    group: str
+    kind: str
+    groups: ReplicaGroups
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A value that stands for a sum over ranks.
+
+    Attributes:
+        operands: the carriers it is linear in; none for an addend computed otherwise.
+        addend: the graph holds U (before its all_reduce), not S.
+        reduces: the node is an all_reduce, the identity on carriers.
+        pinned: an addend that other code reads as it is, so that it must be computed unreduced.
+    """
+
+    operands: tuple[fx.Node, ...]
+    addend: bool
+    reduces: bool = False
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about every value for one reduction."""
+
+    classes: Mapping[fx.Node, Classes]
+    zeros: frozenset[fx.Node]
+    reduction: Reduction
+
+    def replicated(self, node: fx.Node) -> bool:
+        """Whether the ranks of each group hold the same."""
+        return replicated_over(self.classes[node], self.reduction.groups)
+
+
+def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
+    """The linear reductions of the graph's all_reduces, one per set of groups and kind."""
+    found: dict[tuple[ReplicaGroups, str], Reduction] = {}
+    for node in graph.graph.nodes:
+        what = collective(node) if node.target in OPS else None
+        if what is not None and what.kind is Kind.ALL_REDUCE and what.op in LINEAR_KINDS:
+            groups = graph.mesh.group(what.group)
+            name = graph.mesh.aliases(what.group)
+            found.setdefault((groups, what.op), Reduction(name, what.op, groups))
+    return tuple(found.values())
+
+
+def facts(graph: SpmdGraph, reduction: Reduction) -> Facts:
+    """Replication and zeros."""
+    return Facts(replication(graph), zeros(graph.graph), reduction)
+
+
+def zeros(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Values that are zero everywhere, on every rank: every term has a factor that is zero."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target in OPS or node.target is WAIT:
+            continue
+        rule = meaning(node) if access.is_operand(node) else None
+        if rule is None or rule.terms is None:
+            continue
+        read = access.operands(node)
+        if all(any(read[i] in found for i in term.operands) for term in rule.terms):
+            found.add(node)
+    return frozenset(found)
+
+
+def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
+    """Whether ``node`` is the result of an all_reduce of this kind over these groups."""
+    what = collective(node) if node.target is WAIT else None
+    return (
+        what is not None
+        and what.kind is Kind.ALL_REDUCE
+        and what.op == reduction.kind
+        and graph.mesh.group(what.group) == reduction.groups
+    )
+
+
+def addend(node: fx.Node) -> fx.Node:
+    """What the all_reduce with result ``node`` adds up."""
+    what = collective(node)
+    assert what is not None, f"%{node.name} is no collective"
+    return what.operand
+
+
+def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | None:
+    """Why ``node`` may not be computed on unreduced ``partial`` operands; None if it may."""
+    rule = meaning(node)
+    read = access.operands(node)
+    if rule is None:
+        return f"{node.target} has no rule"
+    if rule.casts:
+        return f"{node.target} changes the element type"
+    if rule.terms is None:
+        return f"{node.target} is not linear"
+    if access.rank_constants(node):
+        return f"{node.target} takes a number that depends on the rank"
+    for name, held in (("adds", True), ("depends on", False)):
+        for term in rule.terms:
+            listed = term.operands if held else term.fixed
+            if held and any(read[i] in known.zeros for i in listed):
+                continue
+            count = sum(read[i] in partial for i in listed)
+            if held and count == 0:
+                what = f"%{read[listed[0]].name}" if listed else "a constant"
+                return f"{node.target} {name} {what}, which is not a partial sum"
+            if count > held:
+                return f"{node.target} {'multiplies' if held else name} partial sums"
+            varying = [read[i] for i in listed if read[i] not in partial]
+            if bad := [x for x in varying if not known.replicated(x)]:
+                return f"{node.target} {name} %{bad[0].name}, which differs between ranks"
+    return None
+
+
+def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
+    """All carriers of ``known.reduction``, in graph order."""
+    found: dict[fx.Node, Carrier] = {}
+    sums = [
+        node
+        for node in graph.graph.nodes
+        if is_reduction(graph, node, known.reduction) and not known.replicated(addend(node))
+    ]
+    _find_addends(sums, known, found)
+    for node in graph.graph.nodes:
+        if node in found or node.op != "call_function":
+            continue
+        if node in sums:
+            found[node] = Carrier((addend(node),), addend=False, reduces=True)
+            continue
+        partial = [x for x in access.operands(node) if x in found and not found[x].addend]
+        if partial and access.is_operand(node) and refusal(node, partial, known) is None:
+            found[node] = Carrier(tuple(dict.fromkeys(partial)), addend=False)
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def _find_addends(sums: Sequence[fx.Node], known: Facts, found: dict[fx.Node, Carrier]) -> None:
+    """The addends of ``sums``, and what they are linear in, as far back as linearity reaches."""
+    queue = [addend(node) for node in sums]
+    linear_in: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    while queue:
+        node = queue.pop()
+        if node in linear_in:
+            continue
+        partial = [x for x in access.operands(node) if not known.replicated(x)]
+        is_call = node.op == "call_function" and node.target is not WAIT
+        linear = bool(partial) and is_call and refusal(node, partial, known) is None
+        linear_in[node] = tuple(dict.fromkeys(partial)) if linear else ()
+        queue += linear_in[node]
+    for node, operands in linear_in.items():
+        readers = [u for u in node.users if node not in linear_in.get(u, ())]
+        pinned = any(
+            not (u.target in OPS and (w := collective(u)) is not None and w.result in sums)
+            for u in readers
+        )
+        found[node] = Carrier(operands, addend=True, pinned=pinned)
+
+
+__all__ = [
+    "Carrier",
+    "Facts",
+    "Meaning",
+    "Reduction",
+    "addend",
+    "carriers",
+    "facts",
+    "is_reduction",
+    "reductions",
+    "refusal",
+    "zeros",
+]

@@ -1,0 +1,95 @@
+"""Replication analysis: which ranks hold the same tensor, for every value.
+
+Direction  forward, one sweep in graph order.
+Domain     partitions of the ranks: a class number per rank, equal classes hold equal tensors.
+           Exact for any replica groups, orthogonal, nested or irregular.
+Result     node -> classes; the graph is not touched.
+Refuses    nothing: an op without a rule may read its rank in secret, so every rank gets a class
+           of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+from torch import fx
+
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import Mesh, ReplicaGroups
+from compiler.ir.placement import Placements, Replicate
+from compiler.ir.rules import meaning
+
+Classes = tuple[int, ...]
+"""Class number of every rank, numbered by first appearance."""
+
+
+def numbered(labels: Iterable[Hashable]) -> Classes:
+    """Class numbers of labels."""
+    seen: dict[Hashable, int] = {}
+    return tuple(seen.setdefault(label, len(seen)) for label in labels)
+
+
+def classes_of(mesh: Mesh, placements: Placements) -> Classes:
+    """Ranks that differ in replicated axes alone hold the same."""
+    ranks: list[list[int]] = [[]]
+    for size, placement in zip(mesh.axes.values(), placements, strict=True):
+        held = [0] * size if isinstance(placement, Replicate) else list(range(size))
+        ranks = [[*prefix, index] for prefix in ranks for index in held]
+    return numbered(map(tuple, ranks))
+
+
+def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
+    """Whether the ranks of each group hold the same tensor."""
+    return all(len({classes[r] for r in group}) == 1 for group in groups.ranks)
+
+
+def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
+    """Classes of every value of ``graph`` but the output."""
+    world = graph.mesh.size
+    everyone, nobody = (0,) * world, tuple(range(world))
+    found: dict[fx.Node, Classes] = {}
+    met: dict[tuple[Classes, ...], Classes] = {}
+    for node in graph.graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            found[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
+        elif node.target is WAIT or node.target in OPS:
+            found[node] = _after_collective(graph.mesh, node, found)
+        elif node.op == "call_function":
+            rule = meaning(node)
+            if access.is_operand(node) and (rule is None or rule.random):
+                found[node] = nobody
+                continue
+            read = {found[x] for x in node.all_input_nodes}
+            read |= {numbered(c.values) for c in access.rank_constants(node)}
+            key = tuple(sorted(read - {everyone}))
+            if key not in met:
+                met[key] = numbered(zip(*key, strict=True)) if key else everyone
+            found[node] = met[key]
+    return found
+
+
+def _after_collective(mesh: Mesh, node: fx.Node, found: Mapping[fx.Node, Classes]) -> Classes:
+    if node.target is WAIT:
+        return found[access.operands(node)[0]]
+    what = collective(node)
+    assert what is not None, f"%{node.name} is no collective"
+    held, group_of = found[what.operand], mesh.group(what.group).group_of
+
+    def label(rank: int) -> Hashable:
+        group: Sequence[int] = group_of[rank]
+        in_order = tuple(held[r] for r in group)
+        match what.kind:
+            case Kind.ALL_REDUCE:
+                return tuple(sorted(in_order))
+            case Kind.REDUCE_SCATTER:
+                return tuple(sorted(in_order)), group.index(rank)
+            case Kind.ALL_GATHER:
+                return in_order
+            case Kind.ALL_TO_ALL:
+                return in_order, group.index(rank)
+            case Kind.BROADCAST:
+                return in_order[int(access.arguments(node)["src"])]
+
+    return numbered(label(rank) for rank in range(mesh.size))

@@ -1,0 +1,104 @@
+"""CommPlan: what will be done, as data. The same on every rank; JSON round trip."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compiler.errors import PlanError
+
+
+@dataclass(frozen=True)
+class PlacedReduction:
+    """One all_reduce of the planned graph.
+
+    Attributes:
+        value: number of the value that is reduced, in the graph the stage applies to.
+        op: what computes that value.
+        layer: dotted path of the module it comes from.
+        payload_bytes: bytes of the value on one rank, at the planned token count.
+        merges: how many all_reduces of the source it stands for.
+    """
+
+    value: int
+    op: str
+    layer: str
+    payload_bytes: int
+    merges: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Placement of one reduction (replica groups and kind).
+
+    Attributes:
+        group: group name.
+        kind: ``sum`` or ``avg``.
+        unreduced: numbers of the carriers that are computed before their reduction.
+        reductions: where all_reduces stand afterwards.
+        before: number of all_reduces of this reduction in the source.
+        before_payload_bytes: their payload.
+    """
+
+    group: str
+    kind: str
+    unreduced: tuple[int, ...]
+    reductions: tuple[PlacedReduction, ...]
+    before: int
+    before_payload_bytes: int
+
+    @property
+    def after_payload_bytes(self) -> int:
+        """Payload of the planned all_reduces."""
+        return sum(r.payload_bytes for r in self.reductions)
+
+
+@dataclass(frozen=True)
+class CommPlan:
+    """Stages in the order in which they apply; each numbers the graph the one before left.
+
+    Attributes:
+        policy: what the planner was allowed to do.
+        tokens: value of symbolic sizes that payloads were counted at, None for their hints.
+        stages: one per reduction of the graph.
+    """
+
+    policy: str
+    tokens: int | None
+    stages: tuple[Stage, ...] = ()
+
+    def to_json(self) -> str:
+        """The plan as one JSON object, keys in a fixed order."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> CommPlan:
+        """The inverse of ``to_json``.
+
+        Raises:
+            PlanError: not JSON, or not the JSON of a plan.
+        """
+        try:
+            found: dict[str, Any] = json.loads(text)
+            stages = tuple(
+                Stage(
+                    **{
+                        **stage,
+                        "unreduced": tuple(stage["unreduced"]),
+                        "reductions": tuple(PlacedReduction(**r) for r in stage["reductions"]),
+                    }
+                )
+                for stage in found.pop("stages")
+            )
+            return CommPlan(**found, stages=stages)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(
+                "not a communication plan", found=str(error), remedy="pass what to_json returned"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """Hash that ranks compare before they run the plan."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
