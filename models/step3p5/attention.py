@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import LayerConfig, Rope, Step3p5Config
+from .config import Step3p5Config
+from .layer_config import LayerConfig, Rope
 from .layers import GemmaRMSNorm, wide
 from .parallel import RankGroup, RowParallelLinear
 

@@ -7,8 +7,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-SPARSE, DENSE = "sparse", "dense"
+from .layer_config import DENSE, FULL, SLIDING, SPARSE, LayerConfig, Rope, RopeScaling
 
 # Keys that choose between variants of the architecture. This model implements one value of each;
 # any other value is an error, never ignored.
@@ -31,8 +30,19 @@ IMPLEMENTED: Mapping[str, Any] = {
 }
 # Keys that do not change what the model computes.
 INFORMATIVE = frozenset(
-    "architectures auto_map torch_dtype dtype bos_token_id eos_token_id pad_token_id max_seq_len "
-    "use_cache transformers_version _name_or_path".split()
+    (
+        "architectures",
+        "auto_map",
+        "torch_dtype",
+        "dtype",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "max_seq_len",
+        "use_cache",
+        "transformers_version",
+        "_name_or_path",
+    )
 )
 ROPE_SCALING_KEYS = (
     "factor",
@@ -44,53 +54,6 @@ ROPE_SCALING_KEYS = (
 
 class ConfigError(ValueError):
     """A configuration that does not describe a Step-3.5 model; names the key and both values."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3 frequency scaling of rotary embeddings.
-
-    Wavelengths (in tokens) up to ``original_max_position_embeddings / high_freq_factor`` keep
-    their frequency, those from ``original_max_position_embeddings / low_freq_factor`` on have it
-    divided by ``factor``, and those between are interpolated.
-    """
-
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float
-    high_freq_factor: float
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of one layer: rotates the first ``rotary_dims`` of each head."""
-
-    theta: float
-    rotary_dims: int
-    scaling: RopeScaling | None
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """What one decoder layer is.
-
-    Attributes:
-        attention: "full_attention" or "sliding_attention".
-        num_heads: query heads.
-        window: keys a query sees, itself included; None means all before it.
-        rope: rotary embedding of queries and keys.
-        mlp: "dense" or "sparse".
-        routed_limit: clamp of the routed experts' SwiGLU; None means no clamp.
-        shared_limit: clamp of the shared expert's or dense MLP's SwiGLU; None means no clamp.
-    """
-
-    attention: str
-    num_heads: int
-    window: int | None
-    rope: Rope
-    mlp: str
-    routed_limit: float | None
-    shared_limit: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +214,7 @@ class Step3p5Config:
 
     @property
     def mlp_layer_types(self) -> list[str]:
-        """ "dense" or "sparse" for each decoder layer."""
+        """For each decoder layer, "dense" or "sparse"."""
         return [layer.mlp for layer in self.layers]
 
     def _check_sizes(self) -> None:
@@ -281,7 +244,8 @@ class Step3p5Config:
         for index in self._moe_layers():
             if not 0 <= index < n:
                 raise ConfigError(
-                    f"moe_layers_enum names layer {index}; num_hidden_layers = {n} allows 0..{n - 1}"
+                    f"moe_layers_enum names layer {index}; num_hidden_layers = {n} allows "
+                    f"0..{n - 1}"
                 )
 
     def _check_attention(self) -> None:

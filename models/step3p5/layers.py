@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import LayerConfig, Step3p5Config
+from .config import Step3p5Config
 from .experts import Experts, swiglu
+from .layer_config import LayerConfig
 from .parallel import RankGroup, RowParallelLinear
 
 
@@ -28,6 +29,7 @@ class GemmaRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dims, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalizes the last dimension of x: [..., dims]."""
         inner = wide(x.dtype)
         weight = 1.0 + self.weight.to(inner)
         return F.rms_norm(x.to(inner), weight.shape, weight, self.eps).to(x.dtype)
@@ -46,6 +48,7 @@ class MLP(nn.Module):
         self.down_proj = RowParallelLinear(inner // ranks.size, hidden, ranks, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] to [tokens, hidden], both replicated."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), self.limit))
 
 
@@ -97,6 +100,7 @@ class MoE(Experts):
         return ids, weights * self.scaling_factor
 
     def forward(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] to [tokens, hidden], both replicated."""
         ids, weights = self.route(x)
         if self.by_expert:
             local = ids - self.ranks.rank * self.num_experts

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from .attention import Attention, KVCache, Step, rotation, visible
-from .config import FULL, SLIDING, SPARSE, LayerConfig, Step3p5Config
+from .config import Step3p5Config
 from .experts import GROUPED_ALIGNMENT_BYTES
+from .layer_config import FULL, SLIDING, SPARSE, LayerConfig
 from .layers import MLP, GemmaRMSNorm, MoE
 from .parallel import ParallelError, RankGroup, Shard, VocabParallelEmbedding
 from .weights import random_tensor
@@ -209,16 +210,13 @@ class Step3p5ForCausalLM(nn.Module):
 
     def shard(self, name: str) -> Shard | None:
         """Which block of the checkpoint's tensor ``name`` this rank holds; None means all of it."""
-        for pattern, style in self.tp_plan.items():
-            if fnmatchcase(name, pattern):
-                break
-        else:
+        styles = (s for pattern, s in self.tp_plan.items() if fnmatchcase(name, pattern))
+        if (style := next(styles, None)) is None:
             return None
-        rank, size = self.ranks.rank, self.ranks.size
-        kv_heads = self.config.num_attention_groups
-        if name.endswith(("k_proj.weight", "v_proj.weight")) and size > kv_heads:
-            return Shard(SHARD_DIMS[style], rank * kv_heads // size, kv_heads)
-        return Shard(SHARD_DIMS[style], rank, size)
+        count = self.ranks.size
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            count = min(count, self.config.num_attention_groups)
+        return Shard(SHARD_DIMS[style], self.ranks.rank * count // self.ranks.size, count)
 
     def full_shape(self, name: str) -> tuple[int, ...]:
         """Shape of the checkpoint's tensor ``name``, of which this rank holds ``shard(name)``."""

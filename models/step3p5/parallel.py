@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -87,10 +88,7 @@ class Shard(NamedTuple):
 
 
 class RowParallelLinear(nn.Linear):
-    """y = sum over ranks of x_r W_r^T; the rank holds columns of W that match its slice of x.
-
-    x: [tokens, in / size], {group: S(1)}. Result: [tokens, out], replicated.
-    """
+    """y = sum over ranks of x_r W_r^T; the rank holds columns of W that match its slice of x."""
 
     def __init__(
         self, in_features: int, out_features: int, ranks: RankGroup, **factory: Any
@@ -99,6 +97,7 @@ class RowParallelLinear(nn.Linear):
         self.ranks = ranks
 
     def forward(self, x: Tensor) -> Tensor:
+        """[tokens, in / size], sharded over dim 1, to [tokens, out], replicated."""
         return self.ranks.all_reduce(super().forward(x))
 
 
@@ -106,7 +105,7 @@ class VocabParallelEmbedding(nn.Module):
     """Token embedding with the vocabulary cut into one contiguous block per rank.
 
     Each rank looks up the tokens of its own block, leaves zeros for the others, and the sum over
-    the ranks is the embedding. ids: [tokens], int64. Result: [tokens, hidden], replicated.
+    the ranks is the embedding.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, ranks: RankGroup, **factory: Any) -> None:
@@ -116,9 +115,10 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.vocab_per_rank, hidden_size, **factory))
 
     def forward(self, ids: Tensor) -> Tensor:
+        """[tokens], int64, to [tokens, hidden], both replicated."""
         if self.ranks.size == 1:
-            return nn.functional.embedding(ids, self.weight)
+            return F.embedding(ids, self.weight)
         local = ids - self.ranks.rank * self.vocab_per_rank
         owned = (local >= 0) & (local < self.vocab_per_rank)
-        rows = nn.functional.embedding(torch.where(owned, local, 0), self.weight)
+        rows = F.embedding(torch.where(owned, local, 0), self.weight)
         return self.ranks.all_reduce(torch.where(owned.unsqueeze(-1), rows, 0))
