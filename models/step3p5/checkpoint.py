@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from .parallel import Shard
 from .weights import random_tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+Shape = tuple[int, ...]
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -63,14 +64,15 @@ def load_checkpoint(model: Step3p5ForCausalLM, path: str | Path) -> LoadReport:
             for name in opened.keys()  # noqa: SIM118, not a mapping
         }
         skipped = {name for name in tensors if is_mtp(name, model.config)}
-        check_names(parameters, tensors.keys() - skipped, path)
-        slices = {name: tensors[name][1].get_slice(name) for name in parameters}
-        for name, stored in slices.items():
-            found, expected = tuple(stored.get_shape()), model.full_shape(name)
-            if found != expected:
+        slices = {n: opened.get_slice(n) for n, (_, opened) in tensors.items() if n not in skipped}
+        expected = {name: model.full_shape(name) for name in parameters}
+        found = {name: tuple(stored.get_shape()) for name, stored in slices.items()}
+        check_names(expected, found, path)
+        for name, shape in found.items():
+            if shape != expected[name]:
                 raise CheckpointError(
-                    f"tensor {name} in {tensors[name][0]} has shape {found}; "
-                    f"this configuration expects {expected}"
+                    f"tensor {name} in {tensors[name][0]} has shape {shape}; "
+                    f"this configuration expects {expected[name]}"
                 )
         for name, parameter in parameters.items():
             with torch.no_grad():
@@ -112,18 +114,17 @@ def is_mtp(name: str, config: Step3p5Config) -> bool:
     return match is not None and int(match[1]) >= config.num_hidden_layers
 
 
-def check_names(expected: Mapping[str, Any], found: Iterable[str], path: Path) -> None:
+def check_names(expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path) -> None:
     """Raises CheckpointError unless both hold the same names."""
-    found = set(found)
     if missing := [name for name in expected if name not in found]:
         raise CheckpointError(
-            f"tensor {missing[0]} of shape {tuple(expected[missing[0]].shape)} per rank is missing "
-            f"from {path} ({len(missing)} missing in all)"
+            f"tensor {missing[0]} of shape {expected[missing[0]]} is missing from {path} "
+            f"({len(missing)} missing in all)"
         )
-    if extra := sorted(found - expected.keys()):
+    if extra := [name for name in sorted(found) if name not in expected]:
         raise CheckpointError(
-            f"tensor {extra[0]} in {path} belongs to no parameter of this configuration "
-            f"({len(extra)} such tensors in all)"
+            f"tensor {extra[0]} of shape {found[extra[0]]} in {path} belongs to no parameter of "
+            f"this configuration ({len(extra)} such tensors in all)"
         )
 
 

@@ -141,6 +141,8 @@ class Step3p5Config:
             raise ConfigError(f"no configuration file at {path}") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{path} holds {type(keys).__name__}, not an object of keys")
         return cls.from_dict(keys)
 
     @classmethod
@@ -235,8 +237,9 @@ class Step3p5Config:
             if not isinstance(found, tuple) or len(found) not in (n, total):
                 entries = len(found) if isinstance(found, tuple) else repr(found)
                 raise ConfigError(
-                    f"{name} must have num_hidden_layers = {n} entries, or {total} with the "
-                    f"num_nextn_predict_layers; found {entries}"
+                    f"{name} must be a list of {' or '.join(map(str, sorted({n, total})))} entries "
+                    f"(num_hidden_layers = {n}, num_nextn_predict_layers = {total - n}); "
+                    f"found {entries}"
                 )
         for index, kind in enumerate(self.layer_types):
             if kind not in (FULL, SLIDING):
@@ -258,20 +261,21 @@ class Step3p5Config:
         ):
             if other.get(key, value) != value:
                 raise ConfigError(
-                    f"attention_other_setting.{key} = {other[key]!r}; this model implements only "
-                    f"{value!r}, the value for full attention"
-                    if key != "attention_type"
-                    else f"attention_other_setting.{key} = {other[key]!r}; expected {value!r}"
+                    f"attention_other_setting.{key} = {other[key]!r}; expected {value!r}"
                 )
-        if not isinstance(other.get("num_attention_heads"), int):
-            raise ConfigError("key 'attention_other_setting.num_attention_heads' is missing")
-        for key, heads in (
+        heads = other.get("num_attention_heads")
+        if type(heads) is not int or heads < 1:
+            raise ConfigError(
+                "attention_other_setting.num_attention_heads must be a positive integer, "
+                f"not {heads!r}"
+            )
+        for key, total in (
             ("num_attention_heads", self.num_attention_heads),
-            ("attention_other_setting.num_attention_heads", other["num_attention_heads"]),
+            ("attention_other_setting.num_attention_heads", heads),
         ):
-            if heads % self.num_attention_groups:
+            if total % self.num_attention_groups:
                 raise ConfigError(
-                    f"{key} = {heads} is not divisible by "
+                    f"{key} = {total} is not divisible by "
                     f"num_attention_groups = {self.num_attention_groups}"
                 )
         for index, factor in enumerate(self.partial_rotary_factors):
