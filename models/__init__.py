@@ -1,0 +1,1 @@
+"""Model definitions: plain PyTorch modules that know nothing of the compiler."""
