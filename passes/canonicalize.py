@@ -29,7 +29,7 @@ from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.rules import RESHAPE, meaning
+from compiler.ir.rules import RESHAPE
 from compiler.ir.rules.meaning import size_key
 
 aten = torch.ops.aten
@@ -57,12 +57,14 @@ class Canonicalize:
             return PassResult(graph, (), changed=False)
         target = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        origins: dict[fx.Node, fx.Node] = {}
         for node in graph.graph.nodes:
             if node in stands_for:
                 copies[node] = copies[stands_for[node]]
             else:
                 copies[node] = target.node_copy(node, lambda x: copies[x])
-        return PassResult(graph.with_graph(target), tuple(remarks), changed=True)
+                origins[copies[node]] = node
+        return PassResult(graph.with_graph(target, origins), tuple(remarks), changed=True)
 
 
 def holds(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
@@ -76,7 +78,7 @@ def holds(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
         return operands[0]
     if node.target is WAIT:
         return _waited(graph, node)
-    return _viewed(node)
+    return _viewed(graph, node)
 
 
 def _waited(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
@@ -88,11 +90,11 @@ def _waited(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
     return found.operand if graph.mesh.group(found.group).axis_size == 1 else None
 
 
-def _viewed(node: fx.Node) -> fx.Node | None:
+def _viewed(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
     """The value that a chain of views ending in ``node`` comes back to."""
     at, shape = node, access.shape(node)
     while True:
-        rule = meaning(at) if at.op == "call_function" and at.target is not WAIT else None
+        rule = graph.meanings.get(at)
         if rule is None or rule.terms is None or [t.map for t in rule.terms] != [RESHAPE]:
             return None
         at = access.operands(at)[rule.terms[0].operands[0]]

@@ -8,7 +8,8 @@ After     %1: f32[4, 8] {tp: P} = aten.neg(%0)
 
 Law       a functional op has no effect but its result.
 Exact     bit by bit.
-Requires  nothing. Ops without a result (assertions), random ops and placeholders stay.
+Requires  nothing. Ops without a result (assertions), random ops and placeholders stay; but not
+          assertions about element type and device, which capture has settled.
 Ensures   every value is read, or is there for its effect.
 Saves     what the removed ops cost; all ranks hold the same graph, so collectives go together.
 """
@@ -18,12 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
-from compiler.ir.rules import meaning
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,25 @@ class EliminateDeadCode:
         """The graph without values that nothing reads."""
         kept: set[fx.Node] = set()
         for node in reversed(graph.graph.nodes):
-            if has_effect(node) or any(user in kept for user in node.users):
+            if has_effect(graph, node) or any(user in kept for user in node.users):
                 kept.add(node)
         if len(kept) == len(graph.graph.nodes):
             return PassResult(graph, (), changed=False)
         target = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        origins: dict[fx.Node, fx.Node] = {}
         for node in graph.graph.nodes:
             if node in kept:
                 copies[node] = target.node_copy(node, lambda x: copies[x])
-        return PassResult(graph.with_graph(target), (), changed=True)
+                origins[copies[node]] = node
+        return PassResult(graph.with_graph(target, origins), (), changed=True)
 
 
-def has_effect(node: fx.Node) -> bool:
+def has_effect(graph: SpmdGraph, node: fx.Node) -> bool:
     """Whether the node must stay though nothing reads it."""
     if node.op in ("placeholder", "output"):
         return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and (schema.is_mutable or not schema.returns):
-        return True
-    rule = meaning(node) if node.op == "call_function" and access.is_operand(node) else None
+    if not access.has_result(node):
+        return node.target is not aten._assert_tensor_metadata.default
+    rule = graph.meanings.get(node)
     return rule is not None and rule.random

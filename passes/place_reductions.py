@@ -74,9 +74,7 @@ class PlaceReductions:
         kept = {n for n in found if found[n].reduces}
         if unreduced == {n for n in found if found[n].addend or n in kept}:
             return PassResult(graph, remarks, changed=False)
-        return PassResult(
-            graph.with_graph(_rewritten(graph, found, unreduced, self.stage)), remarks, changed=True
-        )
+        return PassResult(_rewritten(graph, found, unreduced, self.stage), remarks, changed=True)
 
     def _known(self, graph: SpmdGraph) -> Facts:
         for reduction in reductions(graph):
@@ -105,7 +103,7 @@ def _misfit(
 
 def _rewritten(
     graph: SpmdGraph, found: dict[fx.Node, Carrier], unreduced: set[fx.Node], stage: Stage
-) -> fx.Graph:
+) -> SpmdGraph:
     """The graph computed again, carriers in the forms that are read."""
     needs_unreduced, needs_reduced = _needs(graph.graph, found, unreduced)
     target = fx.Graph()
@@ -113,9 +111,13 @@ def _rewritten(
     partial: Forms = {}
     whole: Forms = {}
 
+    origins: Forms = {}
+
     def copy(node: fx.Node, forms: Forms) -> fx.Node:
         operands = found[node].operands if node in found else ()
-        return target.node_copy(node, lambda x: forms[x] if x in operands else plain[x])
+        made = target.node_copy(node, lambda x: forms[x] if x in operands else plain[x])
+        origins[made] = node
+        return made
 
     for node in graph.graph.nodes:
         if node not in found:
@@ -136,7 +138,7 @@ def _rewritten(
         form = partial if carrier.addend else whole
         if node in form:
             plain[node] = form[node]
-    return target
+    return graph.with_graph(target, origins)
 
 
 def _needs(

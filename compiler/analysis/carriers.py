@@ -24,7 +24,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
-from compiler.ir.rules import Meaning, meaning
+from compiler.ir.rules import Term
 
 LINEAR_KINDS = ("sum", "avg")
 """Reductions that distribute over addition and commute with linear maps."""
@@ -60,6 +60,7 @@ class Carrier:
 class Facts:
     """What is known about every value for one reduction."""
 
+    graph: SpmdGraph
     classes: Mapping[fx.Node, Classes]
     zeros: frozenset[fx.Node]
     reduction: Reduction
@@ -83,16 +84,13 @@ def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
 
 def facts(graph: SpmdGraph, reduction: Reduction) -> Facts:
     """Replication and zeros."""
-    return Facts(replication(graph), zeros(graph.graph), reduction)
+    return Facts(graph, replication(graph), zeros(graph), reduction)
 
 
-def zeros(graph: fx.Graph) -> frozenset[fx.Node]:
+def zeros(graph: SpmdGraph) -> frozenset[fx.Node]:
     """Values that are zero everywhere, on every rank: every term has a factor that is zero."""
     found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target in OPS or node.target is WAIT:
-            continue
-        rule = meaning(node) if access.is_operand(node) else None
+    for node, rule in graph.meanings.items():
         if rule is None or rule.terms is None:
             continue
         read = access.operands(node)
@@ -121,8 +119,7 @@ def addend(node: fx.Node) -> fx.Node:
 
 def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | None:
     """Why ``node`` may not be computed on unreduced ``partial`` operands; None if it may."""
-    rule = meaning(node)
-    read = access.operands(node)
+    rule = known.graph.meanings.get(node)
     if rule is None:
         return f"{node.target} has no rule"
     if rule.casts:
@@ -131,21 +128,31 @@ def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | No
         return f"{node.target} is not linear"
     if access.rank_constants(node):
         return f"{node.target} takes a number that depends on the rank"
-    for name, held in (("adds", True), ("depends on", False)):
-        for term in rule.terms:
-            listed = term.operands if held else term.fixed
-            if held and any(read[i] in known.zeros for i in listed):
-                continue
-            count = sum(read[i] in partial for i in listed)
-            if held and count == 0:
-                what = f"%{read[listed[0]].name}" if listed else "a constant"
-                return f"{node.target} {name} {what}, which is not a partial sum"
-            if count > held:
-                return f"{node.target} {'multiplies' if held else name} partial sums"
-            varying = [read[i] for i in listed if read[i] not in partial]
-            if bad := [x for x in varying if not known.replicated(x)]:
-                return f"{node.target} {name} %{bad[0].name}, which differs between ranks"
-    return None
+    reasons = (_term_refusal(node, term, partial, known) for term in rule.terms)
+    return next((why for why in reasons if why), None)
+
+
+def _term_refusal(
+    node: fx.Node, term: Term, partial: Sequence[fx.Node], known: Facts
+) -> str | None:
+    read = access.operands(node)
+    factors, fixed = ([read[i] for i in held] for held in (term.operands, term.fixed))
+    if any(x in known.zeros for x in factors):
+        return None
+    if any(x in partial for x in fixed):
+        return f"{node.target} is not linear in what it depends on"
+    match sum(x in partial for x in factors):
+        case 0:
+            what = f"%{factors[0].name}" if factors else "a constant"
+            return f"{node.target} adds {what}, which is not a partial sum"
+        case 1:
+            varying = [x for x in (*factors, *fixed) if x not in partial]
+            bad = [x for x in varying if not known.replicated(x)]
+            if not bad:
+                return None
+            return f"{node.target} depends on %{bad[0].name}, which differs between ranks"
+        case _:
+            return f"{node.target} multiplies partial sums"
 
 
 def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
@@ -195,7 +202,6 @@ def _find_addends(sums: Sequence[fx.Node], known: Facts, found: dict[fx.Node, Ca
 __all__ = [
     "Carrier",
     "Facts",
-    "Meaning",
     "Reduction",
     "addend",
     "carriers",

@@ -19,7 +19,6 @@ from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
-from compiler.ir.rules import meaning
 
 Classes = tuple[int, ...]
 """Class number of every rank, numbered by first appearance."""
@@ -57,8 +56,8 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
         elif node.target is WAIT or node.target in OPS:
             found[node] = _after_collective(graph.mesh, node, found)
         elif node.op == "call_function":
-            rule = meaning(node)
-            if access.is_operand(node) and (rule is None or rule.random):
+            rule = graph.meanings.get(node)
+            if node in graph.meanings and (rule is None or rule.random):
                 found[node] = nobody
                 continue
             read = {found[x] for x in node.all_input_nodes}

@@ -147,7 +147,7 @@ def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
 
 
 def _held(graph: SpmdGraph, name: str) -> object:
-    found: object = graph.module
+    found: object = graph.root
     for part in name.split("."):
         found = getattr(found, part)
     return found

@@ -22,7 +22,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning
+from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning_of
 
 
 def symbols(graph: SpmdGraph) -> dict[str, str]:
@@ -52,6 +52,7 @@ class Interpreter:
         self.ranks = graph.mesh.size
         self.values: dict[fx.Node, Field] = {}
         self.random_calls = 0
+        self._keys_made: dict[tuple[object, ...], bytes] = {}
         names = symbols(graph)
         self._renaming = {} if all(a == b for a, b in names.items()) else names
         self._pattern = re.compile("|".join(rf"\b{re.escape(n)}\b" for n in names) or r"(?!)")
@@ -77,10 +78,12 @@ class Interpreter:
 
     def key(self, *parts: object) -> bytes:
         """``parts`` as the key of a random map, sizes renamed as in ``symbols``."""
-        text = repr(parts)
-        if self._renaming:
-            text = self._pattern.sub(lambda m: self._renaming[m.group()], text)
-        return text.encode()
+        if parts not in self._keys_made:
+            text = repr(parts)
+            if self._renaming:
+                text = self._pattern.sub(lambda m: self._renaming[m.group()], text)
+            self._keys_made[parts] = text.encode()
+        return self._keys_made[parts]
 
     def _leaf(self, node: fx.Node) -> Field:
         """A random vector for each tensor that ranks may hold: one for all where replicated."""
@@ -89,11 +92,12 @@ class Interpreter:
         varying = [not isinstance(p, Replicate) for p in placements]
         where = np.indices(tuple(self.spmd.mesh.axes.values())).reshape(len(varying), -1).T
         return algebra.random_vectors(
-            [self.key("leaf", name, *at[varying].tolist()) for at in where]
+            [self.key("leaf", name, tuple(at[varying].tolist())) for at in where]
         )
 
     def _call(self, node: fx.Node) -> Field:
-        found, call = meaning(node), Call.of(node)
+        call = Call.of(node)
+        found = meaning_of(call)
         operands = [self.values[x] for x in access.operands(node)]
         if found is None:
             return self._unknown(call, operands)
@@ -147,7 +151,7 @@ class Interpreter:
         if term.map == RESHAPE:
             (value,) = factors
         elif term.map == BROADCAST:
-            shapes = [call.shapes[i] for i in term.operands]
+            shapes = tuple(call.shapes[i] for i in term.operands)
             spread = [
                 self._broadcast(x, s, call.result) for x, s in zip(factors, shapes, strict=True)
             ]
@@ -155,8 +159,8 @@ class Interpreter:
             for other in spread[1:]:
                 value = algebra.product(value, other)
         else:
-            shapes = [call.shapes[i] for i in term.operands]
-            held = [call.shapes[i] for i in term.fixed]
+            shapes = tuple(call.shapes[i] for i in term.operands)
+            held = tuple(call.shapes[i] for i in term.fixed)
             static = self.key("map", term.map, shapes, held, call.result_shapes)
             keys = self._keys(static, [operands[i] for i in term.fixed])
             value = algebra.multilinear(keys, factors)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
@@ -44,7 +44,7 @@ def simulate(
         elif node.op in ("placeholder", "get_attr"):
             held = inputs.get(str(node.target))
             if held is None and node.op == "get_attr":
-                held = [_attribute(graph.module, str(node.target))] * len(ranks)
+                held = [_attribute(graph.root, str(node.target))] * len(ranks)
             assert held is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in held]
         elif node.target is WAIT:
@@ -61,7 +61,7 @@ def simulate(
     return outputs
 
 
-def _attribute(module: fx.GraphModule, target: str) -> Any:
+def _attribute(module: nn.Module, target: str) -> Any:
     found: Any = module
     for name in target.split("."):
         found = getattr(found, name)
@@ -145,7 +145,7 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
         if node.op not in ("placeholder", "get_attr") or name in drawn:
             continue
         held = access.value(node)
-        if node.op == "get_attr" and not _is_fake(found := _attribute(graph.module, name)):
+        if node.op == "get_attr" and not _is_fake(found := _attribute(graph.root, name)):
             drawn[name] = [found] * graph.mesh.size
             continue
         varying = [not isinstance(p, Replicate) for p in graph.inputs[name]]

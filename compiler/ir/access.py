@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -115,19 +116,31 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
 def _leaves(tree: Any) -> Iterator[Any]:
     if isinstance(tree, list | tuple):
         for item in tree:
-            yield from _leaves(item)
+            if isinstance(item, list | tuple | dict | slice):
+                yield from _leaves(item)
+            else:
+                yield item
     elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _leaves(item)
+        yield from _leaves(tuple(tree.values()))
     elif isinstance(tree, slice):
         yield from (tree.start, tree.stop, tree.step)
     else:
         yield tree
 
 
+def has_result(node: fx.Node) -> bool:
+    """Whether the node computes something: assertions and outputs do not."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op != "output" and (schema is None or bool(schema.returns))
+
+
 def is_operand(node: fx.Node) -> bool:
     """Whether other nodes take this one as data: anything but a number derived from shapes."""
     found = node.meta.get("val")
+    if isinstance(found, torch.Tensor):
+        return True
+    if not has_result(node):
+        return False
     if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):
         return bool(_unbacked(found))
     return not isinstance(found, int | float | bool)
@@ -155,11 +168,15 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     Numbers derived from shapes appear as their SymInt or int. A target without a schema gets
     positional names ``0``, ``1``, …
     """
-    counter = iter(range(len(operands(node))))
+    count = 0
 
     def read(item: Any) -> Any:
+        nonlocal count
         if isinstance(item, fx.Node):
-            return Operand(next(counter)) if is_operand(item) else item.meta.get("val")
+            if not is_operand(item):
+                return item.meta.get("val")
+            count += 1
+            return Operand(count - 1)
         if isinstance(item, list | tuple):
             return tuple(read(x) for x in item)
         if isinstance(item, slice):
@@ -170,15 +187,16 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     named = {name: read(x) for name, x in node.kwargs.items()}
     if not isinstance(node.target, OpOverload):
         return {str(i): x for i, x in enumerate(positional)} | named
-    found: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if i < len(positional):
-            found[argument.name] = positional[i]
-        elif argument.name in named:
-            found[argument.name] = named[argument.name]
-        elif argument.has_default_value():
-            found[argument.name] = argument.default_value
-    return found
+    names, defaults = _parameters(node.target)
+    return defaults | dict(zip(names, positional, strict=False)) | named
+
+
+@lru_cache(maxsize=1 << 12)
+def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of the op's arguments, and the default values of those that have one."""
+    listed = target._schema.arguments
+    defaults = {a.name: a.default_value for a in listed if a.has_default_value()}
+    return tuple(a.name for a in listed), defaults
 
 
 def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:

@@ -6,17 +6,18 @@ functional collectives, runnable at any time, and the same on all ranks.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
+from compiler.ir.rules import Meaning, meaning
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,47 @@ class SpmdGraph:
     """A graph, its mesh, and what each rank holds of its inputs.
 
     Attributes:
-        module: the graph; ``meta["val"]`` is set on every node but the output.
+        root: holds the tensors behind the graph's attributes.
+        graph: the FX graph; ``meta["val"]`` is set on every node that has a result.
         mesh: the mesh that resolves the graph's group names.
         inputs: placements per axis of every placeholder (by name) and attribute (by target).
+        copied: meanings of nodes that are copies of nodes of another graph.
     """
 
-    module: fx.GraphModule
+    root: nn.Module
+    graph: fx.Graph
     mesh: Mesh
     inputs: Mapping[str, Placements]
+    copied: Mapping[fx.Node, Meaning | None] = field(default_factory=dict, repr=False)
 
-    @property
-    def graph(self) -> fx.Graph:
-        """The FX graph."""
-        return self.module.graph
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The graph as a module that runs."""
+        return fx.GraphModule(self.root, self.graph)
 
-    def copied(self) -> SpmdGraph:
-        """A graph of its own, with the same parameters and the same symbols in its shapes."""
-        graph = fx.Graph()
-        known: dict[fx.Node, fx.Node] = {}
-        for node in self.graph.nodes:
-            known[node] = graph.node_copy(node, lambda n: known[n])
-        return self.with_graph(graph)
+    @cached_property
+    def meanings(self) -> Mapping[fx.Node, Meaning | None]:
+        """Meaning of every call that is no collective; None where the op has no rule."""
+        return {
+            node: self.copied[node] if node in self.copied else meaning(node)
+            for node in self.graph.nodes
+            if node.op == "call_function"
+            and access.is_operand(node)
+            and node.target is not collectives.WAIT
+            and node.target not in collectives.OPS
+        }
 
-    def with_graph(self, graph: fx.Graph) -> SpmdGraph:
-        """The same mesh, inputs and attributes with another FX graph."""
-        module = fx.GraphModule(self.module, graph)
-        module.meta = copy.copy(self.module.meta)
-        return SpmdGraph(module, self.mesh, self.inputs)
+    def with_graph(self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> SpmdGraph:
+        """The same mesh, inputs and attributes with another FX graph.
+
+        Args:
+            graph: the other graph.
+            copies: node of it -> node of this graph that does the same on operands of the same
+                types.
+        """
+        known = self.meanings
+        copied = {copy: known[node] for copy, node in copies.items() if node in known}
+        return SpmdGraph(self.root, graph, self.mesh, self.inputs, copied)
 
 
 def spmd_graph(
@@ -74,7 +89,7 @@ def spmd_graph(
     given = dict(inputs or {})
     names: dict[str, Placement] = {}
     for node in module.graph.nodes:
-        if node.op != "output":
+        if access.has_result(node):
             access.value(node)
         if node.op == "placeholder":
             names[str(node.target)] = Replicate()
@@ -91,7 +106,7 @@ def spmd_graph(
     for node in module.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, found[str(node.target)])
-    return SpmdGraph(module, mesh, found)
+    return SpmdGraph(module, module.graph, mesh, found)
 
 
 def _check_rank(node: fx.Node, placements: Placements) -> None:

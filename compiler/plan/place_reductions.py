@@ -46,7 +46,7 @@ def place_reductions(
         hoist: whether an addend may be reduced before the author's all_reduce.
     """
     found = carriers(graph, known)
-    unreduced = {node for node in found if node in _unreduced(found, tokens, hoist=hoist)}
+    unreduced = _unreduced(found, tokens, hoist=hoist)
     number = numbers(graph.graph)
     sums = [n for n in found if found[n].reduces]
     placed = tuple(
@@ -63,7 +63,7 @@ def place_reductions(
     return Stage(
         group=known.reduction.group,
         kind=known.reduction.kind,
-        unreduced=tuple(sorted(number[n] for n in unreduced)),
+        unreduced=tuple(sorted({number[n] for n in unreduced})),
         reductions=placed,
         before=len(sums),
         before_payload_bytes=sum(access.payload_bytes(n, tokens) for n in sums),

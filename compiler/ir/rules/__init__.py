@@ -22,13 +22,23 @@ RULES: Mapping[object, Rule] = {
 
 def meaning(node: fx.Node) -> Meaning | None:
     """The meaning of ``node``, or None if its op has no rule."""
-    return None if node.target not in RULES else meaning_of(Call.of(node))
+    return meaning_of(Call.of(node)) if node.target in RULES else None
 
 
 @lru_cache(maxsize=1 << 14)
-def meaning_of(call: Call) -> Meaning:
-    """The meaning of a call whose op has a rule."""
-    return RULES[call.target](call)
+def meaning_of(call: Call) -> Meaning | None:
+    """The meaning of ``call``, or None if its op has no rule."""
+    return RULES[call.target](call) if call.target in RULES else None
 
 
-__all__ = ["BROADCAST", "RESHAPE", "RULES", "Call", "Dims", "Meaning", "Term", "meaning"]
+__all__ = [
+    "BROADCAST",
+    "RESHAPE",
+    "RULES",
+    "Call",
+    "Dims",
+    "Meaning",
+    "Term",
+    "meaning",
+    "meaning_of",
+]

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -125,13 +126,14 @@ class Call:
         produced = found if isinstance(found, list | tuple) else (found,)
         read = [x.meta.get("val") for x in access.operands(node)]
         arguments = access.arguments(node)
+        statics = tuple((name, static_key(x)) for name, x in arguments.items())
         return Call(
             target=node.target,
-            key=(str(node.target), tuple((n, static_key(x)) for n, x in arguments.items())),
-            shapes=tuple(map(shape_key, read)),
-            dtypes=tuple(map(_dtype, read)),
-            result_shapes=tuple(map(shape_key, produced)),
-            result_dtypes=tuple(map(_dtype, produced)),
+            key=(str(node.target), statics),
+            shapes=tuple([shape_key(x) for x in read]),
+            dtypes=tuple([_dtype(x) for x in read]),
+            result_shapes=tuple([shape_key(x) for x in produced]),
+            result_dtypes=tuple([_dtype(x) for x in produced]),
             arguments=arguments,
         )
 
@@ -164,7 +166,7 @@ def shape_key(found: Any) -> tuple[Any, ...]:
     """Sizes as ints and sympy expressions, which compare and hash without guards."""
     if not isinstance(found, torch.Tensor):
         return ()
-    return tuple(size_key(s) for s in found.shape)
+    return tuple([s if type(s) is int else size_key(s) for s in found.shape])
 
 
 def size_key(size: Any) -> Any:
@@ -174,8 +176,17 @@ def size_key(size: Any) -> Any:
 
 def static_key(found: Any) -> str:
     """Static argument as text: the same text on every rank and in every graph of one capture."""
+    if isinstance(found, access.Operand):
+        return f"%{found.index}"
     if isinstance(found, access.RankInt | access.RankFloat):
         return f"rank{found.values}"
     if isinstance(found, tuple):
-        return "(" + ", ".join(map(static_key, found)) + ")"
-    return str(size_key(found))
+        return "(" + ", ".join([static_key(x) for x in found]) + ")"
+    if isinstance(found, torch.SymInt):
+        return _text(found.node.expr)
+    return str(found)
+
+
+@lru_cache(maxsize=1 << 12)
+def _text(expression: Any) -> str:
+    return str(expression)
