@@ -73,6 +73,8 @@ class Meaning:
         pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
         casts: the result's element type differs from the operand's: rounding may be lost or won.
         random: a fresh value on every call and rank.
+        rank_dependent: static arguments differ between ranks, and with them the maps: each rank's
+            result is the sum of terms, but partial sums in give no partial sum.
     """
 
     terms: tuple[Term, ...] | None = None
@@ -80,6 +82,7 @@ class Meaning:
     pointwise: bool = False
     casts: bool = False
     random: bool = False
+    rank_dependent: bool = False
 
     def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
         """Whether partial sums in go to partial sums out.
@@ -88,11 +91,15 @@ class Meaning:
             partial: per operand, whether it is a partial sum.
             replicated: per operand, whether it is the same on every rank of the group.
         """
-        return bool(self.terms) and all(
-            [partial[i] for i in term.operands].count(True) == 1
-            and all(partial[i] or replicated[i] for i in term.operands)
-            and all(replicated[i] for i in term.fixed)
-            for term in self.terms or ()
+        return (
+            bool(self.terms)
+            and not self.rank_dependent
+            and all(
+                [partial[i] for i in term.operands].count(True) == 1
+                and all(partial[i] or replicated[i] for i in term.operands)
+                and all(replicated[i] for i in term.fixed)
+                for term in self.terms or ()
+            )
         )
 
 
@@ -107,6 +114,7 @@ class Call:
         dtypes: per data operand, element type; None for no tensor.
         result_shapes: per result, likewise.
         result_dtypes: per result, likewise.
+        rank_dependent: whether a static argument differs between ranks.
         arguments: as in ``access.arguments``; implied by the other fields.
     """
 
@@ -116,6 +124,7 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     result_shapes: tuple[tuple[Any, ...], ...]
     result_dtypes: tuple[torch.dtype | None, ...]
+    rank_dependent: bool
     arguments: dict[str, Any] = field(compare=False, repr=False)
 
     @staticmethod
@@ -132,6 +141,7 @@ class Call:
             dtypes=tuple(map(_dtype, read)),
             result_shapes=tuple(map(shape_key, produced)),
             result_dtypes=tuple(map(_dtype, produced)),
+            rank_dependent=bool(access.rank_constants(node)),
             arguments=arguments,
         )
 
