@@ -1,6 +1,7 @@
 """Ops that move elements: views, transposes, slices, concatenation, padding.
 
-``as_strided`` has no rule: what it reads depends on the strides of its operand, not its values.
+``as_strided`` and ``_reshape_alias`` have no rule: what they read depends on the strides of their
+operand, not on its values alone.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def view(call: Call) -> Meaning:
 
 
 def expand(call: Call) -> Meaning:
-    """Stretches dimensions of size one."""
-    labels = aligned(call.shapes[0], call.result, tuple(range(len(call.result))))
-    kept = tuple(d if d in labels else None for d in range(len(call.result)))
-    like = (kept,) * (len(call.shapes) - 1)
-    return Meaning(terms=(Term((0,), map=BROADCAST),), dims=Dims((labels, *like), (kept,)))
+    """Stretches dimensions of size one; to the shape of another tensor, along with that one."""
+    every: Labels = tuple(range(len(call.result)))
+    held = aligned(call.shapes[0], call.result, every)
+    like = (every,) * (len(call.shapes) - 1)
+    result = every if like else tuple(d if d in held else None for d in every)
+    return Meaning(terms=(Term((0,), map=BROADCAST),), dims=Dims((held, *like), (result,)))
 
 
 def permuted(call: Call, order: tuple[int, ...]) -> Meaning:
@@ -172,7 +174,7 @@ def select_written(call: Call) -> Meaning:
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    view: ("view.default", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze",
+    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze",
            "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints",
            "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy",
            "squeeze_copy"),

@@ -99,8 +99,8 @@ def run(
     for i, argument in enumerate(call.target._schema.arguments):
         if shape is not None and argument.name in ("size", "shape") and i < len(args):
             args = (*args[:i], list(shape), *args[i + 1 :])
-        if shape is not None and argument.name == "stride" and i < len(args):
-            args = (*args[:i], torch.empty(list(shape)).stride(), *args[i + 1 :])
+        if shape is not None and argument.name == "length":
+            args = (*args[:i], shape[args[1]], *args[i + 1 :])
     found = call.target(*args, **kwargs)
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 

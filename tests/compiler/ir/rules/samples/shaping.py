@@ -17,7 +17,6 @@ def views() -> Iterator[Sample]:
         yield sample(op.default, reals(6, 12), [6, 6, 2])
         yield sample(op.default, reals(1, 6, 4), [24])
         yield sample(op.default, reals(6, 6, 2), [12, 6])
-    yield sample(aten._reshape_alias.default, reals(6, 12), [6, 6, 2], [12, 2, 1])
     for op in (aten.unsqueeze, aten.unsqueeze_copy):
         yield sample(op.default, reals(6, 4), 1)
     for op in (aten.squeeze, aten.squeeze_copy):
