@@ -123,8 +123,7 @@ def parts(x: torch.Tensor) -> list[torch.Tensor]:
         share = torch.rand(x.shape, generator=GENERATOR, dtype=torch.float64)
         first = (x * share).round().to(x.dtype)
         return [first, x - first]
-    drawn = torch.randint(-8, 9, x.shape, generator=GENERATOR) / 4
-    first = drawn.to(x.dtype)
+    first = reals(*x.shape).to(x.dtype)
     return [first, x - first]
 
 
@@ -253,15 +252,16 @@ def works_in_blocks(call: Sample, found: Meaning, operand: int, dim: int) -> boo
     except (RuntimeError, IndexError, ValueError):
         return False
     for j, result in enumerate(whole):
-        mine = [_number(r[j]) for r in ranks]
-        options = [torch.stack(mine).sum(0)] if mine[0].shape == mine[1].shape else []
+        mine = [r[j] for r in ranks]
+        sums = mine[0].shape == mine[1].shape and result.dtype is not torch.bool
+        options = [mine[0] + mine[1]] if sums else []
         options += [mine[0]] if close([mine[0]], [mine[1]]) else []
         for d in range(result.dim()):
             try:
                 options.append(torch.cat(mine, d))
             except RuntimeError:
                 continue
-        if not any(close([x], [_number(result)]) for x in options):
+        if not any(close([x], [result]) for x in options):
             return False
     return True
 

@@ -46,14 +46,16 @@ REFUSED = {
     "addcdiv": "linear in two of its three operands: nobody asked",
     "lerp": "linear in two of its three operands: nobody asked",
     "polar": "linear in the lengths: nobody asked",
-    "bitwise_left_shift": "a product with a power of two: nobody asked",
-    "bitwise_right_shift": "a shift by nothing",
+    **dict.fromkeys(
+        ("bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar"),
+        "a product with a power of two: nobody asked",
+    ),
     **dict.fromkeys(("isinf", "isnan", "nan_to_num"), "all numbers here are finite"),
 }
 """Why an op is uninterpreted that on these samples adds up."""
 
 NUMBERS = {"threshold": (0.5, 0.25), "clamp": (-0.75, 0.75), "round.decimals": (), "logit": (),
-           "clamp_max": (0.25,), "clamp_min": (0.25,)}  # fmt: skip
+           "bitwise_right_shift": (1,), "clamp_max": (0.25,), "clamp_min": (0.25,)}  # fmt: skip
 
 
 def nonlinear() -> Iterator[Sample]:
@@ -74,7 +76,7 @@ def nonlinear() -> Iterator[Sample]:
         kwargs = {"decimals": 1} if overload == "decimals" else {}
         if overload == "decimals":
             args = [rough(6, 4)]
-        yield sample(op, *args, refuses=REFUSED.get(base, ""), **kwargs)
+        yield sample(op, *args, refuses=REFUSED.get(f"{base}.{overload}", REFUSED.get(base, "")), **kwargs)
 
 
 def linear() -> Iterator[Sample]:
