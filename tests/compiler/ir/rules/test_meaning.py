@@ -50,7 +50,7 @@ def same_map(a: laws.Sample, b: laws.Sample, i: int, j: int) -> bool:
     """Whether term i of one call and j of another agree on the operands and fixed of the first."""
     left, right = (terms_of(x)[n] for x, n in ((a, i), (b, j)))
     values = operands(a)
-    mine = {k: reals(*values[k].shape).to(values[k].dtype) for k in left.operands}
+    mine = {k: (4 * reals(*values[k].shape)).to(values[k].dtype) for k in left.operands}
     kept = {k: values[k] for k in left.fixed}
     moved = dict(zip(right.operands, mine.values(), strict=True))
     moved |= dict(zip(right.fixed, kept.values(), strict=True))

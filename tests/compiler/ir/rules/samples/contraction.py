@@ -53,6 +53,7 @@ def written_out() -> Iterator[Sample]:
 
 def grouped() -> Iterator[Sample]:
     """Two experts, rows of 16 bytes as the kernel wants them."""
+
     def draw(*shape: int) -> torch.Tensor:
         return reals(*shape).float()
 

@@ -34,7 +34,9 @@ DOMAINS: dict[str, Source] = {
     **dict.fromkeys(("acos", "asin", "atanh", "erfinv", "logit"), fractions),
     **dict.fromkeys(("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow"), positive),
     "acosh": above_one,
-    **dict.fromkeys(("bitwise_left_shift", "bitwise_right_shift"), lambda *s: counts(*s) + 1),
+    **dict.fromkeys(
+        ("bitwise_left_shift", "bitwise_right_shift"), lambda *s: counts(*s, below=2) + 1
+    ),
     **dict.fromkeys(
         ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"),
         lambda *s: counts(*s, below=16) + 1,
@@ -69,14 +71,18 @@ def nonlinear() -> Iterator[Sample]:
             kind = str(argument.type)
             if "Tensor" in kind:
                 args.append(draw(*next(shapes)))
-            elif not argument.kwarg_only and (
-                not argument.has_default_value() or base in NUMBERS
-            ) and (number := next(numbers, None)) is not None:
+            elif (
+                not argument.kwarg_only
+                and (not argument.has_default_value() or base in NUMBERS)
+                and (number := next(numbers, None)) is not None
+            ):
                 args.append(number)
         kwargs = {"decimals": 1} if overload == "decimals" else {}
         if overload == "decimals":
             args = [rough(6, 4)]
-        yield sample(op, *args, refuses=REFUSED.get(f"{base}.{overload}", REFUSED.get(base, "")), **kwargs)
+        yield sample(
+            op, *args, refuses=REFUSED.get(f"{base}.{overload}", REFUSED.get(base, "")), **kwargs
+        )
 
 
 def linear() -> Iterator[Sample]:

@@ -91,7 +91,9 @@ def routes() -> Iterator[Sample]:
     yield sample(aten.histc.default, reals(6, 4))
     yield sample(aten.nonzero.default, reals(6, 4) > 0)
     yield sample(aten.masked_select.default, reals(6, 4), masks(6, 4), refuses=SELECTED)
-    yield sample(aten.masked_scatter.default, reals(6, 4), masks(6, 4), reals(6, 4), refuses=SELECTED)
+    yield sample(
+        aten.masked_scatter.default, reals(6, 4), masks(6, 4), reals(6, 4), refuses=SELECTED
+    )
     yield sample(aten.unique_dim.default, counts(6, 4), 0)
 
 
