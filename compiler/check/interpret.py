@@ -131,12 +131,13 @@ class Interpreter:
             static = self.key("pointwise", call.key)
         else:
             static = self.key("function", call.key, call.shapes)
-        return algebra.random_vectors(self._keys(static, operands))
+        return algebra.random_vectors(self._keys(call, static, operands))
 
-    def _keys(self, static: bytes, fixed: Sequence[Field]) -> list[bytes]:
-        """One key per rank: the static part and what the rank holds of ``fixed``."""
+    def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> list[bytes]:
+        """One key per rank: the static part, what the rank holds of ``fixed``, its constants."""
         held = [algebra.rows(x) for x in fixed]
-        return [b"|".join((static, *(rows[r] for rows in held))) for r in range(self.ranks)]
+        own = [b"%d" % r if call.rank_dependent else b"" for r in range(self.ranks)]
+        return [b"|".join((static, own[r], *(x[r] for x in held))) for r in range(self.ranks)]
 
     def _broadcast(self, x: Field, shape: Sequence[object], result: Sequence[object]) -> Field:
         padded = (1,) * (len(result) - len(shape)) + tuple(shape)
@@ -162,7 +163,7 @@ class Interpreter:
             shapes = tuple(call.shapes[i] for i in term.operands)
             held = tuple(call.shapes[i] for i in term.fixed)
             static = self.key("map", term.map, shapes, held, call.result_shapes)
-            keys = self._keys(static, [operands[i] for i in term.fixed])
+            keys = self._keys(call, static, [operands[i] for i in term.fixed])
             value = algebra.multilinear(keys, factors)
         return algebra.scaled(value, term.coefficient)
 

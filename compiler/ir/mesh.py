@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from compiler.errors import MeshError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed import ProcessGroup  # noqa: TID251
+    from torch.distributed.device_mesh import DeviceMesh  # noqa: TID251
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Mesh:
         return None
 
     def aliases(self, name: str) -> str:
-        """The first name this mesh gives to the ranks behind ``name`` (an axis, if there is one)."""
+        """The first name this mesh gives to the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
         return next(known for known, groups in self.groups.items() if groups == wanted)
 
@@ -163,7 +163,7 @@ class Mesh:
 
     @staticmethod
     def from_device_mesh(device_mesh: DeviceMesh) -> Mesh:
-        """The mesh of a ``DeviceMesh``; its unnamed dimensions become ``dim0``, ``dim1``, …"""
+        """The mesh of a ``DeviceMesh``; its unnamed dimensions become ``dim0`` and so on."""
         sizes = tuple(device_mesh.mesh.shape)
         names = device_mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(len(sizes)))
         plain = Mesh(dict(zip(names, sizes, strict=True)))

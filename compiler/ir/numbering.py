@@ -1,4 +1,4 @@
-"""Canonical numbers of values: dense, in graph order, the same on every rank and in every tracer."""
+"""Canonical numbers of values: dense, in graph order, whatever the tracer named them."""
 
 from __future__ import annotations
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from torch import fx
 
-from compiler.ir.rules import attention, contraction, elementwise, indexing, shaping
+from compiler.ir.rules import attention, contraction, elementwise, indexing, reduction, shaping
 from compiler.ir.rules.build import Rule
 from compiler.ir.rules.meaning import BROADCAST, RESHAPE, Call, Dims, Meaning, Term
 
 RULES: Mapping[object, Rule] = {
     **elementwise.RULES,
     **shaping.RULES,
+    **reduction.RULES,
     **contraction.RULES,
     **indexing.RULES,
     **attention.RULES,
@@ -28,7 +30,11 @@ def meaning(node: fx.Node) -> Meaning | None:
 @lru_cache(maxsize=1 << 14)
 def meaning_of(call: Call) -> Meaning | None:
     """The meaning of ``call``, or None if its op has no rule."""
-    return RULES[call.target](call) if call.target in RULES else None
+    if call.target not in RULES:
+        return None
+    return replace(RULES[call.target](call), rank_dependent=call.rank_dependent)
+
+
 
 
 __all__ = [

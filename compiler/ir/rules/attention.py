@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from compiler.ir.rules.build import Rule, table
+from compiler.ir.rules.build import Rule, aligned, table, unlabelled
 from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 
 
 def normalized(call: Call) -> Meaning:
     """rms_norm, layer_norm: every row by itself; the normalized dimensions are needed whole."""
     rank = len(call.shapes[0])
-    over = call.arguments.get("normalized_shape", (None,))
-    rows = rank - len(over)
+    rows = rank - len(call.arguments["normalized_shape"])
     labels: Labels = tuple(d if d < rows else None for d in range(rank))
-    others = tuple((None,) * len(s) for s in call.shapes[1:])
-    results = tuple(labels[: len(s)] for s in call.result_shapes)
-    return Meaning(dims=Dims((labels, *others), results))
+    results = (labels,) * len(call.result_shapes)
+    return Meaning(dims=Dims((labels, *unlabelled(call)[1:]), results))
 
 
 def attention(call: Call) -> Meaning:
     """softmax(q k^T + mask) v: linear in v; batch, heads and (without causality) queries are rows.
 
-    A mask or q and k that differ in batch or heads (grouped heads) leave those without factors.
+    Operands that differ in batch or heads (grouped heads) leave those without factors. The
+    backends that return more than the output are uninterpreted, since what else they return does
+    not scale with v; only the output and, after it, the log-sum-exp have factors.
     """
     q, k, v = (call.operand(n) for n in ("query", "key", "value"))
     rank = len(call.shapes[q])
@@ -28,33 +28,38 @@ def attention(call: Call) -> Meaning:
         f"b{d}" if call.shapes[q][d] == call.shapes[k][d] == call.shapes[v][d] else None
         for d in range(rank - 2)
     )
-    causal = bool(call.arguments.get("is_causal"))
-    rows = None if causal else "q"
-    labels: list[Labels] = [(None,) * len(s) for s in call.shapes]
+    alone = len(call.result_shapes) == 1
+    rows = "q" if alone and not call.arguments.get("is_causal") else None
+    labels = list(unlabelled(call))
     labels[q] = (*batch, rows, None)
     labels[k] = (*batch, None, None)
     labels[v] = (*batch, None, "e")
-    mask = call.index("attn_mask")
+    mask = next((i for n in ("attn_mask", "attn_bias") if (i := call.index(n)) is not None), None)
     if mask is not None:
-        shape = call.shapes[mask]
-        offset = rank - len(shape)
-        full = (*call.shapes[q][: rank - 1], None)
-        labels[mask] = tuple(
-            (*batch, rows, None)[d + offset] if size == full[d + offset] else None
-            for d, size in enumerate(shape)
-        )
-    fixed = tuple(i for i in range(len(call.shapes)) if i != v)
+        scores = (*call.shapes[q][:-1], call.shapes[k][-2])
+        labels[mask] = aligned(call.shapes[mask], scores, (*batch, rows, None))
+    output = (*batch, rows, "e")
+    if alone:
+        results: tuple[Labels, ...] = (output,)
+    else:
+        labels[v], output = (*batch, None, None), (*batch, None, None)
+        rest = tuple((None,) * len(s) for s in call.result_shapes[2:])
+        results = (output, (*batch, None), *rest)
     random = bool(call.arguments.get("dropout_p"))
-    term = Term((v,), map=(call.key,), fixed=fixed)
-    return Meaning(
-        terms=None if random else (term,),
-        dims=Dims(tuple(labels), ((*batch, rows, "e"),)),
-        random=random,
-    )
+    fixed = tuple(i for i in range(len(call.shapes)) if i != v)
+    terms = (Term((v,), map=(call.key,), fixed=fixed),) if alone and not random else None
+    return Meaning(terms=terms, dims=Dims(tuple(labels), results), random=random)
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
     normalized: ("rms_norm", "layer_norm", "native_layer_norm", "_fused_rms_norm"),
-    attention: ("scaled_dot_product_attention",),
+    attention: (
+        "scaled_dot_product_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention.default",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    ),
 }
 RULES = table(TABLE)

@@ -1,11 +1,12 @@
-"""Builders of meanings that several rules share: pointwise ops, einsum-like specifications, views.
+"""Builders of meanings that several rules share: pointwise ops, products, reshapes, tables of ops.
 
 A rule is a function from a ``Call`` to its ``Meaning``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,21 +19,26 @@ from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 Rule = Callable[[Call], Meaning]
 
 
-def aligned(shape: tuple[Any, ...], result: tuple[Any, ...]) -> Labels:
-    """Labels of an operand broadcast to ``result``, whose dimension d has label d.
+def unlabelled(call: Call) -> tuple[Labels, ...]:
+    """No factors on any operand."""
+    return tuple((None,) * len(shape) for shape in call.shapes)
+
+
+def aligned(shape: tuple[Any, ...], result: tuple[Any, ...], labels: Labels) -> Labels:
+    """Labels of an operand broadcast to ``result``, whose dimensions have ``labels``.
 
     A dimension of size one that is stretched has no factor.
     """
     offset = len(result) - len(shape)
-    return tuple(d + offset if size == result[d + offset] else None for d, size in enumerate(shape))
+    return tuple(
+        labels[d + offset] if size == result[d + offset] else None for d, size in enumerate(shape)
+    )
 
 
 def pointwise_dims(call: Call) -> Dims:
     """Every result element depends on the elements at its own place."""
-    result = call.result
-    return Dims(
-        tuple(aligned(shape, result) for shape in call.shapes), (tuple(range(len(result))),)
-    )
+    labels: Labels = tuple(range(len(call.result)))
+    return Dims(tuple(aligned(s, call.result, labels) for s in call.shapes), (labels,))
 
 
 def pointwise(call: Call) -> Meaning:
@@ -40,64 +46,76 @@ def pointwise(call: Call) -> Meaning:
     return Meaning(dims=pointwise_dims(call), pointwise=True)
 
 
-def keeping(*whole: str) -> Rule:
-    """Uninterpreted, row by row: dimensions named by these arguments are needed whole."""
-
-    def rule(call: Call) -> Meaning:
-        rank = len(call.shapes[0])
-        named = [call.arguments.get(name) for name in whole]
-        needed = {int(d) % max(rank, 1) for d in named if d is not None}
-        labels = tuple(None if d in needed else d for d in range(rank))
-        return Meaning(dims=Dims((labels,), (labels,) * len(call.result_shapes)))
-
-    return rule
+def opaque(_: Call) -> Meaning:
+    """An uninterpreted function that needs everything whole."""
+    return Meaning()
 
 
-def einsum(spec: str, *names: str, also_fixed: Iterable[str] = ()) -> Rule:
-    """A product of the arguments ``names`` contracted as in ``"mk,kn->mn"``; ``.`` is no factor.
+def converted(call: Call, operands: Iterable[int] | None = None) -> bool:
+    """Whether one of ``operands`` (all) is cast to the result's element type on the way in."""
+    read = range(len(call.dtypes)) if operands is None else operands
+    return any(call.dtypes[i] != call.result_dtypes[0] for i in read)
 
-    Leading dimensions written ``...`` stand for any number of shared batch dimensions.
+
+def product(
+    call: Call,
+    factors: Mapping[int, Labels],
+    result: Labels,
+    *,
+    key: object = None,
+    fixed: tuple[int, ...] = (),
+) -> Meaning:
+    """The product of operands, summed over the labels the result does not have.
+
+    Without a ``key`` it is exactly the einsum that the labels write down, so that all ops that
+    compute one einsum share its map.
     """
-    inputs, output = spec.split("->")
-
-    def rule(call: Call) -> Meaning:
-        indices = tuple(call.operand(name) for name in names)
-        labels: dict[int, Labels] = {}
-        for index, written in zip(indices, inputs.split(","), strict=True):
-            labels[index] = _written(written, len(call.shapes[index]))
-        result = _written(output, len(call.result))
-        fixed = tuple(i for n in also_fixed if (i := call.index(n)) is not None)
-        everything = tuple(
-            labels.get(i, (None,) * len(shape)) for i, shape in enumerate(call.shapes)
-        )
-        term = Term(indices, map=(spec,), fixed=fixed)
-        return Meaning(terms=(term,), dims=Dims(everything, (result,)))
-
-    return rule
+    if converted(call, factors):
+        return Meaning()
+    number: dict[int | str | None, int] = {}
+    spec = [
+        tuple(number.setdefault(name, len(number)) for name in labels)
+        for labels in (*factors.values(), result)
+    ]
+    term = Term(tuple(factors), map=key or ("einsum", *spec), fixed=fixed)
+    operands = list(unlabelled(call))
+    for i, labels in factors.items():
+        operands[i] = labels
+    return Meaning(terms=(term,), dims=Dims(tuple(operands), (result,)))
 
 
-def _written(labels: str, rank: int) -> Labels:
-    tail = labels.removeprefix("...")
-    batch = rank - len(tail) if labels.startswith("...") else 0
-    assert batch + len(tail) == rank, f"{labels} does not fit {rank} dimensions"
-    return (*(f"b{d - batch}" for d in range(batch)), *(None if c == "." else c for c in tail))
+def with_addend(call: Call, scaled: Meaning, addend: int) -> Meaning:
+    """``beta * addend + alpha * scaled``, the addend broadcast.
+
+    Contracted dimensions are needed whole: block by block the addend would be added each time.
+    """
+    alpha, beta = coefficient(call, "alpha"), coefficient(call, "beta")
+    if alpha is None or beta is None or converted(call, (addend,)):
+        return Meaning()
+    if scaled.terms is None or scaled.dims is None:
+        return Meaning()
+    (result,) = scaled.dims.results
+    labels = [tuple(d if d in result else None for d in s) for s in scaled.dims.operands]
+    labels[addend] = aligned(call.shapes[addend], call.result, result)
+    terms = (
+        Term((addend,), coefficient=beta),
+        *(replace(t, coefficient=t.coefficient * alpha) for t in scaled.terms),
+    )
+    return Meaning(terms=terms, dims=Dims(tuple(labels), (result,)))
 
 
-def linear_map(*names: str, fixed: Iterable[str] = (), dims: Callable[[Call], Dims | None]) -> Rule:
+def linear_map(call: Call, *names: str, fixed: Iterable[str] = (), dims: Dims | None) -> Meaning:
     """Jointly linear in ``names``, one term each; the map depends on ``fixed`` and statics."""
-
-    def rule(call: Call) -> Meaning:
-        held = tuple(i for name in fixed if (i := call.index(name)) is not None)
-        terms = tuple(
-            Term((call.operand(name),), map=(call.key, name), fixed=held) for name in names
-        )
-        return Meaning(terms=terms, dims=dims(call))
-
-    return rule
+    operands = {name: call.operand(name) for name in names}
+    if converted(call, operands.values()):
+        return Meaning(dims=dims)
+    held = tuple(call.operand(name) for name in fixed)
+    terms = tuple(Term((i,), map=(call.key, name), fixed=held) for name, i in operands.items())
+    return Meaning(terms=terms, dims=dims)
 
 
 def scalar(found: Any) -> Fraction | None:
-    """A finite Python number as an exact rational, None for anything else."""
+    """A finite Python number, the same on every rank, as an exact rational; else None."""
     if isinstance(found, access.RankInt | access.RankFloat) or not isinstance(found, int | float):
         return None
     return Fraction(found) if found == found and abs(found) != float("inf") else None
@@ -108,15 +126,17 @@ def coefficient(call: Call, name: str) -> Fraction | None:
     return scalar(call.arguments.get(name, 1))
 
 
-def whole_but(call: Call, needed: Iterable[int], operand: int = 0) -> Dims:
-    """Operand and result have the same dimensions; ``needed`` of them are whole, others factors."""
-    rank = len(call.shapes[operand])
+def whole_but(call: Call, needed: Iterable[int]) -> Dims:
+    """Operand 0 and the results have the same dimensions, factors unless ``needed`` whole."""
+    rank = len(call.shapes[0])
     held = {d % max(rank, 1) for d in needed}
     labels: Labels = tuple(None if d in held else d for d in range(rank))
-    everything = tuple(
-        labels if i == operand else (None,) * len(shape) for i, shape in enumerate(call.shapes)
-    )
-    return Dims(everything, (labels,) * len(call.result_shapes))
+    return Dims((labels, *unlabelled(call)[1:]), (labels,) * len(call.result_shapes))
+
+
+def along_dim(call: Call) -> Meaning:
+    """An uninterpreted function along ``dim`` (softmax, sort, …), which is needed whole."""
+    return Meaning(dims=whole_but(call, (call.dim(),)))
 
 
 def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, Labels]:
@@ -129,23 +149,19 @@ def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, L
     right: list[int | None] = [None] * len(after)
     i = j = 0
     while i < len(before) and j < len(after):
-        if before[i] == 1 and after[j] != 1:
-            i += 1
-            continue
-        if after[j] == 1 and before[i] != 1:
-            j += 1
+        if (before[i] == 1) != (after[j] == 1):
+            i, j = (i + 1, j) if before[i] == 1 else (i, j + 1)
             continue
         left[i] = right[j] = i
         a, b = sympy.sympify(before[i]), sympy.sympify(after[j])
         i, j = i + 1, j + 1
         while a != b and (i < len(before) or j < len(after)):
-            behind = j >= len(after) or (i < len(before) and _smaller(a, b))
-            if behind and i < len(before):
+            if i < len(before) and (j == len(after) or _smaller(a, b)):
                 a, i = sympy.expand(a * before[i]), i + 1
             elif j < len(after):
                 b, j = sympy.expand(b * after[j]), j + 1
             else:
-                break
+                a, i = sympy.expand(a * before[i]), i + 1
     return tuple(left), tuple(right)
 
 
@@ -158,16 +174,19 @@ def _smaller(a: Any, b: Any) -> bool:
 
 
 def overloads(*names: str) -> list[object]:
-    """All overloads of these ATen ops that neither mutate nor write to an ``out`` argument.
+    """The ATen ops of these names (``max``: all overloads, ``max.other``: one) that are functions.
 
-    A name this torch does not have is left out.
+    Left out: ops that mutate or write to an ``out`` argument, ops without a tensor among their
+    results (assertions, TorchScript's arithmetic on numbers), names this torch does not have.
     """
     found: list[object] = []
     for name in names:
-        packet = getattr(torch.ops.aten, name, None)
+        base, _, wanted = name.partition(".")
+        packet = getattr(torch.ops.aten, base, None)
         for overload in packet.overloads() if packet is not None else ():
             op = getattr(packet, overload)
-            if not op._schema.is_mutable:
+            produces = any("Tensor" in str(r.type) for r in op._schema.returns)
+            if wanted in ("", overload) and produces and not op._schema.is_mutable:
                 found.append(op)
     return found
 

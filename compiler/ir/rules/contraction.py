@@ -2,67 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
-import torch
-
-from compiler.ir.rules.build import Rule, aligned, coefficient, einsum
-from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
-
-aten = torch.ops.aten
+from compiler.ir.rules.build import Rule, aligned, converted, product, table, with_addend
+from compiler.ir.rules.meaning import Call, Labels, Meaning, Term
 
 
-def linear(call: Call) -> Meaning:
-    """Input @ weight.T + bias, over the last dimension."""
-    product = einsum("...k,nk->...n", "input", "weight")(call)
-    bias = call.index("bias")
-    return product if bias is None else with_addend(call, product, bias, coefficient_of_addend=None)
-
-
-def with_addend(
-    call: Call, product: Meaning, addend: int, *, coefficient_of_addend: str | None = "beta"
-) -> Meaning:
-    """``product`` scaled by alpha plus an addend scaled by beta and broadcast."""
-    alpha = coefficient(call, "alpha")
-    beta = coefficient(call, coefficient_of_addend or "")
-    if alpha is None or beta is None or product.terms is None or product.dims is None:
-        return Meaning()
-    labels: list[Labels] = list(product.dims.operands)
-    result = product.dims.results[0]
-    labels[addend] = tuple(
-        None if d is None else result[d] for d in aligned(call.shapes[addend], call.result)
-        if d is None or isinstance(d, int)
-    )  # fmt: skip
-    scaled = tuple(replace(t, coefficient=t.coefficient * alpha) for t in product.terms)
-    terms = (Term((addend,), coefficient=beta), *scaled)
-    return Meaning(terms=terms, dims=Dims(tuple(labels), (result,)))
-
-
-def added(spec: str, *names: str) -> Rule:
-    """Addmm and its like: beta * self + alpha * product."""
+def multiplied(left: str, right: str) -> Rule:
+    """The product of numpy's ``@``: batches are broadcast, a vector has no row or column."""
 
     def rule(call: Call) -> Meaning:
-        return with_addend(call, einsum(spec, *names)(call), call.operand("self"))
+        i, j = call.operand(left), call.operand(right)
+        rows: Labels = ("m",) if len(call.shapes[i]) > 1 else ()
+        columns: Labels = ("n",) if len(call.shapes[j]) > 1 else ()
+        sizes = call.result[: len(call.result) - len(rows) - len(columns)]
+        batch = _batch(len(sizes))
+        batches = [aligned(call.shapes[x][:-2], sizes, batch) for x in (i, j)]
+        factors = {i: (*batches[0], *rows, "k"), j: (*batches[1], "k", *columns)}
+        stretched = any(None in found for found in batches)
+        key = ("matmul",) if stretched else None
+        return product(call, factors, (*batch, *rows, *columns), key=key)
 
     return rule
 
 
-def matmul(call: Call) -> Meaning:
-    """The batched product of numpy; vectors and broadcast batches have no factors."""
-    left, right = map(len, call.shapes)
-    if right == 2 and left >= 2:
-        return einsum("...k,kn->...n", "self", "other")(call)
-    if left == right and left > 2 and call.shapes[0][:-2] == call.shapes[1][:-2]:
-        return einsum("...mk,...kn->...mn", "self", "other")(call)
-    return Meaning(terms=(Term((0, 1), map=("matmul",)),))
+def _batch(count: int) -> Labels:
+    return tuple(f"b{d}" for d in range(count))
 
 
-def dot(call: Call) -> Meaning:
-    """Products with vectors (dot, mv)."""
-    spec = {1: "k,k->", 2: "mk,k->m"}[len(call.shapes[0])]
-    names = [a for a, x in call.arguments.items() if call.index(a) is not None and x is not None]
-    return einsum(spec, *names)(call)
+def added(left: str, right: str) -> Rule:
+    """Addmm and its like: beta * self + alpha * product."""
+
+    def rule(call: Call) -> Meaning:
+        return with_addend(call, multiplied(left, right)(call), call.operand("self"))
+
+    return rule
+
+
+def linear(call: Call) -> Meaning:
+    """Input @ weight.T + bias, over the last dimension; a vector as weight has no columns."""
+    i, j, bias = call.operand("input"), call.operand("weight"), call.index("bias")
+    batch = _batch(len(call.shapes[i]) - 1)
+    columns: Labels = ("n",) if len(call.shapes[j]) > 1 else ()
+    found = product(call, {i: (*batch, "k"), j: (*columns, "k")}, (*batch, *columns))
+    return found if bias is None else with_addend(call, found, bias)
+
+
+def einsum(call: Call) -> Meaning:
+    """A product written out; ``...``, diagonals and stretched sizes have no factors."""
+    everything = tuple(range(len(call.shapes)))
+    unknown = Term(everything, map=(call.key,))
+    inputs, arrow, output = str(call.arguments["equation"]).replace(" ", "").partition("->")
+    written = inputs.split(",")
+    sizes: dict[str, Any] = {}
+    plain = bool(arrow) and "." not in inputs and all(len(set(s)) == len(s) for s in written)
+    for letters, shape in zip(written if plain else (), call.shapes, strict=plain):
+        plain &= all(
+            sizes.setdefault(c, size) == size for c, size in zip(letters, shape, strict=True)
+        )
+    if not plain or converted(call):
+        return Meaning(terms=None if converted(call) else (unknown,))
+    return product(call, {i: tuple(written[i]) for i in everything}, tuple(output))
+
+
+def outer(call: Call) -> Meaning:
+    """Every element of one vector times every element of another."""
+    right = next(i for name in ("vec2", "other") if (i := call.index(name)) is not None)
+    return product(call, {call.operand("self"): ("m",), right: ("n",)}, ("m", "n"))
 
 
 def grouped(call: Call) -> Meaning:
@@ -70,29 +76,31 @@ def grouped(call: Call) -> Meaning:
 
     Which rows meet which expert is decided by the offsets, the same for every block of columns.
     """
-    left, right = len(call.shapes[0]), len(call.shapes[1])
+    left, right, offsets = call.operand("self"), call.operand("mat2"), call.index("offs")
     if call.index("bias") is not None:
         return Meaning()
-    spec = {
-        (2, 3): ".k,.kn->.n",
-        (3, 3): "...mk,...kn->...mn",
-        (3, 2): ".mk,k.->m.",
-        (2, 2): "m.,.n->.mn",
-    }[left, right]
-    names = [n for n in ("self", "mat2", "mat_a", "mat_b") if call.index(n) is not None]
-    return einsum(spec, *names, also_fixed=("offs",))(call)
+    labels: tuple[Labels, Labels, Labels] = {
+        (2, 3): ((None, "k"), (None, "k", "n"), (None, "n")),
+        (3, 3): (("e", "m", "k"), ("e", "k", "n"), ("e", "m", "n")),
+        (3, 2): ((None, "m", "k"), ("k", None), ("m", None)),
+        (2, 2): (("m", None), (None, "n"), (None, "m", "n")),
+    }[len(call.shapes[left]), len(call.shapes[right])]
+    fixed = () if offsets is None else (offsets,)
+    key = ("grouped",) if fixed else None
+    return product(call, {left: labels[0], right: labels[1]}, labels[2], key=key, fixed=fixed)
 
 
-RULES: dict[object, Rule] = {
-    aten.mm.default: einsum("mk,kn->mn", "self", "mat2"),
-    aten.bmm.default: einsum("bmk,bkn->bmn", "self", "mat2"),
-    aten.matmul.default: matmul,
-    aten.linear.default: linear,
-    aten.addmm.default: added("mk,kn->mn", "mat1", "mat2"),
-    aten.baddbmm.default: added("bmk,bkn->bmn", "batch1", "batch2"),
-    aten.addmv.default: added("mk,k->m", "mat", "vec"),
-    aten.mv.default: dot,
-    aten.dot.default: dot,
+TABLE: dict[Rule, tuple[str, ...]] = {
+    multiplied("self", "other"): ("matmul",),
+    multiplied("self", "mat2"): ("mm.default", "bmm.default"),
+    multiplied("self", "vec"): ("mv",),
+    multiplied("self", "tensor"): ("dot",),
+    added("mat1", "mat2"): ("addmm.default",),
+    added("batch1", "batch2"): ("baddbmm.default",),
+    added("mat", "vec"): ("addmv",),
+    linear: ("linear",),
+    einsum: ("einsum.default",),
+    outer: ("outer",),
+    grouped: ("_grouped_mm",),
 }
-OPTIONAL: dict[str, Callable[[Call], Meaning]] = {"_grouped_mm": grouped, "grouped_mm": grouped}
-RULES |= {getattr(aten, n).default: rule for n, rule in OPTIONAL.items() if hasattr(aten, n)}
+RULES = table(TABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -9,12 +10,15 @@ import torch
 from compiler.ir.rules.build import (
     Rule,
     coefficient,
+    converted,
     pointwise,
     pointwise_dims,
     scalar,
     table,
+    unlabelled,
+    whole_but,
 )
-from compiler.ir.rules.meaning import BROADCAST, Call, Dims, Meaning, Term
+from compiler.ir.rules.meaning import Call, Dims, Meaning, Term
 
 WIDENS = {
     (torch.bfloat16, torch.float32),
@@ -29,35 +33,45 @@ WIDENS = {
 """Conversions that keep every value exactly."""
 
 
-def cast(call: Call, operand: int = 0, terms: tuple[Term, ...] | None = None) -> Meaning:
+def cast(call: Call, operand: int = 0) -> Meaning:
     """The elements of ``operand`` in the result's type: the same values, unless it narrows."""
     before, after = call.dtypes[operand], call.result_dtypes[0]
     exact = before == after or (before, after) in WIDENS
     return Meaning(
-        terms=(terms or (Term((operand,)),)) if exact else None,
+        terms=(Term((operand,)),) if exact else None,
         dims=pointwise_dims(call),
         pointwise=True,
         casts=before != after,
     )
 
 
-def converted(call: Call) -> bool:
-    """Whether the op mixes element types, so that an operand is cast on the way in."""
-    return any(dtype != call.result_dtypes[0] for dtype in call.dtypes)
+def cast_like(call: Call) -> Meaning:
+    """Self in the element type of another tensor, whose values and sizes do not matter."""
+    alone = cast(replace(call, shapes=call.shapes[:1]))
+    assert alone.dims is not None
+    dims = Dims((*alone.dims.operands, *unlabelled(call)[1:]), alone.dims.results)
+    return replace(alone, dims=dims)
+
+
+def copied(call: Call) -> Meaning:
+    """copy(self, src): the elements of src in the type and shape of self."""
+    return cast(call, call.operand("src"))
 
 
 def combination(call: Call, parts: list[tuple[str, Fraction | None]]) -> Meaning:
-    """Sum of ``factor * argument``; an argument that is a number is a constant term."""
-    if converted(call) or any(factor is None for _, factor in parts):
+    """Sum of ``factor * argument``; an argument that is a number is a constant term.
+
+    Not for booleans, whose sum is a disjunction.
+    """
+    if converted(call) or torch.bool in call.result_dtypes:
         return pointwise(call)
     terms: list[Term] = []
     for name, factor in parts:
-        assert factor is not None
         index, number = call.index(name), scalar(call.arguments.get(name))
+        if factor is None or (index is None and number is None):
+            return pointwise(call)
         if index is not None:
             terms.append(Term((index,), coefficient=factor))
-        elif number is None:
-            return pointwise(call)
         elif number:
             terms.append(Term((), coefficient=factor * number))
     return Meaning(terms=tuple(terms), dims=pointwise_dims(call), pointwise=True)
@@ -80,6 +94,13 @@ def rsub(call: Call) -> Meaning:
     return combination(call, [("self", None if alpha is None else -alpha), ("other", Fraction(1))])
 
 
+def lerp(call: Call) -> Meaning:
+    """Self + weight * (end - self) for a number as weight."""
+    weight = scalar(call.arguments["weight"])
+    rest = None if weight is None else 1 - weight
+    return combination(call, [("self", rest), ("end", weight)])
+
+
 def neg(call: Call) -> Meaning:
     """-self."""
     return combination(call, [("self", Fraction(-1))])
@@ -87,18 +108,28 @@ def neg(call: Call) -> Meaning:
 
 def mul(call: Call) -> Meaning:
     """Self * other, or a number times self."""
-    first, second = call.index("self"), call.index("other")
-    if converted(call):
+    first, second = call.operand("self"), call.index("other")
+    if second is None:
+        return combination(call, [("self", scalar(call.arguments["other"]))])
+    terms = None if converted(call) else (Term((first, second)),)
+    return Meaning(terms=terms, dims=pointwise_dims(call), pointwise=True)
+
+
+def addcmul(call: Call) -> Meaning:
+    """Self + value * tensor1 * tensor2."""
+    value = coefficient(call, "value")
+    if converted(call) or value is None:
         return pointwise(call)
-    if first is not None and second is not None:
-        return Meaning(terms=(Term((first, second)),), dims=pointwise_dims(call), pointwise=True)
-    return combination(call, [("self", scalar(call.arguments["other"]))])
+    factors = (call.operand("tensor1"), call.operand("tensor2"))
+    terms = (Term((call.operand("self"),)), Term(factors, coefficient=value))
+    return Meaning(terms=terms, dims=pointwise_dims(call), pointwise=True)
 
 
 def div(call: Call) -> Meaning:
     """Self / other: linear in self; not for integers or a rounding mode."""
     result = call.result_dtypes[0]
-    if converted(call) or call.arguments.get("rounding_mode") or not _is_float(result):
+    exact = result is not None and (result.is_floating_point or result.is_complex)
+    if converted(call) or call.arguments.get("rounding_mode") or not exact:
         return pointwise(call)
     divisor = call.index("other")
     if divisor is not None:
@@ -108,52 +139,54 @@ def div(call: Call) -> Meaning:
     return combination(call, [("self", 1 / number if number else None)])
 
 
-def _is_float(found: torch.dtype | None) -> bool:
-    return found is not None and found.is_floating_point
-
-
-def where(call: Call) -> Meaning:
-    """Condition ? self : other, linear in the two together."""
-    condition = call.index("condition")
-    if condition is None or call.index("self") is None or call.index("other") is None:
-        return pointwise(call)
-    if len({call.dtypes[call.operand(n)] for n in ("self", "other")}) > 1:
-        return pointwise(call)
-    terms = tuple(
-        Term((call.operand(name),), map=("where", name), fixed=(condition,))
-        for name in ("self", "other")
-    )
-    return Meaning(terms=terms, dims=pointwise_dims(call), pointwise=True)
-
-
-def masked_fill(call: Call) -> Meaning:
-    """Self where the mask is false, linear if the value put elsewhere is zero."""
-    if scalar(call.arguments.get("value")) != 0:
-        return pointwise(call)
-    term = Term((call.operand("self"),), map=("where", "other"), fixed=(call.operand("mask"),))
-    return Meaning(terms=(term,), dims=pointwise_dims(call), pointwise=True)
-
-
-def filled(argument: str | Fraction) -> Rule:
-    """A tensor of one constant, the argument of that name or the number given."""
+def chosen(condition: str, taken: str, otherwise: str) -> Rule:
+    """Condition ? taken : otherwise, linear in the two together; a number must be zero."""
 
     def rule(call: Call) -> Meaning:
-        number = argument if isinstance(argument, Fraction) else scalar(call.arguments[argument])
-        if number is None:
-            return Meaning()
-        dims = Dims(tuple((None,) * len(s) for s in call.shapes), ((None,) * len(call.result),))
+        terms: list[Term] = []
+        for name, role in ((taken, "taken"), (otherwise, "otherwise")):
+            index = call.index(name)
+            if index is not None and not converted(call, (index,)):
+                held = (call.operand(condition),)
+                terms.append(Term((index,), map=("choose", role), fixed=held))
+            elif scalar(call.arguments[name]) != 0:
+                return pointwise(call)
+        return Meaning(terms=tuple(terms), dims=pointwise_dims(call), pointwise=True)
+
+    return rule
+
+
+def filled(argument: str | int, *, like: bool = False) -> Rule:
+    """A tensor of one constant, the argument of that name or the number given.
+
+    Args:
+        argument: name or number.
+        like: the result has the shape of the operand, so that their dimensions correspond.
+    """
+
+    def rule(call: Call) -> Meaning:
+        number = scalar(call.arguments[argument] if isinstance(argument, str) else argument)
+        dims = pointwise_dims(call) if like else source(call).dims
+        dtype = call.result_dtypes[0]
+        if number is None or dtype is None:
+            return Meaning(dims=dims)
+        if dtype is torch.bool:
+            number = Fraction(number != 0)
+        elif not (dtype.is_floating_point or dtype.is_complex):
+            number = Fraction(int(number))
         return Meaning(terms=(Term((), coefficient=number),) if number else (), dims=dims)
 
     return rule
 
 
-def copied(call: Call) -> Meaning:
-    """copy(self, src): the elements of src in the type and shape of self."""
-    source = call.operand("src")
-    exact = cast(call, operand=source)
-    if call.dtypes[source] != call.result_dtypes[0]:
-        return exact
-    return Meaning(terms=(Term((source,), map=BROADCAST),), dims=exact.dims, pointwise=True)
+def filled_from(call: Call) -> Meaning:
+    """fill(self, value) with a tensor of no dimensions as value."""
+    return cast(call, call.operand("value"))
+
+
+def source(call: Call) -> Meaning:
+    """Determined by static arguments alone (arange, eye)."""
+    return Meaning(dims=Dims(unlabelled(call), ((None,) * len(call.result),)))
 
 
 def random(_: Call) -> Meaning:
@@ -161,21 +194,30 @@ def random(_: Call) -> Meaning:
     return Meaning(random=True)
 
 
-def source(call: Call) -> Meaning:
-    """Determined by static arguments alone (arange, eye)."""
-    dims = Dims(tuple((None,) * len(s) for s in call.shapes), ((None,) * len(call.result),))
-    return Meaning(dims=dims)
+def dropout(call: Call) -> Meaning:
+    """The operand itself where nothing is dropped."""
+    drops = call.arguments["train"] and call.arguments["p"] != 0
+    return random(call) if drops else cast(call)
+
+
+def native_dropout(call: Call) -> Meaning:
+    """The values and the mask; without training the mask is all true, hence not linear."""
+    kept = call.arguments["train"] is False
+    return Meaning(dims=whole_but(call, ())) if kept else random(call)
 
 
 NONLINEAR = (
-    "abs", "acos", "asin", "atan", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor",
-    "ceil", "celu", "clamp", "clamp_max", "clamp_min", "cos", "elu", "eq", "erf", "exp", "exp2",
-    "expm1", "floor", "floor_divide", "fmod", "ge", "gelu", "gt", "hardsigmoid", "hardswish",
-    "hardtanh", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log", "log1p", "log2",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum", "mish",
-    "nan_to_num", "ne", "pow", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "sgn",
-    "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "square", "tan", "tanh", "trunc",
-    "log_sigmoid", "selu", "threshold", "heaviside", "bitwise_left_shift", "bitwise_right_shift",
+    "abs", "acos", "acosh", "addcdiv", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and",
+    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
+    "ceil", "celu", "clamp", "clamp_max", "clamp_min", "copysign", "cos", "cosh", "elu", "eq",
+    "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmax", "fmin",
+    "fmod", "frac", "ge", "gelu", "gt", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
+    "isfinite", "isinf", "isnan", "le", "leaky_relu", "lerp.Tensor", "log", "log10", "log1p",
+    "log2", "log_sigmoid", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "logit", "lt", "max.other", "maximum", "min.other", "minimum", "mish", "nan_to_num", "ne",
+    "polar", "pow", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "selu", "sgn",
+    "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "sqrt", "square", "tan", "tanh",
+    "threshold", "trunc",
 )  # fmt: skip
 
 TABLE: dict[Rule, tuple[str, ...]] = {
@@ -183,27 +225,40 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     add: ("add",),
     sub: ("sub", "subtract"),
     rsub: ("rsub",),
+    lerp: ("lerp.Scalar",),
     neg: ("neg",),
     mul: ("mul", "multiply"),
+    addcmul: ("addcmul",),
     div: ("div", "divide", "true_divide"),
-    where: ("where",),
-    masked_fill: ("masked_fill",),
+    chosen("condition", "self", "other"): (
+        "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar",
+    ),
+    chosen("mask", "value", "self"): ("masked_fill",),
     cast: (
         "_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy",
-        "to", "type_as", "positive", "_assert_tensor_metadata",
+        "to.device", "to.dtype", "to.dtype_layout", "positive",
     ),
-    copied: ("copy",),
-    filled("fill_value"): ("full", "full_like", "new_full"),
-    filled("value"): ("fill",),
-    filled(Fraction(0)): ("zeros", "zeros_like", "new_zeros"),
-    filled(Fraction(1)): ("ones", "ones_like", "new_ones"),
+    cast_like: ("to.other", "type_as"),
+    copied: ("copy.default",),
+    filled("fill_value"): ("full.default", "new_full"),
+    filled("fill_value", like=True): ("full_like",),
+    filled("value", like=True): ("fill.Scalar",),
+    filled_from: ("fill.Tensor",),
+    filled(0): ("zeros.default", "new_zeros"),
+    filled(0, like=True): ("zeros_like",),
+    filled(1): ("ones.default", "new_ones"),
+    filled(1, like=True): ("ones_like",),
     filled("s"): ("scalar_tensor",),
-    source: ("arange", "eye", "linspace"),
+    source: ("arange", "eye", "linspace.default"),
+    dropout: ("dropout",),
+    native_dropout: ("native_dropout",),
     random: (
         "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm",
-        "bernoulli", "multinomial", "normal", "native_dropout", "dropout", "empty", "empty_like",
-        "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
+        "bernoulli", "multinomial", "normal", "uniform", "exponential", "empty.memory_format",
+        "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
     ),
 }  # fmt: skip
 
 RULES = table(TABLE)
+if hasattr(torch.ops.prims, "convert_element_type"):  # what Inductor writes for a conversion
+    RULES[torch.ops.prims.convert_element_type.default] = cast

@@ -74,6 +74,8 @@ class Meaning:
         pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
         casts: the result's element type differs from the operand's: rounding may be lost or won.
         random: a fresh value on every call and rank.
+        rank_dependent: static arguments differ between ranks, and with them the maps: each rank's
+            result is the sum of terms, but partial sums in give no partial sum.
     """
 
     terms: tuple[Term, ...] | None = None
@@ -81,6 +83,7 @@ class Meaning:
     pointwise: bool = False
     casts: bool = False
     random: bool = False
+    rank_dependent: bool = False
 
     def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
         """Whether partial sums in go to partial sums out.
@@ -89,11 +92,15 @@ class Meaning:
             partial: per operand, whether it is a partial sum.
             replicated: per operand, whether it is the same on every rank of the group.
         """
-        return bool(self.terms) and all(
-            [partial[i] for i in term.operands].count(True) == 1
-            and all(partial[i] or replicated[i] for i in term.operands)
-            and all(replicated[i] for i in term.fixed)
-            for term in self.terms or ()
+        return (
+            bool(self.terms)
+            and not self.rank_dependent
+            and all(
+                [partial[i] for i in term.operands].count(True) == 1
+                and all(partial[i] or replicated[i] for i in term.operands)
+                and all(replicated[i] for i in term.fixed)
+                for term in self.terms or ()
+            )
         )
 
 
@@ -108,6 +115,7 @@ class Call:
         dtypes: per data operand, element type; None for no tensor.
         result_shapes: per result, likewise.
         result_dtypes: per result, likewise.
+        rank_dependent: whether a static argument differs between ranks.
         arguments: as in ``access.arguments``; implied by the other fields.
     """
 
@@ -117,6 +125,7 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     result_shapes: tuple[tuple[Any, ...], ...]
     result_dtypes: tuple[torch.dtype | None, ...]
+    rank_dependent: bool
     arguments: dict[str, Any] = field(compare=False, repr=False)
 
     @staticmethod
@@ -134,6 +143,7 @@ class Call:
             dtypes=tuple([_dtype(x) for x in read]),
             result_shapes=tuple([shape_key(x) for x in produced]),
             result_dtypes=tuple([_dtype(x) for x in produced]),
+            rank_dependent=bool(access.rank_constants(node)),
             arguments=arguments,
         )
 

@@ -1,0 +1,66 @@
+"""Ops that reduce or accumulate along dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.ir.rules.build import Rule, converted, table, whole_but
+from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
+
+
+def _reduced(call: Call) -> tuple[int, ...]:
+    """The dimensions an op reduces: those named by ``dim``, all if it names none."""
+    rank, named = len(call.shapes[0]), call.arguments.get("dim")
+    if named is None or named == ():
+        return tuple(range(rank))
+    many: tuple[Any, ...] = named if isinstance(named, tuple) else (named,)
+    return tuple(sorted(int(d) % max(rank, 1) for d in many))
+
+
+def _dims(call: Call, *, contracts: bool) -> Dims:
+    reduced, rank = _reduced(call), len(call.shapes[0])
+    operand: Labels = tuple(None if d in reduced and not contracts else d for d in range(rank))
+    keepdim = len(call.result) == rank
+    result: Labels = tuple(
+        None if d in reduced else d for d in range(rank) if keepdim or d not in reduced
+    )
+    return Dims((operand,), (result,) * len(call.result_shapes))
+
+
+def summed(call: Call) -> Meaning:
+    """Sum over dimensions: a contraction with ones."""
+    if converted(call):
+        return reduced(call)
+    term = Term((0,), map=("sum", _reduced(call)))
+    return Meaning(terms=(term,), dims=_dims(call, contracts=True))
+
+
+def mean(call: Call) -> Meaning:
+    """Mean over dimensions: linear, but no sum over blocks, since each block has its own count."""
+    term = Term((0,), map=("mean", _reduced(call)))
+    return Meaning(terms=None if converted(call) else (term,), dims=_dims(call, contracts=False))
+
+
+def reduced(call: Call) -> Meaning:
+    """A maximum, product, norm or the like over dimensions."""
+    return Meaning(dims=_dims(call, contracts=False))
+
+
+def cumulative(call: Call) -> Meaning:
+    """Running sum along a dimension."""
+    terms = None if converted(call) else (Term((0,), map=("cumsum", call.dim())),)
+    return Meaning(terms=terms, dims=whole_but(call, (call.dim(),)))
+
+
+TABLE: dict[Rule, tuple[str, ...]] = {
+    summed: ("sum.default", "sum.dim_IntList"),
+    mean: ("mean.default", "mean.dim"),
+    reduced: ("all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp",
+              "max.default", "max.dim", "min.default", "min.dim", "norm.Scalar",
+              "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype",
+              "prod.default", "prod.dim_int", "std.default", "std.dim", "std.correction",
+              "var.default", "var.dim", "var.correction", "var_mean.default", "var_mean.dim",
+              "var_mean.correction"),
+    cumulative: ("cumsum.default",),
+}  # fmt: skip
+RULES = table(TABLE)
