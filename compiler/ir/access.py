@@ -199,6 +199,23 @@ def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(a.name for a in listed), defaults
 
 
+def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments as the graph writes them."""
+    return tuple(node.args), dict(node.kwargs)
+
+
+def written_arguments(node: fx.Node) -> dict[str, Any]:
+    """Schema argument name -> what the graph writes there, defaults filled in."""
+    assert isinstance(node.target, OpOverload), f"%{node.name} has no schema: {node.target}"
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(node.args):
+            found[argument.name] = node.args[i]
+        else:
+            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return found
+
+
 def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:
     """``(args, kwargs)`` of the node with every node in them replaced by ``convert`` of it."""
     return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)

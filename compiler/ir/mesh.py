@@ -91,7 +91,7 @@ class Mesh:
                     f"axis {name!r} has no ranks", found=str(axis_size), remedy="a size of >= 1"
                 )
         self.axes: dict[str, int] = dict(axes)
-        self.groups: dict[str, ReplicaGroups] = {name: self._along(name) for name in axes}
+        self.groups: dict[str, ReplicaGroups] = {name: self.along(name) for name in axes}
         for name, listed in (groups or {}).items():
             found = ReplicaGroups.of(name, listed, self.size)
             if self.groups.setdefault(name, found) != found:
@@ -106,8 +106,8 @@ class Mesh:
         """World size: the number of ranks."""
         return math.prod(self.axes.values())
 
-    def _along(self, *names: str) -> ReplicaGroups:
-        """Groups of the ranks that agree in every axis but ``names``."""
+    def along(self, *names: str) -> ReplicaGroups:
+        """The groups of the ranks that agree in every axis but ``names``."""
         members: dict[tuple[int, ...], list[int]] = {}
         for rank, where in enumerate(itertools.product(*map(range, self.axes.values()))):
             key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
@@ -133,7 +133,7 @@ class Mesh:
         wanted = self.group(name)
         for count in range(len(self.axes) + 1):
             for names in itertools.combinations(self.axes, count):
-                if self._along(*names) == wanted:
+                if self.along(*names) == wanted:
                     return names
         return None
 
