@@ -138,7 +138,7 @@ class Mesh:
         return None
 
     def aliases(self, name: str) -> str:
-        """The first name this mesh gives to the ranks behind ``name``: an axis, if one spans them."""
+        """The first name of the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
         return next(known for known, groups in self.groups.items() if groups == wanted)
 
