@@ -1,1 +1,21 @@
 """Communication planning for tensor-parallel PyTorch models."""
+
+from compiler.check import Report, Verdict
+from compiler.errors import CommPlanError
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Partial, Replicate, Shard, Varying
+from compiler.optimize import OptimizationResult, check_equivalence, optimize_graph
+
+__all__ = [
+    "CommPlanError",
+    "Mesh",
+    "OptimizationResult",
+    "Partial",
+    "Replicate",
+    "Report",
+    "Shard",
+    "Varying",
+    "Verdict",
+    "check_equivalence",
+    "optimize_graph",
+]

@@ -32,7 +32,7 @@ LINEAR_KINDS = ("sum", "avg")
 
 @dataclass(frozen=True)
 class Reduction:
-    """Which ranks reduce, and how."""
+    """Which ranks reduce, and how; ``group`` is the name that the graph uses first."""
 
     group: str
     kind: str
@@ -77,8 +77,7 @@ def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
         what = collective(node) if node.target in OPS else None
         if what is not None and what.kind is Kind.ALL_REDUCE and what.op in LINEAR_KINDS:
             groups = graph.mesh.group(what.group)
-            name = graph.mesh.aliases(what.group)
-            found.setdefault((groups, what.op), Reduction(name, what.op, groups))
+            found.setdefault((groups, what.op), Reduction(what.group, what.op, groups))
     return tuple(found.values())
 
 

@@ -55,6 +55,14 @@ class SpmdGraph:
             and node.target not in collectives.OPS
         }
 
+    def own_copy(self) -> SpmdGraph:
+        """The same graph with nodes of its own."""
+        target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
+        for node in self.graph.nodes:
+            copies[node] = target.node_copy(node, lambda x: copies[x])
+            origins[copies[node]] = node
+        return self.with_graph(target, origins)
+
     def with_graph(self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> SpmdGraph:
         """The same mesh, inputs and attributes with another FX graph.
 

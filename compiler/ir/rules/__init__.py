@@ -35,8 +35,6 @@ def meaning_of(call: Call) -> Meaning | None:
     return replace(RULES[call.target](call), rank_dependent=call.rank_dependent)
 
 
-
-
 __all__ = [
     "BROADCAST",
     "RESHAPE",

@@ -334,7 +334,7 @@ class _Parser:
 
     def input(self) -> None:
         at = self.scanner.at
-        value = self.fresh_value("an input: %0 \"name\": type")
+        value = self.fresh_value('an input: %0 "name": type')
         name = self.scanner.string("the name of the input in quotes")
         if not name.isidentifier() or name in self.builder.inputs:
             self.scanner.fail(
@@ -346,9 +346,7 @@ class _Parser:
         held, strides, placements = self.held()
         node = self.built(at, lambda: self.builder.placeholder(name, held, strides))
         self.values[value] = node
-        self.builder.inputs[name] = placements or placements_on(
-            self.builder.mesh, {}, name
-        )
+        self.builder.inputs[name] = placements or placements_on(self.builder.mesh, {}, name)
 
     def fresh_value(self, what: str) -> str:
         value = self.scanner.take("value", what)

@@ -39,7 +39,9 @@ class SymbolType:
     expression: Size | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.expression is None else f"{self.kind}({size_text(self.expression)})"
+        return (
+            self.kind if self.expression is None else f"{self.kind}({size_text(self.expression)})"
+        )
 
 
 @dataclass(frozen=True)

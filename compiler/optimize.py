@@ -1,0 +1,228 @@
+"""The composition root: optimize a graph or a model, and check two graphs against each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from compiler.analysis.carriers import facts, reductions
+from compiler.analysis.statistics import Statistics, statistics
+from compiler.check import Report, Verdict, check
+from compiler.errors import CommPlanError, VerificationError
+from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Placement
+from compiler.ir.remark import Remark, RemarkKind
+from compiler.pipeline import Observer, PassRecord, Pipeline
+from compiler.plan.comm_plan import CommPlan, Stage
+from compiler.plan.place_reductions import place_reductions
+from passes import Canonicalize, EliminateDeadCode, PlaceReductions
+
+POLICIES = ("cost", "merge", "off")
+"""cost: reductions anywhere the laws allow; merge: none before the author's; off: none moved."""
+
+Inputs = Mapping[str, Placement | Mapping[str, Placement]]
+
+
+@dataclass(frozen=True)
+class OptimizationResult:
+    """What became of a graph.
+
+    Attributes:
+        graph_module: the rewritten graph, a new module; attributes are shared with the source.
+        plan: what was decided.
+        report: the checker's report; None if verification was switched off.
+        remarks: what was done, what was not and why.
+        before: collectives of the source.
+        after: collectives of the result.
+        spmd: the rewritten graph with its mesh and placements.
+        records: the passes that ran.
+        seconds: wall time per stage: canonicalize, plan, rewrite, check.
+    """
+
+    graph_module: fx.GraphModule
+    plan: CommPlan
+    report: Report | None
+    remarks: tuple[Remark, ...]
+    before: Statistics
+    after: Statistics
+    spmd: SpmdGraph
+    records: tuple[PassRecord, ...] = field(repr=False, default=())
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The checker's verdict; UNPROVED where verification was switched off."""
+        return self.report.verdict if self.report else Verdict.UNPROVED
+
+
+def optimize_graph(
+    gm: fx.GraphModule,
+    *,
+    mesh: Mesh,
+    inputs: Inputs | None = None,
+    machine: str = "auto",
+    policy: str = "cost",
+    verify: bool = True,
+    tokens: int | None = None,
+    observers: Sequence[Observer] = (),
+    bisect_limit: int | None = None,
+    check_each: bool = False,
+) -> OptimizationResult:
+    """Place the reductions of an SPMD graph where they cost least, and prove the result.
+
+    Args:
+        gm: functional ATen and ``_c10d_functional`` calls with ``meta["val"]`` on every node, in
+            any dtype. Not changed.
+        mesh: resolves the group names in the graph; no process group is needed.
+        inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
+            left out are Replicate, parameters left out are Varying.
+        machine: "auto"; placements are compared by payload bytes, then by number of collectives.
+        policy: "cost", "merge" or "off", see ``POLICIES``.
+        verify: check the result; unverified graphs have verdict UNPROVED.
+        tokens: what symbolic sizes count as when payloads are compared; default: their hints.
+        observers: called after every pass.
+        bisect_limit: run only the first so many passes.
+        check_each: check after every pass that changed something.
+
+    Raises:
+        GraphError, MeshError, PlacementError: the arguments are not well-formed.
+        VerificationError: the result could not be shown equivalent; nothing is returned.
+    """
+    check_options(machine, policy)
+    source = spmd_graph(gm, mesh, inputs)
+    well_formed(source.graph)
+    return optimize_spmd(
+        source,
+        policy=policy,
+        verify=verify,
+        tokens=tokens,
+        pipeline=Pipeline(observers, bisect_limit, check_each),
+    )
+
+
+def check_options(machine: str, policy: str) -> None:
+    """Raise CommPlanError for a machine or policy there is not."""
+    for name, found, known in (("machine", machine, ("auto",)), ("policy", policy, POLICIES)):
+        if found not in known:
+            raise CommPlanError(
+                f"unknown {name}", found=repr(found), remedy=f"one of {', '.join(known)}"
+            )
+
+
+def optimize_spmd(
+    source: SpmdGraph, *, policy: str, verify: bool, tokens: int | None, pipeline: Pipeline
+) -> OptimizationResult:
+    """As ``optimize_graph``, for a graph that is known to be well-formed."""
+    seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
+    clock = _Clock(seconds)
+    graph = source.own_copy()
+    for rewrite in (Canonicalize(), EliminateDeadCode()):
+        graph = pipeline.run(rewrite, graph)
+    clock.lap("canonicalize")
+    stages: list[Stage] = []
+    for reduction in reductions(graph) if policy != "off" else ():
+        known = facts(graph, reduction)
+        stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
+        stages.append(stage)
+        clock.lap("plan")
+        for step in (PlaceReductions(stage), EliminateDeadCode()):
+            graph = pipeline.run(step, graph)
+        clock.lap("rewrite")
+    report = check(source, graph) if verify else None
+    clock.lap("check")
+    if report is not None and not report.verdict.runs:
+        raise VerificationError(
+            f"the rewritten graph is {report.verdict}: nothing was optimized",
+            found=report.explanation,
+            remedy="report this; policy='off' leaves the graph as it is",
+        )
+    return OptimizationResult(
+        graph_module=graph.module,
+        plan=CommPlan(policy, tokens, tuple(stages)),
+        report=report,
+        remarks=(*_general_remarks(source, policy, verify=verify), *pipeline.remarks),
+        before=statistics(source.graph, tokens),
+        after=statistics(graph.graph, tokens),
+        spmd=graph,
+        records=tuple(pipeline.records),
+        seconds=seconds,
+    )
+
+
+class _Clock:
+    """Adds the time since the last lap to a stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+
+def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:
+    found = []
+    if source.mesh.size == 1:
+        found.append("world size 1: no rank owes another a sum, nothing to optimize")
+    elif not statistics(source.graph).collectives:
+        found.append("the graph has no collectives, nothing to optimize")
+    if policy == "off":
+        found.append("policy 'off': reductions stay where they are")
+    if not verify:
+        found.append("verification was switched off: the graph is unproved")
+    without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
+    if without_rule:
+        found.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
+    return tuple(Remark(RemarkKind.NOTE, "", why) for why in found)
+
+
+def check_equivalence(
+    source: fx.GraphModule,
+    target: fx.GraphModule,
+    *,
+    mesh: Mesh,
+    inputs: Inputs | None = None,
+) -> Report:
+    """Whether ``target`` computes the same function as ``source`` on every rank.
+
+    Args:
+        source: functional ATen and ``_c10d_functional`` calls, ``meta["val"]`` on every node.
+        target: likewise; placeholders correspond by position, attributes by name.
+        mesh: resolves the group names of both.
+        inputs: placements of the source's inputs, as in ``optimize_graph``.
+
+    Returns:
+        The report; ``.verdict`` is one of IDENTICAL, EQUIVALENT, NOT_EQUIVALENT, UNPROVED and
+        INVALID. An ill-formed graph is a verdict, not an error.
+
+    Raises:
+        PlacementError: ``inputs`` does not fit the source.
+    """
+    graphs = []
+    for side, gm in (("source", source), ("target", target)):
+        given = _for_target(source, target, inputs) if side == "target" else inputs
+        try:
+            graphs.append(spmd_graph(gm, mesh, given))
+        except CommPlanError as error:
+            if error.what.startswith("inputs="):
+                raise
+            return Report(Verdict.INVALID, f"{side}: {error}")
+    return check(*graphs)
+
+
+def _for_target(
+    source: fx.GraphModule, target: fx.GraphModule, inputs: Inputs | None
+) -> dict[str, Placement | Mapping[str, Placement]]:
+    """Placements of the source's inputs under the names the target gives them."""
+    sides = [
+        [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"] for gm in (source, target)
+    ]
+    names = dict(zip(*sides, strict=False))
+    attributes = {str(n.target) for n in target.graph.nodes if n.op == "get_attr"}
+    given = {names.get(name, name): placement for name, placement in (inputs or {}).items()}
+    return {n: p for n, p in given.items() if n in attributes or n in sides[1]}

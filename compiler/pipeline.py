@@ -1,0 +1,117 @@
+"""Runs passes: verifies what each returns, and tells observers.
+
+Passes never verify, print, time or log themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from compiler.check import check
+from compiler.errors import VerificationError
+from compiler.ir import access
+from compiler.ir.collectives import check_groups
+from compiler.ir.graph import SpmdGraph, well_formed
+from compiler.ir.remark import PassResult, Remark
+
+
+class Pass(Protocol):
+    """A rewrite: a frozen dataclass whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        """The rewritten graph; ``graph`` is left as it was."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One run of a pass.
+
+    Attributes:
+        name: the pass.
+        index: how many passes ran before it.
+        seconds: wall time of the pass itself.
+        changed: whether it returned another graph.
+        remarks: what it did and did not do.
+        graph: what it returned.
+    """
+
+    name: str
+    index: int
+    seconds: float
+    changed: bool
+    remarks: tuple[Remark, ...]
+    graph: SpmdGraph
+
+
+Observer = Callable[[PassRecord], None]
+
+
+@dataclass
+class Pipeline:
+    """Runs one pass after the other.
+
+    Attributes:
+        observers: called after each pass.
+        bisect_limit: passes from this index on are skipped; None runs all.
+        check_each: check every pass's result against its input, not only the last against the
+            first.
+        records: what ran so far.
+    """
+
+    observers: Sequence[Observer] = ()
+    bisect_limit: int | None = None
+    check_each: bool = False
+    records: list[PassRecord] = field(default_factory=list)
+
+    def run(self, rewrite: Pass, graph: SpmdGraph) -> SpmdGraph:
+        """The graph after ``rewrite``.
+
+        Raises:
+            VerificationError: ``check_each`` is set and the result is not shown equivalent.
+        """
+        index = len(self.records)
+        start = time.perf_counter()
+        skipped = self.bisect_limit is not None and index >= self.bisect_limit
+        result = PassResult(graph, (), changed=False) if skipped else rewrite.apply(graph)
+        seconds = time.perf_counter() - start
+        if result.changed:
+            self._verify(rewrite, graph, result.graph)
+        record = PassRecord(
+            rewrite.name, index, seconds, result.changed, result.remarks, result.graph
+        )
+        self.records.append(record)
+        for observer in self.observers:
+            observer(record)
+        return result.graph
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """Remarks of all passes, in order."""
+        return tuple(remark for record in self.records for remark in record.remarks)
+
+    def _verify(self, rewrite: Pass, before: SpmdGraph, after: SpmdGraph) -> None:
+        after.graph.lint()
+        well_formed(after.graph)
+        check_groups(after.graph, after.mesh)
+        for node in after.graph.nodes:
+            assert "val" in node.meta or not access.has_result(node), (
+                f"pass {rewrite.name} left %{node.name} without meta['val']"
+            )
+        if not self.check_each:
+            return
+        report = check(before, after)
+        if not report.verdict.runs:
+            earlier = ", ".join(r.name for r in self.records) or "none"
+            raise VerificationError(
+                f"pass {rewrite.name} changed the function of the graph: {report.verdict}",
+                found=report.explanation,
+                where=f"earlier passes: {earlier}",
+                remedy="report this; --opt-bisect-limit finds the first pass at fault",
+            )
