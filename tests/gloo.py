@@ -18,7 +18,7 @@ GROUP_SIZES = (1, 2, 4, 8)
 TIMEOUT_S = 60
 
 
-class RankFailed(AssertionError):
+class RankError(AssertionError):
     """A rank raised; the message holds its traceback."""
 
 
@@ -49,7 +49,7 @@ class GlooPool:
             ready = wait(pending, timeout=TIMEOUT_S)
             if not ready:
                 self.stop()
-                raise RankFailed(f"no rank of {function.__qualname__} answered in {TIMEOUT_S} s")
+                raise RankError(f"no rank of {function.__qualname__} answered in {TIMEOUT_S} s")
             for pipe in ready:
                 rank = self.pipes.index(pipe)
                 results[rank] = self._receive(rank)
@@ -62,7 +62,7 @@ class GlooPool:
             succeeded, result = False, "the process ended"
         if not succeeded:
             self.stop()
-            raise RankFailed(f"rank {rank}: {result}")
+            raise RankError(f"rank {rank}: {result}")
         return result
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,7 +74,8 @@ class RankGroup:
         return copy.copy(self)  # a copied model talks over the same group; groups cannot be copied
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Block ``index`` of ``count`` equal contiguous blocks along ``dim``."""
 
     dim: int

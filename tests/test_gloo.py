@@ -1,0 +1,38 @@
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.gloo import GlooPool, RankError
+
+
+def sum_of_ranks(group, scale):
+    x = torch.tensor([scale * dist.get_rank(group)])
+    dist.all_reduce(x, group=group)
+    return dist.get_rank(group), x.item()
+
+
+def fail_on_rank_1(group):
+    if dist.get_rank(group) == 1:
+        raise ValueError("as planned")
+    dist.barrier(group)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_results_come_in_rank_order(gloo_pool, size):
+    total = 3 * size * (size - 1) // 2
+    assert gloo_pool(size).run(sum_of_ranks, 3) == [(rank, total) for rank in range(size)]
+
+
+def test_other_sizes_are_refused(gloo_pool):
+    with pytest.raises(ValueError, match=r"groups of \(1, 2, 4, 8\) ranks, not of 3"):
+        gloo_pool(3).run(sum_of_ranks, 1)
+
+
+def test_a_failure_is_reported_and_the_pool_starts_again():
+    pool = GlooPool()  # its own, not to restart the one of the session
+    try:
+        with pytest.raises(RankError, match=r"rank 1: (.|\n)*ValueError: as planned"):
+            pool.run(2, fail_on_rank_1)
+        assert pool.run(2, sum_of_ranks, 1) == [(0, 1), (1, 1)]
+    finally:
+        pool.stop()
