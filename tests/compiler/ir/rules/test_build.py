@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import sympy
@@ -23,7 +24,7 @@ def reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     def shape(order: list[int]) -> tuple[int, ...]:
         cuts = sorted(draw(st.sets(st.integers(1, len(order)), max_size=len(order))))
         edges = [0, *[c for c in cuts if c < len(order)], len(order)]
-        return tuple(math.prod(order[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(math.prod(order[a:b]) for a, b in itertools.pairwise(edges))
 
     reordered = draw(st.booleans())
     return shape(factors), shape(draw(st.permutations(factors)) if reordered else factors)

@@ -46,8 +46,8 @@ def writes() -> Iterator[Sample]:
         yield sample(op, reals(6, 4), [None, torch.tensor([3, 1])], reals(6, 2))
         yield sample(op, reals(6, 4), [rows, torch.tensor([0, 1, 2, 3])], reals(4))
         yield sample(op, reals(6, 4), [masks(6, 4)], reals())
-    yield sample(aten.index_put.default, torch.zeros(6, 4, dtype=torch.bool), [torch.tensor([1, 1])],
-                 torch.tensor([[True, False], [False, True]]).repeat(1, 2), True,
+    yield sample(aten.index_put.default, torch.zeros(6, 4, dtype=torch.bool), 
+                 [torch.tensor([1, 1])], torch.tensor([[True, False], [False, True]]).repeat(1, 2), True,
                  refuses="partial sums of booleans are nothing")  # fmt: skip
     yield sample(aten.index_add.default, reals(6, 4), 0, counts(8, below=6), reals(8, 4))
     yield sample(aten.index_add.default, reals(6, 4), 1, counts(2), reals(6, 2), alpha=-2)
