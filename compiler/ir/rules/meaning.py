@@ -13,8 +13,9 @@ An op with no terms (``terms is None``) is an uninterpreted function of everythi
 
 Dependence on dimensions. Every dimension of operands and results carries a *factor* label or None.
 Cutting a factor into blocks, in every operand dimension that carries it, cuts the result the same
-way (factor in the result), or yields partial sums (factor only in operands). A dimension with
-label None is needed whole.
+way (factor in the result), or yields partial sums (factor only in operands: then the op has terms
+and every one carries the factor). A dimension with label None is needed whole. Static arguments
+that state the result's size are cut along.
 """
 
 from __future__ import annotations

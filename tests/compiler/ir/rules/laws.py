@@ -40,6 +40,8 @@ class Sample:
 
 
 def sample(target: Any, *args: Any, refuses: str = "", holds: str = "", **kwargs: Any) -> Sample:
+    """A sample; what the next one draws does not depend on those before it."""
+    GENERATOR.manual_seed(0)
     return Sample(target, args, kwargs, refuses, holds)
 
 

@@ -7,7 +7,7 @@ import math
 
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.ir.rules import RULES
@@ -30,6 +30,7 @@ def reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shape(factors), shape(draw(st.permutations(factors)) if reordered else factors)
 
 
+@settings(deadline=None)
 @given(reshapes(), st.sampled_from((2, 3)))
 def test_blocks_correspond(shapes: tuple[tuple[int, ...], tuple[int, ...]], count: int) -> None:
     before, after = shapes
@@ -45,6 +46,7 @@ def test_blocks_correspond(shapes: tuple[tuple[int, ...], tuple[int, ...]], coun
         assert torch.equal(torch.cat(blocks, j), x.reshape(after))
 
 
+@settings(deadline=None)
 @given(reshapes())
 def test_symbols_do_as_numbers(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     """A symbolic row count in front keeps its label, whatever is reshaped behind it."""
