@@ -168,7 +168,7 @@ def literal(term: Term, tensors: Sequence[torch.Tensor], like: torch.Tensor) -> 
     """The value of a constant, BROADCAST or RESHAPE term; None for another map."""
     factor = float(term.coefficient)
     if not term.operands:
-        return torch.full_like(like, factor)
+        return torch.full(like.shape, factor, dtype=torch.float64)
     if term.map == RESHAPE:
         return tensors[term.operands[0]].reshape(like.shape) * factor
     if term.map != BROADCAST:
@@ -176,7 +176,7 @@ def literal(term: Term, tensors: Sequence[torch.Tensor], like: torch.Tensor) -> 
     found = torch.full((), factor, dtype=torch.float64)
     for i in term.operands:
         found = found * tensors[i]
-    return found.expand(like.shape).to(like.dtype)
+    return found.expand(like.shape)
 
 
 def follows_terms(call: Sample, found: Meaning) -> bool:
@@ -188,11 +188,12 @@ def follows_terms(call: Sample, found: Meaning) -> bool:
     tensors = [torch.zeros_like(x) if i in zeroed else x for i, x in enumerate(tensors)]
     results = run(call, tensors)
     for result in results:
-        total = torch.zeros_like(result)
+        wide = torch.complex128 if result.dtype.is_complex else torch.float64
+        total = torch.zeros(result.shape, dtype=wide)
         for term in found.terms:
             if (value := literal(term, tensors, result)) is not None:
                 total = total + value
-        if not close([_number(total)], [_number(result)]):
+        if not close([total], [result.to(wide)]):
             return False
     return True
 
