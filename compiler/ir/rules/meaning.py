@@ -115,8 +115,8 @@ class Call:
         dtypes: per data operand, element type; None for no tensor.
         result_shapes: per result, likewise.
         result_dtypes: per result, likewise.
-        rank_dependent: whether a static argument differs between ranks.
         arguments: as in ``access.arguments``; implied by the other fields.
+        rank_dependent: whether a static argument differs between ranks.
     """
 
     target: object
@@ -125,8 +125,8 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     result_shapes: tuple[tuple[Any, ...], ...]
     result_dtypes: tuple[torch.dtype | None, ...]
-    rank_dependent: bool
     arguments: dict[str, Any] = field(compare=False, repr=False)
+    rank_dependent: bool = False
 
     @staticmethod
     def of(node: fx.Node) -> Call:
