@@ -13,8 +13,9 @@ An op with no terms (``terms is None``) is an uninterpreted function of everythi
 
 Dependence on dimensions. Every dimension of operands and results carries a *factor* label or None.
 Cutting a factor into blocks, in every operand dimension that carries it, cuts the result the same
-way (factor in the result), or yields partial sums (factor only in operands). A dimension with
-label None is needed whole.
+way (factor in the result), or yields partial sums (factor only in operands: then the op has terms
+and every one carries the factor). A dimension with label None is needed whole. Static arguments
+that state the result's size are cut along.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class Call:
         dtypes: per data operand, element type; None for no tensor.
         result_shapes: per result, likewise.
         result_dtypes: per result, likewise.
-        rank_dependent: whether a static argument differs between ranks.
         arguments: as in ``access.arguments``; implied by the other fields.
+        rank_dependent: whether a static argument differs between ranks.
     """
 
     target: object
@@ -125,8 +126,8 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     result_shapes: tuple[tuple[Any, ...], ...]
     result_dtypes: tuple[torch.dtype | None, ...]
-    rank_dependent: bool
     arguments: dict[str, Any] = field(compare=False, repr=False)
+    rank_dependent: bool = False
 
     @staticmethod
     def of(node: fx.Node) -> Call:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.ir.rules import RULES
@@ -23,12 +24,13 @@ def reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     def shape(order: list[int]) -> tuple[int, ...]:
         cuts = sorted(draw(st.sets(st.integers(1, len(order)), max_size=len(order))))
         edges = [0, *[c for c in cuts if c < len(order)], len(order)]
-        return tuple(math.prod(order[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(math.prod(order[a:b]) for a, b in itertools.pairwise(edges))
 
     reordered = draw(st.booleans())
     return shape(factors), shape(draw(st.permutations(factors)) if reordered else factors)
 
 
+@settings(deadline=None)
 @given(reshapes(), st.sampled_from((2, 3)))
 def test_blocks_correspond(shapes: tuple[tuple[int, ...], tuple[int, ...]], count: int) -> None:
     before, after = shapes
@@ -44,6 +46,7 @@ def test_blocks_correspond(shapes: tuple[tuple[int, ...], tuple[int, ...]], coun
         assert torch.equal(torch.cat(blocks, j), x.reshape(after))
 
 
+@settings(deadline=None)
 @given(reshapes())
 def test_symbols_do_as_numbers(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     """A symbolic row count in front keeps its label, whatever is reshaped behind it."""

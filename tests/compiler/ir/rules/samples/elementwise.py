@@ -34,6 +34,7 @@ DOMAINS: dict[str, Source] = {
     **dict.fromkeys(("acos", "asin", "atanh", "erfinv", "logit"), fractions),
     **dict.fromkeys(("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow"), positive),
     "acosh": above_one,
+    "logical_xor": lambda *s: reals(*s) * masks(*s),
     **dict.fromkeys(
         ("bitwise_left_shift", "bitwise_right_shift"), lambda *s: counts(*s, below=2) + 1
     ),

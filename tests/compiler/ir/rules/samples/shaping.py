@@ -61,8 +61,9 @@ def ranges() -> Iterator[Sample]:
         yield sample(op, reals(6, 4, 2), 1)
     for op in (aten.split.Tensor, aten.split_copy.Tensor, aten.unsafe_split.Tensor):
         yield sample(op, reals(6, 4), 3, -1)
-    for op in (aten.split.sizes, aten.split_with_sizes.default, aten.tensor_split.indices,
-               aten.split_with_sizes_copy.default, aten.unsafe_split_with_sizes.default):  # fmt: skip
+    for op in (aten.split.sizes, aten.split_with_sizes.default, 
+               aten.tensor_split.indices, aten.split_with_sizes_copy.default,
+               aten.unsafe_split_with_sizes.default):  # fmt: skip
         yield sample(op, reals(6, 4), [1, 3], 1)
     for op in (aten.chunk.default, aten.tensor_split.sections):
         yield sample(op, reals(6, 4), 2, 0)
