@@ -62,7 +62,9 @@ class Scanner:
             self.fail("the string is not closed", at=-1, remedy="end it on its line")
         self.fail(f"unexpected character {self.source[offset]!r}", at=-1)
 
-    def fail(self, what: str, *, at: int | None = None, found: str = "", remedy: str = "") -> NoReturn:
+    def fail(
+        self, what: str, *, at: int | None = None, found: str = "", remedy: str = ""
+    ) -> NoReturn:
         """Raise GraphError about token ``at``, by default the next one."""
         offset = self.offsets[self.at if at is None else at]
         starts = [0, *(m.end() for m in re.finditer("\n", self.source))]
