@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import sympy
@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
@@ -24,6 +25,7 @@ from compiler.ir.text.types import (
     SymbolType,
     TensorType,
     ValueType,
+    size_of,
     symbols,
     type_of,
 )
@@ -68,6 +70,8 @@ class Builder:
         self.graph = fx.Graph()
         self.attributes: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, Placements | None] = {}
+        self.keys: dict[fx.Node, Hashable] = {}
+        self.known: dict[Hashable, Any] = {}
 
     def _bind(self, symbol: sympy.Symbol) -> None:
         """Let ``symbol`` stand for a number of its range."""
@@ -152,16 +156,45 @@ class Builder:
         if fresh:
             # The op names the numbers it introduces by this counter.
             self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
-        values = fx.node.map_arg((args, dict(kwargs)), lambda n: n.meta["val"])
-        try:
-            with self.mode, self.env.suppress_guards(), torch.no_grad():
-                found = target(*values[0], **values[1])
-        except Exception as error:
-            raise Refused(str(error).strip().split("\n")[0] or type(error).__name__) from error
+            found = self._run(node)
+        else:
+            # Layers repeat, and most of the time to parse a model went into running ops: equal
+            # calls share one result.
+            key = (target, self._key(args), self._key(kwargs))
+            found = self.known[key] if key in self.known else self._run(node)
+            self.known[key] = found
         node.meta["val"] = self._as_printed(found, held.type)
         for symbol in fresh:
             self._bind(symbol)
         return node
+
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = access.call(node)
+        values = fx.node.map_arg((args, kwargs), access.value)
+        assert callable(node.target), f"{node.target} is no function"
+        try:
+            with self.mode, self.env.suppress_guards(), torch.no_grad():
+                return node.target(*values[0], **values[1])
+        except Exception as error:
+            raise Refused(str(error).strip().split("\n")[0] or type(error).__name__) from error
+
+    def _key(self, item: Any) -> Hashable:
+        """What an argument tells an op about types and layout, equal for equal knowledge."""
+        match item:
+            case fx.Node():
+                if item not in self.keys:
+                    self.keys[item] = self._key(access.value(item))
+                return self.keys[item]
+            case torch.Tensor():
+                sizes = tuple(map(size_of, (*item.shape, *item.stride(), item.storage_offset())))
+                return (item.dtype, item.device, sizes)
+            case torch.SymInt():
+                return size_of(item)
+            case list() | tuple():
+                return (type(item), *map(self._key, item))
+            case dict():
+                return tuple((name, self._key(x)) for name, x in item.items())
+        return (type(item), repr(item))
 
     def _as_printed(self, found: Any, printed: ValueType) -> Any:
         """``found``, its sizes written as in ``printed`` where they are the same sizes."""

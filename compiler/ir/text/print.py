@@ -32,14 +32,14 @@ class Line:
 
 
 def lines(graph: fx.Graph) -> Iterator[Line]:
-    """The printed values of ``graph`` in program order.
+    """The printed values of ``graph``: its inputs, then the others in program order.
 
     A collective whose only user is the wait directly after it makes one line with that wait.
     """
+    inputs = access.node_of(graph, "placeholder")
+    body = (node for node in graph.nodes if node.op not in ("placeholder", "output"))
     start, number = None, 0
-    for node in graph.nodes:
-        if node.op == "output":
-            continue
+    for node in (*inputs, *body):
         if _waited_at_once(node):
             start = node
             continue
