@@ -239,6 +239,8 @@ def layer_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
+    if path.startswith("_empty_nn_module_stack"):  # what export gives to nodes it made itself
+        return ""
     return path.removeprefix("L['self'].").removeprefix("L__self___")
 
 

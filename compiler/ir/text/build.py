@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import sympy
@@ -13,29 +14,32 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.ir.text.types import (
     ConstantType,
+    Held,
     Size,
     SymbolType,
     TensorType,
     ValueType,
+    size_of,
     symbols,
     type_of,
 )
 
 Range = tuple[float, float]
-"""Least and greatest value; infinite where there is none."""
+"""Least and greatest value of a symbol; infinite where there is none."""
 
 
-class Refused(Exception):  # noqa: N818 -- says what happened; the parser makes it an error
+class Refused(Exception):  # noqa: N818 -- the parser makes it an error
     """A declaration that cannot be built, or an op that refuses its operands."""
 
 
-class Gives(Exception):  # noqa: N818
-    """An op that gives another type than the text says; the message is that type."""
+class Gives(Exception):  # noqa: N818 -- the parser makes it an error
+    """An op that gives another type than the text says; the message is the type it gives."""
 
 
 class Builder:
@@ -43,8 +47,8 @@ class Builder:
 
     Args:
         mesh: the mesh of the graph.
-        ranges: symbol -> its range. Symbols that start with ``u`` are unbacked: the value of an
-            op introduces them, or nothing is known of them but the range.
+        ranges: symbol -> its range. Symbols that start with ``u`` are unbacked: an op introduces
+            them, or nothing but their range is known.
     """
 
     def __init__(self, mesh: Mesh, ranges: Mapping[str, Range]) -> None:
@@ -59,73 +63,78 @@ class Builder:
         self.hints = hints(self.ranges)
         self.bound: set[sympy.Symbol] = set()
         for symbol, hint in self.hints.items():
-            # The name of this method changed in 2.12.
+            # PyTorch renamed the method; the old name warns where the new one exists.
             add = getattr(self.env, "add_backed_var_to_val", None) or self.env.add_var_to_val
             add(symbol, hint)
             self._bind(symbol)
         self.graph = fx.Graph()
         self.attributes: dict[str, torch.Tensor] = {}
-        self.inputs: dict[str, Placements] = {}
+        self.inputs: dict[str, Placements | None] = {}
+        self.keys: dict[fx.Node, Hashable] = {}
+        self.known: dict[Hashable, Any] = {}
 
     def _bind(self, symbol: sympy.Symbol) -> None:
+        """Let ``symbol`` stand for a number of its range."""
         self.bound.add(symbol)
-        self.env.var_to_range[symbol] = _value_range(self.ranges[symbol])
+        low, high = (
+            (int_oo if x > 0 else -int_oo) if math.isinf(x) else int(x) for x in self.ranges[symbol]
+        )
+        self.env.var_to_range[symbol] = ValueRanges(low, high)
 
     def _size(self, size: Size) -> int | torch.SymInt:
         if isinstance(size, int):
             return size
-        known = size.free_symbols <= self.hints.keys()
-        hint = int(size.subs(self.hints)) if known else None
+        backed = size.free_symbols <= self.hints.keys()
+        hint = int(size.subs(self.hints)) if backed else None
         return self.env.create_symintnode(size, hint=hint)
 
-    def _held(self, declared: ValueType, strides: tuple[Size, ...] | None) -> Any:
-        """A value of type ``declared`` that no op computes."""
-        for symbol in symbols(declared):
+    def _made(self, held: Held) -> Any:
+        """A value that no op computes."""
+        for symbol in symbols(held.type):
             if symbol not in self.bound:
                 self._bind(symbol)
-        if isinstance(declared, ConstantType):
-            return declared.value
-        if isinstance(declared, SymbolType) and declared.expression is not None:
-            return self._size(declared.expression)
-        if not isinstance(declared, TensorType):
-            raise Refused(f"an input cannot be {declared}")
-        sizes = [self._size(size) for size in declared.shape]
-        with self.mode:
-            if strides is None:
-                return torch.empty(sizes, dtype=declared.dtype, device=declared.device)
-            return torch.empty_strided(
-                sizes,
-                [self._size(stride) for stride in strides],
-                dtype=declared.dtype,
-                device=declared.device,
-            )
+        match held.type:
+            case ConstantType(value):
+                return value
+            case SymbolType("sym", expression) if expression is not None:
+                return self._size(expression)
+            case TensorType(dtype, shape, device):
+                sizes = list(map(self._size, shape))
+                with self.mode, self.env.suppress_guards():
+                    if held.strides is None:
+                        return torch.empty(sizes, dtype=dtype, device=device)
+                    strides = list(map(self._size, held.strides))
+                    return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+        raise Refused(f"an input cannot be of type {held.type}")
 
-    def placeholder(
-        self, name: str, declared: ValueType, strides: tuple[Size, ...] | None
-    ) -> fx.Node:
+    def placeholder(self, name: str, held: Held) -> fx.Node:
         """An input of the function."""
+        self.inputs[name] = held.placements
         node = self.graph.placeholder(name)
-        node.meta["val"] = self._held(declared, strides)
+        node.meta["val"] = self._made(held)
         return node
 
-    def attribute(
-        self, target: str, declared: ValueType, strides: tuple[Size, ...] | None
-    ) -> fx.Node:
-        """A parameter or buffer; the module holds a tensor on the meta device in its place."""
-        held = self._held(declared, strides)
-        if not isinstance(held, torch.Tensor) or any(True for _ in symbols(declared)):
-            raise Refused(f"an attribute is a tensor of constant sizes, not {declared}")
-        known = self.attributes.get(target)
-        meta = torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device="meta")
-        if known is not None and (known.shape, known.stride(), known.dtype) != (
-            meta.shape,
-            meta.stride(),
-            meta.dtype,
-        ):
-            raise Refused(f"attribute {target!r} is {declared} here, {type_of(known)} before")
-        self.attributes.setdefault(target, meta)
+    def attribute(self, target: str, held: Held) -> fx.Node:
+        """A parameter or buffer; the module holds a tensor on the meta device in its place.
+
+        Raises:
+            Refused: no tensor of constant sizes, no name, or two declarations that differ.
+        """
+        value = self._made(held)
+        if not isinstance(value, torch.Tensor) or any(True for _ in symbols(held.type)):
+            raise Refused(f"an attribute is a tensor of constant sizes, not {held.type}")
+        if not all(part.isidentifier() or part.isdecimal() for part in target.split(".")):
+            raise Refused(f"{target!r} cannot name an attribute")
+        if target in self.inputs and target not in self.attributes:
+            raise Refused(f"{target!r} names an input and an attribute")
+        meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        known = self.attributes.setdefault(target, meta)
+        if (known.shape, known.stride(), known.dtype) != (meta.shape, meta.stride(), meta.dtype):
+            raise Refused(f"attribute {target!r} has another type before")
+        if self.inputs.setdefault(target, held.placements) != held.placements:
+            raise Refused(f"attribute {target!r} has another placement before")
         node = self.graph.create_node("get_attr", target)
-        node.meta["val"] = held
+        node.meta["val"] = value
         return node
 
     def call(
@@ -133,59 +142,84 @@ class Builder:
         target: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        declared: ValueType,
+        held: Held,
         name: str,
     ) -> fx.Node:
-        """One call of ``target``.
+        """One call of ``target``; ``name`` names its node.
 
         Raises:
             Refused: the op fails.
-            Gives: it gives another type than ``declared``.
+            Gives: it gives another type than ``held`` says.
         """
         node = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
-        fresh = [s for s in symbols(declared) if s not in self.bound]
+        fresh = {s for s in symbols(held.type) if s not in self.bound}
         if fresh:
+            # The op names the numbers it introduces by this counter.
             self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
-        values = fx.node.map_arg((args, dict(kwargs)), lambda n: n.meta["val"])
-        try:
-            with self.mode, self.env.suppress_guards(), torch.no_grad():
-                found = target(*values[0], **values[1])
-        except Exception as error:
-            raise Refused(str(error).strip().split("\n")[0]) from error
-        node.meta["val"] = self._as_declared(found, declared)
+            found = self._run(node)
+        else:
+            # Layers repeat, and most of the time to parse a model went into running ops: equal
+            # calls share one result.
+            key = (target, self._key(args), self._key(kwargs))
+            found = self.known[key] if key in self.known else self._run(node)
+            self.known[key] = found
+        node.meta["val"] = self._as_printed(found, held.type)
         for symbol in fresh:
             self._bind(symbol)
         return node
 
-    def _as_declared(self, found: Any, declared: ValueType) -> Any:
-        """``found`` with sizes written as in ``declared``, where they are the same sizes."""
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = access.call(node)
+        values = fx.node.map_arg((args, kwargs), access.value)
+        assert callable(node.target), f"{node.target} is no function"
+        try:
+            with self.mode, self.env.suppress_guards(), torch.no_grad():
+                return node.target(*values[0], **values[1])
+        except Exception as error:
+            raise Refused(str(error).strip().split("\n")[0] or type(error).__name__) from error
+
+    def _key(self, item: Any) -> Hashable:
+        """What an argument tells an op about types and layout, equal for equal knowledge."""
+        match item:
+            case fx.Node():
+                if item not in self.keys:
+                    self.keys[item] = self._key(access.value(item))
+                return self.keys[item]
+            case torch.Tensor():
+                sizes = tuple(map(size_of, (*item.shape, *item.stride(), item.storage_offset())))
+                return (item.dtype, item.device, sizes)
+            case torch.SymInt():
+                return size_of(item)
+            case list() | tuple():
+                return (type(item), *map(self._key, item))
+            case dict():
+                return tuple((name, self._key(x)) for name, x in item.items())
+        return (type(item), repr(item))
+
+    def _as_printed(self, found: Any, printed: ValueType) -> Any:
+        """``found``, its sizes written as in ``printed`` where they are the same sizes."""
         actual = type_of(found)
-        bare = isinstance(actual, SymbolType) and declared == SymbolType(actual.kind)
-        if bare or str(actual) == str(declared):
+        bare = isinstance(actual, SymbolType) and printed == SymbolType(actual.kind)
+        if bare or str(actual) == str(printed):
             return found
-        if isinstance(declared, TensorType) and isinstance(actual, TensorType):
-            sizes = [self._size(size) for size in declared.shape]
-            alike = (actual.dtype, actual.device) == (declared.dtype, declared.device)
+        if isinstance(printed, TensorType) and isinstance(actual, TensorType):
+            sizes = list(map(self._size, printed.shape))
+            alike = (actual.dtype, actual.device) == (printed.dtype, printed.device)
             if alike and len(sizes) == len(found.shape) and all(map(_same, sizes, found.shape)):
                 with self.mode, self.env.suppress_guards():
                     return found.as_strided(sizes, found.stride())
         raise Gives(str(actual))
 
     def finish(self, returned: Any) -> SpmdGraph:
-        """The graph, which returns ``returned``.
-
-        Raises:
-            PlacementError: a placement that does not fit its input.
-            MeshError: a group the mesh does not know.
-        """
+        """The graph, which returns ``returned``."""
         self.graph.output(returned)
         for symbol in self.bound:
-            # What ops demand of a symbol narrows its range; the text gives the range.
-            self.env.var_to_range[symbol] = _value_range(self.ranges[symbol])
+            # What ops demand of a symbol narrows its range; the text says what it is.
+            self._bind(symbol)
         module = fx.GraphModule(self.attributes, self.graph)
         axes = self.mesh.axes
-        inputs = {n: dict(zip(axes, p, strict=True)) for n, p in self.inputs.items()}
-        return spmd_graph(module, self.mesh, inputs)
+        given = {n: dict(zip(axes, p, strict=True)) for n, p in self.inputs.items() if p}
+        return spmd_graph(module, self.mesh, given)
 
 
 def is_unbacked(symbol: str) -> bool:
@@ -197,32 +231,23 @@ def _same(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     return statically_known_true(size == other)
 
 
-def _value_range(bounds: Range) -> Any:
-    low, high = (
-        int(x) if abs(x) != float("inf") else (int_oo if x > 0 else -int_oo) for x in bounds
-    )
-    return ValueRanges(low, high)
-
-
 PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
 def hints(ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, int]:
     """A size inside its range for every backed symbol, to run ops with.
 
-    All differ, none is 0 or 1 where the range allows, and each is a multiple of a large power of
-    two: ops then neither specialize to it, nor take two symbols for one, nor stop at a division.
+    Where the range allows, they differ, none is 0 or 1, and each is a multiple of a power of two
+    and of a prime that is no usual size: ops then take no symbol for a constant or for another
+    symbol, and do not stop at a division.
     """
     found: dict[sympy.Symbol, int] = {}
     for symbol, (low, high) in ranges.items():
         if is_unbacked(symbol.name):
             continue
         least, greatest = max(int(low), 2), int(min(high, 2**40))
-        likely = [64 * p for p in PRIMES]
+        likely = [64 * prime for prime in PRIMES]
         likely += [greatest // step * step for step in (64, 32, 16, 8, 4, 2, 1)]
-        likely += [least * 64, least]
-        taken = set(found.values())
-        inside = [x for x in likely if least <= x <= greatest]
-        fallback = inside[-1] if inside else int(low)
-        found[symbol] = next((x for x in inside if x not in taken), fallback)
+        inside = [x for x in likely if least <= x <= greatest] or [greatest]
+        found[symbol] = next((x for x in inside if x not in found.values()), inside[-1])
     return found

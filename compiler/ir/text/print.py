@@ -32,14 +32,14 @@ class Line:
 
 
 def lines(graph: fx.Graph) -> Iterator[Line]:
-    """The printed values of ``graph`` in program order.
+    """The printed values of ``graph``: its inputs, then the others in program order.
 
     A collective whose only user is the wait directly after it makes one line with that wait.
     """
+    inputs = access.node_of(graph, "placeholder")
+    body = (node for node in graph.nodes if node.op not in ("placeholder", "output"))
     start, number = None, 0
-    for node in graph.nodes:
-        if node.op == "output":
-            continue
+    for node in (*inputs, *body):
         if _waited_at_once(node):
             start = node
             continue
@@ -109,18 +109,18 @@ class Printer:
     def held(self, line: Line) -> str:
         """Type, strides of inputs that are not contiguous, and placement where known."""
         node = line.node
-        if self.strict:
-            found = access.value(node)
-        else:
-            found = node.meta.get("val", ...)
+        found = access.value(node) if self.strict else node.meta.get("val", ...)
         text = self.or_question(lambda: str(type_of(found)), "?")
         if node.op in ("placeholder", "get_attr") and isinstance(found, torch.Tensor):
             strides = strides_of(found)
             text += "" if strides is None else f" strides {sizes_text(strides)}"
-        placements = self.placements.get(node)
-        if placements is None and line.start is not None:
-            placements = self.placements.get(line.start)
+        placements = self.placements_of(line)
         return text if placements is None else f"{text} {{{self.placed(placements)}}}"
+
+    def placements_of(self, line: Line) -> Placements | None:
+        """Placement of a line's value, None where it is not known."""
+        found = self.placements.get(line.node)
+        return self.placements.get(line.start) if found is None and line.start else found
 
     def placed(self, placements: Placements) -> str:
         """``tp: R, ep: S(0)``."""
@@ -135,9 +135,9 @@ class Printer:
         if node.op == "get_attr":
             return f"attr {spelling.quoted(str(node.target))}"
         if line.start is not None:
-            return self.collective(line.start, f"comm.{OPS[line.start.target]}")
+            return self.collective(line.start, spelling.COMM_NAMES[line.start.target])
         if node.target in OPS and _group(node) is not None:
-            return self.collective(node, spelling.start_name(OPS[node.target]))
+            return self.collective(node, f"{spelling.COMM_NAMES[node.target]}_start")
         args, kwargs = access.call(node)
         index = access.projection(node)
         if index is not None:
@@ -258,11 +258,7 @@ def print_graph(
     Raises:
         GraphError: a value, op or argument that has no text form.
     """
-    placements = dict(facts or {})
-    for node in graph.graph.nodes:
-        if node.op in ("placeholder", "get_attr") and str(node.target) in graph.inputs:
-            placements[node] = graph.inputs[str(node.target)]
-    printer = Printer(graph.graph, graph.mesh, placements)
+    printer = printer_of(graph, facts)
     inputs: list[tuple[str, str]] = []
     body: list[tuple[str, str]] = []
     for line in lines(graph.graph):
@@ -274,6 +270,15 @@ def print_graph(
     body.append((f"  {printer.returned(access.output(graph.graph))}", ""))
     rows = [*_function(name, inputs), *body, ("}", "")]
     return "\n".join([*_header(graph), *_aligned(rows)]) + "\n"
+
+
+def printer_of(graph: SpmdGraph, facts: Mapping[fx.Node, Placements] | None) -> Printer:
+    """A printer that knows the placements of the graph's inputs, and ``facts``."""
+    placements = dict(facts or {})
+    for node in graph.graph.nodes:
+        if node.op in ("placeholder", "get_attr") and str(node.target) in graph.inputs:
+            placements[node] = graph.inputs[str(node.target)]
+    return Printer(graph.graph, graph.mesh, placements)
 
 
 def _header(graph: SpmdGraph) -> Iterator[str]:

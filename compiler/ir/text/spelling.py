@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from compiler.ir.collectives import OPS, WAIT, Kind
+from compiler.ir.collectives import OPS, WAIT
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -82,7 +82,10 @@ PYTHON: Mapping[str, Callable[..., Any]] = {
 PYTHON_NAMES = {function: f"py.{name}" for name, function in PYTHON.items()}
 
 COMM = {f"comm.{kind}": op for op, kind in OPS.items()}
+COMM_NAMES: Mapping[object, str] = {op: name for name, op in COMM.items()}
 COMM_STARTS = {f"{name}_start": op for name, op in COMM.items()}
+"""Collectives that are not directly followed by their only use, a wait."""
+
 COMM_WAIT = "comm.wait"
 
 ATTRIBUTES: Mapping[str, str] = {
@@ -103,12 +106,7 @@ def op_name(target: object) -> str | None:
         name: str = target._schema.name.replace("::", ".")
         overload: str = target._schema.overload_name
         return f"{name}.{overload}" if overload else name
-    return PYTHON_NAMES.get(target) if callable(target) else None  # type: ignore[call-overload]
-
-
-def start_name(kind: Kind) -> str:
-    """The op of a collective that is not directly followed by its only use, a wait."""
-    return f"comm.{kind}_start"
+    return PYTHON_NAMES.get(target) if callable(target) else None
 
 
 def find_op(name: str) -> Callable[..., Any]:
@@ -119,7 +117,7 @@ def find_op(name: str) -> Callable[..., Any]:
     """
     namespace, op, *overload = name.split(".")
     if name == COMM_WAIT:
-        return WAIT  # type: ignore[no-any-return]
+        return WAIT
     if namespace == "comm":
         raise LookupError(f"the collectives are {', '.join(COMM)}")
     if namespace == "py":

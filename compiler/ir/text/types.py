@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -13,9 +13,10 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from compiler.errors import GraphError
+from compiler.ir.placement import Placements
 from compiler.ir.text.spelling import CONSTANTS, float_text, quoted
 
-Size = int | sympy.Expr
+Size: TypeAlias = "int | sympy.Expr"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ class TupleType:
 
 
 ValueType = TensorType | SymbolType | ConstantType | TupleType
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a text says that each rank holds of a value.
+
+    Attributes:
+        type: element type and per-rank shape.
+        strides: of inputs and attributes; None for contiguous ones and for computed values.
+        placements: per mesh axis, None where the text does not say.
+    """
+
+    type: ValueType
+    strides: tuple[Size, ...] | None
+    placements: Placements | None
 
 
 def type_of(found: Any) -> ValueType:
