@@ -34,8 +34,8 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import insert_all_reduce
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.numbering import numbers
 from compiler.ir.remark import PassResult, Remark, RemarkKind
+from compiler.ir.text import numbers
 from compiler.plan.comm_plan import Stage
 
 Forms = dict[fx.Node, fx.Node]

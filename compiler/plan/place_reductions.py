@@ -22,7 +22,7 @@ from torch import fx
 from compiler.analysis.carriers import Carrier, Facts, addend, carriers, is_reduction
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.numbering import numbers
+from compiler.ir.text import numbers
 from compiler.plan.comm_plan import PlacedReduction, Stage
 
 SOURCE, SINK = "unreduced", "reduced"
