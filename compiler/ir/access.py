@@ -36,6 +36,10 @@ class RankInt(int):
         self.values = values
         return self
 
+    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
+        """Copies and pickles keep every rank's value."""
+        return int(self), self.values
+
 
 class RankFloat(float):
     """Like ``RankInt``, for a number that is not an integer."""
@@ -47,6 +51,10 @@ class RankFloat(float):
         self = super().__new__(cls, value)
         self.values = values
         return self
+
+    def __getnewargs__(self) -> tuple[float, tuple[float, ...]]:  # type: ignore[override]
+        """Copies and pickles keep every rank's value."""
+        return float(self), self.values
 
 
 @dataclass(frozen=True)
@@ -236,12 +244,11 @@ def projection(node: fx.Node) -> int | None:
 def layer_path(node: fx.Node) -> str:
     """Dotted path of the module the node comes from, empty if capture recorded none."""
     stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
+    entries = [entry for entry in stack.values() if isinstance(entry, tuple)]
+    if not entries or str(entries[-1][0]).startswith("_empty_nn_module_stack"):
         return ""
-    path = str(list(stack.values())[-1][0])
-    if path.startswith("_empty_nn_module_stack"):  # what export gives to nodes it made itself
-        return ""
-    return path.removeprefix("L['self'].").removeprefix("L__self___")
+    path = str(entries[-1][0])
+    return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._")
 
 
 def source_line(node: fx.Node) -> str:

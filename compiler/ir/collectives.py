@@ -6,6 +6,7 @@ its result. Everything above this file sees one value, the wait.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -96,6 +97,23 @@ def collectives(graph: fx.Graph) -> tuple[tuple[fx.Node, Collective], ...]:
 def group_names(graph: fx.Graph) -> tuple[str, ...]:
     """Names of the groups the graph's collectives use, in order of first use."""
     return tuple(dict.fromkeys(c.group for _, c in collectives(graph)))
+
+
+def group_position(node: fx.Node) -> int | None:
+    """Index in ``node.args`` of the group a collective of any kind runs in, None for other ops."""
+    if getattr(node.target, "namespace", "") not in ("_c10d_functional", "c10d", "symm_mem"):
+        return None
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    found = [i for i, name in enumerate(names) if name in ("group_name", "group")]
+    return found[0] if found and found[0] < len(node.args) else None
+
+
+def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
+    """Replace group names in place, in collectives of every kind; names left out stay."""
+    for node in graph.nodes:
+        position = group_position(node)
+        if position is not None and isinstance(node.args[position], str):
+            node.update_arg(position, names.get(str(node.args[position]), node.args[position]))
 
 
 def check_groups(graph: fx.Graph, mesh: Mesh) -> None:

@@ -1,0 +1,183 @@
+"""An exported program as a graph whose inputs are all of its state and its tensor arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
+
+from compiler.errors import CaptureError
+from compiler.ir import access
+
+CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+"""Ops that only repeat what is already known of their operand when the graph is run."""
+
+
+class StateKind(StrEnum):
+    """What a lifted tensor is to the model."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    TRANSIENT = "non-persistent buffer"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor of the model that became an input of the graph.
+
+    Attributes:
+        kind: what it is to the model.
+        key: its dotted name in the model; for parameters and persistent buffers, the key in its
+            state_dict.
+        tensor: the tensor; the local shard where the model holds a DTensor.
+    """
+
+    kind: StateKind
+    key: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A leaf of arguments or results that is no tensor: the value the graph was traced with."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class LiftedGraph:
+    """A functional graph without attributes.
+
+    Attributes:
+        module: the graph; placeholders of state come first.
+        state: placeholder -> tensor of the model.
+        arguments: per argument, its placeholder or the constant it was traced with.
+        mutations: index of a graph output -> placeholder whose tensor it is written back to.
+        results: per result of the model, the index of a graph output, or a constant.
+    """
+
+    module: fx.GraphModule
+    state: Mapping[str, State]
+    arguments: tuple[str | Fixed, ...]
+    mutations: Mapping[int, str]
+    results: tuple[int | Fixed, ...]
+
+
+def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) -> LiftedGraph:
+    """``program`` with readable placeholder names.
+
+    Args:
+        program: functional (after ``run_decompositions``).
+        prefix: leading part of all names of modules and tensors, to be dropped.
+        names: names for the tensor arguments, in order; the program's own where left out.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    state: dict[str, State] = {}
+    arguments: list[str | Fixed] = []
+    placeholders: dict[str, str] = {}
+    given = iter(names)
+    inputs = zip(
+        program.graph_signature.input_specs,
+        access.node_of(program.graph, "placeholder"),
+        strict=True,
+    )
+    for spec, node in inputs:
+        if isinstance(spec.arg, ConstantArgument) and not node.users:
+            arguments.append(Fixed(spec.arg.value))
+            continue
+        held = _state(program, spec, prefix)
+        name = next(given, node.name) if held is None else _placeholder_name(held)
+        copy = graph.placeholder(_unused(name, placeholders.values()))
+        copy.meta = dict(node.meta)
+        copies[node] = copy
+        placeholders[node.name] = str(copy.target)
+        if held is None:
+            arguments.append(str(copy.target))
+        else:
+            state[str(copy.target)] = held
+    for node in program.graph.nodes:
+        if node.op in ("placeholder", "output") or node.target in CHECKS:
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].meta = _meta(node, prefix)
+    outputs: list[fx.Node] = []
+    mutations: dict[int, str] = {}
+    results: list[int | Fixed] = []
+    written = dict(_outputs(program))
+    for spec, node in zip(program.graph_signature.output_specs, written.values(), strict=True):
+        if not isinstance(node, fx.Node):
+            results.append(Fixed(node))
+            continue
+        if spec.kind is OutputKind.USER_OUTPUT:
+            results.append(len(outputs))
+        elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            key = str(spec.target).removeprefix(prefix)
+            mutations[len(outputs)] = next(n for n, s in state.items() if s.key == key)
+        else:
+            assert spec.kind is OutputKind.USER_INPUT_MUTATION, f"output kind {spec.kind}"
+            mutations[len(outputs)] = placeholders[str(spec.target)]
+        outputs.append(copies[node])
+    graph.output(tuple(outputs))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    return LiftedGraph(module, state, tuple(arguments), mutations, tuple(results))
+
+
+def _outputs(program: ExportedProgram) -> list[tuple[int, Any]]:
+    return list(enumerate(access.output(program.graph).args[0]))  # type: ignore[arg-type]
+
+
+def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | None:
+    target = str(spec.target)
+    key = target.removeprefix(prefix)
+    match spec.kind:
+        case InputKind.USER_INPUT:
+            return None
+        case InputKind.PARAMETER:
+            return State(StateKind.PARAMETER, key, program.state_dict[target])
+        case InputKind.BUFFER if spec.persistent:
+            return State(StateKind.BUFFER, key, program.state_dict[target])
+        case InputKind.BUFFER:
+            return State(StateKind.TRANSIENT, key, program.constants[target])
+        case InputKind.CONSTANT_TENSOR:
+            return State(StateKind.CONSTANT, key, program.constants[target])
+    raise CaptureError(
+        f"the model reads {target!r}, which is not a tensor",
+        found=f"an input of kind {spec.kind.name}",
+        remedy="keep opaque objects out of forward",
+    )
+
+
+def _placeholder_name(held: State) -> str:
+    letter = {StateKind.PARAMETER: "p", StateKind.CONSTANT: "c"}.get(held.kind, "b")
+    return f"{letter}_{''.join(c if c.isalnum() else '_' for c in held.key)}"
+
+
+def _unused(name: str, taken: Any) -> str:
+    known, found, count = set(taken), name, 0
+    while found in known:
+        count += 1
+        found = f"{name}_{count}"
+    return found
+
+
+def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
+    """The node's facts, with module paths that start below ``prefix``."""
+    meta = dict(node.meta)
+    meta.setdefault("val", None)
+    stack = meta.get("nn_module_stack")
+    if stack and prefix:
+        wrapper = prefix.rstrip(".")
+        meta["nn_module_stack"] = {
+            key: ("" if path == wrapper else path.removeprefix(prefix), *rest)
+            for key, (path, *rest) in stack.items()
+            if path
+        }
+    return meta

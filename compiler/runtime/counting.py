@@ -1,0 +1,56 @@
+"""Counts the collectives that really run, for tests, demos and benchmarks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAMES = {
+    "all_reduce": "all_reduce", "all_reduce_": "all_reduce", "allreduce_": "all_reduce",
+    "all_gather_into_tensor": "all_gather", "_allgather_base_": "all_gather",
+    "allgather_": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
+    "_reduce_scatter_base_": "reduce_scatter", "all_to_all_single": "all_to_all",
+    "alltoall_base_": "all_to_all", "broadcast": "broadcast", "broadcast_": "broadcast",
+}  # fmt: skip
+"""Op of the namespaces c10d and _c10d_functional -> kind."""
+
+
+@dataclass
+class Counts:
+    """What ran: per kind, how many collectives and how many payload bytes."""
+
+    collectives: Counter[str] = field(default_factory=Counter)
+    payload_bytes: Counter[str] = field(default_factory=Counter)
+
+
+class count_collectives(TorchDispatchMode):  # noqa: N801  a context manager, named like one
+    """Within it, every collective this thread starts is counted.
+
+    Example: ``with count_collectives() as counts: model(x)``; then ``counts.collectives``.
+    """
+
+    def __init__(self) -> None:
+        """Starts from zero."""
+        super().__init__()
+        self.counts = Counts()
+
+    def __enter__(self) -> Counts:  # type: ignore[override]
+        super().__enter__()
+        return self.counts
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Counts collectives, and runs everything."""
+        if func.namespace in ("c10d", "_c10d_functional"):
+            kind = NAMES.get(func._schema.name.split("::")[1])
+            if kind is not None:
+                leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+                sizes = [x.nbytes for x in leaves if isinstance(x, torch.Tensor)]
+                self.counts.collectives[kind] += 1
+                self.counts.payload_bytes[kind] += max(sizes, default=0)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,129 @@
+"""The optimized model: called like the model, with its state_dict, running proven graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compiler.capture.arguments import Arguments, CallForm
+from compiler.errors import CommPlanError
+from compiler.runtime.prepared import Prepared, call_kind, state_tensors
+
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
+
+
+class OptimizedModule(nn.Module):
+    """Runs a model through graphs that were rewritten and proven equivalent.
+
+    A call whose argument tree, element types, devices, constants and sizes fit a prepared graph
+    runs it; any other is captured, planned and proven first. Which graph runs is a function of
+    the call's shapes alone, so that all ranks choose alike. A call without tokens (a size of
+    zero) runs the model itself: it owes no rank a sum.
+
+    Attributes:
+        original: the model. Its parameters are this module's, under the same names.
+        reports: one per prepared graph, in the order in which they were made.
+    """
+
+    def __init__(self, model: nn.Module, prepare: Prepare, *, debug: bool = False) -> None:
+        """Nothing is captured before the first call or ``prepare_call``."""
+        super().__init__()
+        object.__setattr__(self, "original", model)
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._modules = model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        self.debug = debug
+        self._prepare = prepare
+        self._form = CallForm.of(model)
+        self._graphs: dict[Any, list[Prepared]] = {}
+        self._compared: set[int] = set()
+
+    original: nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result, computed by the prepared graph for this call."""
+        given = self._form.flatten(args, kwargs)
+        if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
+            return self.original(*args, **kwargs)
+        prepared = self._graph_for(given, args, kwargs)
+        if prepared.compare_inputs is not None and (
+            self.debug or id(prepared) not in self._compared
+        ):
+            prepared.compare_inputs(_named(prepared, given))
+            self._compared.add(id(prepared))
+        constants = {n: s.tensor for n, s in prepared.traced.lifted.state.items()}
+        with torch.no_grad():
+            return prepared.run(state_tensors(self.original, prepared.state, constants), given)
+
+    def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
+        """Capture, plan and prove the graph for calls like this one, unless there is one."""
+        return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)
+
+    def _graph_for(
+        self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Prepared:
+        known = self._graphs.setdefault(call_kind(given), [])
+        for prepared in known:
+            if prepared.accepts(given):
+                return prepared
+        prepared = self._prepare(args, kwargs)
+        known.append(prepared)
+        return prepared
+
+    @property
+    def prepared(self) -> tuple[Prepared, ...]:
+        """All prepared graphs, by kind of call."""
+        return tuple(p for known in self._graphs.values() for p in known)
+
+    @property
+    def report(self) -> Any:
+        """What was done for the graph prepared last: plan, verdict, remarks, statistics.
+
+        Raises:
+            CommPlanError: nothing was prepared yet.
+        """
+        if not self.prepared:
+            raise CommPlanError(
+                "nothing has been optimized yet",
+                remedy="call the model once, or pass example_inputs= to optimize_allreduce",
+            )
+        return self.prepared[-1].result
+
+    def graph_module(self, num_tokens: int) -> torch.fx.GraphModule:
+        """The graph that runs for calls with ``num_tokens`` tokens.
+
+        Raises:
+            CommPlanError: no prepared graph covers that count.
+        """
+        for prepared in self.prepared:
+            if _covers(prepared, num_tokens):
+                return prepared.module
+        raise CommPlanError(
+            f"no graph is prepared for {num_tokens} tokens",
+            found=f"{len(self.prepared)} graphs, for other sizes",
+            remedy="call the model with that many tokens once",
+        )
+
+
+def _named(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:
+    pairs = zip(prepared.traced.lifted.arguments, given.leaves, strict=True)
+    return {name: leaf for name, leaf in pairs if isinstance(name, str)}
+
+
+def _covers(prepared: Prepared, num_tokens: int) -> bool:
+    """Whether some size of the graph's arguments may be ``num_tokens``."""
+    for sizes in prepared.sizes:
+        for size in sizes:
+            if isinstance(size, int):
+                if size == num_tokens:
+                    return True
+                continue
+            lower, upper = prepared.traced.ranges.get(str(size), (0, None))
+            if num_tokens >= lower and (upper is None or num_tokens <= upper):
+                return True
+    return False
