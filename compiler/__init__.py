@@ -4,11 +4,18 @@ from compiler.check import Report, Verdict
 from compiler.errors import CommPlanError
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
-from compiler.optimize import OptimizationResult, check_equivalence, optimize_graph
+from compiler.optimize import (
+    ModelReport,
+    OptimizationResult,
+    check_equivalence,
+    optimize_allreduce,
+    optimize_graph,
+)
 
 __all__ = [
     "CommPlanError",
     "Mesh",
+    "ModelReport",
     "OptimizationResult",
     "Partial",
     "Replicate",
@@ -17,5 +24,6 @@ __all__ = [
     "Varying",
     "Verdict",
     "check_equivalence",
+    "optimize_allreduce",
     "optimize_graph",
 ]

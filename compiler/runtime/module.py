@@ -10,7 +10,7 @@ from torch import nn
 
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
-from compiler.runtime.prepared import Prepared, call_kind, state_tensors
+from compiler.runtime.prepared import Prepared, call_kind
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
 
@@ -28,8 +28,17 @@ class OptimizedModule(nn.Module):
         reports: one per prepared graph, in the order in which they were made.
     """
 
-    def __init__(self, model: nn.Module, prepare: Prepare, *, debug: bool = False) -> None:
-        """Nothing is captured before the first call or ``prepare_call``."""
+    def __init__(
+        self, model: nn.Module, prepare: Prepare, *, unchanged: Any = None, debug: bool = False
+    ) -> None:
+        """Nothing is captured before the first call or ``prepare_call``.
+
+        Args:
+            model: the model.
+            prepare: captures, plans and proves the graph for a call.
+            unchanged: the report of a model that is to run as it is; nothing is captured then.
+            debug: compare inputs between ranks at every call.
+        """
         super().__init__()
         object.__setattr__(self, "original", model)
         self._parameters = model._parameters
@@ -37,7 +46,7 @@ class OptimizedModule(nn.Module):
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self.debug = debug
+        self.debug, self.unchanged = debug, unchanged
         self._prepare = prepare
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[Prepared]] = {}
@@ -47,6 +56,8 @@ class OptimizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, computed by the prepared graph for this call."""
+        if self.unchanged is not None:
+            return self.original(*args, **kwargs)
         given = self._form.flatten(args, kwargs)
         if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
             return self.original(*args, **kwargs)
@@ -54,11 +65,10 @@ class OptimizedModule(nn.Module):
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
-            prepared.compare_inputs(_named(prepared, given))
+            prepared.compare_inputs(_replicated(prepared, given))
             self._compared.add(id(prepared))
-        constants = {n: s.tensor for n, s in prepared.traced.lifted.state.items()}
         with torch.no_grad():
-            return prepared.run(state_tensors(self.original, prepared.state, constants), given)
+            return prepared.run(self.original, given)
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
@@ -87,12 +97,14 @@ class OptimizedModule(nn.Module):
         Raises:
             CommPlanError: nothing was prepared yet.
         """
+        if self.unchanged is not None:
+            return self.unchanged
         if not self.prepared:
             raise CommPlanError(
                 "nothing has been optimized yet",
                 remedy="call the model once, or pass example_inputs= to optimize_allreduce",
             )
-        return self.prepared[-1].result
+        return self.prepared[-1].report
 
     def graph_module(self, num_tokens: int) -> torch.fx.GraphModule:
         """The graph that runs for calls with ``num_tokens`` tokens.
@@ -110,9 +122,9 @@ class OptimizedModule(nn.Module):
         )
 
 
-def _named(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:
-    pairs = zip(prepared.traced.lifted.arguments, given.leaves, strict=True)
-    return {name: leaf for name, leaf in pairs if isinstance(name, str)}
+def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:
+    pairs = zip(prepared.captured.arguments, given.leaves, strict=True)
+    return {name: leaf for name, leaf in pairs if name in prepared.replicated}
 
 
 def _covers(prepared: Prepared, num_tokens: int) -> bool:
@@ -123,7 +135,7 @@ def _covers(prepared: Prepared, num_tokens: int) -> bool:
                 if size == num_tokens:
                     return True
                 continue
-            lower, upper = prepared.traced.ranges.get(str(size), (0, None))
+            lower, upper = prepared.captured.ranges.get(str(size), (0, None))
             if num_tokens >= lower and (upper is None or num_tokens <= upper):
                 return True
     return False

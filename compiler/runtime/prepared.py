@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
-from compiler.capture.export import Traced
-from compiler.capture.lift import Fixed, StateKind
 from compiler.ir import access
+from compiler.ir.placement import Replicate
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -38,14 +38,14 @@ class Prepared:
 
     Attributes:
         module: the rewritten graph with this process's group names.
-        traced: how it was traced: state, trees of arguments and results, ranges of sizes.
-        result: what the optimizer returned for it (plan, verdict, remarks, statistics).
-        exchanged: compares inputs taken to be replicated between ranks; None if there is but one.
+        captured: how it was captured: state, trees of arguments and results, ranges of sizes.
+        report: what the optimizer did (plan, verdict, remarks, statistics).
+        compare_inputs: compares tensors between ranks; None if there is nobody to ask.
     """
 
     module: fx.GraphModule
-    traced: Traced
-    result: Any
+    captured: Capture
+    report: Any
     compare_inputs: Callable[[Mapping[str, torch.Tensor]], None] | None
 
     @cached_property
@@ -54,14 +54,19 @@ class Prepared:
         by_name = {str(n.target): n for n in access.node_of(self.module.graph, "placeholder")}
         return tuple(
             tuple(s if isinstance(s, int) else s.node.expr for s in access.shape(by_name[name]))
-            for name in self.traced.lifted.arguments
+            for name in self.captured.arguments
             if isinstance(name, str)
         )
 
     @cached_property
-    def state(self) -> tuple[tuple[str, str, StateKind], ...]:
-        """Placeholder, key in the model and kind of every lifted tensor."""
-        return tuple((n, s.key, s.kind) for n, s in self.traced.lifted.state.items())
+    def replicated(self) -> tuple[str, ...]:
+        """Tensor arguments taken to be the same on all ranks."""
+        placed = self.captured.graph.inputs
+        return tuple(
+            name
+            for name in self.captured.arguments
+            if isinstance(name, str) and any(isinstance(p, Replicate) for p in placed[name])
+        )
 
     def accepts(self, given: Arguments) -> bool:
         """Whether the sizes of this call are among those the graph was traced for.
@@ -82,31 +87,31 @@ class Prepared:
                 else:
                     derived.append((expected, size))
         for symbol, size in values.items():
-            lower, upper = self.traced.ranges.get(str(symbol), (0, None))
+            lower, upper = self.captured.ranges.get(str(symbol), (0, None))
             if size < lower or (upper is not None and size > upper):
                 return False
         if any(expected.subs(values) != size for expected, size in derived):
             return False
-        return all(bool(guard.subs(values) == True) for guard in self.traced.guards)  # noqa: E712
+        return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
 
-    def run(self, tensors_of: Mapping[str, torch.Tensor], given: Arguments) -> Any:
+    def run(self, model: nn.Module, given: Arguments) -> Any:
         """The model's result for this call; writes back what the model updates in place.
 
         Args:
-            tensors_of: placeholder -> tensor of the model.
+            model: holds the state.
             given: the call's arguments in canonical order.
         """
-        inputs = dict(tensors_of)
-        for name, leaf in zip(self.traced.lifted.arguments, given.leaves, strict=True):
+        inputs = dict(self.captured.constants)
+        for name, key in self.captured.state.items():
+            inputs[name] = local(model, key)
+        for name, leaf in zip(self.captured.arguments, given.leaves, strict=True):
             if isinstance(name, str):
                 inputs[name] = leaf
         outputs = self.module(*[inputs[name] for name in self.placeholders])
-        for index, name in self.traced.lifted.mutations.items():
+        for index, name in self.captured.mutations.items():
             inputs[name].copy_(outputs[index])
-        leaves = [
-            x.value if isinstance(x, Fixed) else outputs[x] for x in self.traced.lifted.results
-        ]
-        return pytree.tree_unflatten(leaves, self.traced.out_spec)
+        leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
+        return pytree.tree_unflatten(leaves, self.captured.out_spec)
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -114,17 +119,10 @@ class Prepared:
         return tuple(str(n.target) for n in access.node_of(self.module.graph, "placeholder"))
 
 
-def state_tensors(
-    model: nn.Module, state: Sequence[tuple[str, str, StateKind]], constants: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
-    """Placeholder -> the tensor the model holds now; DTensors as their local shard."""
-    found: dict[str, torch.Tensor] = {}
-    for name, key, kind in state:
-        if kind is StateKind.CONSTANT:
-            held: Any = constants[name]
-        else:
-            held = model
-            for part in key.split("."):
-                held = getattr(held, part)
-        found[name] = held.to_local() if hasattr(held, "to_local") else held
+def local(model: nn.Module, key: str) -> torch.Tensor:
+    """The parameter or buffer at ``key``; a DTensor as its local shard."""
+    held: Any = model
+    for part in key.split("."):
+        held = getattr(held, part)
+    found: torch.Tensor = held.to_local() if hasattr(held, "to_local") else held
     return found

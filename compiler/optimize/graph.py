@@ -1,4 +1,4 @@
-"""The composition root: optimize a graph or a model, and check two graphs against each other."""
+"""Optimize a graph; check two graphs against each other."""
 
 from __future__ import annotations
 

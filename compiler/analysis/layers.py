@@ -1,0 +1,124 @@
+"""Layer metadata: which decoder layers are sparse (routed experts) and which are dense.
+
+Taken from the caller, else from the model's config in the conventions of Hugging Face, else read
+off the graph: a layer that ranks the scores of its tokens (topk, sort) routes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from compiler.errors import CommPlanError
+from compiler.ir import access
+from compiler.ir.graph import SpmdGraph
+
+KINDS = ("dense", "sparse")
+ROUTING = {torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
+
+
+@dataclass(frozen=True)
+class LayerMetadata:
+    """One decoder layer.
+
+    Attributes:
+        index: its number in the model.
+        kind: "dense" or "sparse".
+        previous: kind of the layer before, None for the first.
+        next: kind of the layer after, None for the last.
+    """
+
+    index: int
+    kind: str
+    previous: str | None = None
+    next: str | None = None
+
+
+def layer_index(path: str) -> int | None:
+    """Number of the layer that the module at ``path`` belongs to, None if to no layer."""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(found[1]) if found else None
+
+
+def layer_of(node: fx.Node) -> int | None:
+    """Number of the layer that ``node`` comes from, None if from no layer."""
+    return layer_index(access.layer_path(node))
+
+
+def layer_metadata(
+    graph: SpmdGraph,
+    *,
+    config: object = None,
+    layers: Sequence[LayerMetadata | str] | None = None,
+) -> tuple[LayerMetadata, ...]:
+    """Metadata of every layer of ``graph``, by index.
+
+    Args:
+        graph: tells which layers there are.
+        config: the model's; read are ``mlp_layer_types``, ``moe_layers_enum`` and
+            ``first_k_dense_replace``, the first that there is.
+        layers: kinds of all layers in order, or metadata of some; overrides config.
+
+    Raises:
+        CommPlanError: ``layers`` names a layer or a kind there is not.
+    """
+    routes: dict[int, bool] = {}
+    for node in graph.graph.nodes:
+        if (index := layer_of(node)) is not None:
+            routes[index] = routes.get(index, False) or node.target in ROUTING
+    kinds = {index: KINDS[routed] for index, routed in sorted(routes.items())}
+    kinds |= {i: k for i, k in _from_config(config).items() if i in kinds}
+    kinds |= _given(layers or (), kinds)
+    order = sorted(kinds)
+    beside = {index: place for place, index in enumerate(order)}
+    return tuple(
+        LayerMetadata(
+            index,
+            kinds[index],
+            kinds[order[at - 1]] if (at := beside[index]) else None,
+            kinds[order[at + 1]] if at + 1 < len(order) else None,
+        )
+        for index in order
+    )
+
+
+def _from_config(config: object) -> dict[int, str]:
+    listed = getattr(config, "mlp_layer_types", None)
+    if listed is not None:
+        return {i: str(kind) for i, kind in enumerate(listed) if kind in KINDS}
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        return {}
+    listed = getattr(config, "moe_layers_enum", None)
+    if isinstance(listed, str):
+        listed = [int(i) for i in listed.split(",") if i.strip()]
+    if listed is not None:
+        return {i: KINDS[i in listed] for i in range(count)}
+    first = getattr(config, "first_k_dense_replace", None)
+    return {i: KINDS[i >= first] for i in range(count)} if isinstance(first, int) else {}
+
+
+def _given(layers: Sequence[LayerMetadata | str], known: dict[int, str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for position, layer in enumerate(layers):
+        index, kind = (
+            (layer.index, layer.kind) if isinstance(layer, LayerMetadata) else (position, layer)
+        )
+        if kind not in KINDS:
+            raise CommPlanError(
+                f"layers= gives layer {index} a kind there is not",
+                found=repr(kind),
+                remedy=f"one of {', '.join(KINDS)}",
+            )
+        if index not in known:
+            raise CommPlanError(
+                f"layers= names layer {index}, which the graph does not have",
+                found=f"the graph has layers {sorted(known)}",
+                remedy="number layers as the model's modules are",
+            )
+        found[index] = kind
+    return found

@@ -1,0 +1,231 @@
+"""Optimize a model: capture, plan, rewrite, prove, run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
+from compiler.analysis.statistics import CountedCollective, Statistics
+from compiler.capture import Capture, capture
+from compiler.check import Report, Verdict
+from compiler.errors import CommPlanError, PlanError
+from compiler.ir.mesh import Mesh
+from compiler.ir.remark import Remark, RemarkKind
+from compiler.optimize.graph import OptimizationResult, check_options, optimize_spmd
+from compiler.pipeline import Observer, Pipeline
+from compiler.plan.comm_plan import CommPlan
+from compiler.ir.exchange import Exchange
+from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
+from compiler.runtime.groups import lowered
+from compiler.runtime.module import OptimizedModule
+from compiler.runtime.prepared import Prepared
+
+OUTSIDE = "outside layers"
+"""Kind of the collectives that belong to no layer: embedding, head."""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What was done to one graph of a model.
+
+    Attributes:
+        plan: what was decided.
+        check: the checker's report; None if verification was switched off or not needed.
+        remarks: what was done, what was not and why, of capture and of all passes.
+        before: collectives as the author wrote them.
+        after: collectives of the graph that runs.
+        layers: metadata per decoder layer.
+        assumed: what was taken to be the same on all ranks without having been compared, and why.
+        seconds: wall time per stage.
+    """
+
+    plan: CommPlan
+    check: Report | None
+    remarks: tuple[Remark, ...]
+    before: Statistics
+    after: Statistics
+    layers: tuple[LayerMetadata, ...] = ()
+    assumed: tuple[str, ...] = ()
+    seconds: Mapping[str, float] | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The checker's verdict; UNPROVED where verification was switched off."""
+        return self.check.verdict if self.check else Verdict.UNPROVED
+
+    def by_layer_kind(self) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
+        """Kind of layer -> how many there are, their collectives before, and after."""
+        kinds = {layer.index: layer.kind for layer in self.layers}
+        found: dict[str, tuple[int, Counter[str], Counter[str]]] = {
+            OUTSIDE: (0, Counter(), Counter())
+        }
+        for kind in dict.fromkeys(kinds.values()):
+            found[kind] = (list(kinds.values()).count(kind), Counter(), Counter())
+        for side, counted in ((1, self.before), (2, self.after)):
+            for collective in counted.collectives:
+                found[_kind(collective, kinds)][side][str(collective.kind)] += 1  # type: ignore[index, call-overload]
+        return found
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.before.all_reduces} all_reduces before, {self.after.all_reduces} after; "
+            f"payload {self.before.payload_bytes} bytes before, {self.after.payload_bytes} after; "
+            f"verdict {self.verdict}"
+        ]
+        for kind, (count, before, after) in self.by_layer_kind().items():
+            if before or after:
+                lines.append(f"  {count or ''} {kind}: {dict(before)} before, {dict(after)} after")
+        reasons = Counter((remark.kind, remark.reason) for remark in self.remarks)
+        lines += [f"  {kind}: {reason} ({n} times)" for (kind, reason), n in reasons.items()]
+        return "\n".join(lines)
+
+
+def _kind(collective: CountedCollective, kinds: Mapping[int, str]) -> str:
+    index = layer_index(collective.layer)
+    return kinds.get(index, OUTSIDE) if index is not None else OUTSIDE
+
+
+def optimize_allreduce(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None = None,
+    *,
+    mesh: Mesh | None = None,
+    layers: Sequence[LayerMetadata | str] | None = None,
+    machine: str = "auto",
+    policy: str = "cost",
+    verify: bool = True,
+    group: Any = None,
+    debug: bool = False,
+) -> OptimizedModule:
+    """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
+
+    Called on every rank, before serving, with the process group initialized.
+
+    Args:
+        model: tensor-parallel, already sharded: an ``nn.Module`` (a ``GraphModule`` is one), or
+            an ``ExportedProgram``. Not changed.
+        example_inputs: positional arguments as a sequence, or keyword arguments as a mapping;
+            sizes of two and more become symbolic. None: capture at the first call.
+        mesh: names the ranks' axes; default: from the groups that the graph uses.
+        layers: kind of each decoder layer, "dense" or "sparse"; default: from ``model.config``,
+            else from the graph.
+        machine: "auto"; placements are compared by payload bytes, then by number of collectives.
+        policy: "cost", "merge" or "off".
+        verify: check every graph before it runs; without it graphs run unproved, and say so.
+        group: process group of all ranks that call this; default: all ranks of the job.
+        debug: compare inputs taken to be the same on all ranks at every call, not the first only.
+
+    Returns:
+        A module with the model's call signature, parameters and state_dict keys. ``.report``
+        tells what was done, ``.graph_module(num_tokens)`` the graph that runs.
+
+    Raises:
+        CaptureError: the model cannot be captured, or ranks run different programs.
+        MeshError: no process group, or a group name that does not resolve.
+        PlacementError: a tensor that must be the same on all ranks differs.
+        VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
+    """
+    check_options(machine, policy)
+    everyone = ranks_of(group)
+    exchange = exchange_over(everyone)
+    owner = model.module() if isinstance(model, ExportedProgram) else model
+
+    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
+        captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange)
+        result, report = optimize_capture(
+            captured, config=getattr(owner, "config", None), layers=layers, policy=policy,
+            verify=verify,
+        )  # fmt: skip
+        if exchange is not None:
+            _agree(exchange, result.plan)
+        return Prepared(
+            module=lowered(result.spmd, captured.groups),
+            captured=captured,
+            report=report,
+            compare_inputs=partial(compare_inputs, exchange) if exchange else None,
+        )
+
+    if everyone.size() == 1:
+        why = "world size 1: no rank owes another a sum; the model runs as it is"
+        return OptimizedModule(owner, prepare, unchanged=_nothing(policy, why), debug=debug)
+    optimized = OptimizedModule(owner, prepare, debug=debug)
+    if example_inputs is not None:
+        args, kwargs = _as_call(example_inputs)
+        optimized.prepare_call(*args, **kwargs)
+    return optimized
+
+
+def optimize_capture(
+    captured: Capture,
+    *,
+    config: object = None,
+    layers: Sequence[LayerMetadata | str] | None = None,
+    policy: str = "cost",
+    verify: bool = True,
+    tokens: int | None = None,
+    observers: Sequence[Observer] = (),
+    bisect_limit: int | None = None,
+    check_each: bool = False,
+) -> tuple[OptimizationResult, ModelReport]:
+    """Plan, rewrite and prove a captured model; see ``optimize_allreduce``."""
+    metadata = layer_metadata(captured.graph, config=config, layers=layers)
+    result = optimize_spmd(
+        captured.graph,
+        policy=policy,
+        verify=verify,
+        tokens=tokens,
+        pipeline=Pipeline(observers, bisect_limit, check_each),
+    )
+    notes = tuple(Remark(RemarkKind.NOTE, "", why) for why in captured.remarks)
+    return result, ModelReport(
+        plan=result.plan,
+        check=result.report,
+        remarks=(*notes, *result.remarks),
+        before=result.before,
+        after=result.after,
+        layers=metadata,
+        assumed=captured.assumed,
+        seconds={"capture": captured.seconds, **result.seconds},
+    )
+
+
+def _as_call(
+    example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, list | tuple):
+        return tuple(example_inputs), {}
+    raise CommPlanError(
+        "example_inputs is no call",
+        found=type(example_inputs).__name__,
+        remedy="pass a tuple of positional or a dict of keyword arguments",
+    )
+
+
+def _agree(exchange: Exchange, plan: CommPlan) -> None:
+    """All ranks must hold the same plan before any of them runs it."""
+    digests = exchange.gather(plan.digest)
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise PlanError(
+            "ranks hold different plans",
+            found=f"ranks {others} differ from rank 0",
+            remedy="run the same version of commplan and torch on every rank",
+        )
+
+
+def _nothing(policy: str, why: str) -> ModelReport:
+    nothing = Statistics(())
+    remark = Remark(RemarkKind.NOTE, "", why)
+    return ModelReport(CommPlan(policy, None), None, (remark,), nothing, nothing)
