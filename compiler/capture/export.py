@@ -15,14 +15,14 @@ from typing import Any
 import sympy
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
 
 from compiler.capture.arguments import Arguments, CallForm, check_leaf
 from compiler.capture.failures import capture_error
-from compiler.capture.lift import Fixed, LiftedGraph, lift
+from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.ir import access
 
 
@@ -135,6 +135,15 @@ def trace_program(program: ExportedProgram) -> Traced:
     assert call.in_spec is not None, "an exported program has an argument tree"
     assert call.out_spec is not None, "an exported program has a result tree"
     return Traced(lifted, call.in_spec, call.out_spec, _ranges(program), _guards(lifted))
+
+
+def trace_graph(module: fx.GraphModule) -> Traced:
+    """The same for a graph that is one already (``is_spmd``); it takes flat arguments."""
+    assert is_spmd(module), "a graph that is not functional, typed and of ops alone"
+    lifted = lift_module(module)
+    in_spec = pytree.tree_structure(((0,) * len(lifted.arguments), {}))
+    result = fx.node.map_arg(access.output(module.graph).args[0], lambda node: 0)
+    return Traced(lifted, in_spec, pytree.tree_structure(result), {}, ())
 
 
 def _in_mode_of(model: nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

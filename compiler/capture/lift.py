@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
@@ -84,12 +86,8 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     arguments: list[str | Fixed] = []
     placeholders: dict[str, str] = {}
     given = iter(names)
-    inputs = zip(
-        program.graph_signature.input_specs,
-        access.node_of(program.graph, "placeholder"),
-        strict=True,
-    )
-    for spec, node in inputs:
+    nodes = access.node_of(program.graph, "placeholder")
+    for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
         if isinstance(spec.arg, ConstantArgument) and not node.users:
             arguments.append(Fixed(spec.arg.value))
             continue
@@ -111,8 +109,9 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     outputs: list[fx.Node] = []
     mutations: dict[int, str] = {}
     results: list[int | Fixed] = []
-    written = dict(_outputs(program))
-    for spec, node in zip(program.graph_signature.output_specs, written.values(), strict=True):
+    listed = access.output(program.graph).args[0]
+    assert isinstance(listed, tuple | list), "an exported program returns a flat list"
+    for spec, node in zip(program.graph_signature.output_specs, listed, strict=True):
         if not isinstance(node, fx.Node):
             results.append(Fixed(node))
             continue
@@ -128,10 +127,6 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     graph.output(tuple(outputs))
     module = fx.GraphModule(torch.nn.Module(), graph)
     return LiftedGraph(module, state, tuple(arguments), mutations, tuple(results))
-
-
-def _outputs(program: ExportedProgram) -> list[tuple[int, Any]]:
-    return list(enumerate(access.output(program.graph).args[0]))  # type: ignore[arg-type]
 
 
 def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | None:
@@ -160,7 +155,7 @@ def _placeholder_name(held: State) -> str:
     return f"{letter}_{''.join(c if c.isalnum() else '_' for c in held.key)}"
 
 
-def _unused(name: str, taken: Any) -> str:
+def _unused(name: str, taken: Iterable[str]) -> str:
     known, found, count = set(taken), name, 0
     while found in known:
         count += 1
@@ -181,3 +176,55 @@ def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
             if path
         }
     return meta
+
+
+def is_spmd(module: fx.GraphModule) -> bool:
+    """Whether the graph is already functional, of ops alone, and typed: nothing to export."""
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        is_op = schema is not None or getattr(node.target, "__module__", "") == "_operator"
+        if node.op in ("call_module", "call_method") or (node.op == "call_function" and not is_op):
+            return False
+        if schema is not None and schema.is_mutable:
+            return False
+        if node.op != "output" and "val" not in node.meta:
+            return False
+    return type(module.graph._codegen) is fx.graph.CodeGen
+
+
+def lift_module(module: fx.GraphModule) -> LiftedGraph:
+    """A functional graph with its attributes as inputs, placeholders of arguments unchanged."""
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    persistent = set(module.state_dict(keep_vars=True))
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    state: dict[str, State] = {}
+    arguments = [str(n.target) for n in access.node_of(module.graph, "placeholder")]
+    for node in access.node_of(module.graph, "get_attr"):
+        key = str(node.target)
+        kind = StateKind.PARAMETER if key in parameters else StateKind.CONSTANT
+        if key in buffers:
+            kind = StateKind.BUFFER if key in persistent else StateKind.TRANSIENT
+        known = next((n for n, held in state.items() if held.key == key), None)
+        if known is None:
+            held = State(kind, key, attrgetter(key)(module))
+            copy = graph.placeholder(_unused(_placeholder_name(held), [*state, *arguments]))
+            copy.meta = dict(node.meta)
+            state[str(copy.target)] = held
+            copies[node] = copy
+        else:
+            copies[node] = next(n for n in graph.nodes if n.target == known)
+    for node in module.graph.nodes:
+        if node.op not in ("get_attr", "output"):
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    leaves = pytree.tree_leaves(access.output(module.graph).args[0])
+    values = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    graph.output(tuple(copies[node] for node in values))
+    count = iter(range(len(values)))
+    return LiftedGraph(
+        fx.GraphModule(torch.nn.Module(), graph),
+        state,
+        tuple(arguments),
+        {},
+        tuple(next(count) if isinstance(leaf, fx.Node) else Fixed(leaf) for leaf in leaves),
+    )

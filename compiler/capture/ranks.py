@@ -202,10 +202,12 @@ def affine(found: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
 
 def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number]]) -> None:
     """Replace numbers in place by rank constants; ``constants`` lists each rank's value."""
+    by_node: dict[int, dict[int, Sequence[Number]]] = {}
+    for (i, j), values in constants.items():
+        by_node.setdefault(i, {})[j] = values
     for i, node in enumerate(graph.nodes):
-        places = {j: values for (at, j), values in constants.items() if at == i}
-        if places:
-            _mark_node(node, rank, places)
+        if i in by_node:
+            _mark_node(node, rank, by_node[i])
 
 
 def _mark_node(node: fx.Node, rank: int, places: Mapping[int, Sequence[Number]]) -> None:

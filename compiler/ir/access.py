@@ -7,9 +7,11 @@ included; what else it is called with are its *static arguments*.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from compiler.errors import GraphError
 
 Shape = tuple[int | torch.SymInt, ...]
 T = TypeVar("T")
+TORCH = str(Path(torch.__file__).parent)
 
 
 class RankInt(int):
@@ -252,12 +255,16 @@ def layer_path(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
-    lines = [x for x in str(node.meta.get("stack_trace") or "").splitlines() if 'File "' in x]
-    if not lines:
+    """``file.py:12`` of the model code the node comes from, empty if capture recorded none.
+
+    The innermost frame outside torch counts: where the model calls a layer, not inside the layer.
+    """
+    frames = re.findall(r'File "(.+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    if not frames:
         return ""
-    file, line = lines[-1].split('"')[1], lines[-1].split("line ")[1].split(",")[0]
-    return f"{file.rsplit('/', 1)[-1]}:{line}"
+    file, line = (own or frames)[-1]
+    return f"{Path(file).name}:{line}"
 
 
 def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:

@@ -108,6 +108,12 @@ def group_position(node: fx.Node) -> int | None:
     return found[0] if found and found[0] < len(node.args) else None
 
 
+def all_group_names(graph: fx.Graph) -> tuple[str, ...]:
+    """Names of the groups of collectives of every kind, in order of first use."""
+    places = ((node, group_position(node)) for node in graph.nodes)
+    return tuple(dict.fromkeys(str(n.args[i]) for n, i in places if i is not None))
+
+
 def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Replace group names in place, in collectives of every kind; names left out stay."""
     for node in graph.nodes:

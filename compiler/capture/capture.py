@@ -1,0 +1,302 @@
+"""Trace, ask the other ranks, name the groups, place the inputs: the steps of capture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+import torch.distributed as dist
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from compiler.capture import declared, groups, placing, ranks
+from compiler.capture.export import Traced, trace, trace_graph, trace_program
+from compiler.capture.lift import Fixed, StateKind, is_spmd
+from compiler.errors import CaptureError, CommPlanError, MeshError
+from compiler.ir import collectives
+from compiler.ir.exchange import Exchange
+from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.mesh import Mesh
+
+Model = nn.Module | ExportedProgram
+Progress = Callable[[str], None]
+
+NOT_COMPARED = (
+    "there were no other ranks to compare with: numbers and tensors that the model's code computes "
+    "from its rank were taken to be the same on all ranks; capture_ranks() finds them"
+)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured model.
+
+    Attributes:
+        graph: the SPMD graph. Its inputs are the model's tensors, then the tensor arguments; its
+            outputs are what is written back, then the computed leaves of the result.
+        state: placeholder -> key of a parameter or buffer in the model.
+        constants: placeholder -> tensor that the model's code made, on this rank.
+        arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
+        mutations: graph output -> placeholder whose tensor it is written back to.
+        results: per leaf of the result, the graph output, or a constant.
+        in_spec: tree of ``(args, kwargs)``, in the canonical order of ``CallForm``.
+        out_spec: tree of the result.
+        ranges: symbol of a size -> smallest and largest value; None is no limit.
+        guards: what else the sizes of a call must satisfy, over the same symbols.
+        groups: name on the mesh -> this process's name of the group.
+        assumed: what is taken to be the same on all ranks, and why, without having been compared.
+        remarks: what a reader should know besides.
+        seconds: time spent.
+    """
+
+    graph: SpmdGraph
+    state: Mapping[str, str]
+    constants: Mapping[str, torch.Tensor]
+    arguments: tuple[str | Fixed, ...]
+    mutations: Mapping[int, str]
+    results: tuple[int | Fixed, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    ranges: Mapping[str, tuple[int, int | None]]
+    guards: tuple[sympy.Basic, ...]
+    groups: Mapping[str, str]
+    assumed: tuple[str, ...]
+    remarks: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What is known of the ranks of the mesh.
+
+    Attributes:
+        size: how many there are.
+        rank: this process's.
+        descriptions: rank of the mesh -> what it traced, of those that could be asked.
+        positions: rank of the default group -> rank of the mesh.
+    """
+
+    size: int
+    rank: int
+    descriptions: Mapping[int, ranks.Description]
+    positions: Mapping[int, int]
+
+
+def capture(
+    model: Model,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    exchange: Exchange | None = None,
+    inputs: placing.Given | None = None,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture ``model`` as it runs on this rank, and compare with the other ranks.
+
+    Args:
+        model: a tensor-parallel model, already sharded. A GraphModule of functional ops with
+            ``meta["val"]`` is taken as it is.
+        args: example arguments; sizes of two and more become symbolic where the model allows.
+        kwargs: example keyword arguments.
+        mesh: the mesh to name groups on; built from the groups the model uses if None.
+        exchange: the ranks to compare with; all of them must call. None where there are none, as
+            under a fake process group: then nothing is compared.
+        inputs: placements that override all others, by argument, placeholder or state_dict key.
+        progress: told what is being done.
+
+    Raises:
+        CaptureError: the model cannot be traced, or the ranks run different programs.
+        MeshError: a group that does not resolve, or that the mesh does not have.
+        PlacementError: a tensor that has to be the same on all ranks and is not.
+    """
+    started, tell = time.perf_counter(), progress or (lambda _: None)
+    failure: CommPlanError | None = None
+    found, mine = None, None
+    try:
+        tell("tracing the model")
+        found = traced(model, args, kwargs or {})
+        mine = described(model, found.lifted.module.graph, mesh)
+    except CommPlanError as error:
+        if exchange is None:
+            raise
+        failure = error
+    if exchange is not None:
+        tell("comparing with the other ranks")
+        try:
+            everyone = ranks.gathered(exchange, mine, str(failure or ""))
+        except CaptureError:
+            if failure is not None:
+                raise failure from None
+            raise
+        where = _asked(exchange, everyone, mesh)
+    else:
+        assert mine is not None, "a failed trace was raised"
+        where = _alone(mine, mesh)
+    assert found is not None, "a failed trace was raised"
+    different = ranks.differing({r: d.numbers for r, d in where.descriptions.items()})
+    ranks.mark(
+        found.lifted.module.graph,
+        where.rank,
+        {place: [held[r] for r in range(where.size)] for place, held in different.items()},
+    )
+    tell("placing the inputs")
+    given, lifted = inputs or {}, found.lifted
+    result = assembled(
+        model,
+        found,
+        where,
+        mesh,
+        given,
+        lambda stated: placing.compare(lifted, exchange, stated, given),
+    )
+    notes = () if exchange is not None or where.size == 1 else (NOT_COMPARED,)
+    seconds = time.perf_counter() - started
+    return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
+
+
+def traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
+    if isinstance(model, ExportedProgram):
+        return trace_program(model)
+    if isinstance(model, fx.GraphModule) and is_spmd(model):
+        return trace_graph(model)
+    return trace(model, args, kwargs)
+
+
+def described(model: Model, graph: fx.Graph, mesh: Mesh | None) -> ranks.Description:
+    """This rank's description; a group name that ``mesh`` knows needs no process group.
+
+    Raises:
+        MeshError: a group that neither ``mesh`` nor this process knows.
+    """
+    names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
+    found = {name: groups.members(name) for name in names}
+    if unknown := [name for name, members in found.items() if members is None]:
+        raise MeshError(
+            f"group name {unknown[0]!r} does not resolve",
+            found="no process group of that name here, and no mesh that has it",
+            remedy="create the process groups before capture, or pass mesh= with this name",
+        )
+    if isinstance(model, nn.Module):
+        found |= {name: groups.members(name) for name in declared.dtensor_groups(model)}
+    resolved = {name: members for name, members in found.items() if members is not None}
+    return ranks.describe(graph, resolved, {name: groups.label(name) for name in resolved})
+
+
+def _asked(
+    exchange: Exchange, everyone: Mapping[int, ranks.Description], mesh: Mesh | None
+) -> Ranks:
+    if mesh is not None and mesh.size != exchange.size:
+        raise MeshError(
+            "the mesh and the process group differ in size",
+            found=f"a mesh of {mesh.size}, a process group of {exchange.size} ranks",
+            remedy="pass the mesh of all ranks that run the model",
+        )
+    here = dist.get_rank() if dist.is_initialized() else exchange.rank
+    positions = {who: i for i, who in enumerate(exchange.gather(here))}
+    return Ranks(exchange.size, exchange.rank, everyone, positions)
+
+
+def _alone(mine: ranks.Description, mesh: Mesh | None) -> Ranks:
+    """The ranks as far as one process can tell: those of the world, or of the only group."""
+    world = dist.get_world_size() if dist.is_initialized() else (mesh.size if mesh else 1)
+    here = dist.get_rank() if dist.is_initialized() else 0
+    listed: Iterable[int] = range(world)
+    spanned = set(mine.groups.values())
+    if len(spanned) == 1 and (mesh is None or mesh.size == len(next(iter(spanned)))):
+        listed = next(iter(spanned))
+    positions = {who: i for i, who in enumerate(listed)}
+    if mesh is not None and mesh.size != len(positions):
+        raise MeshError(
+            "the mesh and the process group differ in size",
+            found=f"a mesh of {mesh.size}, a process group of {len(positions)} ranks",
+            remedy="pass the mesh of all ranks that run the model",
+        )
+    rank = positions.get(here, 0)
+    return Ranks(len(positions), rank, {rank: mine}, positions)
+
+
+def assembled(
+    model: Model,
+    traced: Traced,
+    where: Ranks,
+    mesh: Mesh | None,
+    given: placing.Given,
+    compare: Callable[[declared.Declared], placing.Digests],
+) -> Capture:
+    """The capture, from what this rank traced and what is known of the others.
+
+    Args:
+        model: the model that was traced.
+        traced: its trace, rank constants marked. Group names are changed in place.
+        where: the ranks.
+        mesh: the mesh to name groups on, None to build one.
+        given: the caller's placements.
+        compare: digests of the model's tensors on all ranks, given what the model declares.
+    """
+    lifted, graph = traced.lifted, traced.lifted.module.graph
+    on_mesh = {
+        rank: {
+            name: tuple(where.positions[member] for member in members)
+            for name, members in found.groups.items()
+            if set(members) <= set(where.positions)
+        }
+        for rank, found in where.descriptions.items()
+    }
+    resolved = groups.resolve(
+        {rank: found.uses for rank, found in where.descriptions.items()},
+        on_mesh,
+        where.descriptions[where.rank].labels,
+        rank=where.rank,
+        size=where.size,
+        mesh=mesh,
+    )
+    collectives.rename_groups(graph, resolved.names)
+    stated, notes = _declared(model, traced, where, resolved.mesh)
+    placed = placing.place(lifted, resolved.mesh, given, stated, compare(stated))
+    lifted.module.recompile()
+    inputs = {
+        name: dict(zip(resolved.mesh.axes, placements, strict=True))
+        for name, placements in placed.inputs.items()
+    }
+    made = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
+    return Capture(
+        graph=spmd_graph(lifted.module, resolved.mesh, inputs),
+        state={name: s.key for name, s in lifted.state.items() if name not in made},
+        constants={name: s.tensor for name, s in made.items()},
+        arguments=lifted.arguments,
+        mutations=lifted.mutations,
+        results=lifted.results,
+        in_spec=traced.in_spec,
+        out_spec=traced.out_spec,
+        ranges=traced.ranges,
+        guards=traced.guards,
+        groups={on_mesh: own for own, on_mesh in resolved.names.items()},
+        assumed=(*resolved.assumed, *placed.assumed),
+        remarks=notes,
+        seconds=0.0,
+    )
+
+
+def _declared(
+    model: Model, traced: Traced, where: Ranks, mesh: Mesh
+) -> tuple[declared.Declared, tuple[str, ...]]:
+    if not isinstance(model, nn.Module):
+        return {}, ()
+
+    def axis_of(name: str) -> str | None:
+        held = where.descriptions[where.rank].groups[name]
+        members = tuple(where.positions.get(member, -1) for member in held)
+        axes = (a for a in mesh.axes if mesh.groups[a].group_of[where.rank] == members)
+        return next(axes, None)
+
+    found = declared.from_dtensors(model, axis_of)
+    plan = declared.plan_of(model)
+    if found or not plan:
+        return found, ()
+    return declared.from_plan(plan, mesh, traced.lifted.state)

@@ -1,0 +1,203 @@
+"""Which ranks stand behind the process-group names of a traced graph, and the mesh they form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+from compiler.errors import MeshError
+from compiler.ir.mesh import Mesh, ReplicaGroups
+
+DEFAULT_AXIS = "tp"
+UNSAID = ("", "undefined", "default_pg", "mesh_default")
+"""Group descriptions that torch itself gives."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The groups of a graph on one mesh.
+
+    Attributes:
+        mesh: resolves every name below.
+        names: this process's group name -> name on the mesh.
+        assumed: what was inferred about ranks that could not be asked.
+    """
+
+    mesh: Mesh
+    names: Mapping[str, str]
+    assumed: tuple[str, ...]
+
+
+def members(name: str) -> tuple[int, ...] | None:
+    """Ranks of the process group ``name`` in the default group, None if there is no such group."""
+    group = process_group(name)
+    return None if group is None else tuple(dist.get_process_group_ranks(group))
+
+
+def process_group(name: str) -> ProcessGroup | None:
+    """This process's group of that name."""
+    if not dist.is_initialized():
+        return None
+    try:
+        return _resolve_process_group(name)  # type: ignore[no-any-return,unused-ignore]
+    except (RuntimeError, ValueError, KeyError):
+        return None
+
+
+def label(name: str) -> str:
+    """The mesh dimension a process group belongs to, or what its creator called it, or nothing."""
+    group = process_group(name)
+    found = str(getattr(group, "group_desc", "") or "")
+    return "" if found in UNSAID else found.removeprefix("mesh_")
+
+
+def resolve(
+    uses: Mapping[int, Sequence[str]],
+    groups: Mapping[int, Mapping[str, tuple[int, ...]]],
+    labels: Mapping[str, str],
+    *,
+    rank: int,
+    size: int,
+    mesh: Mesh | None,
+) -> Resolved:
+    """Put the ranks' own group names on one mesh.
+
+    Args:
+        uses: rank of the mesh -> group name of each collective, in order.
+        groups: rank of the mesh -> group name -> its members as ranks of the mesh; a name that
+            only ``mesh`` knows is left out.
+        labels: group name of this rank -> what to call the axis, where known.
+        rank: whose names ``Resolved.names`` has.
+        size: number of ranks.
+        mesh: the mesh to use; built from the groups if None.
+
+    Raises:
+        MeshError: groups that do not partition the ranks, or that the mesh does not have.
+    """
+    found: dict[str, ReplicaGroups] = {}
+    assumed: list[str] = []
+    names: dict[str, str] = {}
+    for place, name in enumerate(uses[rank]):
+        if name in names or (name in found):
+            continue
+        if name not in groups[rank]:
+            assert mesh is not None, f"group {name!r} was not resolved"
+            names[name] = mesh.aliases(name)
+            continue
+        known = {r: groups[r][u[place]] for r, u in uses.items() if u[place] in groups[r]}
+        found[name], inferred = partition(name, known, size)
+        if inferred:
+            assumed.append(f"group {name!r}: ranks {list(known[rank])} repeat over {size} ranks")
+    mesh = mesh or built_mesh(found, labels, size)
+    for name, groups_found in found.items():
+        names[name] = _name_on(mesh, name, groups_found)
+    return Resolved(mesh, names, tuple(assumed))
+
+
+def partition(
+    name: str, known: Mapping[int, tuple[int, ...]], size: int
+) -> tuple[ReplicaGroups, bool]:
+    """The replica groups that the known ranks' groups belong to, and whether others are inferred.
+
+    Ranks not asked are taken to form groups of the same stride, block after block.
+
+    Raises:
+        MeshError: the groups do not partition the ranks, or are no such pattern.
+    """
+    if set(range(size)) <= set().union(*known.values()):
+        return ReplicaGroups.of(name, set(known.values()), size), False
+    first = next(iter(known.values()))
+    step = first[1] - first[0] if len(first) > 1 else 1
+    block = step * len(first)
+    repeated = [
+        tuple(range(start, start + block, step))
+        for corner in range(0, size, max(block, 1))
+        for start in range(corner, corner + step)
+    ]
+    if step < 1 or size % block or not set(known.values()) <= set(repeated):
+        raise MeshError(
+            f"the replica groups of {name!r} cannot be told from one rank",
+            found=f"{sorted(set(known.values()))} of {size} ranks",
+            remedy="pass mesh= with groups={name: [[ranks], …]}",
+        )
+    return ReplicaGroups.of(name, repeated, size), True
+
+
+def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
+    for known, groups in mesh.groups.items():
+        if groups == wanted:
+            return known
+    raise MeshError(
+        f"the mesh has no group of the ranks behind process group {name!r}",
+        found=f"{[list(g) for g in wanted.ranks]}; the mesh is {mesh!r}",
+        remedy="pass the mesh the model was sharded on, or leave mesh= out",
+    )
+
+
+def built_mesh(found: Mapping[str, ReplicaGroups], labels: Mapping[str, str], size: int) -> Mesh:
+    """A mesh with an axis for every group that is a dimension of one grid of the ranks.
+
+    Groups that are not (a product of axes, or no regular pattern) become explicit groups. Grid
+    dimensions that no group spans become axes ``rest``, ``rest2``, ….
+    """
+    distinct = {groups: name for name, groups in reversed(list(found.items()))}
+    in_order = sorted(distinct, key=lambda groups: groups.axis_size)
+    axes: list[ReplicaGroups] = []
+    for groups in in_order:
+        if groups.axis_size > 1 and _grid([*axes, groups], size) is not None:
+            axes.append(groups)
+    called: dict[ReplicaGroups, str] = {}
+    for i, groups in enumerate(g for g in distinct if g in axes):
+        default = DEFAULT_AXIS if len(axes) == 1 else f"g{i}"
+        called[groups] = _fresh(labels.get(distinct[groups], "") or default, called.values())
+    sizes: dict[str, int] = {}
+    for groups, extent in _grid(axes, size) or []:
+        rest = _fresh("rest", sizes) if axes else "world" if len(found) else DEFAULT_AXIS
+        sizes[rest if groups is None else called[groups]] = extent
+    plain = Mesh(sizes or {DEFAULT_AXIS: 1})
+    others = {
+        _fresh(labels.get(name, "") or f"group_{name}", sizes): groups.ranks
+        for groups, name in distinct.items()
+        if groups not in plain.groups.values()
+    }
+    return Mesh(plain.axes, groups=others)
+
+
+def _fresh(name: str, taken: Iterable[str]) -> str:
+    used = set(taken)
+    return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1 << 16))) if n not in used)
+
+
+def _grid(
+    axes: Sequence[ReplicaGroups], size: int
+) -> list[tuple[ReplicaGroups | None, int]] | None:
+    """Dimensions of a row-major grid of ranks, outermost first, that has ``axes`` among them."""
+    strided = {groups: _stride(groups) for groups in axes}
+    if None in strided.values():
+        return None
+    extent = size
+    found: list[tuple[ReplicaGroups | None, int]] = []
+    for groups, stride in sorted(strided.items(), key=lambda item: -(item[1] or 0)):
+        assert stride is not None, "irregular groups were sorted out above"
+        block = stride * groups.axis_size
+        if extent % block:
+            return None
+        found += [(None, extent // block)] if extent > block else []
+        found.append((groups, groups.axis_size))
+        extent = stride
+    return [*found, (None, extent)] if extent > 1 or not found else found
+
+
+def _stride(groups: ReplicaGroups) -> int | None:
+    """Distance of neighbours if all groups are the same grid dimension, None otherwise."""
+    size, first = len(groups.group_of), groups.ranks[0]
+    try:
+        regular, _ = partition("", {0: first}, size) if len(groups.ranks) > 1 else (groups, False)
+    except MeshError:
+        return None
+    step = first[1] - first[0] if len(first) > 1 else 1
+    return step if regular == groups and first == tuple(range(0, step * len(first), step)) else None

@@ -1,0 +1,142 @@
+"""Capture a model of many ranks in one process, as several of them in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from compiler.capture import placing, ranks
+from compiler.capture.capture import Capture, Progress, Ranks, assembled, described, traced
+from compiler.capture.digest import digests
+from compiler.capture.export import Traced
+from compiler.capture.lift import StateKind
+from compiler.errors import CaptureError
+from compiler.ir.mesh import Mesh
+
+Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+
+def capture_ranks(
+    factory: Callable[[], nn.Module],
+    make_inputs: Inputs,
+    world_size: int,
+    *,
+    mesh: Mesh | None = None,
+    inputs: placing.Given | None = None,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture a model of ``world_size`` ranks in this process alone.
+
+    The model is built under a fake process group as the first rank, the last, and one between.
+    Numbers that differ are taken to be ``a + b * rank`` if that fits all three; otherwise every
+    rank is captured. Tensors made by the model's code are compared; parameters and persistent
+    buffers are not, since what a factory puts there says nothing about a checkpoint.
+
+    Args:
+        factory: builds the model as it is on this rank of the default process group.
+        make_inputs: builds ``(args, kwargs)``.
+        world_size: number of ranks.
+        mesh: as in ``capture``.
+        inputs: as in ``capture``.
+        progress: as in ``capture``.
+
+    Returns:
+        The capture as rank 0 has it.
+
+    Raises:
+        CaptureError: as in ``capture``; or a process group is initialized already.
+        MeshError: as in ``capture``.
+        PlacementError: as in ``capture``.
+    """
+    if dist.is_initialized():
+        raise CaptureError(
+            "capture_ranks makes process groups of its own",
+            found=f"a process group of backend {dist.get_backend()!r} is initialized",
+            remedy="use capture() with an exchange, or destroy the process group first",
+        )
+    started, tell = time.perf_counter(), progress or (lambda _: None)
+    taken: dict[int, tuple[nn.Module, Traced, ranks.Description, dict[str, str]]] = {}
+
+    def take(rank: int) -> None:
+        tell(f"tracing the model as rank {rank} of {world_size}")
+        with fake_process_group(rank, world_size):
+            model = factory()
+            args, kwargs = make_inputs()
+            found = traced(model, args, kwargs)
+            description = described(model, found.lifted.module.graph, mesh)
+            taken[rank] = model, found, description, _digests_of_code(found)
+
+    sample = sorted({0, world_size // 2, world_size - 1})
+    for rank in sample:
+        take(rank)
+    numbers = _numbers(taken, world_size)
+    if None in numbers.values():
+        for rank in sorted(set(range(world_size)) - set(sample)):
+            take(rank)
+        numbers = _numbers(taken, world_size)
+    model, found, *_ = taken[0]
+    constants = {place: values for place, values in numbers.items() if values is not None}
+    ranks.mark(found.lifted.module.graph, 0, constants)
+    where = Ranks(
+        size=world_size,
+        rank=0,
+        descriptions={rank: description for rank, (_, _, description, _) in taken.items()},
+        positions={rank: rank for rank in range(world_size)},
+    )
+    compared = _everywhere({rank: held for rank, (*_, held) in taken.items()}, world_size)
+    result = assembled(model, found, where, mesh, inputs or {}, lambda _: compared)
+    notes = (
+        ()
+        if len(taken) == world_size
+        else (f"captured as {ranks.ranks_text(taken)} of {world_size}; the others are inferred",)
+    )
+    seconds = time.perf_counter() - started
+    return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
+
+
+@contextmanager
+def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
+    """Within it, the default process group is a fake one, in which collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _digests_of_code(found: Traced) -> dict[str, str]:
+    """Digests of the tensors that the model's code computes, which no checkpoint will replace."""
+    made = (StateKind.TRANSIENT, StateKind.CONSTANT)
+    return digests({n: s.tensor for n, s in found.lifted.state.items() if s.kind in made})
+
+
+def _numbers(
+    taken: Mapping[int, tuple[nn.Module, Traced, ranks.Description, dict[str, str]]], size: int
+) -> dict[ranks.Place, tuple[ranks.Number, ...] | None]:
+    """Place -> every rank's number where they differ, None where it cannot be inferred."""
+    ranks.check_rows({rank: found.rows for rank, (_, _, found, _) in taken.items()})
+    differing = ranks.differing({rank: found.numbers for rank, (_, _, found, _) in taken.items()})
+    if len(taken) == size:
+        return {place: tuple(v[rank] for rank in range(size)) for place, v in differing.items()}
+    return {place: ranks.affine(values, size) for place, values in differing.items()}
+
+
+def _everywhere(known: Mapping[int, Mapping[str, str]], size: int) -> dict[str, dict[int, str]]:
+    """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
+    names = set.intersection(*map(set, known.values()))
+    found: dict[str, dict[int, str]] = {}
+    for name in names:
+        held = {rank: known[rank][name] for rank in known}
+        agree = len(set(held.values())) == 1
+        found[name] = {
+            rank: held.get(rank, held[0] if agree else f"rank {rank}") for rank in range(size)
+        }
+    return found
