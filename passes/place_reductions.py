@@ -176,10 +176,10 @@ def _remarks(
         layer = access.layer_path(addend(node))
         movers = [u for u in node.users if u in found and u in unreduced]
         if node not in unreduced:
-            what = f"all_reduce hoisted above %{addend(node).name}"
+            what = f"all_reduce hoisted above {addend(node).target}"
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what, layer))
         elif movers and all(u in movers for u in node.users):
-            what = f"all_reduce moved below {movers[0].target} %{movers[0].name}"
+            what = f"all_reduce moved below {movers[0].target}"
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what, layer))
         else:
             why = _kept(node, known, found)

@@ -161,6 +161,7 @@ def capture(
 
 
 def traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
+    """The trace of a model, a program or a graph; see ``capture``."""
     if isinstance(model, ExportedProgram):
         return trace_program(model)
     if isinstance(model, fx.GraphModule) and is_spmd(model):

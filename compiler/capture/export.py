@@ -160,7 +160,8 @@ def localised(model: nn.Module) -> Iterator[None]:
     """Within it, every DTensor among the model's parameters and buffers is its local tensor."""
     swapped: list[tuple[dict[str, Any], str, DTensor]] = []
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [vars(module)["_parameters"], vars(module)["_buffers"]]
+        for table in tables:
             for name, held in table.items():
                 if isinstance(held, DTensor):
                     swapped.append((table, name, held))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d as c10d
 
 from compiler.errors import MeshError
 from compiler.ir.mesh import Mesh, ReplicaGroups
@@ -42,8 +42,9 @@ def process_group(name: str) -> ProcessGroup | None:
     """This process's group of that name."""
     if not dist.is_initialized():
         return None
+    find: Callable[[str], ProcessGroup] = vars(c10d)["_resolve_process_group"]
     try:
-        return _resolve_process_group(name)  # type: ignore[no-any-return,unused-ignore]
+        return find(name)
     except (RuntimeError, ValueError, KeyError):
         return None
 
@@ -144,7 +145,9 @@ def built_mesh(found: Mapping[str, ReplicaGroups], labels: Mapping[str, str], si
     Groups that are not (a product of axes, or no regular pattern) become explicit groups. Grid
     dimensions that no group spans become axes ``rest``, ``rest2``, ….
     """
-    distinct = {groups: name for name, groups in reversed(list(found.items()))}
+    distinct: dict[ReplicaGroups, str] = {}
+    for name, groups in found.items():
+        distinct.setdefault(groups, name)
     in_order = sorted(distinct, key=lambda groups: groups.axis_size)
     axes: list[ReplicaGroups] = []
     for groups in in_order:
@@ -155,9 +158,9 @@ def built_mesh(found: Mapping[str, ReplicaGroups], labels: Mapping[str, str], si
         default = DEFAULT_AXIS if len(axes) == 1 else f"g{i}"
         called[groups] = _fresh(labels.get(distinct[groups], "") or default, called.values())
     sizes: dict[str, int] = {}
-    for groups, extent in _grid(axes, size) or []:
+    for spanned, extent in _grid(axes, size) or []:
         rest = _fresh("rest", sizes) if axes else "world" if len(found) else DEFAULT_AXIS
-        sizes[rest if groups is None else called[groups]] = extent
+        sizes[rest if spanned is None else called[spanned]] = extent
     plain = Mesh(sizes or {DEFAULT_AXIS: 1})
     others = {
         _fresh(labels.get(name, "") or f"group_{name}", sizes): groups.ranks

@@ -220,7 +220,7 @@ def _mark_node(node: fx.Node, rank: int, places: Mapping[int, Sequence[Number]])
         if values is None:
             return item
         if isinstance(item, int):
-            return RankInt(values[rank], tuple(map(int, values)))
+            return RankInt(int(values[rank]), tuple(map(int, values)))
         return RankFloat(values[rank], tuple(map(float, values)))
 
     convert: Callable[[Any], Any] = lambda tree: fx.node.map_aggregate(tree, leaf)  # noqa: E731

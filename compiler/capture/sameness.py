@@ -60,8 +60,8 @@ def _after_collective(node: fx.Node, mesh: Mesh, same: Axes) -> Axes:
     axes = frozenset((mesh.axes_of(name) or ()) if name in mesh.groups else ())
     if not axes:
         return frozenset()
-    kind = collectives.OPS.get(node.target)
-    return same | axes if kind in EQUALIZING else same - axes
+    found = collectives.collective(node)
+    return same | axes if found and found.kind in EQUALIZING else same - axes
 
 
 def _read(node: fx.Node) -> Sequence[fx.Node]:

@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from compiler.capture import capture
+from compiler.capture.sampled import fake_process_group
+from compiler.errors import CaptureError
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x + 1
+        return x
+
+
+class Leaves(nn.Module):
+    def forward(self, x):
+        return torch.tensor(x.numpy())
+
+
+class Unsupported(nn.Module):
+    def forward(self, x):
+        return torch.ops.aten._nested_tensor_from_tensor_list([x])
+
+
+class Asynchronous(nn.Module):
+    def forward(self, x):
+        dist.all_reduce(x, async_op=True).wait()
+        return x
+
+
+class Unmapped(nn.Module):
+    def forward(self, x):
+        dist.broadcast(x, 0)
+        return x
+
+
+class Assigns(nn.Module):
+    def forward(self, x):
+        self.last = x + 1
+        return x
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise ValueError("as planned")
+
+
+class Opaque:
+    pass
+
+
+class ReturnsOpaque(nn.Module):
+    def forward(self, x):
+        return Opaque()
+
+
+class TakesOpaque(nn.Module):
+    def forward(self, x, config):
+        return x
+
+
+LINE = r"test_failures\.py:\d+ in forward: "
+CASES = [
+    (Branch, "Python decision on the values", LINE + r"if x\.sum\(\) > 0", "torch.where"),
+    (Leaves, "leaves PyTorch", LINE + r"return torch\.tensor\(x\.numpy", "custom_op"),
+    (Unsupported, "cannot be traced", LINE + "return torch.ops.aten._nested", "register_fake"),
+    (Asynchronous, "async_op=True", LINE + "dist.all_reduce", "without async_op"),
+    (Unmapped, "no functional form", "broadcast_", "_functional_collectives"),
+    (Assigns, "assigns to an attribute", "last", "register it as a buffer"),
+    (Raises, "cannot be exported", LINE + "raise ValueError", "torch.export.export"),
+    (ReturnsOpaque, "a result of the model is neither", "Opaque", "register_pytree_node"),
+]
+
+
+@pytest.mark.parametrize(("model", "what", "where", "remedy"), CASES)
+def test_a_failure_names_its_cause_its_line_and_a_remedy(model, what, where, remedy):
+    with fake_process_group(0, 2), pytest.raises(CaptureError) as caught:
+        capture(model(), (torch.ones(3),))
+    text = str(caught.value)
+    assert what in text
+    assert remedy in caught.value.remedy
+    assert pytest.raises(CaptureError, match=where).matches(caught.value), text
+
+
+def test_an_argument_of_an_unknown_class_is_named():
+    with pytest.raises(CaptureError, match=r"argument 'config' is neither a tensor nor"):
+        capture(TakesOpaque(), (torch.ones(3), Opaque()))
