@@ -35,8 +35,9 @@ def capture_ranks(
 
     The model is built under a fake process group as the first rank and as the last. Numbers that
     differ are taken to be ``a + b * rank``; where that is no integer, every rank is captured. The
-    checker's proof holds for any numbers in their place, so a wrong guess cannot make it wrong. Tensors made by the model's code are compared; parameters and persistent
-    buffers are not, since what a factory puts there says nothing about a checkpoint.
+    checker's proof holds for any numbers in their place, so a wrong guess cannot make it wrong.
+    Tensors made by the model's code are compared; parameters and persistent buffers are not, since
+    what a factory puts there says nothing about a checkpoint.
 
     Args:
         factory: builds the model as it is on this rank of the default process group.

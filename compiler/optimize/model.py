@@ -17,12 +17,12 @@ from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.capture import Capture, capture
 from compiler.check import Report, Verdict
 from compiler.errors import CommPlanError, PlanError
+from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.graph import OptimizationResult, check_options, optimize_spmd
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
-from compiler.ir.exchange import Exchange
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
 from compiler.runtime.groups import lowered
 from compiler.runtime.module import OptimizedModule
@@ -69,9 +69,10 @@ class ModelReport:
         }
         for kind in dict.fromkeys(kinds.values()):
             found[kind] = (list(kinds.values()).count(kind), Counter(), Counter())
-        for side, counted in ((1, self.before), (2, self.after)):
-            for collective in counted.collectives:
-                found[_kind(collective, kinds)][side][str(collective.kind)] += 1  # type: ignore[index, call-overload]
+        for collective in self.before.collectives:
+            found[_kind(collective, kinds)][1][str(collective.kind)] += 1
+        for collective in self.after.collectives:
+            found[_kind(collective, kinds)][2][str(collective.kind)] += 1
         return found
 
     def __str__(self) -> str:

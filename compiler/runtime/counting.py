@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = {
@@ -27,19 +28,19 @@ class Counts:
     payload_bytes: Counter[str] = field(default_factory=Counter)
 
 
-class count_collectives(TorchDispatchMode):  # noqa: N801  a context manager, named like one
-    """Within it, every collective this thread starts is counted.
+class count_collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]  # noqa: N801
+    """Within it, every collective this thread starts is counted, but not those it only traces.
 
     Example: ``with count_collectives() as counts: model(x)``; then ``counts.collectives``.
     """
 
     def __init__(self) -> None:
         """Starts from zero."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = Counts()
 
-    def __enter__(self) -> Counts:  # type: ignore[override]
-        super().__enter__()
+    def __enter__(self) -> Counts:
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self.counts
 
     def __torch_dispatch__(
@@ -48,9 +49,11 @@ class count_collectives(TorchDispatchMode):  # noqa: N801  a context manager, na
         """Counts collectives, and runs everything."""
         if func.namespace in ("c10d", "_c10d_functional"):
             kind = NAMES.get(func._schema.name.split("::")[1])
-            if kind is not None:
-                leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-                sizes = [x.nbytes for x in leaves if isinstance(x, torch.Tensor)]
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+            tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+            traced = any(isinstance(x, FakeTensor) for x in tensors)
+            if kind is not None and not traced:
+                sizes = [x.nbytes for x in tensors]
                 self.counts.collectives[kind] += 1
                 self.counts.payload_bytes[kind] += max(sizes, default=0)
         return func(*args, **(kwargs or {}))

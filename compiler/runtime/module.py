@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
@@ -81,7 +82,8 @@ class OptimizedModule(nn.Module):
         for prepared in known:
             if prepared.accepts(given):
                 return prepared
-        prepared = self._prepare(args, kwargs)
+        with _disable_current_modes():  # a mode around the call is about its ops, not capture's
+            prepared = self._prepare(args, kwargs)
         known.append(prepared)
         return prepared
 

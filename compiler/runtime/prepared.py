@@ -104,9 +104,9 @@ class Prepared:
         inputs = dict(self.captured.constants)
         for name, key in self.captured.state.items():
             inputs[name] = local(model, key)
-        for name, leaf in zip(self.captured.arguments, given.leaves, strict=True):
-            if isinstance(name, str):
-                inputs[name] = leaf
+        for argument, leaf in zip(self.captured.arguments, given.leaves, strict=True):
+            if isinstance(argument, str):
+                inputs[argument] = leaf
         outputs = self.module(*[inputs[name] for name in self.placeholders])
         for index, name in self.captured.mutations.items():
             inputs[name].copy_(outputs[index])

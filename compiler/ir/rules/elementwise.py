@@ -207,7 +207,8 @@ def native_dropout(call: Call) -> Meaning:
 
 
 NONLINEAR = (
-    "abs", "acos", "acosh", "addcdiv", "asin", "asinh", "atan", "atan2", "atanh", "__and__", "__or__", "__xor__", "bitwise_and",
+    "__and__", "__or__", "__xor__",
+    "abs", "acos", "acosh", "addcdiv", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and",
     "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
     "ceil", "celu", "clamp", "clamp_max", "clamp_min", "copysign", "cos", "cosh", "elu", "eq",
     "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmax", "fmin",

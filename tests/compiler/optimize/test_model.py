@@ -142,9 +142,7 @@ def alone(group: dist.ProcessGroup) -> Any:
 
 def test_world_size_one_is_a_no_op_that_says_so(gloo_pool: Any) -> None:
     ((remarks, same),) = gloo_pool(1).run(alone)
-    assert remarks == [
-        "note: world size 1: no rank owes another a sum; the model runs as it is"
-    ]
+    assert remarks == ["note: world size 1: no rank owes another a sum; the model runs as it is"]
     assert same
 
 
