@@ -71,7 +71,7 @@ def test_a_longer_program_is_refused():
     with longer.inserting_before(access.output(longer)):
         extra = longer.call_function(torch.ops.aten.neg.default, (next(iter(longer.nodes)),))
     extra.meta = {"val": torch.empty(3, device="meta")}
-    with pytest.raises(CaptureError, match="aten.neg"):
+    with pytest.raises(CaptureError, match=r"aten\.neg"):
         check_rows(rows(graph(0), longer))
 
 
