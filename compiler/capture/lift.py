@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
@@ -94,7 +95,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
         held = _state(program, spec, prefix)
         name = next(given, node.name) if held is None else _placeholder_name(held)
         copy = graph.placeholder(_unused(name, placeholders.values()))
-        copy.meta = dict(node.meta)
+        copy.meta = _meta(node, prefix)
         copies[node] = copy
         placeholders[node.name] = str(copy.target)
         if held is None:
@@ -166,7 +167,7 @@ def _unused(name: str, taken: Iterable[str]) -> str:
 def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
     """The node's facts, with module paths that start below ``prefix``."""
     meta = dict(node.meta)
-    meta.setdefault("val", None)
+    meta["val"] = pytree.tree_map(_settled, meta.get("val"))
     stack = meta.get("nn_module_stack")
     if stack and prefix:
         wrapper = prefix.rstrip(".")
@@ -176,6 +177,24 @@ def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
             if path
         }
     return meta
+
+
+def _settled(found: Any) -> Any:
+    """A traced value whose symbolic sizes that can only be one number are that number."""
+    if isinstance(found, torch.SymInt):
+        return int(found) if found.node.expr.is_number else found
+    if not isinstance(found, FakeTensor):
+        return found
+    sizes, strides = found.shape, found.stride()
+    if all(isinstance(s, int) or not s.node.expr.is_number for s in (*sizes, *strides)):
+        return found
+    with found.fake_mode:
+        return torch.empty_strided(
+            [_settled(size) for size in sizes],
+            [_settled(stride) for stride in strides],
+            dtype=found.dtype,
+            device=found.device,
+        )
 
 
 def is_spmd(module: fx.GraphModule) -> bool:
