@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 POOL_SIZE = 8
 GROUP_SIZES = (1, 2, 4, 8)
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 class RankError(AssertionError):

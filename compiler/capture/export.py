@@ -90,7 +90,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     given = form.flatten(args, kwargs)
     for name, leaf in zip(form.names(given), given.leaves, strict=True):
         check_leaf(f"argument {name!r}", leaf)
-    tensors = _in_mode_of(model, [x for x in given.leaves if _is_tensor(x)])
+    tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
     outcome = _Outcome()
@@ -144,6 +144,16 @@ def trace_graph(module: fx.GraphModule) -> Traced:
     in_spec = pytree.tree_structure(((0,) * len(lifted.arguments), {}))
     result = fx.node.map_arg(access.output(module.graph).args[0], lambda node: 0)
     return Traced(lifted, in_spec, pytree.tree_structure(result), {}, ())
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor like this one that is contiguous and no view: export reads its type alone.
+
+    The runtime passes contiguous tensors, too, so that one graph serves all strides.
+    """
+    if tensor.is_contiguous() and not tensor._is_view():
+        return tensor
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _in_mode_of(model: nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -101,15 +101,16 @@ class Prepared:
             model: holds the state.
             given: the call's arguments in canonical order.
         """
-        inputs = dict(self.captured.constants)
+        inputs, written = dict(self.captured.constants), dict[str, torch.Tensor]()
         for name, key in self.captured.state.items():
             inputs[name] = local(model, key)
         for argument, leaf in zip(self.captured.arguments, given.leaves, strict=True):
             if isinstance(argument, str):
-                inputs[argument] = leaf
+                inputs[argument] = leaf.contiguous()
+                written[argument] = leaf
         outputs = self.module(*[inputs[name] for name in self.placeholders])
         for index, name in self.captured.mutations.items():
-            inputs[name].copy_(outputs[index])
+            written.get(name, inputs[name]).copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
         return pytree.tree_unflatten(leaves, self.captured.out_spec)
 
