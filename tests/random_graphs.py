@@ -119,7 +119,7 @@ KINDS = (
 
 
 def random_graph(choose: Choose[Any], count: int = 10, kinds: Sequence[str] = KINDS) -> SpmdGraph:
-    """A graph of ``count`` random ops over 2 × 2 ranks, with one to three outputs."""
+    """A graph of ``count`` random ops over 2 × 2 ranks, with a few outputs."""
     build = Builder(MESH)
     grower = Grower(build, choose)
     inputs = (
@@ -140,8 +140,8 @@ def random_graph(choose: Choose[Any], count: int = 10, kinds: Sequence[str] = KI
         if made is not None:
             grower.pool.append(made)
             count -= 1
-    last = grower.pool[-1]
-    return build.finish(last, *(grower.pick() for _ in range(choose((0, 0, 1, 2)))))
+    unread = [node for node in grower.pool if not node.users]
+    return build.finish(*unread[-3:], *(grower.pick() for _ in range(choose((0, 0, 1)))))
 
 
 def seeded(seed: int, count: int = 10, kinds: Sequence[str] = KINDS) -> SpmdGraph:
