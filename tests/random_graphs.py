@@ -33,6 +33,8 @@ class Grower:
 
     build: Builder
     choose: Choose[Any]
+    groups: tuple[str, ...] = ("tp", "tp", "dp")
+    ops: tuple[str, ...] = ("sum", "sum", "sum", "avg", "max")
     pool: list[fx.Node] = field(default_factory=list)
 
     def pick(self, *shape: int) -> fx.Node:
@@ -50,7 +52,7 @@ class Grower:
 
     def grow(self, kind: str) -> fx.Node | None:
         """One random op of a kind; None where no value suits it."""
-        call, choose, group = self.build.call, self.choose, self.choose(("tp", "tp", "dp"))
+        call, choose, group = self.build.call, self.choose, self.choose(self.groups)
         match kind:
             case "add":
                 return call(aten.add.Tensor, *self.pair())
@@ -96,8 +98,7 @@ class Grower:
                 other = choose((self.named("zeros"), self.square()))
                 return call(aten.where.self, self.named("mask"), self.square(), other)
             case "all_reduce":
-                op = choose(("sum", "sum", "sum", "avg", "max"))
-                return self.build.all_reduce(self.pick(), group, op)
+                return self.build.all_reduce(self.pick(), group, choose(self.ops))
             case "scatter":
                 return self.build.reduce_scatter(self.square(), group, choose(("sum", "avg")))
             case "gather":
@@ -118,23 +119,41 @@ KINDS = (
 )
 
 
-def random_graph(choose: Choose[Any], count: int = 10, kinds: Sequence[str] = KINDS) -> SpmdGraph:
-    """A graph of ``count`` random ops over 2 × 2 ranks, with a few outputs."""
+LINEAR = (
+    *("add", "add", "add", "sub", "weigh", "scale", "neg", "mm", "unview", "permute", "slice"),
+    *("cat", "sum", "index_add", "expand", "where"),
+    *("all_reduce",) * 4,
+)
+
+
+def random_graph(
+    choose: Choose[Any], count: int = 10, kinds: Sequence[str] = KINDS, *, plain: bool = False
+) -> SpmdGraph:
+    """A graph of random ops over 2 × 2 ranks, with a few outputs.
+
+    Args:
+        choose: picks one of several.
+        count: how many ops.
+        kinds: of which kinds.
+        plain: reductions are sums over one axis, what else ops read is replicated.
+    """
     build = Builder(MESH)
     grower = Grower(build, choose)
+    if plain:
+        grower.groups, grower.ops = ("tp",), ("sum",)
     inputs = (
         build.input("x", 4, 4, varies=("tp",)),
         build.input("y", 4, 4, varies=("dp", "tp")),
         build.input("z", 4, 4),
     )
-    build.input("w", 4, 4, varies=choose(((), (), ("tp",))))
-    build.input("row", 4, varies=choose(((), (), ("dp",))))
+    build.input("w", 4, 4, varies=() if plain else choose(((), (), ("tp",))))
+    build.input("row", 4, varies=() if plain else choose(((), (), ("dp",))))
     build.input("index", 4, dtype=torch.int64)
-    build.input("mask", 4, 4, dtype=torch.bool, varies=choose(((), (), ("tp",))))
+    build.input("mask", 4, 4, dtype=torch.bool, varies=() if plain else choose(((), (), ("tp",))))
     where = torch.device("meta")
     zeros = build.call(aten.full.default, [4, 4], 0.0, dtype=torch.float64, device=where)
     zeros._rename("zeros")
-    grower.pool += inputs
+    grower.pool += inputs[:2] if plain else inputs
     while count:
         made = grower.grow(choose(kinds))
         if made is not None:
@@ -144,9 +163,11 @@ def random_graph(choose: Choose[Any], count: int = 10, kinds: Sequence[str] = KI
     return build.finish(*unread[-3:], *(grower.pick() for _ in range(choose((0, 0, 1)))))
 
 
-def seeded(seed: int, count: int = 10, kinds: Sequence[str] = KINDS) -> SpmdGraph:
+def seeded(
+    seed: int, count: int = 10, kinds: Sequence[str] = KINDS, *, plain: bool = False
+) -> SpmdGraph:
     """The random graph of a seed."""
-    return random_graph(random.Random(seed).choice, count, kinds)
+    return random_graph(random.Random(seed).choice, count, kinds, plain=plain)
 
 
 def mutable_copy(graph: SpmdGraph) -> SpmdGraph:
