@@ -144,8 +144,8 @@ def _rewritten(
 def _needs(
     graph: fx.Graph, found: dict[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Carriers whose unreduced, and whose reduced, form is read."""
-    needs_unreduced: set[fx.Node] = set()
+    """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
+    needs_unreduced = {node for node in found if node.op == "placeholder"}
     needs_reduced: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node in found:

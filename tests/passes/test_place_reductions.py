@@ -86,6 +86,18 @@ def test_hoists() -> None:
     assert remarks(result) == ["passed: %v2: all_reduce hoisted above %v1"]
 
 
+def test_keeps_an_input_whose_reduction_nothing_reads() -> None:
+    graph = function(
+        XY,
+        f"%2: f64[4, 8] = comm.all_reduce(%0) {SUM}",
+        f"%3: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+        "%4: f64[8] = aten.sum.dim_IntList(%3, [0])",
+        "return %4",
+    )
+    inputs = [n.name for n in applied(graph).graph.graph.nodes if n.op == "placeholder"]
+    assert inputs == ["x", "y"]
+
+
 def test_metadata_goes_along() -> None:
     build = Builder(Mesh({"tp": 2}))
     x, y = (build.input(name, 4, varies=("tp",)) for name in "xy")
