@@ -81,31 +81,23 @@ class Builder:
         """Block ``rank`` of dimension 0 of the reduction."""
         size = self.mesh.group(group).axis_size
         rows = int(access.shape(x)[0]) // size
-        return self._collective(
-            c10d.reduce_scatter_tensor.default, x, op, size, group, rows=rows
-        )
+        return self._collective(c10d.reduce_scatter_tensor.default, x, op, size, group, rows=rows)
 
     def all_gather(self, x: fx.Node, group: str = "tp") -> fx.Node:
         """All ranks' tensors, concatenated along dimension 0."""
         size = self.mesh.group(group).axis_size
         rows = int(access.shape(x)[0]) * size
-        return self._collective(
-            c10d.all_gather_into_tensor.default, x, size, group, rows=rows
-        )
+        return self._collective(c10d.all_gather_into_tensor.default, x, size, group, rows=rows)
 
     def all_to_all(self, x: fx.Node, group: str = "tp") -> fx.Node:
         """Block i of dimension 0 goes to the i-th rank of the group."""
         size, rows = self.mesh.group(group).axis_size, int(access.shape(x)[0])
         splits = [rows // size] * size
-        return self._collective(
-            c10d.all_to_all_single.default, x, splits, splits, group, rows=rows
-        )
+        return self._collective(c10d.all_to_all_single.default, x, splits, splits, group, rows=rows)
 
     def broadcast(self, x: fx.Node, src: int, group: str = "tp") -> fx.Node:
         """The tensor of the group's rank ``src``."""
-        return self._collective(
-            c10d.broadcast.default, x, src, group, rows=int(access.shape(x)[0])
-        )
+        return self._collective(c10d.broadcast.default, x, src, group, rows=int(access.shape(x)[0]))
 
     def finish(self, *returned: fx.Node) -> SpmdGraph:
         """The graph, which returns a tuple."""

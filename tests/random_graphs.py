@@ -52,72 +52,74 @@ class Grower:
 
     def grow(self, kind: str) -> fx.Node | None:
         """One random op of a kind; None where no value suits it."""
-        call, choose, group = self.build.call, self.choose, self.choose(self.groups)
-        match kind:
-            case "add":
-                return call(aten.add.Tensor, *self.pair())
-            case "scaled add":
-                return call(aten.add.Tensor, *self.pair(), alpha=choose((2, -1, 0.5)))
-            case "sub":
-                return call(aten.sub.Tensor, *self.pair())
-            case "mul":
-                return call(aten.mul.Tensor, *self.pair())
-            case "weigh":
-                return call(aten.mul.Tensor, self.square(), self.named("row"))
-            case "scale":
-                return call(aten.mul.Tensor, self.pick(), choose((2, 0.5, -1, 3)))
-            case "neg":
-                return call(aten.neg.default, self.pick())
-            case "silu":
-                return call(aten.silu.default, self.pick())
-            case "mm":
-                return call(aten.mm.default, self.square(), self.named("w"))
-            case "view":
-                return call(aten.reshape.default, self.square(), choose(([2, 8], [4, 2, 2])))
-            case "unview":
-                wide = [n for n in self.pool if access.tensor(n).numel() == 16]
-                return call(aten.reshape.default, choose(wide), [4, 4])
-            case "permute":
-                return call(aten.permute.default, self.square(), [1, 0])
-            case "slice":
-                return call(aten.slice.Tensor, self.square(), 0, choose((0, 1, 2)), None)
-            case "rank slice":
-                start = rank_int(*choose(((0, 1, 0, 1), (0, 0, 1, 1), (1, 1, 1, 1))))
-                return call(aten.narrow.default, self.square(), 1, start, 3)
-            case "cat":
-                return call(aten.cat.default, [self.square(), self.square()], choose((0, 1)))
-            case "sum":
-                return call(aten.sum.dim_IntList, self.square(), [choose((0, 1))], True)
-            case "index_add":
-                into = choose((self.named("zeros"), self.square()))
-                return call(aten.index_add.default, into, 0, self.named("index"), self.square())
-            case "expand":
-                low = [n for n in self.pool if tuple(access.shape(n)) in ((1, 4), (4, 1))]
-                return call(aten.expand.default, choose(low), [4, 4]) if low else None
-            case "where":
-                other = choose((self.named("zeros"), self.square()))
-                return call(aten.where.self, self.named("mask"), self.square(), other)
-            case "all_reduce":
-                return self.build.all_reduce(self.pick(), group, choose(self.ops))
-            case "scatter":
-                return self.build.reduce_scatter(self.square(), group, choose(("sum", "avg")))
-            case "gather":
-                half = [n for n in self.pool if tuple(access.shape(n)) == (2, 4)]
-                return self.build.all_gather(choose(half), group) if half else None
-        raise AssertionError(kind)
+        return MAKERS[kind](self)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.build.call(target, *args, **kwargs)
+
+    def group(self) -> str:
+        return self.choose(self.groups)  # type: ignore[no-any-return]
+
+    def wide(self) -> fx.Node:
+        """A value of 16 elements, whatever its shape."""
+        return self.choose([n for n in self.pool if access.tensor(n).numel() == 16])  # type: ignore[no-any-return]
+
+    def suited(self, *shapes: tuple[int, ...]) -> fx.Node | None:
+        """A value of one of the shapes, if there is one."""
+        found = [n for n in self.pool if tuple(access.shape(n)) in shapes]
+        return self.choose(found) if found else None
+
+    def stretched(self) -> fx.Node | None:
+        low = self.suited((1, 4), (4, 1))
+        return low and self.call(aten.expand.default, low, [4, 4])
+
+    def gathered(self) -> fx.Node | None:
+        half = self.suited((2, 4))
+        return half and self.build.all_gather(half, self.group())
+
+    def rank_sliced(self) -> fx.Node:
+        start = rank_int(*self.choose(((0, 1, 0, 1), (0, 0, 1, 1), (1, 1, 1, 1))))
+        return self.call(aten.narrow.default, self.square(), 1, start, 3)
+
+    def added_by_index(self) -> fx.Node:
+        into = self.choose((self.named("zeros"), self.square()))
+        return self.call(aten.index_add.default, into, 0, self.named("index"), self.square())
+
+    def masked(self) -> fx.Node:
+        other = self.choose((self.named("zeros"), self.square()))
+        return self.call(aten.where.self, self.named("mask"), self.square(), other)
 
     def named(self, name: str) -> fx.Node:
         (found,) = (n for n in self.build.graph.nodes if n.name == name)
         return found  # type: ignore[no-any-return]
 
 
-KINDS = (
-    *("add", "add", "scaled add", "sub", "mul", "weigh", "scale", "neg", "silu", "mm", "view"),
-    *("unview", "permute", "slice", "rank slice", "cat", "sum", "index_add", "expand", "where"),
-    *("all_reduce",) * 5,
-    *("scatter", "gather"),
-)
+MAKERS: dict[str, Callable[[Grower], fx.Node | None]] = {
+    "add": lambda g: g.call(aten.add.Tensor, *g.pair()),
+    "scaled add": lambda g: g.call(aten.add.Tensor, *g.pair(), alpha=g.choose((2, -1, 0.5))),
+    "sub": lambda g: g.call(aten.sub.Tensor, *g.pair()),
+    "mul": lambda g: g.call(aten.mul.Tensor, *g.pair()),
+    "weigh": lambda g: g.call(aten.mul.Tensor, g.square(), g.named("row")),
+    "scale": lambda g: g.call(aten.mul.Tensor, g.pick(), g.choose((2, 0.5, -1, 3))),
+    "neg": lambda g: g.call(aten.neg.default, g.pick()),
+    "silu": lambda g: g.call(aten.silu.default, g.pick()),
+    "mm": lambda g: g.call(aten.mm.default, g.square(), g.named("w")),
+    "view": lambda g: g.call(aten.reshape.default, g.square(), g.choose(([2, 8], [4, 2, 2]))),
+    "unview": lambda g: g.call(aten.reshape.default, g.wide(), [4, 4]),
+    "permute": lambda g: g.call(aten.permute.default, g.square(), [1, 0]),
+    "slice": lambda g: g.call(aten.slice.Tensor, g.square(), 0, g.choose((0, 1, 2)), None),
+    "rank slice": Grower.rank_sliced,
+    "cat": lambda g: g.call(aten.cat.default, [g.square(), g.square()], g.choose((0, 1))),
+    "sum": lambda g: g.call(aten.sum.dim_IntList, g.square(), [g.choose((0, 1))], True),
+    "index_add": Grower.added_by_index,
+    "expand": Grower.stretched,
+    "where": Grower.masked,
+    "all_reduce": lambda g: g.build.all_reduce(g.pick(), g.group(), g.choose(g.ops)),
+    "scatter": lambda g: g.build.reduce_scatter(g.square(), g.group(), g.choose(("sum", "avg"))),
+    "gather": Grower.gathered,
+}
 
+KINDS = (*MAKERS, "add", *("all_reduce",) * 4)
 
 LINEAR = (
     *("add", "add", "add", "sub", "weigh", "scale", "neg", "mm", "unview", "permute", "slice"),
@@ -253,12 +255,13 @@ def wrong_kind(graph: SpmdGraph, choose: Choose[Any]) -> None:
 
 def wrong_dim(graph: SpmdGraph, choose: Choose[Any]) -> None:
     """An op that works along another dimension: in a square, shapes do not tell."""
-    found = [n for n in graph.graph.nodes if n.target is aten.sum.dim_IntList]
-    found += [n for n in graph.graph.nodes if n.target is aten.index_add.default]
+    summed, added = aten.sum.dim_IntList, aten.index_add.default
+    nodes = [n for n in graph.graph.nodes if n.target in (summed, added)]
+    found = [n for n in nodes if access.shape(n.args[0 if n.target is summed else 3]) == (4, 4)]
     if not found:
         return
     node = choose(found)
-    if node.target is aten.index_add.default:
+    if node.target is added:
         node.args = (node.args[0], 1, *node.args[2:])
         return
     with graph.graph.inserting_before(node):

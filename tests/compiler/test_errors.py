@@ -20,5 +20,5 @@ def test_lines_that_say_nothing_are_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["Mesh", "Placement", "Capture", "Graph", "Plan", "Verification"])
 def test_every_error_is_one_that_the_command_line_prints(name: str) -> None:
-    with pytest.raises(CommPlanError, match="^wrong$"):
+    with pytest.raises(CommPlanError, match=r"^wrong$"):
         raise getattr(errors, f"{name}Error")("wrong")

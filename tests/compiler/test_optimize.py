@@ -26,7 +26,10 @@ SUM = "{axis = tp, op = sum}"
 
 def optimized(graph: SpmdGraph, **options: object) -> OptimizationResult:
     return optimize_graph(
-        graph.module, mesh=graph.mesh, inputs=inputs_of(graph), **options  # type: ignore[arg-type]
+        graph.module,
+        mesh=graph.mesh,
+        inputs=inputs_of(graph),
+        **options,  # type: ignore[arg-type]
     )
 
 
@@ -116,8 +119,10 @@ def test_parameters_are_shared_and_differ_between_ranks_unless_said_otherwise() 
     assert dict(result.graph_module.named_buffers())["w"] is dict(graph.root.named_buffers())["w"]
     unknown = optimize_graph(graph.module, mesh=graph.mesh, inputs={"x": Varying()})
     assert unknown.after.all_reduces == 2
-    assert "missed: %wait_tensor_default: all_reduce kept: aten.mul.Tensor depends on %b, " \
+    assert (
+        "missed: %wait_tensor_default: all_reduce kept: aten.mul.Tensor depends on %b, "
         "which differs between ranks" in [str(r) for r in unknown.remarks]
+    )
 
 
 GRID = 'mesh <dp = 2, tp = 2>\ngroup "both" = <dp, tp>'

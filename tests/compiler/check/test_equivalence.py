@@ -21,7 +21,7 @@ from tests.random_graphs import MUTATIONS, mutant, random_graph, rank_int, seede
 X = '%0 "x": f64[4] {tp: V}'
 XY = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}'
 XYR = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}, %2 "r": f64[4]'
-GRID = "mesh <dp = 2, tp = 2>\ngroup \"both\" = <dp, tp>"
+GRID = 'mesh <dp = 2, tp = 2>\ngroup "both" = <dp, tp>'
 
 
 def reduce(value: str, axis: str = "tp", op: str = "sum") -> str:
@@ -35,9 +35,7 @@ SEPARATE = function(
     "%4: f64[4] = aten.add.Tensor(%2, %3)",
     "return %4",
 )
-MERGED = function(
-    XY, "%2: f64[4] = aten.add.Tensor(%0, %1)", f"%3: {reduce('%2')}", "return %3"
-)
+MERGED = function(XY, "%2: f64[4] = aten.add.Tensor(%0, %1)", f"%3: {reduce('%2')}", "return %3")
 
 
 def verdict(source: SpmdGraph, target: SpmdGraph) -> Verdict:
@@ -240,8 +238,7 @@ def test_graph_that_cannot_be_read_is_invalid() -> None:
     report = check(function(X, "%1: f64[4] = aten.neg(%0)", "return (%1,)"), build.finish(node))
     assert (report.verdict, report.explanation) == (
         Verdict.INVALID,
-        "%neg is a call_method node\n"
-        "  remedy: capture to ATen ops, for example with torch.export",
+        "%neg is a call_method node\n  remedy: capture to ATen ops, for example with torch.export",
     )
 
 
@@ -294,9 +291,7 @@ def test_numbers_that_differ_between_ranks_do_not_cross_a_reduction() -> None:
         build = Builder(Mesh({"tp": 2}))
         x, start = build.input("x", 4, varies=("tp",)), rank_int(0, 2)
         if early:
-            return build.finish(
-                build.all_reduce(build.call(aten.narrow.default, x, 0, start, 2))
-            )
+            return build.finish(build.all_reduce(build.call(aten.narrow.default, x, 0, start, 2)))
         return build.finish(build.call(aten.narrow.default, build.all_reduce(x), 0, start, 2))
 
     assert verdict(graph(early=False), graph(early=True)) is Verdict.NOT_EQUIVALENT
@@ -438,9 +433,13 @@ def test_reducing_what_all_ranks_hold_multiplies_it() -> None:
 
 def test_random_values_are_fresh_in_program_order() -> None:
     def graph(first: str, second: str) -> SpmdGraph:
-        return function('%0 "x": f64[4]', "%1: f64[4] = aten.rand_like(%0)",
-                        "%2: f64[4] = aten.rand_like(%0)",
-                        f"%3: f64[4] = aten.sub.Tensor({first}, {second})", "return %3")  # fmt: skip
+        return function(
+            '%0 "x": f64[4]',
+            "%1: f64[4] = aten.rand_like(%0)",
+            "%2: f64[4] = aten.rand_like(%0)",
+            f"%3: f64[4] = aten.sub.Tensor({first}, {second})",
+            "return %3",
+        )
 
     drawn, back = graph("%1", "%2"), graph("%2", "%1")
     assert check(drawn, drawn.own_copy()).verdict is Verdict.IDENTICAL
@@ -456,9 +455,7 @@ def graphs(draw: st.DrawFn, count: int) -> SpmdGraph:
     return random_graph(lambda options: draw(st.sampled_from(options)), count)
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(graphs(7), st.sampled_from(MUTATIONS), st.integers(0, 99))
 def test_no_mutant_that_computes_something_else_is_accepted(
     source: SpmdGraph, mutation: object, seed: int

@@ -15,7 +15,7 @@ from compiler.ir.mesh import Mesh
 from tests.graphs import Builder, aten, function, outcome
 from tests.random_graphs import rank_int, seeded
 
-HELD = [torch.arange(4.0).reshape(4, 1) * 10 ** r for r in range(2)]
+HELD = [torch.arange(4.0).reshape(4, 1) * 10**r for r in range(2)]
 
 
 @pytest.mark.parametrize(

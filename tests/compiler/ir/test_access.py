@@ -107,7 +107,7 @@ def test_origins() -> None:
     assert (access.layer_path(node), access.source_line(node)) == ("", "")
     stack = {"a": ("L['self'].layers.0", object), "b": ("L['self'].layers.0.mlp", object)}
     node.meta["nn_module_stack"] = stack
-    node.meta["stack_trace"] = '  File "/a/b.py", line 3, in f\n    x\n  File "/a/model.py", line 88'
+    node.meta["stack_trace"] = '  File "/b.py", line 3, in f\n    x\n  File "/a/model.py", line 88'
     assert access.layer_path(node) == "layers.0.mlp"
     assert access.source_line(node) == "model.py:88"
     node.meta["nn_module_stack"] = {"a": ("_empty_nn_module_stack_from_metadata_hook", object)}

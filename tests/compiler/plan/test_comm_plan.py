@@ -76,4 +76,3 @@ def test_what_is_no_plan(text: str, found: str) -> None:
     assert caught.value.what == "not a communication plan"
     assert caught.value.remedy == "pass what to_json returned"
     assert found in caught.value.found
-

@@ -22,6 +22,7 @@ from passes import EliminateDeadCode, PlaceReductions
 from tests.graphs import Builder, agree, aten, function
 from tests.random_graphs import LINEAR, seeded
 
+
 def known_of(graph: SpmdGraph) -> Iterator[Facts]:
     for reduction in reductions(graph):
         yield facts(graph, reduction)
@@ -177,8 +178,11 @@ def planned(graph: SpmdGraph, *, hoist: bool = True) -> SpmdGraph:
         stage = place_reductions(graph, facts(graph, reduction), hoist=hoist)
         after = PlaceReductions(stage).apply(graph).graph
         graph = EliminateDeadCode().apply(after).graph
-        counted = [c for c in statistics(graph.graph).collectives
-                   if (graph.mesh.group(c.group), c.op) == (reduction.groups, reduction.kind)]
+        counted = [
+            c
+            for c in statistics(graph.graph).collectives
+            if (graph.mesh.group(c.group), c.op) == (reduction.groups, reduction.kind)
+        ]
         assert stage.after_payload_bytes == sum(c.payload_bytes for c in counted)
         assert len(stage.reductions) == len(counted)
     return graph
