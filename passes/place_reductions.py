@@ -32,7 +32,7 @@ from compiler.analysis.carriers import (
 )
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import insert_all_reduce
+from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.numbering import numbers
 from compiler.ir.remark import PassResult, Remark, RemarkKind
@@ -193,6 +193,9 @@ def _kept(node: fx.Node, known: Facts, found: dict[fx.Node, Carrier]) -> str:
         if user.op == "output":
             return "all_reduce kept: the graph returns its result"
         if user not in found:
-            why = refusal(user, [node], known) or "read by no linear op"
+            if user.target in OPS:
+                return f"all_reduce kept: {OPS[user.target]} %{user.name} sends its result"
+            partial = [x for x in access.operands(user) if x in found and not found[x].addend]
+            why = refusal(user, partial, known) or "read by no linear op"
             return f"all_reduce kept: {why}"
     return "all_reduce kept: moving it saves nothing"

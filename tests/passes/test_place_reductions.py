@@ -188,6 +188,28 @@ def test_says_that_a_returned_reduction_stays() -> None:
     assert remarks(applied(graph)) == ["missed: %v2: all_reduce kept: the graph returns its result"]
 
 
+def test_says_that_reductions_are_multiplied_or_sent() -> None:
+    product = function(
+        XY,
+        f"%2: f64[4, 8] = comm.all_reduce(%0) {SUM}",
+        f"%3: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+        "%4: f64[4, 8] = aten.mul.Tensor(%2, %3)",
+        "return %4",
+    )
+    assert remarks(applied(product)) == [
+        f"missed: %v{n}: all_reduce kept: aten.mul.Tensor multiplies partial sums" for n in (2, 3)
+    ]
+    gathered = function(
+        XY,
+        f"%2: f64[4, 8] = comm.all_reduce(%0) {SUM}",
+        "%3: f64[16, 8] = comm.all_gather(%2) {axis = tp}",
+        "return %3",
+    )
+    assert remarks(applied(gathered)) == [
+        "missed: %v2: all_reduce kept: all_gather %v3_start sends its result"
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
