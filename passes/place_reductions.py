@@ -32,7 +32,7 @@ from compiler.analysis.carriers import (
 )
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import insert_all_reduce
+from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.text import numbers
@@ -144,8 +144,8 @@ def _rewritten(
 def _needs(
     graph: fx.Graph, found: dict[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Carriers whose unreduced, and whose reduced, form is read."""
-    needs_unreduced: set[fx.Node] = set()
+    """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
+    needs_unreduced = {node for node in found if node.op == "placeholder"}
     needs_reduced: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node in found:
@@ -193,6 +193,9 @@ def _kept(node: fx.Node, known: Facts, found: dict[fx.Node, Carrier]) -> str:
         if user.op == "output":
             return "all_reduce kept: the graph returns its result"
         if user not in found:
-            why = refusal(user, [node], known) or "read by no linear op"
+            if user.target in OPS:
+                return f"all_reduce kept: {OPS[user.target]} %{user.name} sends its result"
+            partial = [x for x in access.operands(user) if x in found and not found[x].addend]
+            why = refusal(user, partial, known) or "read by no linear op"
             return f"all_reduce kept: {why}"
     return "all_reduce kept: moving it saves nothing"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import sympy
 import torch
 from torch import fx
 
@@ -21,13 +22,17 @@ from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, collective
 from compiler.ir.graph import SpmdGraph, well_formed
-from compiler.ir.rules.meaning import shape_key
+from compiler.ir.rules.meaning import shape_key, size_key
 
 SIMULATION_BYTES = 256 << 20
 """Inputs of all ranks together above which no counterexample is looked for."""
 
 TOLERANCE = 1e-6
 """Relative difference that float64 rounding cannot explain."""
+
+SMALLEST_SCALE = 1e-3
+"""Differences are relative to at least this: inputs are of order 1, and where they cancel out, what
+is left of the largest intermediate values is rounding."""
 
 SEEDS = 3
 """Draws of inputs on which a counterexample is looked for."""
@@ -53,9 +58,9 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
                 return report(Verdict.INVALID, f"{side}: {error}")
         if why := _signature_difference(source, target):
             return report(Verdict.INVALID, why)
+        names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
-        names = _attribute_names(source, target)
         before = Interpreter(source, {n: n for n in names}).run()
         after = Interpreter(target, names).run()
     except CommPlanError as error:
@@ -119,20 +124,42 @@ def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
         for i, (a, b) in enumerate(zip(*sides, strict=True)):
             if a != b:
                 return f"{kind} {i} is {a} in the source and {b} in the target"
+    returned = [_structure(access.returned(graph.graph)) for graph in (source, target)]
+    if returned[0] != returned[1]:
+        return f"source returns {returned[0]}, target returns {returned[1]}"
     return ""
+
+
+def _structure(returned: object) -> str:
+    """How a graph nests what it returns, values as ``%``; a list is as good as a tuple."""
+    if isinstance(returned, fx.Node):
+        return "%"
+    if isinstance(returned, dict):
+        entries = (f"{name!r}: {_structure(x)}" for name, x in returned.items())
+        return "{" + ", ".join(entries) + "}"
+    if isinstance(returned, list | tuple):
+        return "(" + ", ".join(map(_structure, returned)) + ("," * (len(returned) == 1)) + ")"
+    return repr(returned)
 
 
 def _type_text(node: fx.Node, names: dict[str, str]) -> str:
     held = access.value(node)
+    if isinstance(held, torch.SymInt):
+        return f"size {_size_text(size_key(held), names)}"
     if not isinstance(held, torch.Tensor):
-        return type(held).__name__
-    sizes = []
-    for size in shape_key(held):
-        text = str(size)
-        for symbol in sorted(names, key=len, reverse=True):
-            text = text.replace(symbol, names[symbol])
-        sizes.append(text)
-    return f"{str(held.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+        return repr(held) if isinstance(held, int | float | str) else type(held).__name__
+    sizes = ", ".join(_size_text(size, names) for size in shape_key(held))
+    return f"{str(held.dtype).removeprefix('torch.')}[{sizes}]"
+
+
+def _size_text(size: int | sympy.Expr, names: dict[str, str]) -> str:
+    """A size with its symbols renamed before it is ordered and printed."""
+    if isinstance(size, int):
+        return str(size)
+    known = {s: names[str(s)] for s in size.free_symbols if str(s) in names}
+    return str(
+        size.xreplace({s: sympy.Symbol(n, integer=True, positive=True) for s, n in known.items()})
+    )
 
 
 def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
@@ -238,15 +265,15 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
     for seed in range(SEEDS):
         inputs = draw_inputs(source, seed)
-        for node, twin in zip(
+        pairs = zip(
             access.node_of(source.graph, "placeholder"),
             access.node_of(target.graph, "placeholder"),
             strict=True,
-        ):
-            inputs[str(twin.target)] = inputs[str(node.target)]
+        )
+        renamed = inputs | {str(twin.target): inputs[str(node.target)] for node, twin in pairs}
         try:
             want = simulate(source, inputs, exact=True)
-            got = simulate(target, inputs, exact=True)
+            got = simulate(target, renamed, exact=True)
         except Exception as error:
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for output, (a, b) in enumerate(zip(want, got, strict=True)):
@@ -263,7 +290,7 @@ def _difference(seed: int, output: int, want: PerRank, got: PerRank) -> Countere
         gap = (x - y).abs()
         gap[x.isnan() & y.isnan()] = 0
         at = int(gap.nan_to_num(torch.inf).argmax())
-        scale = max(float(x.nan_to_num().abs().max()), 1e-30)
+        scale = max(float(x.nan_to_num().abs().max()), SMALLEST_SCALE)
         if not float(gap[at]) <= TOLERANCE * scale:
             near = slice(max(at - 1, 0), at + 2)
             shown = [", ".join(f"{float(e):.6g}" for e in side[near]) for side in (x, y)]

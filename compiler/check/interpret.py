@@ -185,7 +185,12 @@ class Interpreter:
                 return self._exchanged(node, operand, groups)
 
     def _reduced(self, found: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
-        """The reduction on every rank: sums in the field, others symmetric functions."""
+        """The reduction on every rank: sums in the field, others symmetric functions.
+
+        That of one tensor, of whatever kind, is the tensor.
+        """
+        if len(groups[0]) == 1:
+            return x
         if found.op in ("sum", "avg"):
             total = algebra.summed_over(x, groups)
             return algebra.scaled(total, Fraction(1, len(groups[0]) if found.op == "avg" else 1))

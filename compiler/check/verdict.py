@@ -34,7 +34,7 @@ class Counterexample:
         seed: seeds the generator of ``compiler.check.simulate.draw_inputs``.
         output: index of the differing output.
         rank: the rank that holds it.
-        difference: largest absolute difference, relative to the largest source element.
+        difference: largest absolute difference, relative to the largest source element or 0.001.
         source: source elements at the place of the largest difference and around it.
         target: target elements there.
     """

@@ -237,6 +237,11 @@ def results(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(x for x in _leaves(node.args) if isinstance(x, fx.Node))
 
 
+def returned(graph: fx.Graph) -> Any:
+    """What the graph returns, nested as it is written: values, numbers and None."""
+    return output(graph).args[0]
+
+
 def projection(node: fx.Node) -> int | None:
     """The index a ``getitem`` picks from a value of several results, or None for other nodes."""
     if node.target is not operator.getitem or not isinstance(node.args[1], int):

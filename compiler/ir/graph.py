@@ -6,6 +6,7 @@ functional collectives, runnable at any time, and the same on all ranks.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,6 +129,20 @@ def _check_rank(node: fx.Node, placements: Placements) -> None:
         )
 
 
+_IN_PLACE = frozenset(
+    getattr(operator, name)
+    for name in (
+        *("setitem", "delitem", "iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul"),
+        *("imod", "imul", "ior", "ipow", "irshift", "isub", "itruediv", "ixor"),
+    )
+)
+"""Python's own mutating functions; ops say by their schema whether they mutate."""
+
+
+def _name(target: object) -> str:
+    return f"operator.{getattr(target, '__name__', '')}" if target in _IN_PLACE else str(target)
+
+
 def well_formed(graph: fx.Graph) -> None:
     """Raise GraphError unless the graph is functional and every collective is waited for.
 
@@ -136,9 +151,9 @@ def well_formed(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
+        if node.target in _IN_PLACE or (schema is not None and schema.is_mutable):
             raise GraphError(
-                f"op {node.target} of value %{node.name} mutates its operand",
+                f"op {_name(node.target)} of value %{node.name} mutates its operand",
                 where=access.source_line(node),
                 remedy="functionalize: run_decompositions({}) on the exported program",
             )
