@@ -74,7 +74,7 @@ class Row:
 
 def rows_of(source: SpmdGraph, results: Sequence[OptimizationResult]) -> tuple[Row, ...]:
     """Rows with one payload per result; the results' graphs are the same."""
-    kinds = kinds_of_layers(source.graph)
+    kinds = kinds_of_layers(source)
     graphs = (source.graph, results[0].spmd.graph)
     sides = [
         [sections(statistics(g, r.plan.tokens).collectives, kinds) for r in results] for g in graphs

@@ -22,7 +22,7 @@ from compiler.errors import CommPlanError
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers, print_graph, to_dot, to_json
-from compiler.optimize import optimize_spmd
+from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
 
 

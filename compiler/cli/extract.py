@@ -6,8 +6,8 @@ from collections.abc import Set
 
 from torch import fx
 
+from compiler.analysis.layers import layer_index
 from compiler.analysis.replication import replicated_over, replication
-from compiler.cli.layers import layer_index
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT

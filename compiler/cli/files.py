@@ -88,7 +88,8 @@ def read_program(path: Path) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.load(path).run_decompositions({})
+            program: ExportedProgram = torch.export.load(path).run_decompositions({})
+            return program
     except Exception as error:  # a foreign file can fail anywhere in PyTorch's reader
         raise unreadable(path, error) from None
 

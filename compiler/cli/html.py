@@ -11,9 +11,9 @@ from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from compiler.analysis.layers import layer_index
 from compiler.analysis.statistics import statistics
 from compiler.cli.collectives import bytes_text
-from compiler.cli.layers import layer_index
 from compiler.cli.moves import moved
 from compiler.ir import access
 from compiler.ir.collectives import collective

@@ -1,31 +1,19 @@
-"""Which layer a collective belongs to, by the dotted path of the module it comes from."""
+"""Collectives by the part of the model they belong to, and layers as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import fx
-
+from compiler.analysis.layers import layer_index, layer_metadata
 from compiler.analysis.statistics import CountedCollective
-from compiler.ir import access
+from compiler.ir.graph import SpmdGraph
 
-SPARSE, DENSE, LAYERS = "sparse layers", "dense layers", "layers"
 EMBEDDING, HEAD, WHOLE = "embedding", "head", "whole graph"
 
 
-def layer_index(path: str) -> int | None:
-    """The first number in a dotted path: 3 for ``model.layers.3.moe``."""
-    return next((int(part) for part in path.split(".") if part.isdecimal()), None)
-
-
-def kinds_of_layers(graph: fx.Graph) -> dict[int, str]:
-    """Layer -> its kind: sparse where a top-k choice routes tokens to experts."""
-    paths = {node: layer_index(access.layer_path(node)) for node in graph.nodes}
-    found = {index for index in paths.values() if index is not None}
-    routed = {paths[n] for n in graph.nodes if getattr(n.target, "_opname", "") == "topk"}
-    if not routed & found:
-        return dict.fromkeys(sorted(found), LAYERS)
-    return {index: SPARSE if index in routed else DENSE for index in sorted(found)}
+def kinds_of_layers(graph: SpmdGraph) -> dict[int, str]:
+    """Layer -> the section it belongs to: ``dense layers`` or ``sparse layers``."""
+    return {layer.index: f"{layer.kind} layers" for layer in layer_metadata(graph)}
 
 
 Sections = dict[str, dict[int | None, list[CountedCollective]]]
@@ -40,7 +28,7 @@ def sections(found: Iterable[CountedCollective], kinds: Mapping[int, str]) -> Se
         index = layer_index(one.layer)
         seen_layer |= index is not None
         outside = (HEAD if seen_layer else EMBEDDING) if kinds else WHOLE
-        name = outside if index is None else kinds.get(index, LAYERS)
+        name = outside if index is None else kinds[index]
         by_section.setdefault(name, {}).setdefault(index, []).append(one)
     return by_section
 

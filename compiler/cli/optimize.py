@@ -23,7 +23,7 @@ from compiler.cli.progress import Stages, stderr
 from compiler.cli.verdicts import exit_code, print_report
 from compiler.errors import CommPlanError
 from compiler.ir.text import print_graph
-from compiler.optimize import optimize_spmd
+from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
 
 

@@ -16,13 +16,13 @@ from compiler.cli.arguments import token_counts
 from compiler.cli.collectives import Row, collectives_table, rows_of
 from compiler.cli.files import Given
 from compiler.cli.progress import Stages, stderr, stdout
-from compiler.cli.remarks import Shown, remarks_json, remarks_table
+from compiler.cli.remarks import Shown, assumptions, remarks_json, remarks_table
 from compiler.cli.source import Source, load
 from compiler.cli.timing import pass_table
 from compiler.cli.verdicts import exit_code, print_report, report_json
 from compiler.ir import access
 from compiler.ir.text import numbers
-from compiler.optimize import UNVERIFIED, OptimizationResult, optimize_spmd
+from compiler.optimize.graph import UNVERIFIED, OptimizationResult, optimize_spmd
 from compiler.pipeline import Pipeline
 
 DEFAULT_TOKENS = "1,64,2048,16384"
@@ -134,7 +134,7 @@ def print_plans(source: Source, found: Sequence[Planned], shown: Shown, stages: 
     console = stdout()
     first = found[0].results[0]
     console.print(f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {first.plan.policy}")
-    for text in source.assumed:
+    for text in assumptions(source.assumed):
         console.print(f"assumed: {text}", markup=False, highlight=False)
     for text in source.notes:
         console.print(f"note: {text}", markup=False, highlight=False)

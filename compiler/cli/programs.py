@@ -23,7 +23,7 @@ def rewritten(program: ExportedProgram, module: fx.GraphModule) -> ExportedProgr
     specs = []
     for spec in program.graph_signature.output_specs:
         is_value = not hasattr(spec.arg, "value")  # else a constant, no result of the graph
-        arg = replace(spec.arg, name=next(names)) if is_value else spec.arg  # type: ignore[arg-type]
+        arg = replace(spec.arg, name=next(names)) if is_value else spec.arg
         specs.append(replace(spec, arg=arg))
     signature = ExportGraphSignature(program.graph_signature.input_specs, specs)
     return ExportedProgram(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -36,16 +36,16 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        """Runs the body as part of stage ``name``."""
+    def stage(self, name: str, detail: str = "") -> Iterator[Callable[[str], None]]:
+        """Runs the body as part of stage ``name``; gives it a way to tell what it is at."""
         console, start = stderr(), time.perf_counter()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         text = f"{name} {detail}".rstrip()
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as shown:
-            shown.add_task(text)
-            yield
+            task = shown.add_task(text)
+            yield lambda at: shown.update(task, description=f"{text}: {at}")
         spent = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         console.print(f"{text}: {spent:.1f} s", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -36,6 +36,19 @@ def _by_kind(remarks: Sequence[Remark], shown: Shown) -> list[tuple[RemarkKind, 
             (remark.layer, remark.reason) for remark in remarks if remark.kind is kind
         ).items()
     ]
+
+
+def assumptions(texts: Iterable[str]) -> Iterator[str]:
+    """Texts that differ in the name they quote alone, as one with all names."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        before, _, rest = text.partition(" '")
+        name, _, why = rest.partition("': ")
+        key, held = (f"{before}: {why}", [name]) if why else (text, [])
+        found.setdefault(key, []).extend(held)
+    for text, names in found.items():
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        yield f"{count}{text}" + (f"  ({layers_text(names)})" if names else "")
 
 
 def remarks_table(remarks: Sequence[Remark], shown: Shown) -> Table | None:

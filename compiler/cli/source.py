@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from compiler.capture import capture_ranks
 from compiler.cli.arguments import settings
 from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph
 from compiler.cli.progress import Stages
@@ -29,6 +30,7 @@ ALIASES = {
 WORLD_SIZE = 8
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Build = Callable[[], tuple[nn.Module, Call]]
 LIBRARIES = (*map(sysconfig.get_path, ("stdlib", "purelib")), str(Path(__file__).parents[1]))
 """Where code is that is not the user's, if any other took part."""
 
@@ -63,8 +65,8 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
             )
         name = ALIASES.get(name, name)
         build = factory(name, settings(pairs))
-        with stages.stage("capture", name):
-            return captured(name, build, WORLD_SIZE if tp is None else tp)
+        with stages.stage("capture", name) as tell:
+            return captured(name, build, WORLD_SIZE if tp is None else tp, tell)
     if tp is not None or pairs:
         raise CommPlanError(
             f"{'--set' if pairs else '--tp'} given for a graph file",
@@ -76,10 +78,8 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
     return Source(name, graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
 
 
-def captured(name: str, build: Callable[[], tuple[nn.Module, Call]], world_size: int) -> Source:
+def captured(name: str, build: Build, world_size: int, tell: Callable[[str], None]) -> Source:
     """The model that ``build`` makes under a process group, captured as several of its ranks."""
-    from compiler.capture import capture_ranks
-
     calls: list[Call] = []
 
     def model() -> nn.Module:
@@ -87,11 +87,11 @@ def captured(name: str, build: Callable[[], tuple[nn.Module, Call]], world_size:
         calls.append(call)
         return made
 
-    found = capture_ranks(model, lambda: calls[-1], world_size)
+    found = capture_ranks(model, lambda: calls[-1], world_size, progress=tell)
     return Source(name, found.graph, tuple(found.assumed), tuple(map(str, found.remarks)))
 
 
-def factory(name: str, keywords: Mapping[str, Any]) -> Callable[[], tuple[nn.Module, Call]]:
+def factory(name: str, keywords: Mapping[str, Any]) -> Build:
     """What builds the model ``module:factory`` and the arguments of its call.
 
     Raises:
