@@ -15,7 +15,7 @@ from compiler.cli.optimize import optimize
 from compiler.cli.plan import plan
 from compiler.cli.progress import stderr
 from compiler.cli.verdicts import ExitCode
-from compiler.errors import CommPlanError
+from compiler.errors import CommPlanError, VerificationError
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """Base of the errors in options and arguments; typer's own copy of click has no public name."""
@@ -30,7 +30,8 @@ class Commands(TyperGroup):
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except CommPlanError as error:
             stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-            code = ExitCode.BAD_INPUT
+            failed = isinstance(error, VerificationError)
+            code = ExitCode.NOT_EQUIVALENT if failed else ExitCode.BAD_INPUT
         except ClickException as error:
             error.show()  # type: ignore[attr-defined]
             code = ExitCode.BAD_INPUT

@@ -13,6 +13,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements, Replicate, Varying
+from passes import Canonicalize
 
 
 def of_layers(graph: SpmdGraph, wanted: range) -> SpmdGraph:
@@ -45,7 +46,9 @@ def extracted(graph: SpmdGraph, chosen: Set[fx.Node]) -> SpmdGraph:
 
     Such an input is Replicate along the axes along which the whole graph shows it, else Varying.
     """
-    classes = replication(graph)
+    # The copies that functionalized in-place code leaves hide what canonical graphs show.
+    canonical = Canonicalize().apply(graph).graph
+    classes = {n.name: held for g in (graph, canonical) for n, held in replication(g).items()}
     target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     inputs: dict[str, Placements] = {}
     needed = {x for node in chosen for x in node.all_input_nodes} - chosen
@@ -54,7 +57,9 @@ def extracted(graph: SpmdGraph, chosen: Set[fx.Node]) -> SpmdGraph:
             copies[node] = target.placeholder(node.name)
             copies[node].meta = dict(node.meta)
             inputs[node.name] = tuple(
-                Replicate() if replicated_over(classes[node], graph.mesh.along(axis)) else Varying()
+                Replicate()
+                if replicated_over(classes[node.name], graph.mesh.along(axis))
+                else Varying()
                 for axis in graph.mesh.axes
             )
             if node.op == "placeholder":

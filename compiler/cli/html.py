@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compiler.analysis.layers import layer_index
 from compiler.analysis.statistics import statistics
 from compiler.cli.collectives import bytes_text
-from compiler.cli.moves import moved
+from compiler.cli.moves import key, moved
 from compiler.ir import access
 from compiler.ir.collectives import collective
 from compiler.ir.graph import SpmdGraph
@@ -92,7 +92,7 @@ def to_html(graphs: Mapping[str, SpmdGraph], name: str) -> str:
 
 
 Sided = dict[str, dict[str, Shown]]
-"""Title of a section -> name of a node -> how it is shown."""
+"""Title of a section -> key of a value -> how it is shown."""
 
 
 def _by_section(side: str, graph: SpmdGraph) -> Sided:
@@ -110,7 +110,10 @@ def _by_section(side: str, graph: SpmdGraph) -> Sided:
         number, _, held = head.partition(": ")
         origins = [node for node in (line.start, line.node) if node is not None]
         places = (next(filter(None, map(f, origins)), "") for f in _PLACES)
-        found.setdefault(title, {})[line.node.name] = Shown(
+        section, name = found.setdefault(title, {}), key(line.node)
+        while name in section:  # a second collective that does the same
+            name += "'"
+        section[name] = Shown(
             anchor=f"{side}-{line.number}",
             number=number,
             type=held,

@@ -7,42 +7,47 @@ from collections.abc import Callable, Iterable
 from torch import fx
 
 from compiler.analysis.replication import replicated_over, replication
-from compiler.ir.collectives import WAIT, Collective, collective
+from compiler.ir.collectives import WAIT, collective
 from compiler.ir.graph import SpmdGraph
 
 Links = dict[str, tuple[str, ...]]
-"""Name of the result of a collective -> names of those on the other side."""
+"""Key of a collective -> keys of those on the other side."""
+
+
+def key(node: fx.Node) -> str:
+    """What a value is called on both sides: its name, or what a collective does to which value."""
+    found = collective(node)
+    if found is None:
+        return node.name
+    return f"{found.kind} {found.op} over {found.group} of {found.operand.name}"
 
 
 def moved(before: SpmdGraph, after: SpmdGraph) -> dict[str, Links]:
     """For each side, the collectives the other side does not have, and what stands for them.
 
-    Nodes correspond by name. A reduction that went is found again downstream of what it added up,
-    where that is still unreduced, and upstream where it is not.
+    A reduction that went is found again downstream of what it added up, where that is still
+    unreduced, and upstream where it is not.
     """
-    sides = [_results(graph) for graph in (before, after)]
-    keys = [{(w.name, c.operand.name) for w, c in found.items()} for found in sides]
-    gone = {w: c for w, c in sides[0].items() if (w.name, c.operand.name) not in keys[1]}
-    fresh = {w for w, c in sides[1].items() if (w.name, c.operand.name) not in keys[0]}
+    sides = [
+        {key(node): node for node in graph.graph.nodes if node.target is WAIT}
+        for graph in (before, after)
+    ]
+    gone, fresh = sides[0].keys() - sides[1].keys(), sides[1].keys() - sides[0].keys()
     twins = {node.name: node for node in after.graph.nodes}
     classes = replication(after)
-    links: dict[str, Links] = {"before": {}, "after": {w.name: () for w in fresh}}
-    for wait, what in gone.items():
-        twin = twins.get(what.operand.name)
-        found: list[fx.Node] = []
-        if twin is not None:
+    links: dict[str, Links] = {"before": {}, "after": dict.fromkeys(sorted(fresh), ())}
+    for name in (n for n in sides[0] if n in gone):
+        what = collective(sides[0][name])
+        assert what is not None, f"{name} is no collective"
+        found: list[str] = []
+        if (twin := twins.get(what.operand.name)) is not None:
             reduced = replicated_over(classes[twin], after.mesh.group(what.group))
-            step = _operands if reduced else _users
-            found = [node for node in _first_waits(twin, step) if node in fresh]
-        links["before"][wait.name] = tuple(node.name for node in found)
-        for node in found:
-            links["after"][node.name] += (wait.name,)
+            met = map(key, _first_waits(twin, _operands if reduced else _users))
+            found = [other for other in met if other in fresh]
+        links["before"][name] = tuple(found)
+        for other in found:
+            links["after"][other] += (name,)
     return links
-
-
-def _results(graph: SpmdGraph) -> dict[fx.Node, Collective]:
-    waits = (node for node in graph.graph.nodes if node.target is WAIT)
-    return {node: found for node in waits if (found := collective(node)) is not None}
 
 
 def _users(node: fx.Node) -> Iterable[fx.Node]:
