@@ -24,6 +24,8 @@ from passes import Canonicalize, EliminateDeadCode, PlaceReductions
 POLICIES = ("cost", "merge", "off")
 """cost: reductions anywhere the laws allow; merge: none before the author's; off: none moved."""
 
+UNVERIFIED = "verification was switched off: the graph is unproved"
+
 Inputs = Mapping[str, Placement | Mapping[str, Placement]]
 
 
@@ -174,7 +176,7 @@ def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[R
     if policy == "off":
         found.append("policy 'off': reductions stay where they are")
     if not verify:
-        found.append("verification was switched off: the graph is unproved")
+        found.append(UNVERIFIED)
     without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
     if without_rule:
         found.append(f"ops without a rule, left alone: {', '.join(without_rule)}")

@@ -1,0 +1,65 @@
+"""The commands as one program: exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from compiler.cli.check import check_graphs
+from compiler.cli.dump import dump
+from compiler.cli.optimize import optimize
+from compiler.cli.plan import plan
+from compiler.cli.progress import stderr
+from compiler.cli.verdicts import ExitCode
+from compiler.errors import CommPlanError, VerificationError
+
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+"""Base of the errors in options and arguments; typer's own copy of click has no public name."""
+
+
+class Commands(TyperGroup):
+    """Ends the process with this program's exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs one command and raises SystemExit with its code."""
+        try:
+            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+        except CommPlanError as error:
+            stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            failed = isinstance(error, VerificationError)
+            code = ExitCode.NOT_EQUIVALENT if failed else ExitCode.BAD_INPUT
+        except ClickException as error:
+            error.show()  # type: ignore[attr-defined]
+            code = ExitCode.BAD_INPUT
+        sys.exit(code or ExitCode.OK)
+
+
+app = typer.Typer(
+    name="commplan",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Plans, rewrites and proves the collectives of tensor-parallel PyTorch models.",
+    epilog="Results go to standard output, progress and logs to standard error. "
+    "Exit codes: 0 ok, 1 not equivalent or findings, 2 unproved, 3 bad input.",
+)
+app.command("plan")(plan)
+app.command("dump")(dump)
+app.command("check")(check_graphs)
+app.command("optimize")(optimize)
+
+
+def main() -> None:
+    """The console script ``commplan``."""
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        print("commplan: internal error, please report it with the lines above", file=sys.stderr)
+        sys.exit(ExitCode.INTERNAL_ERROR)

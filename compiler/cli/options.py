@@ -1,0 +1,79 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli.source import ALIASES, WORLD_SIZE
+
+
+class Policy(StrEnum):
+    """How far reductions may be moved."""
+
+    COST = "cost"
+    MERGE = "merge"
+    OFF = "off"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help=f"What to work on: {', '.join(f'`{a}`' for a in ALIASES)}; any `module:factory`, a "
+        "callable that is called under an initialized process group and returns `(model, args)` "
+        "or `(model, args, kwargs)`; or a graph file, `.spmd` or `.pt2`.",
+        show_default=False,
+    ),
+]
+Tp = Annotated[
+    int | None,
+    typer.Option(
+        "--tp",
+        min=1,
+        metavar="N",
+        help="World size under which a factory is called.",
+        show_default=str(WORLD_SIZE),
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Keyword argument of the factory, a Python literal or a string. Repeatable.",
+    ),
+]
+MeshText = Annotated[
+    str,
+    typer.Option("--mesh", metavar="AXIS=N,…", help="Mesh of a `.pt2` file, such as `dp=2,tp=4`."),
+]
+Groups = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group",
+        metavar="NAME=AXIS,…",
+        help="Axes that a group name in a `.pt2` file spans, such as `0=tp`. Repeatable.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=PLACEMENT",
+        help="Placement of an input of a `.pt2` file: `R`, `V`, `P`, `P(op)`, `S(dim)`, or per "
+        "axis `tp:S(0),dp:R`. Left out: arguments R, the model's own tensors V. Repeatable.",
+    ),
+]
+PolicyOption = Annotated[
+    Policy,
+    typer.Option(
+        help="`cost`: reduce where it costs least. `merge`: never before the author does. "
+        "`off`: move nothing."
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead.")
+]

@@ -1,0 +1,196 @@
+"""``commplan plan``: what is done to a model's collectives, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from compiler.check import Report, check
+from compiler.cli import options
+from compiler.cli.arguments import token_counts
+from compiler.cli.collectives import Row, collectives_table, rows_of
+from compiler.cli.files import Given
+from compiler.cli.progress import Stages, stderr, stdout
+from compiler.cli.remarks import Shown, assumptions, remarks_json, remarks_table
+from compiler.cli.source import Source, load
+from compiler.cli.timing import pass_table
+from compiler.cli.verdicts import exit_code, print_report, report_json
+from compiler.ir import access
+from compiler.ir.text import numbers
+from compiler.optimize.graph import UNVERIFIED, OptimizationResult, optimize_spmd
+from compiler.pipeline import Pipeline
+
+DEFAULT_TOKENS = "1,64,2048,16384"
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One plan, and the token counts it is made for.
+
+    Attributes:
+        tokens: the counts; None alone where no size of the graph is symbolic.
+        results: the optimizer's result per count; the graphs are the same.
+        report: the checker's report.
+        rows: collectives and payload per section of the model.
+    """
+
+    tokens: tuple[int | None, ...]
+    results: tuple[OptimizationResult, ...]
+    report: Report
+    rows: tuple[Row, ...]
+
+
+def plan(
+    model: options.Model,
+    tp: options.Tp = None,
+    tokens: Annotated[
+        str, typer.Option(metavar="N,…", help="Token counts to plan for.")
+    ] = DEFAULT_TOKENS,
+    policy: options.PolicyOption = options.Policy.COST,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TABLE,
+    pairs: options.Settings = None,
+    remarks: Annotated[
+        Shown, typer.Option(help="Remarks to print: what was done, what was not, or both.")
+    ] = Shown.ALL,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Print the time of every pass to standard error.")
+    ] = False,
+    mesh: options.MeshText = "",
+    groups: options.Groups = None,
+    inputs: options.Inputs = None,
+) -> int:
+    """Show which collectives move, what that saves, why, and whether it is proved.
+
+    Captures MODEL, places its reductions for each token count, and checks the result.
+
+    `commplan plan step3p5 --tokens 64,4096 --set experts=ep`
+    """
+    stages, counts = Stages(), token_counts(tokens)
+    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
+    found = planned(source, counts, policy, stages)
+    if timing:
+        for one in found:
+            stderr().print(pass_table(one.results[0].records))
+    if format is Format.JSON:
+        typer.echo(json.dumps(as_json(source, found, remarks, stages), indent=1))
+    else:
+        print_plans(source, found, remarks, stages)
+    return max(exit_code(one.report.verdict) for one in found)
+
+
+def planned(
+    source: Source, counts: Sequence[int], policy: str, stages: Stages
+) -> tuple[Planned, ...]:
+    """The plans for ``counts``; counts for which the same is done share one."""
+    by_graph: dict[Any, list[OptimizationResult]] = {}
+    for count in counts if _is_symbolic(source) else (None,):
+        with stages.stage("optimize", f"for {_tokens_text((count,))}"):
+            result = optimize_spmd(
+                source.graph, policy=policy, verify=False, tokens=count, pipeline=Pipeline()
+            )
+        moved = tuple((s.group, s.kind, s.unreduced) for s in result.plan.stages)
+        by_graph.setdefault(moved, []).append(result)
+    found = []
+    for results in by_graph.values():
+        with stages.stage("check"):
+            report = check(source.graph, results[0].spmd)
+        rows = rows_of(source.graph, results)
+        made_for = tuple(result.plan.tokens for result in results)
+        found.append(Planned(made_for, tuple(results), report, rows))
+    return tuple(found)
+
+
+def _is_symbolic(source: Source) -> bool:
+    """Whether a tensor of the graph has a symbolic size."""
+    return any(
+        not all(isinstance(size, int) for size in access.shape(node))
+        for node in source.graph.graph.nodes
+        if access.is_tensor(node)
+    )
+
+
+def _tokens_text(tokens: Sequence[int | None]) -> str:
+    known = [str(count) for count in tokens if count is not None]
+    if not known:
+        return "the sizes of the graph"
+    return f"{', '.join(known)} token{'s' * (known != ['1'])}"
+
+
+def print_plans(source: Source, found: Sequence[Planned], shown: Shown, stages: Stages) -> None:
+    """Header, and per plan its collectives, verdict and remarks."""
+    console = stdout()
+    first = found[0].results[0]
+    console.print(f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {first.plan.policy}")
+    for text in assumptions(source.assumed):
+        console.print(f"assumed: {text}", markup=False, highlight=False)
+    for text in source.notes:
+        console.print(f"note: {text}", markup=False, highlight=False)
+    before = len(set(numbers(source.graph.graph).values()))
+    for one in found:
+        result = one.results[0]
+        after = len(set(numbers(result.spmd.graph).values()))
+        console.print(f"\n[bold]Plan for {_tokens_text(one.tokens)}[/]  {before} → {after} values")
+        console.print(collectives_table(one.rows, one.tokens))
+        print_report(console, one.report)
+        if (table := remarks_table(_remarks(result), shown)) is not None:
+            console.print(table)
+    console.print("\nseconds: " + ", ".join(f"{k} {v:.1f}" for k, v in _seconds(found, stages)))
+
+
+def _remarks(result: OptimizationResult) -> list[Any]:
+    """All remarks but the one on verification, which happens here."""
+    return [remark for remark in result.remarks if remark.reason != UNVERIFIED]
+
+
+def _seconds(found: Sequence[Planned], stages: Stages) -> list[tuple[str, float]]:
+    """Wall time per stage, that of the optimizer by its own stages."""
+    total: dict[str, float] = {}
+    for name, spent in stages.seconds.items():
+        if name != "optimize":
+            total[name] = spent
+            continue
+        for result in (r for one in found for r in one.results):
+            for inner, seconds in result.seconds.items():
+                total[inner] = total.get(inner, 0.0) + seconds
+        total.pop("check", None)
+    return list(total.items())
+
+
+def as_json(
+    source: Source, found: Sequence[Planned], shown: Shown, stages: Stages
+) -> dict[str, Any]:
+    """The plans as JSON values; payloads in bytes on one rank, per token count."""
+    return {
+        "model": source.name,
+        "world_size": source.graph.mesh.size,
+        "mesh": source.graph.mesh.axes,
+        "policy": found[0].results[0].plan.policy,
+        "assumed": source.assumed,
+        "notes": source.notes,
+        "values": len(set(numbers(source.graph.graph).values())),
+        "plans": [
+            {
+                "tokens": [count for count in one.tokens if count is not None],
+                "values": len(set(numbers(one.results[0].spmd.graph).values())),
+                "sections": [row.to_json(one.tokens) for row in one.rows],
+                "report": report_json(one.report),
+                "remarks": remarks_json(_remarks(one.results[0]), shown),
+                "plans": [json.loads(result.plan.to_json()) for result in one.results],
+            }
+            for one in found
+        ],
+        "seconds": dict(_seconds(found, stages)),
+    }

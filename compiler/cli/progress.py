@@ -1,0 +1,51 @@
+"""What a command is doing, on standard error: a clock on a terminal, else a line per stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+WIDTH_OF_A_FILE = 160
+"""Columns where standard output is no terminal."""
+
+
+def stderr() -> Console:
+    """The console of progress, logs and errors."""
+    return Console(stderr=True)
+
+
+def stdout() -> Console:
+    """The console of results."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
+
+
+@dataclass
+class Stages:
+    """Announces stages and measures them.
+
+    Attributes:
+        seconds: wall time per stage so far, in order of first entry.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, detail: str = "") -> Iterator[Callable[[str], None]]:
+        """Runs the body as part of stage ``name``; gives it a way to tell what it is at."""
+        console, start = stderr(), time.perf_counter()
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        text = f"{name} {detail}".rstrip()
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as shown:
+            task = shown.add_task(text)
+            yield lambda at: shown.update(task, description=f"{text}: {at}")
+        spent = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        console.print(f"{text}: {spent:.1f} s", markup=False, highlight=False, soft_wrap=True)
