@@ -69,7 +69,7 @@ class CaseError(Exception):
     """A case file that is not well-formed; the message starts with file:line."""
 
 
-class CaseFailure(AssertionError):
+class CaseFailedError(AssertionError):
     """A case that does not hold; the message starts with file:line."""
 
 
@@ -107,8 +107,8 @@ class Case:
         return f"{self.file.stem}: {self.title}"
 
     def fail(self, what: str, line: int | None = None) -> NoReturn:
-        """Raise CaseFailure about the case, or about a line of it."""
-        raise CaseFailure(f"{self.file}:{line or self.line}: {what}")
+        """Raise CaseFailedError about the case, or about a line of it."""
+        raise CaseFailedError(f"{self.file}:{line or self.line}: {what}")
 
 
 DIRECTIVE = re.compile(r"//\s*([A-Z]+)(?::\s*(.*))?$")
@@ -256,7 +256,7 @@ class Runner:
         """Check ``case``; with ``update``, rewrite its AFTER block instead of comparing it.
 
         Raises:
-            CaseFailure: the case does not hold.
+            CaseFailedError: the case does not hold.
             CaseError: an unknown pass.
         """
         passes = [self.made(case, line, spec) for line, spec in case.passes]

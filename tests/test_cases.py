@@ -13,7 +13,7 @@ from compiler.errors import GraphError, PlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements, Replicate
 from compiler.ir.text import print_graph
-from tests.cases import CaseError, CaseFailure, Runner, all_cases, read_cases
+from tests.cases import CaseError, CaseFailedError, Runner, all_cases, read_cases
 
 RELU = torch.ops.aten.relu.default
 
@@ -168,7 +168,7 @@ def replicated(graph: SpmdGraph) -> Mapping[fx.Node, Placements]:
 def test_facts_hook_demands_placements_of_all_values(tmp_path: Path) -> None:
     stated = CASES.replace(": f32[4] = ", ": f32[4] {tp: R} = ")
     run(tmp_path, stated, FIRST, facts=replicated)
-    with pytest.raises(CaseFailure, match="does not print as it stands"):
+    with pytest.raises(CaseFailedError, match="does not print as it stands"):
         run(tmp_path, CASES, FIRST, facts=replicated)
 
 
@@ -290,19 +290,19 @@ FAILURES = [
 def test_cases_that_do_not_hold(
     tmp_path: Path, text: str, which: int, factory: object, hooks: dict, message: str
 ) -> None:
-    with pytest.raises(CaseFailure) as error:
+    with pytest.raises(CaseFailedError) as error:
         run(tmp_path, text, which, factory, **hooks)
     assert str(error.value).startswith(f"{tmp_path / 'toy.spmd'}:{message}")
 
 
 def test_after_that_equals_before(tmp_path: Path) -> None:
     before = CASES.split("// BEFORE\n")[2].split("//")[0]
-    with pytest.raises(CaseFailure, match="28: AFTER equals BEFORE: write UNCHANGED"):
+    with pytest.raises(CaseFailedError, match="28: AFTER equals BEFORE: write UNCHANGED"):
         run(tmp_path, CASES.replace("// UNCHANGED\n", "// AFTER\n" + before), SECOND)
 
 
 def test_parse_errors_give_the_line_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match=r"(?s)unknown value %9.*toy\.spmd:6:27"):
+    with pytest.raises(GraphError, match=r"(?s)unknown value %9.*toy\.spmd:6:26"):
         run(tmp_path, CASES.replace("aten.relu(%0)    //", "aten.relu(%9)    //"), FIRST)
 
 
