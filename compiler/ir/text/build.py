@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -130,9 +131,9 @@ class Builder:
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         known = self.attributes.setdefault(target, meta)
         if (known.shape, known.stride(), known.dtype) != (meta.shape, meta.stride(), meta.dtype):
-            raise Refused(f"attribute {target!r} has another type before")
+            raise Refused(f"attribute {target!r} was declared with another type")
         if self.inputs.setdefault(target, held.placements) != held.placements:
-            raise Refused(f"attribute {target!r} has another placement before")
+            raise Refused(f"attribute {target!r} was declared with another placement")
         node = self.graph.create_node("get_attr", target)
         node.meta["val"] = value
         return node
@@ -172,11 +173,15 @@ class Builder:
         args, kwargs = access.call(node)
         values = fx.node.map_arg((args, kwargs), access.value)
         assert callable(node.target), f"{node.target} is no function"
+        log = logging.getLogger("torch._subclasses.fake_tensor")
+        was, log.disabled = log.disabled, True  # it logs the traceback of what is raised anyway
         try:
             with self.mode, self.env.suppress_guards(), torch.no_grad():
                 return node.target(*values[0], **values[1])
         except Exception as error:
             raise Refused(str(error).strip().split("\n")[0] or type(error).__name__) from error
+        finally:
+            log.disabled = was
 
     def _key(self, item: Any) -> Hashable:
         """What an argument tells an op about types and layout, equal for equal knowledge."""

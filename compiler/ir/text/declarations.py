@@ -156,6 +156,8 @@ class Declarations(Literals):
 
         def entry() -> None:
             axis = self.axis()
+            if axis in found:
+                self.scanner.fail(f"axis {axis!r} appears twice", at=self.scanner.at - 1)
             self.scanner.expect(":")
             found[axis] = self.placement(held)
 

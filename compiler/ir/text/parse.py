@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
+from torch._ops import OpOverloadPacket
 
 from compiler.errors import GraphError
 from compiler.ir.collectives import WAIT
@@ -137,7 +139,9 @@ class _Parser(Header):
         except Gives as gives:
             self.scanner.fail(f"{value} is printed as {held.type}, {op} gives {gives}", at=at)
         except Refused as refused:
-            self.scanner.fail(f"{op} refuses its operands", at=at, found=str(refused))
+            self.scanner.fail(
+                f"{op} refuses its operands", at=at, found=str(refused), remedy=_alternative(op)
+            )
         if held.placements is not None:
             self.facts[node] = held.placements
         return node
@@ -162,8 +166,8 @@ class _Parser(Header):
             scanner.fail(
                 f"unknown op {op!r}",
                 at=at,
-                found=str(error.args[0]),
-                remedy="import the library that registers the op before parsing",
+                found=error.args[0],
+                remedy=error.args[1],
             )
         args, kwargs = self.arguments()
         return self.builder.call(target, args, kwargs, held, name)
@@ -174,7 +178,7 @@ class _Parser(Header):
 
         def argument() -> None:
             if scanner.kind == "name" and scanner.is_next("=", ahead=1):
-                key = scanner.take("name", "an argument")
+                key = self.distinct("argument", scanner.text, kwargs)
                 scanner.expect("=")
                 kwargs[key] = self.literal()
             elif kwargs:
@@ -195,7 +199,9 @@ class _Parser(Header):
         attributes: dict[str, Any] = {}
 
         def attribute() -> None:
-            key = scanner.take("name", "an attribute")
+            if scanner.kind != "name":
+                scanner.expected("an attribute")
+            key = self.distinct("attribute", scanner.text, attributes)
             scanner.expect("=")
             readers: dict[str, Callable[[], Any]] = {
                 "axis": self.axis,
@@ -263,3 +269,11 @@ class _Parser(Header):
         while self.scanner.accept(","):
             found.append(self.literal())
         return tuple(found)
+
+
+def _alternative(op: str) -> str:
+    """What to write where ``op`` is the overload for numbers, as in ``aten.add``."""
+    namespace, _, name = op.partition(".")
+    for_tensors = getattr(getattr(torch.ops, namespace), name, None) if "." not in name else None
+    has_one = isinstance(for_tensors, OpOverloadPacket) and "Tensor" in for_tensors.overloads()
+    return f"the overload for tensors is {op}.Tensor" if has_one else ""
