@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverloadPacket
 
 from compiler.errors import GraphError
 from compiler.ir.collectives import WAIT
@@ -74,16 +74,19 @@ class _Parser(Header):
         scanner.expect("{")
         while scanner.kind == "value":
             self.line()
-        returned = self.returned()
+        at, returned = scanner.at, self.returned()
         scanner.expect("}")
         scanner.take("end", "the end of the text")
-        return Parsed(self.builder.finish(returned), self.facts)
+        try:
+            return Parsed(self.builder.finish(returned), self.facts)
+        except Refused as refused:
+            scanner.fail(str(refused), at=at)
 
     def input(self) -> None:
         start = self.scanner.at
         value = self.fresh_value('an input, as in %0 "x": f32[4]')
         name = self.scanner.string("the name of the input in quotes")
-        if not name.isidentifier() or name in self.builder.inputs:
+        if not name.isidentifier() or iskeyword(name) or name in self.builder.inputs:
             self.scanner.fail(
                 f"{name!r} cannot name an input",
                 at=self.scanner.at - 1,
@@ -107,6 +110,8 @@ class _Parser(Header):
             strides = self.sizes("strides in brackets")
             if not isinstance(found, TensorType) or len(strides) != len(found.shape):
                 self.scanner.fail(f"{len(strides)} strides of {found}", at=at)
+            if any(isinstance(stride, int) and stride < 0 for stride in strides):
+                self.scanner.fail("a negative stride", at=at)
         return Held(found, strides, self.placements(found))
 
     def built(self, at: int, build: Callable[[], fx.Node]) -> fx.Node:
@@ -274,6 +279,5 @@ class _Parser(Header):
 def _alternative(op: str) -> str:
     """What to write where ``op`` is the overload for numbers, as in ``aten.add``."""
     namespace, _, name = op.partition(".")
-    for_tensors = getattr(getattr(torch.ops, namespace), name, None) if "." not in name else None
-    has_one = isinstance(for_tensors, OpOverloadPacket) and "Tensor" in for_tensors.overloads()
-    return f"the overload for tensors is {op}.Tensor" if has_one else ""
+    packet = getattr(getattr(torch.ops, namespace), name, None) if "." not in name else None
+    return f"the overload for tensors is {op}.Tensor" if hasattr(packet, "Tensor") else ""
