@@ -49,7 +49,7 @@ What the forms mean:
   Replicate, attributes Varying, axes left out Replicate. Those of other values are facts that an
   analysis found; they print where ``print_graph`` is given them, and ``parse`` returns them.
 - ``axis = tp`` names an axis of the mesh, ``group = "0"`` any other group of its header.
-  ``group_size`` and split sizes are attributes only where the group does not imply them.
+  ``group_size`` is an attribute only where it is not that of the group.
 - ``rank(0, 16112)`` is a number that differs between ranks; each rank reads its own.
 - ``return x`` returns x itself, ``return x, y`` a tuple; ``return (x,)`` a tuple of one.
 

@@ -246,20 +246,17 @@ class _Parser(Header):
         groups = [attributes.pop(key) for key in ("axis", "group") if key in attributes]
         if len(groups) != 1:
             self.scanner.fail(f"{op} needs one axis or one group", at=at)
-        implied = {
-            "group_size": self.mesh.group(groups[0]).axis_size,
-            "output_splits": None,
-            "input_splits": None,
-        }
         found: list[Any] = []
         for argument in target._schema.arguments[1:]:
             if argument.name == "group_name":
                 found.append(groups[0])
                 continue
             key = spelling.ATTRIBUTES[argument.name]
-            if key not in attributes and key not in implied:
+            if key == "group_size":
+                attributes.setdefault(key, self.mesh.group(groups[0]).axis_size)
+            if key not in attributes:
                 self.scanner.fail(f"{op} needs the attribute {key}", at=at)
-            found.append(attributes.pop(key, implied.get(key)))
+            found.append(attributes.pop(key))
         if attributes:
             self.scanner.fail(f"{op} has no attribute {', '.join(attributes)}", at=at)
         return found

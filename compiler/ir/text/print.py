@@ -169,7 +169,7 @@ class Printer:
         known = self.mesh.groups.get(group) if self.mesh is not None else None
         for argument, item in found.items():
             implied = argument == "group_size" and known is not None and item == known.axis_size
-            if item is not None and not implied:
+            if not implied:
                 text = spelling.name_text(item) if isinstance(item, str) else self.literal(item)
                 attributes[spelling.ATTRIBUTES[argument]] = text
         listed = ", ".join(f"{key} = {text}" for key, text in attributes.items())
