@@ -234,7 +234,7 @@ def test_window() -> None:
 
 
 def test_describe_what_has_no_text_form() -> None:
-    """Messages about broken graphs must print."""
+    """Messages about broken and unfinished graphs must print."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -249,6 +249,7 @@ def test_describe_what_has_no_text_form() -> None:
     sparse = graph.call_function(aten.relu.default, (x,))
     sparse.meta["val"] = torch.eye(2).to_sparse()
     assert describe(x) == '%0 "x": ?'
+    assert window(graph, x, radius=0) == '  %0 "x": ?    <-- here'
     assert describe(node).startswith("%1: ? = ?<")
     assert describe(method) == "%2: ? = ?neg(%0, none)"
     assert describe(odd) == "%3: ? = aten.relu(%0, a = ?torch.sparse_csr)"
@@ -269,7 +270,8 @@ def test_an_op_without_text_form(op: Any) -> None:
 
     message = refused(build)
     assert message.startswith(
-        "value %1 has no text form: its op is no ATen or Python op\n"
+        "an op has no text form: it is no ATen or Python op\n"
+        f"  where: %1: f32[4, 4] = ?{op}(%0)\n"
         f"  found: call_function of {op}\n"
     )
     assert message.endswith(
@@ -287,7 +289,8 @@ def test_a_higher_order_op_has_no_text_form() -> None:
         node.meta.setdefault("val", None)  # of the branches, which are modules
     with pytest.raises(GraphError) as error:
         print_graph(spmd_graph(module, MESH))
-    assert error.value.what == "value %5 has no text form: its op is no ATen or Python op"
+    assert error.value.what == "an op has no text form: it is no ATen or Python op"
+    assert error.value.where.startswith("%5: (f32[4],) = ?cond(%2, %3, %4, (%0,)), from ")
     assert error.value.found == "call_function of cond"
 
 
@@ -297,6 +300,7 @@ def test_an_argument_without_text_form() -> None:
 
     assert refused(build) == (
         "an argument has no text form\n"
+        "  where: %1: c64[4, 4] = aten.mul.Scalar(%0, ?1j)\n"
         "  found: 1j of type complex\n"
         "  remedy: pass values, numbers, strings, lists, dtypes, devices or layouts; a size that "
         "depends on a symbol comes from a value of aten.sym_size.int"
@@ -309,6 +313,7 @@ def test_a_value_without_text_form() -> None:
 
     assert refused(build) == (
         "a value has no text form\n"
+        "  where: %1: ? = aten.to_sparse(%0)\n"
         "  found: torch.float32, torch.sparse_coo\n"
         "  remedy: keep it out of the graph"
     )

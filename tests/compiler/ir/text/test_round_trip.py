@@ -327,13 +327,13 @@ def test_speed(world: Any) -> None:
     for copy in range(1, math.ceil(4000 / len(layers))):
         lines += [re.sub(r"^  %(\d+):", rf"  %\g<1>{copy:03}:", line) for line in layers]
     large = head + ") {\n" + "\n".join(lines) + "\n  return none\n}\n"
-    began = time.perf_counter()
+    began = time.process_time()
     parsed = parse_graph(large)
-    parse_s = time.perf_counter() - began
+    parse_s = time.process_time() - began
     assert len(parsed.graph.nodes) >= 4000
-    began = time.perf_counter()
+    began = time.process_time()
     print_graph(parsed)
-    print_s = time.perf_counter() - began
+    print_s = time.process_time() - began
     assert parse_s < 6
     assert print_s < 1
 
