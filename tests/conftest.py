@@ -1,12 +1,32 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and options shared by all tests."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.gloo import GlooPool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-cases",
+        action="store_true",
+        help="rewrite the AFTER blocks of *.spmd case files; read the diff before committing",
+    )
+
+
+@pytest.fixture
+def update_cases(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-cases"))
+
+
+@pytest.fixture(autouse=True)
+def _needs_gpu(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

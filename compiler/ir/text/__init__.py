@@ -49,17 +49,19 @@ What the forms mean:
   Replicate, attributes Varying, axes left out Replicate. Those of other values are facts that an
   analysis found; they print where ``print_graph`` is given them, and ``parse`` returns them.
 - ``axis = tp`` names an axis of the mesh, ``group = "0"`` any other group of its header.
-  ``group_size`` and split sizes are attributes only where the group does not imply them.
+  ``group_size`` is an attribute only where it is not that of the group.
 - ``rank(0, 16112)`` is a number that differs between ranks; each rank reads its own.
 - ``return x`` returns x itself, ``return x, y`` a tuple; ``return (x,)`` a tuple of one.
 
-Not in the text: names of nodes, source lines and layers (comments at best), values of parameters
-and the tree structure of the signature; a parsed graph takes and returns flat values.
+Not in the text: names of nodes, source lines and layers (comments at best), values of parameters,
+defaults of inputs and the tree structure of the signature; a parsed graph takes and returns flat
+values. Equal calls of a parsed graph may share one fake tensor.
 """
 
 from compiler.ir.text.export import to_dot, to_json
+from compiler.ir.text.lines import describe, numbers, window
 from compiler.ir.text.parse import Parsed, parse, parse_graph
-from compiler.ir.text.print import describe, numbers, print_graph, window
+from compiler.ir.text.print import print_graph
 
 __all__ = [
     "Parsed",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import sympy
@@ -85,7 +86,10 @@ class Builder:
         if isinstance(size, int):
             return size
         backed = size.free_symbols <= self.hints.keys()
-        hint = int(size.subs(self.hints)) if backed else None
+        try:
+            hint = int(size.subs(self.hints)) if backed else None
+        except TypeError as error:
+            raise Refused(f"{size} is no size") from error
         return self.env.create_symintnode(size, hint=hint)
 
     def _made(self, held: Held) -> Any:
@@ -100,11 +104,14 @@ class Builder:
                 return self._size(expression)
             case TensorType(dtype, shape, device):
                 sizes = list(map(self._size, shape))
-                with self.mode, self.env.suppress_guards():
-                    if held.strides is None:
-                        return torch.empty(sizes, dtype=dtype, device=device)
-                    strides = list(map(self._size, held.strides))
-                    return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+                try:
+                    with self.mode, self.env.suppress_guards():
+                        if held.strides is None:
+                            return torch.empty(sizes, dtype=dtype, device=device)
+                        strides = list(map(self._size, held.strides))
+                        return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+                except Exception as error:
+                    raise Refused(_first_line(error)) from error
         raise Refused(f"an input cannot be of type {held.type}")
 
     def placeholder(self, name: str, held: Held) -> fx.Node:
@@ -130,9 +137,9 @@ class Builder:
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         known = self.attributes.setdefault(target, meta)
         if (known.shape, known.stride(), known.dtype) != (meta.shape, meta.stride(), meta.dtype):
-            raise Refused(f"attribute {target!r} has another type before")
+            raise Refused(f"attribute {target!r} was declared with another type")
         if self.inputs.setdefault(target, held.placements) != held.placements:
-            raise Refused(f"attribute {target!r} has another placement before")
+            raise Refused(f"attribute {target!r} was declared with another placement")
         node = self.graph.create_node("get_attr", target)
         node.meta["val"] = value
         return node
@@ -153,30 +160,41 @@ class Builder:
         """
         node = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
         fresh = {s for s in symbols(held.type) if s not in self.bound}
-        if fresh:
-            # The op names the numbers it introduces by this counter.
-            self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
-            found = self._run(node)
-        else:
-            # Layers repeat, and most of the time to parse a model went into running ops: equal
-            # calls share one result.
-            key = (target, self._key(args), self._key(kwargs))
-            found = self.known[key] if key in self.known else self._run(node)
-            self.known[key] = found
-        node.meta["val"] = self._as_printed(found, held.type)
+        # Layers repeat, and most of the time to parse a model went into running ops: calls that
+        # are equal in all but the data share one result, unless it depends on the data.
+        key: Hashable = (target, self._key(args), self._key(kwargs))
+        if any(is_unbacked(s.name) for s in symbols(held.type)):
+            data = (target, repr((args, kwargs)))
+            key = data if fresh or data in self.known else key
+        if key not in self.known:
+            self.known[key] = self._run(node, fresh)
+        node.meta["val"] = self._as_printed(self.known[key], held.type)
         for symbol in fresh:
             self._bind(symbol)
         return node
 
-    def _run(self, node: fx.Node) -> Any:
-        args, kwargs = access.call(node)
-        values = fx.node.map_arg((args, kwargs), access.value)
+    def _run(self, node: fx.Node, fresh: Collection[sympy.Symbol]) -> Any:
+        """What the node computes; it introduces the symbols ``fresh``."""
+
+        def read(operand: fx.Node) -> Any:
+            held = access.value(operand)
+            # A fake tensor remembers the numbers read out of it, and equal calls share theirs.
+            return held.clone() if fresh and isinstance(held, torch.Tensor) else held
+
+        if fresh:
+            # The op names the numbers it introduces by this counter.
+            self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
         assert callable(node.target), f"{node.target} is no function"
+        log = logging.getLogger("torch._subclasses.fake_tensor")
+        was, log.disabled = log.disabled, True  # it logs the traceback of what is raised anyway
         try:
             with self.mode, self.env.suppress_guards(), torch.no_grad():
-                return node.target(*values[0], **values[1])
+                args, kwargs = fx.node.map_arg(access.call(node), read)
+                return node.target(*args, **kwargs)
         except Exception as error:
-            raise Refused(str(error).strip().split("\n")[0] or type(error).__name__) from error
+            raise Refused(_first_line(error)) from error
+        finally:
+            log.disabled = was
 
     def _key(self, item: Any) -> Hashable:
         """What an argument tells an op about types and layout, equal for equal knowledge."""
@@ -211,15 +229,27 @@ class Builder:
         raise Gives(str(actual))
 
     def finish(self, returned: Any) -> SpmdGraph:
-        """The graph, which returns ``returned``."""
+        """The graph, which returns ``returned``.
+
+        Raises:
+            Refused: names of attributes that no module can have together.
+        """
         self.graph.output(returned)
         for symbol in self.bound:
             # What ops demand of a symbol narrows its range; the text says what it is.
             self._bind(symbol)
-        module = fx.GraphModule(self.attributes, self.graph)
+        try:
+            module = fx.GraphModule(self.attributes, self.graph)
+        except (AttributeError, KeyError, TypeError) as error:
+            names = ", ".join(self.attributes)
+            raise Refused(f"one module cannot have the attributes {names}") from error
         axes = self.mesh.axes
         given = {n: dict(zip(axes, p, strict=True)) for n, p in self.inputs.items() if p}
         return spmd_graph(module, self.mesh, given)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def is_unbacked(symbol: str) -> bool:

@@ -92,7 +92,13 @@ class Declarations(Literals):
 
     def size(self) -> Size:
         """A sum, as an int where no symbol is left."""
-        found = self.sum()
+        at = self.scanner.at
+        try:
+            found = self.sum()
+        except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
+            self.scanner.fail("not a size", at=at, found=str(error))
+        if found.is_number and not found.is_Integer:
+            self.scanner.fail("not a size", at=at, found=str(found))
         return int(found) if found.is_Integer else found
 
     def sum(self) -> sympy.Expr:
@@ -156,6 +162,8 @@ class Declarations(Literals):
 
         def entry() -> None:
             axis = self.axis()
+            if axis in found:
+                self.scanner.fail(f"axis {axis!r} appears twice", at=self.scanner.at - 1)
             self.scanner.expect(":")
             found[axis] = self.placement(held)
 

@@ -12,7 +12,8 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements
-from compiler.ir.text.print import Line, Printer, lines, printer_of, ranges
+from compiler.ir.text.lines import Line, Printer, lines, printer_of
+from compiler.ir.text.print import ranges
 from compiler.ir.text.spelling import quoted
 from compiler.ir.text.types import type_of
 

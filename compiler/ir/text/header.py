@@ -65,8 +65,9 @@ class Header(Declarations):
         while scanner.accept("sym"):
             start = scanner.at
             name = scanner.take("name", "the name of a symbol")
-            if name in found or not name.isidentifier():
-                scanner.fail(f"symbol {name!r} is declared twice", at=start)
+            if name in found or "." in name:
+                what = "cannot be a symbol" if "." in name else "is declared twice"
+                scanner.fail(f"{name!r} {what}", at=start)
             scanner.expect("in")
             scanner.expect("[")
             low = self.bound()

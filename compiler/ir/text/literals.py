@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -36,6 +36,13 @@ class Literals:
             if not self.scanner.accept(","):
                 self.scanner.expect(close)
                 return
+
+    def distinct(self, what: str, name: str, known: Collection[str]) -> str:
+        """Step over the next token, which reads ``name`` and must not be in ``known``."""
+        if name in known:
+            self.scanner.fail(f"{what} {name!r} appears twice")
+        self.scanner.at += 1
+        return name
 
     def value(self) -> fx.Node:
         """``%5``, a value defined above."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
+import torch
 from torch import fx
 
 from compiler.errors import GraphError
@@ -72,16 +74,19 @@ class _Parser(Header):
         scanner.expect("{")
         while scanner.kind == "value":
             self.line()
-        returned = self.returned()
+        at, returned = scanner.at, self.returned()
         scanner.expect("}")
         scanner.take("end", "the end of the text")
-        return Parsed(self.builder.finish(returned), self.facts)
+        try:
+            return Parsed(self.builder.finish(returned), self.facts)
+        except Refused as refused:
+            scanner.fail(str(refused), at=at)
 
     def input(self) -> None:
         start = self.scanner.at
         value = self.fresh_value('an input, as in %0 "x": f32[4]')
         name = self.scanner.string("the name of the input in quotes")
-        if not name.isidentifier() or name in self.builder.inputs:
+        if not name.isidentifier() or iskeyword(name) or name in self.builder.inputs:
             self.scanner.fail(
                 f"{name!r} cannot name an input",
                 at=self.scanner.at - 1,
@@ -105,6 +110,8 @@ class _Parser(Header):
             strides = self.sizes("strides in brackets")
             if not isinstance(found, TensorType) or len(strides) != len(found.shape):
                 self.scanner.fail(f"{len(strides)} strides of {found}", at=at)
+            if any(isinstance(stride, int) and stride < 0 for stride in strides):
+                self.scanner.fail("a negative stride", at=at)
         return Held(found, strides, self.placements(found))
 
     def built(self, at: int, build: Callable[[], fx.Node]) -> fx.Node:
@@ -137,7 +144,9 @@ class _Parser(Header):
         except Gives as gives:
             self.scanner.fail(f"{value} is printed as {held.type}, {op} gives {gives}", at=at)
         except Refused as refused:
-            self.scanner.fail(f"{op} refuses its operands", at=at, found=str(refused))
+            self.scanner.fail(
+                f"{op} refuses its operands", at=at, found=str(refused), remedy=_alternative(op)
+            )
         if held.placements is not None:
             self.facts[node] = held.placements
         return node
@@ -162,8 +171,8 @@ class _Parser(Header):
             scanner.fail(
                 f"unknown op {op!r}",
                 at=at,
-                found=str(error.args[0]),
-                remedy="import the library that registers the op before parsing",
+                found=error.args[0],
+                remedy=error.args[1],
             )
         args, kwargs = self.arguments()
         return self.builder.call(target, args, kwargs, held, name)
@@ -174,7 +183,7 @@ class _Parser(Header):
 
         def argument() -> None:
             if scanner.kind == "name" and scanner.is_next("=", ahead=1):
-                key = scanner.take("name", "an argument")
+                key = self.distinct("argument", scanner.text, kwargs)
                 scanner.expect("=")
                 kwargs[key] = self.literal()
             elif kwargs:
@@ -195,7 +204,9 @@ class _Parser(Header):
         attributes: dict[str, Any] = {}
 
         def attribute() -> None:
-            key = scanner.take("name", "an attribute")
+            if scanner.kind != "name":
+                scanner.expected("an attribute")
+            key = self.distinct("attribute", scanner.text, attributes)
             scanner.expect("=")
             readers: dict[str, Callable[[], Any]] = {
                 "axis": self.axis,
@@ -235,20 +246,17 @@ class _Parser(Header):
         groups = [attributes.pop(key) for key in ("axis", "group") if key in attributes]
         if len(groups) != 1:
             self.scanner.fail(f"{op} needs one axis or one group", at=at)
-        implied = {
-            "group_size": self.mesh.group(groups[0]).axis_size,
-            "output_splits": None,
-            "input_splits": None,
-        }
         found: list[Any] = []
         for argument in target._schema.arguments[1:]:
             if argument.name == "group_name":
                 found.append(groups[0])
                 continue
             key = spelling.ATTRIBUTES[argument.name]
-            if key not in attributes and key not in implied:
+            if key == "group_size":
+                attributes.setdefault(key, self.mesh.group(groups[0]).axis_size)
+            if key not in attributes:
                 self.scanner.fail(f"{op} needs the attribute {key}", at=at)
-            found.append(attributes.pop(key, implied.get(key)))
+            found.append(attributes.pop(key))
         if attributes:
             self.scanner.fail(f"{op} has no attribute {', '.join(attributes)}", at=at)
         return found
@@ -263,3 +271,10 @@ class _Parser(Header):
         while self.scanner.accept(","):
             found.append(self.literal())
         return tuple(found)
+
+
+def _alternative(op: str) -> str:
+    """What to write where ``op`` is the overload for numbers, as in ``aten.add``."""
+    namespace, _, name = op.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), name, None) if "." not in name else None
+    return f"the overload for tensors is {op}.Tensor" if hasattr(packet, "Tensor") else ""

@@ -113,26 +113,27 @@ def find_op(name: str) -> Callable[..., Any]:
     """The op that ``op_name`` calls ``name``.
 
     Raises:
-        LookupError: no such op; the message says what there is instead.
+        LookupError: no such op; its arguments are what there is instead, and a remedy.
     """
     namespace, op, *overload = name.split(".")
     if name == COMM_WAIT:
         return WAIT
     if namespace == "comm":
-        raise LookupError(f"the collectives are {', '.join(COMM)}")
+        raise LookupError(f"the collectives are {', '.join(COMM)}", "")
     if namespace == "py":
         if op not in PYTHON or overload:
-            raise LookupError(f"the Python functions are {', '.join(PYTHON)}")
+            raise LookupError(f"the Python functions are {', '.join(PYTHON)}", "")
         return PYTHON[op]
     packet = getattr(getattr(torch.ops, namespace), op, None)
     if packet is None or len(overload) > 1:
-        raise LookupError(f"torch.ops.{namespace} has no {'.'.join((op, *overload))!r}")
+        raise LookupError(
+            f"torch.ops.{namespace} has no {'.'.join((op, *overload))!r}",
+            "import the library that registers the op before parsing",
+        )
     wanted = overload[0] if overload else "default"
     if wanted not in packet.overloads() or overload == ["default"]:
-        known = ", ".join(
-            f"{namespace}.{op}" + (f".{x}" if x != "default" else "") for x in packet.overloads()
-        )
-        raise LookupError(f"the overloads are {known}")
+        known = [op_name(getattr(packet, x)) or "" for x in packet.overloads()]
+        raise LookupError(f"the overloads are {', '.join(known)}", "")
     return getattr(packet, wanted)  # type: ignore[no-any-return]
 
 

@@ -14,8 +14,7 @@ from compiler.analysis.statistics import statistics
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.ir.numbering import numbers
-from compiler.ir.text import print_graph
+from compiler.ir.text import numbers, print_graph
 from compiler.plan.comm_plan import CommPlan, Stage
 from compiler.plan.place_reductions import BYTE, LAUNCH, place_reductions
 from passes import EliminateDeadCode, PlaceReductions

@@ -1,1 +1,0 @@
-"""Machines, and the time of collectives on them."""
