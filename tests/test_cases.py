@@ -39,7 +39,7 @@ class MergeRelus:
     keep: str = "none"
 
     def apply(self, graph: SpmdGraph) -> Result:
-        copied = graph.copied()
+        copied = graph.own_copy()
         remarks = []
         for node in list(copied.graph.nodes):
             if node.target is torch.ops.aten.tan.default:
@@ -54,7 +54,7 @@ class MergeRelus:
             copied.graph.erase_node(inner)
             remarks.append(Said("passed", "merged"))
         changed = any(r.kind == "passed" for r in remarks)
-        return Result(copied.with_graph(copied.graph), tuple(remarks), changed)
+        return Result(copied.with_graph(copied.graph, {}), tuple(remarks), changed)
 
 
 CASES = """\
@@ -235,13 +235,13 @@ class Restless(MergeRelus):
     """Turns sin to cos and cos to sin."""
 
     def apply(self, graph: SpmdGraph) -> Result:
-        copied = graph.copied()
+        copied = graph.own_copy()
         for node in copied.graph.nodes:
             if node.target is RELU:
                 node.target = torch.ops.aten.sin.default
             elif node.target is torch.ops.aten.sin.default:
                 node.target = RELU
-        return Result(copied.with_graph(copied.graph), (), True)
+        return Result(copied.with_graph(copied.graph, {}), (), True)
 
 
 RESTLESS = """\

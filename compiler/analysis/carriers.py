@@ -157,7 +157,11 @@ def _term_refusal(
 def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
     """All carriers of ``known.reduction``, in graph order."""
     found: dict[fx.Node, Carrier] = {}
-    sums = [n for n in graph.graph.nodes if is_reduction(graph, n, known.reduction)]
+    sums = [
+        node
+        for node in graph.graph.nodes
+        if is_reduction(graph, node, known.reduction) and not known.replicated(addend(node))
+    ]
     _find_addends(sums, known, found)
     for node in graph.graph.nodes:
         if node in found or node.op != "call_function":

@@ -19,6 +19,7 @@ from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
+from compiler.ir.rules import Meaning
 
 Classes = tuple[int, ...]
 """Class number of every rank, numbered by first appearance."""
@@ -60,13 +61,21 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
             if node in graph.meanings and (rule is None or rule.random):
                 found[node] = nobody
                 continue
-            read = {found[x] for x in node.all_input_nodes}
+            read = {found[x] for x in _read(node, rule)}
             read |= {numbered(c.values) for c in access.rank_constants(node)}
             key = tuple(sorted(read - {everyone}))
             if key not in met:
                 met[key] = numbered(zip(*key, strict=True)) if key else everyone
             found[node] = met[key]
     return found
+
+
+def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
+    """What the value depends on: an op that is a sum of terms reads what they name, no more."""
+    if rule is None or rule.terms is None:
+        return node.all_input_nodes
+    operands = access.operands(node)
+    return [operands[i] for term in rule.terms for i in (*term.operands, *term.fixed)]
 
 
 def _after_collective(mesh: Mesh, node: fx.Node, found: Mapping[fx.Node, Classes]) -> Classes:

@@ -18,8 +18,7 @@ from compiler.cli.moves import key, moved
 from compiler.ir import access
 from compiler.ir.collectives import collective
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text.lines import Line, lines
-from compiler.ir.text.print import printer_of
+from compiler.ir.text.lines import Line, lines, printer_of
 
 
 @dataclass(frozen=True)

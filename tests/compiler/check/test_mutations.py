@@ -10,7 +10,7 @@ import torch
 from compiler.check import Verdict, check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.optimize import optimize_spmd
+from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
 from tests.graphs import Builder, agree, aten
 from tests.random_graphs import MUTATIONS, mutant, seeded

@@ -96,15 +96,16 @@ class Decision(nn.Module):
 
 
 class Counter(nn.Module):
-    """Adds its sum to a cache passed in, in place, and counts calls in a buffer."""
+    """Weighs by rank, adds its sum to a cache passed in, in place, and counts calls in a buffer."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.group = group
+        self.register_buffer("weight", parameter(group.size(), seed="own")[group.rank()].detach())
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, x: Tensor, cache: Tensor) -> Tensor:
-        left, right = x * 2, x * 3
+        left, right = x * self.weight, x * self.weight * 3
         dist.all_reduce(left, group=self.group)
         dist.all_reduce(right, group=self.group)
         cache[: x.shape[0]] += left + right
