@@ -142,7 +142,9 @@ def _title(line: Line, before: str) -> str:
 def _counts_text(graph: SpmdGraph) -> str:
     found = statistics(graph.graph)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.counts.items()))
-    return f"{kinds or 'no collectives'}, payload {bytes_text(found.payload_bytes)}"
+    return (
+        f"{kinds or 'no collectives'}, payload {bytes_text(found.payload_bytes)} at example sizes"
+    )
 
 
 def _mark_changes(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Sided]) -> None:
