@@ -58,7 +58,7 @@ app.command("optimize")(optimize)
 def main() -> None:
     """The console script ``commplan``."""
     try:
-        app()
+        app(prog_name="commplan")
     except Exception:
         traceback.print_exc()
         print("commplan: internal error, please report it with the lines above", file=sys.stderr)

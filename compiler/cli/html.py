@@ -142,7 +142,9 @@ def _title(line: Line, before: str) -> str:
 def _counts_text(graph: SpmdGraph) -> str:
     found = statistics(graph.graph)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.counts.items()))
-    return f"{kinds or 'no collectives'}, payload {bytes_text(found.payload_bytes)}"
+    return (
+        f"{kinds or 'no collectives'}, payload {bytes_text(found.payload_bytes)} at example sizes"
+    )
 
 
 def _mark_changes(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Sided]) -> None:
@@ -166,9 +168,10 @@ def _mark_changes(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Sided]) -
 def _sections(sides: Mapping[str, Sided]) -> Iterator[Section]:
     """Sections in order, with the rows of both sides aligned by the names of nodes."""
     titles = dict.fromkeys(title for sections in sides.values() for title in sections)
+    layered = any(title.startswith("layer ") for title in titles)
     for title in sorted(titles, key=_order):
         columns = [sections.get(title, {}) for sections in sides.values()]
-        section = Section(title)
+        section = Section(title if layered or title == "inputs" else "values")
         section.rows = list(_aligned(columns))
         section.changed = any(shown and shown.change for row in section.rows for shown in row)
         section.counts = tuple(

@@ -34,8 +34,7 @@ Tp = Annotated[
         "--tp",
         min=1,
         metavar="N",
-        help="World size under which a factory is called.",
-        show_default=str(WORLD_SIZE),
+        help=f"World size under which a factory is called; {WORLD_SIZE} if left out.",
     ),
 ]
 Settings = Annotated[

@@ -79,6 +79,7 @@ def test_html_keeps_a_collective_that_stays(run, two_sums, tmp_path):
 def test_html_of_one_side(run, two_sums):
     page = run("dump", two_sums, "--format", "html", "--before").out
     assert 'id="before-4"' in page
+    assert "<b>values</b>" in page
     assert "after-" not in page
 
 

@@ -68,7 +68,7 @@ def test_bytes(payload_bytes, text):
 
 
 def test_an_internal_error_is_told_from_a_verdict(monkeypatch, capsys):
-    def broken(self):
+    def broken(self, **_):
         raise AssertionError("an invariant")
 
     monkeypatch.setattr(type(app), "__call__", broken)
