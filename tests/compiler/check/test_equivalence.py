@@ -470,7 +470,7 @@ def test_no_mutant_that_computes_something_else_is_accepted(
 
 def test_what_the_checker_accepts_simulates_alike_and_what_simulates_otherwise_is_refuted() -> None:
     accepted = refuted_count = unproved = 0
-    for seed in range(400):
+    for seed in range(250):
         source, rng = seeded(seed), random.Random(seed)
         for _ in range(2):
             try:
@@ -485,7 +485,7 @@ def test_what_the_checker_accepts_simulates_alike_and_what_simulates_otherwise_i
             assert not (same and report.verdict is Verdict.NOT_EQUIVALENT), (seed, report)
     print(f"\n{accepted} accepted, {refuted_count} refuted, {unproved} unproved")
     assert accepted > 100
-    assert refuted_count > 300
+    assert refuted_count > 200
 
 
 def test_public_check_takes_placements_of_the_source() -> None:

@@ -78,9 +78,9 @@ def test_no_mutant_of_an_optimized_model_is_accepted() -> None:
 
 def test_no_mutant_of_an_optimized_random_graph_is_accepted() -> None:
     found: Counter[str] = Counter()
-    for seed in range(80):
+    for seed in range(60):
         source = seeded(seed + 10_000)
         found += judged(source, optimized(source), 1, seed)
     print(f"\nmutants of random graphs: {dict(found)}")
-    assert found["NOT_EQUIVALENT"] > 300
+    assert found["NOT_EQUIVALENT"] > 250
     assert set(found) <= {"NOT_EQUIVALENT", "no mistake"}

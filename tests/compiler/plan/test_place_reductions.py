@@ -84,7 +84,7 @@ def small(seed: int) -> SpmdGraph:
 
 def test_cut_is_the_least_of_all_labelings() -> None:
     compared = moved = 0
-    for seed in range(1200):
+    for seed in range(700):
         graph = small(seed)
         for known, hoist in itertools.product(known_of(graph), (True, False)):
             found = carriers(graph, known)
@@ -97,14 +97,14 @@ def test_cut_is_the_least_of_all_labelings() -> None:
             compared += len(found) > 1
             moved += chosen != kept
     print(f"\n{compared} cuts compared, {moved} move a reduction")
-    assert compared > 1500
-    assert moved > 200
+    assert compared > 900
+    assert moved > 120
 
 
 def test_no_labeling_gives_a_graph_with_less_payload() -> None:
     """Weights stand for what the rewritten graph really holds."""
     compared = 0
-    for seed in range(250):
+    for seed in range(160):
         graph = EliminateDeadCode().apply(small(seed)).graph
         for known in known_of(graph):
             found = carriers(graph, known)
@@ -117,7 +117,7 @@ def test_no_labeling_gives_a_graph_with_less_payload() -> None:
             chosen = labels_of(graph, found, stage)
             assert measured(graph, stage, chosen, found) == least, seed
             compared += 1
-    assert compared > 100
+    assert compared > 60
 
 
 def measured(
