@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-import compiler.optimize
+import compiler.optimize.graph
 from compiler.check import Verdict
 from compiler.errors import CommPlanError, GraphError, MeshError, PlacementError, VerificationError
 from compiler.ir.graph import SpmdGraph
@@ -276,14 +276,14 @@ def test_observers_and_bisection() -> None:
 
 def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclasses.dataclass(frozen=True)
-    class Wrong(compiler.optimize.PlaceReductions):
+    class Wrong(compiler.optimize.graph.PlaceReductions):
         def apply(self, graph: SpmdGraph) -> object:  # type: ignore[override]
             result = super().apply(graph)
             (wait, *_) = [n for n in result.graph.graph.nodes if "wait" in str(n.target)]
             wait.replace_all_uses_with(wait.args[0].args[0])
             return result
 
-    monkeypatch.setattr(compiler.optimize, "PlaceReductions", Wrong)
+    monkeypatch.setattr(compiler.optimize.graph, "PlaceReductions", Wrong)
     with pytest.raises(VerificationError) as caught:
         optimized(two_branches())
     assert caught.value.what == "the rewritten graph is NOT_EQUIVALENT: nothing was optimized"
