@@ -15,7 +15,7 @@ from compiler.ir.placement import Placements
 from compiler.ir.text.lines import Line, Printer, lines, printer_of
 from compiler.ir.text.print import ranges
 from compiler.ir.text.spelling import quoted
-from compiler.ir.text.types import type_of
+from compiler.ir.text.types import held_by, type_of
 
 Facts = Mapping[fx.Node, Placements]
 
@@ -46,7 +46,7 @@ def _value(printer: Printer, line: Line, graph: SpmdGraph) -> dict[str, Any]:
     placements = printer.placements_of(line)
     found: dict[str, Any] = {
         "number": line.number,
-        "type": str(type_of(access.value(line.node))),
+        "type": str(type_of(held_by(line.node))),
         "placement": placements
         and {axis: str(p) for axis, p in zip(graph.mesh.axes, placements, strict=True)},
         "operation": "input" if line.node.op == "placeholder" else printer.operation(line),

@@ -16,7 +16,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.ir.text import spelling
-from compiler.ir.text.types import sizes_text, strides_of, type_of
+from compiler.ir.text.types import held_by, sizes_text, strides_of, type_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Printer:
     def held(self, line: Line) -> str:
         """Type, strides of inputs that are not contiguous, and placement where known."""
         node = line.node
-        found = access.value(node) if self.strict else node.meta.get("val", ...)
+        found = held_by(node) if self.strict else node.meta.get("val", ...)
         try:
             text = str(type_of(found))
         except GraphError as error:

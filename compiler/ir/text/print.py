@@ -13,7 +13,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements
 from compiler.ir.text import spelling
 from compiler.ir.text.lines import Line, lines, printer_of
-from compiler.ir.text.types import symbols, type_of
+from compiler.ir.text.types import held_by, symbols, type_of
 
 WIDTH = 100
 """Columns beyond which the inputs of a function go on lines of their own."""
@@ -73,7 +73,7 @@ def ranges(graph: fx.Graph) -> dict[str, tuple[str, str]]:
     for node in graph.nodes:
         if node.op == "output":
             continue
-        held = access.value(node)
+        held = held_by(node)
         for symbol in symbols(type_of(held)):
             if symbol.name not in found:
                 bounds = _shape_env(held).var_to_range[symbol]

@@ -11,8 +11,10 @@ import sympy
 import torch
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
+from torch import fx
 
 from compiler.errors import GraphError
+from compiler.ir import access
 from compiler.ir.placement import Placements
 from compiler.ir.text.spelling import CONSTANTS, float_text, quoted
 
@@ -113,6 +115,16 @@ def type_of(found: Any) -> ValueType:
             return TupleType(tuple(map(type_of, found)))
     about = f"{found.dtype}, {found.layout}" if isinstance(found, torch.Tensor) else repr(found)
     raise GraphError("a value has no text form", found=about, remedy="keep it out of the graph")
+
+
+def held_by(node: fx.Node) -> Any:
+    """What the node computes; None for an op without results, whose node need not say so.
+
+    Raises:
+        GraphError: a node with a result and without ``meta["val"]``.
+    """
+    schema = getattr(node.target, "_schema", None)
+    return access.value(node) if schema is None or schema.returns else None
 
 
 def size_of(size: int | torch.SymInt) -> Size:

@@ -13,7 +13,7 @@ from compiler.ir import access, collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard
-from compiler.ir.text import describe, numbers, parse, parse_graph, print_graph, window
+from compiler.ir.text import describe, numbers, parse, parse_graph, print_graph, to_json, window
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 MESH = Mesh({"tp": 2}, groups={"0": [[0, 1]]})
@@ -324,6 +324,20 @@ def test_a_value_of_no_known_type() -> None:
     next(n for n in graph.graph.nodes if n.op == "call_function").meta["val"] = {"a": 1}
     with pytest.raises(GraphError, match=r"found: \{'a': 1\}"):
         print_graph(graph)
+
+
+def test_an_op_without_result_needs_no_meta() -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        graph.call_function(aten._assert_tensor_metadata.default, (x, None, None, torch.float32))
+        return x
+
+    graph = made(build)
+    _, check, _ = graph.graph.nodes
+    del check.meta["val"]
+    text = print_graph(graph)
+    assert "  %1: none = aten._assert_tensor_metadata(%0, none, none, f32)\n" in text
+    assert print_graph(parse_graph(text)) == text
+    assert '"type": "none"' in to_json(graph)
 
 
 def test_a_value_without_meta() -> None:
