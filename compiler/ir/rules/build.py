@@ -177,7 +177,8 @@ def overloads(*names: str) -> list[object]:
     """The ATen ops of these names (``max``: all overloads, ``max.other``: one) that are functions.
 
     Left out: ops that mutate or write to an ``out`` argument, ops without a tensor among their
-    results (assertions, TorchScript's arithmetic on numbers), names this torch does not have.
+    results (assertions, TorchScript's arithmetic on numbers), overloads for named dimensions,
+    names this torch does not have.
     """
     found: list[object] = []
     for name in names:
@@ -186,7 +187,9 @@ def overloads(*names: str) -> list[object]:
         for overload in packet.overloads() if packet is not None else ():
             op = getattr(packet, overload)
             produces = any("Tensor" in str(r.type) for r in op._schema.returns)
-            if wanted in ("", overload) and produces and not op._schema.is_mutable:
+            # Releases differ in whether they call a dimension's name a str or a Dimname.
+            named = overload.startswith(("dimname", "names"))
+            if wanted in ("", overload) and produces and not (op._schema.is_mutable or named):
                 found.append(op)
     return found
 

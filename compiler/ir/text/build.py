@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._sympy.numbers import int_oo
@@ -188,7 +189,13 @@ class Builder:
         log = logging.getLogger("torch._subclasses.fake_tensor")
         was, log.disabled = log.disabled, True  # it logs the traceback of what is raised anyway
         try:
-            with self.mode, self.env.suppress_guards(), torch.no_grad():
+            # The Python dispatcher keeps sizes symbolic in ops that are composed of others.
+            with (
+                self.mode,
+                enable_python_dispatcher(),
+                self.env.suppress_guards(),
+                torch.no_grad(),
+            ):
                 args, kwargs = fx.node.map_arg(access.call(node), read)
                 return node.target(*args, **kwargs)
         except Exception as error:

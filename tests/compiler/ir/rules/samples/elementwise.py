@@ -39,7 +39,7 @@ DOMAINS: dict[str, Source] = {
         ("bitwise_left_shift", "bitwise_right_shift"), lambda *s: counts(*s, below=2) + 1
     ),
     **dict.fromkeys(
-        ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"),
+        ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "__and__", "__or__", "__xor__"),
         lambda *s: counts(*s, below=16) + 1,
     ),
 }
