@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,19 +124,22 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, list | tuple):
-        for item in tree:
-            if isinstance(item, list | tuple | dict | slice):
-                yield from _leaves(item)
-            else:
-                yield item
-    elif isinstance(tree, dict):
-        yield from _leaves(tuple(tree.values()))
-    elif isinstance(tree, slice):
-        yield from (tree.start, tree.stop, tree.step)
-    else:
-        yield tree
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
+    for item in tree:
+        if isinstance(item, list | tuple):
+            _collect(item, found)
+        elif isinstance(item, dict):
+            _collect(item.values(), found)
+        elif isinstance(item, slice):
+            found += (item.start, item.stop, item.step)
+        else:
+            found.append(item)
 
 
 def has_result(node: fx.Node) -> bool:
@@ -165,12 +168,13 @@ def _unbacked(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> set[str]
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """The node's data operands in argument order, repeats included."""
     leaves = _leaves((node.args, node.kwargs))
-    return tuple(x for x in leaves if isinstance(x, fx.Node) and is_operand(x))
+    return tuple([x for x in leaves if isinstance(x, fx.Node) and is_operand(x)])
 
 
 def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
     """The node's arguments whose value depends on the rank."""
-    return tuple(x for x in _leaves((node.args, node.kwargs)) if isinstance(x, RankInt | RankFloat))
+    leaves = _leaves((node.args, node.kwargs))
+    return tuple([x for x in leaves if isinstance(x, (RankInt, RankFloat))])
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
