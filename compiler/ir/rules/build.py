@@ -188,7 +188,7 @@ def overloads(*names: str) -> list[object]:
             op = getattr(packet, overload)
             produces = any("Tensor" in str(r.type) for r in op._schema.returns)
             # Releases differ in whether they call a dimension's name a str or a Dimname.
-            named = overload.startswith(("dimname", "names"))
+            named = "name" in overload.lower()
             if wanted in ("", overload) and produces and not (op._schema.is_mutable or named):
                 found.append(op)
     return found
