@@ -157,11 +157,11 @@ def _term_refusal(
 def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
     """All carriers of ``known.reduction``, in graph order."""
     found: dict[fx.Node, Carrier] = {}
-    sums = [
-        node
+    sums = {
+        node: None  # a set in graph order
         for node in graph.graph.nodes
         if is_reduction(graph, node, known.reduction) and not known.replicated(addend(node))
-    ]
+    }
     _find_addends(sums, known, found)
     for node in graph.graph.nodes:
         if node in found or node.op != "call_function":
@@ -176,7 +176,9 @@ def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
 
 
-def _find_addends(sums: Sequence[fx.Node], known: Facts, found: dict[fx.Node, Carrier]) -> None:
+def _find_addends(
+    sums: Mapping[fx.Node, None], known: Facts, found: dict[fx.Node, Carrier]
+) -> None:
     """The addends of ``sums``, and what they are linear in, as far back as linearity reaches."""
     queue = [addend(node) for node in sums]
     linear_in: dict[fx.Node, tuple[fx.Node, ...]] = {}
