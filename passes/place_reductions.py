@@ -16,6 +16,7 @@ Saves     what the plan counted: fewer all_reduces, or fewer bytes in them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,7 +89,7 @@ class PlaceReductions:
 
 
 def _misfit(
-    found: dict[fx.Node, Carrier], unreduced: set[fx.Node], matched: set[int], wanted: set[int]
+    found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node], matched: set[int], wanted: set[int]
 ) -> str:
     """Why these labels are no placement, empty if they are one."""
     if missing := wanted - matched:
@@ -102,7 +103,7 @@ def _misfit(
 
 
 def _rewritten(
-    graph: SpmdGraph, found: dict[fx.Node, Carrier], unreduced: set[fx.Node], stage: Stage
+    graph: SpmdGraph, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node], stage: Stage
 ) -> SpmdGraph:
     """The graph computed again, carriers in the forms that are read."""
     needs_unreduced, needs_reduced = _needs(graph.graph, found, unreduced)
@@ -142,7 +143,7 @@ def _rewritten(
 
 
 def _needs(
-    graph: fx.Graph, found: dict[fx.Node, Carrier], unreduced: set[fx.Node]
+    graph: fx.Graph, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
     """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
     needs_unreduced = {node for node in found if node.op == "placeholder"}
@@ -166,7 +167,7 @@ def _needs(
 
 
 def _remarks(
-    graph: SpmdGraph, known: Facts, found: dict[fx.Node, Carrier], unreduced: set[fx.Node]
+    graph: SpmdGraph, known: Facts, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> list[Remark]:
     """One remark per all_reduce of the source: merged, moved, or kept and why."""
     remarks = []
@@ -187,7 +188,7 @@ def _remarks(
     return remarks
 
 
-def _kept(node: fx.Node, known: Facts, found: dict[fx.Node, Carrier]) -> str:
+def _kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
     """Why the all_reduce ``node`` stays where the author put it."""
     for user in node.users:
         if user.op == "output":

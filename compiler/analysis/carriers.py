@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import fx
 
@@ -56,7 +57,7 @@ class Carrier:
     pinned: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Facts:
     """What is known about every value for one reduction."""
 
@@ -81,6 +82,7 @@ def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
     return tuple(found.values())
 
 
+@lru_cache(maxsize=2)  # planner and pass ask about the same graph
 def facts(graph: SpmdGraph, reduction: Reduction) -> Facts:
     """Replication and zeros."""
     return Facts(graph, replication(graph), zeros(graph), reduction)
@@ -154,7 +156,8 @@ def _term_refusal(
             return f"{node.target} multiplies partial sums"
 
 
-def carriers(graph: SpmdGraph, known: Facts) -> dict[fx.Node, Carrier]:
+@lru_cache(maxsize=2)
+def carriers(graph: SpmdGraph, known: Facts) -> Mapping[fx.Node, Carrier]:
     """All carriers of ``known.reduction``, in graph order."""
     found: dict[fx.Node, Carrier] = {}
     sums = {

@@ -11,6 +11,7 @@ Refuses    nothing: an op without a rule may read its rank in secret, so every r
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from torch import fx
 
@@ -45,6 +46,7 @@ def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
     return all(len({classes[r] for r in group}) == 1 for group in groups.ranks)
 
 
+@lru_cache(maxsize=2)  # planner and pass ask about the same graph
 def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     """Classes of every value of ``graph`` but the output."""
     world = graph.mesh.size

@@ -21,9 +21,9 @@ from compiler.ir.placement import Placement, Placements, Replicate, Varying, pla
 from compiler.ir.rules import Meaning, meaning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpmdGraph:
-    """A graph, its mesh, and what each rank holds of its inputs.
+    """A graph, its mesh, and what each rank holds of its inputs. Equal to itself alone.
 
     Attributes:
         root: holds the tensors behind the graph's attributes.
