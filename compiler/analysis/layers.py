@@ -59,8 +59,8 @@ def layer_metadata(
 
     Args:
         graph: tells which layers there are.
-        config: the model's; read are ``mlp_layer_types``, ``moe_layers_enum`` and
-            ``first_k_dense_replace``, the first that there is.
+        config: the model's; read are ``mlp_layer_types``, ``moe_layers_enum``,
+            ``first_k_dense_replace`` and ``decoder_sparse_step``, the first that there is.
         layers: kinds of all layers in order, or metadata of some; overrides config.
 
     Raises:
@@ -99,7 +99,13 @@ def _from_config(config: object) -> dict[int, str]:
     if listed is not None:
         return {i: KINDS[i in listed] for i in range(count)}
     first = getattr(config, "first_k_dense_replace", None)
-    return {i: KINDS[i >= first] for i in range(count)} if isinstance(first, int) else {}
+    if isinstance(first, int):
+        return {i: KINDS[i >= first] for i in range(count)}
+    step = getattr(config, "decoder_sparse_step", None)
+    if isinstance(step, int) and step > 0:
+        dense = getattr(config, "mlp_only_layers", None) or ()
+        return {i: KINDS[i not in dense and (i + 1) % step == 0] for i in range(count)}
+    return {}
 
 
 def _given(layers: Sequence[LayerMetadata | str], known: dict[int, str]) -> dict[int, str]:

@@ -71,13 +71,24 @@ class Prepared:
     def accepts(self, given: Arguments) -> bool:
         """Whether the sizes of this call are among those the graph was traced for.
 
-        A function of the shapes alone, so that all ranks decide alike.
+        A function of the shapes alone, so that all ranks decide alike, and once per shapes.
         """
+        shapes = tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor))
+        known = self.decided.get(shapes)
+        if known is None:
+            known = self.decided[shapes] = self._fits(shapes)
+        return known
+
+    @cached_property
+    def decided(self) -> dict[tuple[torch.Size, ...], bool]:
+        """Shapes of the tensor arguments seen so far -> whether the graph is for them."""
+        return {}
+
+    def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
         values: dict[sympy.Symbol, int] = {}
-        tensors = [x for x in given.leaves if isinstance(x, torch.Tensor)]
         derived: list[tuple[Any, int]] = []
-        for traced, tensor in zip(self.sizes, tensors, strict=True):
-            for expected, size in zip(traced, tensor.shape, strict=True):
+        for traced, shape in zip(self.sizes, shapes, strict=True):
+            for expected, size in zip(traced, shape, strict=True):
                 if isinstance(expected, int):
                     if expected != size:
                         return False

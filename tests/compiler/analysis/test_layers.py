@@ -1,70 +1,95 @@
-"""Layer metadata from the graph, from a config, from the caller."""
-
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
+from compiler.capture import capture
 from compiler.errors import CommPlanError
-from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
 
 
-def two_layers() -> SpmdGraph:
-    graph = function(
-        '%0 "x": f64[4, 8]',
-        "%1: f64[4, 8] = aten.silu(%0)",
-        "%2: (f64[4, 2], i64[4, 2]) = aten.topk(%1, 2)",
-        "%3: f64[4, 2] = %2[0]",
-        "return %3",
-    )
-    paths = {"silu": "model.layers.0.mlp", "topk": "model.layers.1.moe.gate"}
-    for node in graph.graph.nodes:
-        for op, path in paths.items():
-            if op in str(node.target):
-                node.meta["nn_module_stack"] = {path: (path, "Module")}
-    return graph
+class Routed(nn.Module):
+    def forward(self, x):
+        weights, chosen = x.topk(2)
+        return x.scatter_add(1, chosen, weights)
+
+
+class Model(nn.Module):
+    """Dense, routed, routed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), Routed(), Routed()])
+
+    def forward(self, x):
+        for layer in self.layers[:]:
+            x = layer(x)
+        return x
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return capture(Model(), (torch.ones(3, 4),)).graph
+
+
+def kinds(graph, **options):
+    return [layer.kind for layer in layer_metadata(graph, **options)]
 
 
 @pytest.mark.parametrize(
     ("path", "index"),
-    [("model.layers.12.moe", 12), ("h.3", 3), ("layers3.norm", None), ("", None), ("5", 5)],
+    [("model.layers.3.moe", 3), ("layers.12", 12), ("h.4.mlp.experts.7", 4), ("model.norm", None)],
 )
-def test_layer_index(path: str, index: int | None) -> None:
+def test_the_outermost_number_is_the_layer(path, index):
     assert layer_index(path) == index
 
 
-def test_a_layer_that_routes_is_sparse() -> None:
-    assert layer_metadata(two_layers()) == (
+def test_layers_that_rank_scores_are_sparse(graph):
+    assert layer_metadata(graph) == (
         LayerMetadata(0, "dense", None, "sparse"),
-        LayerMetadata(1, "sparse", "dense", None),
+        LayerMetadata(1, "sparse", "dense", "sparse"),
+        LayerMetadata(2, "sparse", "sparse", None),
     )
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        SimpleNamespace(mlp_layer_types=["sparse", "dense", "sparse"]),
-        SimpleNamespace(num_hidden_layers=2, moe_layers_enum="0,"),
+        {"mlp_layer_types": ["sparse", "dense", "sparse"]},
+        {"num_hidden_layers": 3, "moe_layers_enum": "0,2"},
+        {"num_hidden_layers": 3, "moe_layers_enum": [0, 2]},
+        {"num_hidden_layers": 3, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
     ],
 )
-def test_the_config_overrides_the_graph(config: object) -> None:
-    assert [m.kind for m in layer_metadata(two_layers(), config=config)] == ["sparse", "dense"]
+def test_conventions_of_configs(graph, config):
+    assert kinds(graph, config=SimpleNamespace(**config)) == ["sparse", "dense", "sparse"]
 
 
-def test_first_k_dense_replace() -> None:
-    config = SimpleNamespace(num_hidden_layers=2, first_k_dense_replace=2)
-    assert [m.kind for m in layer_metadata(two_layers(), config=config)] == ["dense", "dense"]
+def test_the_first_layers_may_be_dense(graph):
+    config = SimpleNamespace(num_hidden_layers=3, first_k_dense_replace=2)
+    assert kinds(graph, config=config) == ["dense", "dense", "sparse"]
 
 
-def test_the_caller_overrides_both() -> None:
-    config = SimpleNamespace(mlp_layer_types=["dense", "dense"])
-    found = layer_metadata(two_layers(), config=config, layers=[LayerMetadata(0, "sparse")])
-    assert [m.kind for m in found] == ["sparse", "dense"]
+def test_every_nth_layer_may_be_sparse(graph):
+    config = SimpleNamespace(num_hidden_layers=3, decoder_sparse_step=2)
+    assert kinds(graph, config=config) == ["dense", "sparse", "dense"]
 
 
-def test_refusals() -> None:
-    with pytest.raises(CommPlanError, match="layers= names layer 2, which the graph does not have"):
-        layer_metadata(two_layers(), layers=["dense", "dense", "sparse"])
-    with pytest.raises(CommPlanError, match="gives layer 1 a kind there is not\n  found: 'moe'"):
-        layer_metadata(two_layers(), layers=["dense", "moe"])
+def test_the_caller_overrides_the_config(graph):
+    config = SimpleNamespace(num_hidden_layers=3, first_k_dense_replace=0)
+    assert kinds(graph, config=config, layers=["dense"] * 3) == ["dense"] * 3
+    one = [LayerMetadata(1, "dense")]
+    assert kinds(graph, config=config, layers=one) == ["sparse", "dense", "sparse"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["dense", "spare", "dense"], "layer 1 a kind there is not"),
+        ([LayerMetadata(9, "dense")], "layer 9, which the graph does not have"),
+    ],
+)
+def test_what_the_graph_does_not_have_is_refused(graph, layers, message):
+    with pytest.raises(CommPlanError, match=message):
+        layer_metadata(graph, layers=layers)
