@@ -22,6 +22,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Partial, Placement, Placements, Replicate, Shard, Varying
+from compiler.ir.rows import all_slice
 from compiler.ir.rules import Meaning
 
 
@@ -52,6 +53,9 @@ def _along(
             found[node] = found[access.operands(node)[0]]
         elif node.target in OPS:
             found[node] = _communicated(graph, axis, node, found)
+        elif (cut := all_slice(node)) is not None:
+            whole = found[cut.operand] == Replicate() and graph.mesh.axes_of(cut.group) == (axis,)
+            found[node] = Shard(cut.dim) if whole else Varying()
         elif (index := access.projection(node)) is not None:
             found[node] = parts.get((access.operands(node)[0], index), Varying())
         elif node in graph.meanings:

@@ -20,6 +20,7 @@ from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
+from compiler.ir.rows import all_slice
 from compiler.ir.rules import Meaning
 
 Classes = tuple[int, ...]
@@ -58,6 +59,10 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
             found[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
         elif node.target is WAIT or node.target in OPS:
             found[node] = _after_collective(graph.mesh, node, found)
+        elif (cut := all_slice(node)) is not None:
+            group_of = graph.mesh.group(cut.group).group_of
+            held = found[cut.operand]
+            found[node] = numbered((held[r], group_of[r].index(r)) for r in range(world))
         elif node.op == "call_function":
             rule = graph.meanings.get(node)
             if node in graph.meanings and (rule is None or rule.random):

@@ -1,7 +1,8 @@
 """A random model of tensor algebra, in which equal functions get equal values.
 
-Every tensor that a rank holds is a vector over a finite field: LANES independent vectors of WIDTH
-elements of Z_p, p = 2^31 - 1. Ops act on these vectors as their meanings say:
+Every tensor that a rank holds is one or more *blocks*, each a vector over a finite field: LANES
+independent vectors of WIDTH elements of Z_p, p = 2^31 - 1. Ops act on these vectors as their
+meanings say:
 
     x + y, c x          addition and scaling, in the field
     x * y, elementwise  product, element by element (commutative, associative, distributive)
@@ -16,6 +17,9 @@ every algebra with these laws are equal here. Two that are not are polynomials t
 agree at a random point of one lane with probability at most degree / p (Schwartz, JACM 27(4),
 1980; Zippel, EUROSAM 1979); for degree 1,000 in all lanes, 5e-26. Cost is linear in the number of
 values, whatever the sums.
+
+Rows that ranks share are blocks of one tensor: an op that treats rows alike acts on every block by
+the same map. An op that mixes rows acts on the blocks ``joined`` to one vector.
 """
 
 from __future__ import annotations
@@ -30,7 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 Field = npt.NDArray[np.uint64]
-"""Elements of Z_p, shape [ranks, LANES, WIDTH]."""
+"""Elements of Z_p, shape [ranks, blocks, LANES, WIDTH]; one rank stands for all alike."""
+
+Keys = Sequence[Sequence[bytes]]
+"""A key per rank and block; one stands for all alike."""
 
 P = 2**31 - 1
 LANES = 4
@@ -45,9 +52,9 @@ def element(number: Fraction) -> int:
     return number.numerator * pow(number.denominator, -1, P) % P
 
 
-def constant(number: Fraction, ranks: int) -> Field:
-    """The tensor whose elements all are ``number``, on every rank."""
-    return np.full((ranks, LANES, WIDTH), element(number), np.uint64)
+def constant(number: Fraction) -> Field:
+    """The tensor whose elements all are ``number``."""
+    return np.full((1, 1, LANES, WIDTH), element(number), np.uint64)
 
 
 def scaled(x: Field, number: Fraction) -> Field:
@@ -65,56 +72,92 @@ def product(x: Field, y: Field) -> Field:
     return cast(Field, x * y % P)
 
 
+def of_ranks(x: Field, ranks: int) -> Field:
+    """``x`` with every rank written out."""
+    return np.broadcast_to(x, (ranks, *x.shape[1:]))
+
+
 def summed_over(x: Field, groups: Sequence[Sequence[int]]) -> Field:
     """On every rank, the sum of x over the ranks of its group."""
     members = np.asarray(groups)
+    if len(x) == 1:
+        return scaled(x, Fraction(members.shape[1]))
+    sums = x[members].sum(axis=1, dtype=np.uint64) % P
+    if len(members) == 1:
+        return cast(Field, sums)
     total = np.empty_like(x)
-    total[members] = (x[members].sum(axis=1, dtype=np.uint64) % P)[:, None]
+    total[members] = sums[:, None]
     return total
 
 
 @lru_cache(maxsize=1 << 15)
-def _drawn(key: bytes, count: int) -> Field:
-    return np.frombuffer(hashlib.shake_128(key).digest(4 * count), np.uint32).astype(np.uint64) % P
+def _drawn(key: bytes, *shape: int) -> Field:
+    count = int(np.prod(shape))
+    words = np.frombuffer(hashlib.shake_128(key).digest(4 * count), np.uint32)
+    return cast(Field, (words.astype(np.uint64) % P).reshape(shape))
 
 
-def random_vectors(keys: Sequence[bytes]) -> Field:
-    """One random vector per rank; the same for the same key."""
-    return per_key(keys, lambda key: _drawn(key, LANES * WIDTH).reshape(LANES, WIDTH))
+def random_vectors(keys: Keys) -> Field:
+    """One random vector per rank and block; the same for the same key."""
+    return per_key(keys, lambda key: _drawn(key, LANES, WIDTH))
 
 
-def per_key(keys: Sequence[bytes], draw: Callable[[bytes], Field]) -> Field:
-    """``draw`` of every rank's key, stacked, each distinct key drawn once."""
-    if len(set(keys)) == 1:
-        one = draw(keys[0])
-        return np.broadcast_to(one, (len(keys), *one.shape))
-    return np.stack([draw(key) for key in keys])
+def per_key(keys: Keys, draw: Callable[[bytes], Field]) -> Field:
+    """``draw`` of the key of every rank and block, stacked."""
+    return np.stack([np.stack([draw(key) for key in row]) for row in keys])
 
 
-def multilinear(keys: Sequence[bytes], factors: Sequence[Field]) -> Field:
-    """A random multilinear map, drawn from every rank's key, of the factors."""
+def multilinear(keys: Keys, factors: Sequence[Field]) -> Field:
+    """A random multilinear map, drawn from the key of every rank and block, of the factors."""
     joint = factors[0]
     for factor in factors[1:]:
         outer = joint[..., :, None] * factor[..., None, :] % P
-        joint = cast(Field, outer.reshape(*outer.shape[:2], -1))
-    width = joint.shape[-1]
-    maps = per_key(
-        keys, lambda key: _drawn(key, LANES * WIDTH * width).reshape(LANES, WIDTH, width)
-    )
-    return cast(Field, (maps * joint[:, :, None, :] % P).sum(axis=-1, dtype=np.uint64) % P)
+        joint = cast(Field, outer.reshape(*outer.shape[:-2], -1))
+    maps = per_key(keys, lambda key: _drawn(key, LANES, WIDTH, joint.shape[-1]))
+    return _mapped(maps, joint)
+
+
+def _mapped(maps: Field, x: Field) -> Field:
+    return cast(Field, (maps * x[..., None, :] % P).sum(axis=-1, dtype=np.uint64) % P)
+
+
+@lru_cache(maxsize=1 << 12)
+def _keeping_constants(key: bytes, width: int) -> Field:
+    """A random matrix [LANES, WIDTH, width] whose rows add up to one."""
+    matrix = _drawn(key, LANES, WIDTH, width).copy()
+    excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
+    matrix[..., 0] = (matrix[..., 0] + P - excess) % P
+    return matrix
 
 
 def stretched(key: bytes, x: Field) -> Field:
     """A random linear map that keeps constants: broadcasting along given dimensions."""
-    matrix = _drawn(key, LANES * WIDTH * WIDTH).reshape(LANES, WIDTH, WIDTH).copy()
-    excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
-    matrix[:, :, 0] = (matrix[:, :, 0] + P - excess) % P
-    return cast(Field, (matrix * x[:, :, None, :] % P).sum(axis=-1, dtype=np.uint64) % P)
+    return _mapped(_keeping_constants(key, WIDTH), x)
 
 
-def rows(x: Field) -> list[bytes]:
-    """Every rank's vector as bytes."""
-    flat = np.ascontiguousarray(x).reshape(len(x), -1)
-    if (flat == flat[0]).all():
-        return [flat[0].tobytes()] * len(flat)
-    return [row.tobytes() for row in flat]
+def joined(key: bytes, x: Field) -> Field:
+    """All blocks as one vector: a random linear map that keeps constants."""
+    ranks, blocks = x.shape[:2]
+    together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
+    return _mapped(_keeping_constants(key, blocks * WIDTH), together)
+
+
+def spread(keys: Sequence[bytes], x: Field) -> Field:
+    """One vector as blocks: random linear maps that keep constants, one per key."""
+    return _mapped(np.stack([_keeping_constants(key, WIDTH) for key in keys]), x)
+
+
+def summed_blocks(x: Field) -> Field:
+    """The sum of all blocks."""
+    return cast(Field, x.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
+
+
+def alike(x: Field) -> Field:
+    """``x`` with one rank where all hold the same."""
+    return x[:1] if (x == x[:1]).all() else x
+
+
+def rows(x: Field) -> list[list[bytes]]:
+    """The vectors of every rank and block as bytes."""
+    x = np.ascontiguousarray(alike(x))
+    return [[block.tobytes() for block in rank] for rank in x]

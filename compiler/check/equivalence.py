@@ -14,9 +14,11 @@ import sympy
 import torch
 from torch import fx
 
-from compiler.check.algebra import Field
-from compiler.check.interpret import Interpreter, symbols
+from compiler.check.algebra import rows
+from compiler.check.blocks import Value
+from compiler.check.interpret import Interpreter
 from compiler.check.simulate import PerRank, draw_inputs, simulate
+from compiler.check.sizes import RowSizes, renamed, symbols
 from compiler.check.verdict import Counterexample, Report, Verdict
 from compiler.errors import CommPlanError
 from compiler.ir import access
@@ -61,8 +63,9 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
         names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
-        before = Interpreter(source, {n: n for n in names}).run()
-        after = Interpreter(target, names).run()
+        sizes = RowSizes.of((source, target))
+        before = Interpreter(source, {n: n for n in names}, sizes).run()
+        after = Interpreter(target, names, sizes).run()
     except CommPlanError as error:
         return report(Verdict.INVALID, str(error))
     pairs = list(
@@ -101,11 +104,13 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
 
 
 def _equal(
-    before: dict[fx.Node, Field], after: dict[fx.Node, Field], source: fx.Node, target: fx.Node
+    before: dict[fx.Node, Value], after: dict[fx.Node, Value], source: fx.Node, target: fx.Node
 ) -> bool:
     if source not in before or target not in after:
         return source not in before and target not in after
-    return bool((before[source] == after[target]).all())
+    a, b = before[source], after[target]
+    same = (a.cut, a.count, a.unit, a.padded) == (b.cut, b.count, b.unit, b.padded)
+    return same and bool((a.data == b.data).all())
 
 
 def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
@@ -154,12 +159,7 @@ def _type_text(node: fx.Node, names: dict[str, str]) -> str:
 
 def _size_text(size: int | sympy.Expr, names: dict[str, str]) -> str:
     """A size with its symbols renamed before it is ordered and printed."""
-    if isinstance(size, int):
-        return str(size)
-    known = {s: names[str(s)] for s in size.free_symbols if str(s) in names}
-    return str(
-        size.xreplace({s: sympy.Symbol(n, integer=True, positive=True) for s, n in known.items()})
-    )
+    return str(renamed(size, names))
 
 
 def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
@@ -210,12 +210,12 @@ def _numbered(node: fx.Node, numbers: dict[fx.Node, int]) -> str:
 def _roundings(
     source: SpmdGraph,
     target: SpmdGraph,
-    before: dict[fx.Node, Field],
-    after: dict[fx.Node, Field],
+    before: dict[fx.Node, Value],
+    after: dict[fx.Node, Value],
 ) -> Iterator[str]:
     """Reductions of the target whose operand no reduction of the source has."""
     reduced = {
-        before[found.operand].tobytes()
+        str(rows(before[found.operand].data))
         for node in source.graph.nodes
         if (found := collective(node)) is not None and found.op
     }
@@ -223,7 +223,7 @@ def _roundings(
         found = collective(node)
         if found is None or node.target is WAIT or not found.op:
             continue
-        if after[found.operand].tobytes() not in reduced:
+        if str(rows(after[found.operand].data)) not in reduced:
             place = access.layer_path(found.operand) or f"%{node.name}"
             yield (
                 f"{place}: {found.kind} over {found.group} takes "
@@ -233,7 +233,7 @@ def _roundings(
 
 
 def _divergence(
-    before: dict[fx.Node, Field], after: dict[fx.Node, Field], source: fx.Node, target: fx.Node
+    before: dict[fx.Node, Value], after: dict[fx.Node, Value], source: fx.Node, target: fx.Node
 ) -> str:
     """Follows differing operands from an output back to where the two graphs part."""
     while source.target == target.target:

@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import fx
 
 from compiler.check import algebra
-from compiler.check.algebra import Field
+from compiler.check.algebra import Field, Keys
+from compiler.check.blocks import Value, aligned, blockwise
+from compiler.check.sizes import RowSizes, divisible, padded_size, renamed, symbols
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
+from compiler.ir.rows import ALL_SLICE, PAD_ROWS, all_slice
 from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning_of
+from compiler.ir.rules.meaning import shape_key
 
-
-def symbols(graph: SpmdGraph) -> dict[str, str]:
-    """Size symbols -> names by order of appearance in the inputs, the same in any graph."""
-    found: dict[str, str] = {}
-    for node in access.node_of(graph.graph, "placeholder"):
-        held = node.meta.get("val")
-        sizes = held.shape if isinstance(held, torch.Tensor) else [held]
-        for size in sizes:
-            if isinstance(size, torch.SymInt):
-                for symbol in sorted(map(str, size.node.expr.free_symbols)):
-                    found.setdefault(symbol, f"size{len(found)}")
-    return found
+SLICE = torch.ops.aten.slice.Tensor
 
 
 class Interpreter:
@@ -44,28 +40,34 @@ class Interpreter:
     Args:
         graph: a well-formed graph.
         attributes: attribute target -> name of the tensor behind it; equal names, equal tensors.
+        sizes: which rows are shared between ranks, in this graph or one to compare it with.
     """
 
-    def __init__(self, graph: SpmdGraph, attributes: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph: SpmdGraph, attributes: Mapping[str, str], sizes: RowSizes | None = None
+    ) -> None:
         """Nothing is interpreted before ``run``."""
         self.spmd, self.attributes = graph, attributes
+        self.sizes = RowSizes() if sizes is None else sizes
         self.ranks = graph.mesh.size
-        self.values: dict[fx.Node, Field] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.random_calls = 0
         self._keys_made: dict[tuple[object, ...], bytes] = {}
-        names = symbols(graph)
+        names = self._names = symbols(graph)
         self._renaming = {} if all(a == b for a, b in names.items()) else names
         self._pattern = re.compile("|".join(rf"\b{re.escape(n)}\b" for n in names) or r"(?!)")
         self._position = {n: i for i, n in enumerate(access.node_of(graph.graph, "placeholder"))}
 
-    def run(self) -> dict[fx.Node, Field]:
-        """The value of every node that holds data, shape [ranks, LANES, WIDTH]."""
+    def run(self) -> dict[fx.Node, Value]:
+        """The value of every node that holds data."""
         for node in self.spmd.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self.values[node] = self._leaf(node)
             elif node.op == "output":
                 continue
-            elif node.target is WAIT or node.target in OPS:
+            elif node.target is WAIT:
+                self.values[node] = self.values[access.operands(node)[0]]
+            elif node.target in OPS:
                 self.values[node] = self._collective(node)
             elif node.op == "call_function" and access.is_operand(node):
                 self.values[node] = self._call(node)
@@ -85,39 +87,98 @@ class Interpreter:
             self._keys_made[parts] = text.encode()
         return self._keys_made[parts]
 
-    def _leaf(self, node: fx.Node) -> Field:
-        """A random vector for each tensor that ranks may hold: one for all where replicated."""
+    def _cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
+        """The dimension of a tensor that is cut, and into how many blocks."""
+        return self.sizes.cut([renamed(s, self._names) for s in shape])
+
+    def _leaf(self, node: fx.Node) -> Value:
+        """Random vectors for each tensor that ranks may hold: the same for all where replicated."""
         name: object = self._position.get(node, self.attributes.get(str(node.target)))
         placements = self.spmd.inputs[str(node.target)]
         varying = [not isinstance(p, Replicate) for p in placements]
         where = np.indices(tuple(self.spmd.mesh.axes.values())).reshape(len(varying), -1).T
-        return algebra.random_vectors(
-            [self.key("leaf", name, tuple(at[varying].tolist())) for at in where]
+        held = where[:, varying] if any(varying) else where[:1, varying]
+        shape = shape_key(node.meta.get("val"))
+        dim, count = self._cut(shape)
+        data = algebra.random_vectors(
+            [[self.key("leaf", name, tuple(at.tolist()), i) for i in range(count)] for at in held]
         )
+        return Value(data, (dim,))
 
-    def _call(self, node: fx.Node) -> Field:
+    def _call(self, node: fx.Node) -> Value:
         call = Call.of(node)
+        read = [self.values[x] for x in access.operands(node)]
+        if node.target is ALL_SLICE:
+            return self._sliced_between_ranks(node, call, read[0])
+        if node.target is PAD_ROWS and (padded := _padded(call, read[0])) is not None:
+            return padded
+        if (index := access.projection(node)) is not None:
+            return self._projected(call, read[0], index)
         found = meaning_of(call)
-        operands = [self.values[x] for x in access.operands(node)]
+        if call.target is SLICE and (rows := self._sliced(call, read[0])) is not None:
+            return rows
+        act = blockwise(call, found, read)
+        if act is None:
+            if any(x.padded for x in read):
+                return self._fresh(node)
+            whole = [self._joined(x) for x in read]
+            return self._spread(self._evaluated(call, found, whole), call)
+        operands = [
+            x.data if cut else self._joined(x) for x, cut in zip(read, act.operands, strict=True)
+        ]
+        data = self._evaluated(act.call, act.found, operands)
+        if act.cut[0] is None:
+            return Value(algebra.summed_blocks(data), act.cut)
+        return replace(act.like, data=data, cut=act.cut)
+
+    def _evaluated(self, call: Call, found: Meaning | None, operands: Sequence[Field]) -> Field:
+        """The call on vectors, block by block where operands have several."""
         if found is None:
             return self._unknown(call, operands)
         if found.random:
             self.random_calls += 1
             where = [self.key("random", call.key, self.random_calls, r) for r in range(self.ranks)]
-            return algebra.random_vectors(where)
+            return algebra.random_vectors([[key] for key in where])
         if found.terms is None:
             return self._uninterpreted(call, found, operands)
-        total = algebra.constant(Fraction(0), self.ranks)
+        blocks = max((x.shape[1] for x in operands), default=1)
+        total = np.zeros((1, blocks, algebra.LANES, algebra.WIDTH), np.uint64)
         for term in found.terms:
             total = algebra.added(total, self._term(term, call, operands))
         return total
 
+    def _joined(self, x: Value) -> Field:
+        """A value as one vector."""
+        return x.data if x.cut == (None,) else algebra.joined(self.key("join", x.count), x.data)
+
+    def _spread(self, data: Field, call: Call) -> Value:
+        """One vector as the value of a call, in blocks where sizes say so."""
+        cuts = [self._cut(shape) for shape in call.result_shapes]
+        counts = {count for dim, count in cuts if dim is not None}
+        if len(counts) != 1:
+            return Value(data, (None,) * len(cuts))
+        (count,) = counts
+        keys = [self.key("spread", i, count) for i in range(count)]
+        return Value(algebra.spread(keys, data), tuple(dim for dim, _ in cuts))
+
+    def _projected(self, call: Call, x: Value, index: int) -> Value:
+        """One result of an op of several."""
+        dim = x.cut[index] if index < len(x.cut) else None
+        data = x.data if dim is not None else self._joined(x)
+        picked = algebra.multilinear([[self.key("result", index)]], [data])
+        return replace(x, data=picked, cut=(dim,))
+
+    def _fresh(self, node: fx.Node) -> Value:
+        """A value that equals no other: it depends on padding, which may be anything."""
+        keys = [[self.key("padding", id(self), node.name, r)] for r in range(self.ranks)]
+        return Value(algebra.random_vectors(keys))
+
     def _unknown(self, call: Call, operands: Sequence[Field]) -> Field:
-        everything = [b"".join(algebra.rows(x)) for x in operands]
+        everything = [row for x in operands for rank in algebra.rows(x) for row in rank]
         static = self.key("unknown", call.key, call.shapes)
         return algebra.random_vectors(
             [
-                b"|".join((static, *everything, bytes([r % 256, r // 256])))
+                [b"|".join((static, *everything, bytes([r % 256, r // 256])))]
                 for r in range(self.ranks)
             ]
         )
@@ -133,11 +194,17 @@ class Interpreter:
             static = self.key("function", call.key, call.shapes)
         return algebra.random_vectors(self._keys(call, static, operands))
 
-    def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> list[bytes]:
-        """One key per rank: the static part, what the rank holds of ``fixed``, its constants."""
+    def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> Keys:
+        """Per rank and block: the static part, what is held of ``fixed``, the rank's constants."""
         held = [algebra.rows(x) for x in fixed]
-        own = [b"%d" % r if call.rank_dependent else b"" for r in range(self.ranks)]
-        return [b"|".join((static, own[r], *(x[r] for x in held))) for r in range(self.ranks)]
+        ranks = self.ranks if call.rank_dependent else max(map(len, held), default=1)
+        blocks = max((len(x[0]) for x in held), default=1)
+        own = [b"%d" % r if call.rank_dependent else b"" for r in range(ranks)]
+        return [
+            [b"|".join((static, own[r], *(x[r % len(x)][b % len(x[0])] for x in held)))
+             for b in range(blocks)]
+            for r in range(ranks)
+        ]  # fmt: skip
 
     def _broadcast(self, x: Field, shape: Sequence[object], result: Sequence[object]) -> Field:
         padded = (1,) * (len(result) - len(shape)) + tuple(shape)
@@ -147,17 +214,17 @@ class Interpreter:
 
     def _term(self, term: Term, call: Call, operands: Sequence[Field]) -> Field:
         if not term.operands:
-            return algebra.constant(term.coefficient, self.ranks)
+            return algebra.constant(term.coefficient)
         factors = [operands[i] for i in term.operands]
         if term.map == RESHAPE:
             (value,) = factors
         elif term.map == BROADCAST:
             shapes = tuple(call.shapes[i] for i in term.operands)
-            spread = [
+            stretched = [
                 self._broadcast(x, s, call.result) for x, s in zip(factors, shapes, strict=True)
             ]
-            value = spread[0]
-            for other in spread[1:]:
+            value = stretched[0]
+            for other in stretched[1:]:
                 value = algebra.product(value, other)
         else:
             shapes = tuple(call.shapes[i] for i in term.operands)
@@ -167,22 +234,32 @@ class Interpreter:
             value = algebra.multilinear(keys, factors)
         return algebra.scaled(value, term.coefficient)
 
-    def _collective(self, node: fx.Node) -> Field:
+    def _collective(self, node: fx.Node) -> Value:
         found = collective(node)
-        if node.target is WAIT:
-            return self.values[access.operands(node)[0]]
         assert found is not None, f"%{node.name} is no collective"
-        operand = self.values[found.operand]
+        x = self.values[found.operand]
         groups = self.spmd.mesh.group(found.group).ranks
+        n, size = len(groups[0]), (shape_key(access.value(found.operand)) or (1,))[0]
         match found.kind:
             case Kind.ALL_REDUCE:
-                return self._reduced(found, operand, groups)
+                return replace(x, data=self._reduced(found, x.data, groups))
             case Kind.REDUCE_SCATTER:
-                total = self._reduced(found, operand, groups)
-                keys = self._by_position("block", Call.of(node).shapes, groups)
-                return algebra.multilinear(keys, [total])
+                total = replace(x, data=self._reduced(found, x.data, groups))
+                return self._shares(node, total, 0, size, groups)
+            case Kind.ALL_GATHER if (
+                x.cut == (0,)
+                and x.count * n <= self.sizes.count
+                and (x.count == 1 or aligned(x, size))
+            ):
+                held = algebra.of_ranks(x.data, self.ranks)
+                whole = np.empty((self.ranks, n * x.count, *held.shape[2:]), np.uint64)
+                for group in groups:
+                    whole[list(group)] = np.concatenate([held[r] for r in group])
+                return replace(x, data=algebra.alike(whole))
+            case _ if x.padded:
+                return self._fresh(node)
             case Kind.ALL_GATHER | Kind.ALL_TO_ALL | Kind.BROADCAST:
-                return self._exchanged(node, operand, groups)
+                return self._spread(self._exchanged(node, self._joined(x), groups), Call.of(node))
 
     def _reduced(self, found: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """The reduction on every rank: sums in the field, others symmetric functions.
@@ -194,36 +271,97 @@ class Interpreter:
         if found.op in ("sum", "avg"):
             total = algebra.summed_over(x, groups)
             return algebra.scaled(total, Fraction(1, len(groups[0]) if found.op == "avg" else 1))
-        held = algebra.rows(x)
+        held = algebra.rows(algebra.of_ranks(x, self.ranks))
         of_rank = {r: group for group in groups for r in group}
+        static = self.key("reduce", found.op)
         return algebra.random_vectors(
             [
-                b"|".join((self.key("reduce", found.op), *sorted(held[s] for s in of_rank[r])))
+                [b"|".join((static, *sorted(held[s % len(held)][b] for s in of_rank[r])))
+                 for b in range(x.shape[1])]
                 for r in range(self.ranks)
             ]
-        )
+        )  # fmt: skip
 
-    def _by_position(
-        self, kind: str, static: object, groups: Sequence[Sequence[int]]
-    ) -> list[bytes]:
-        """One key per rank: its position in its group."""
-        position = {r: i for g in groups for i, r in enumerate(g)}
-        return [self.key(kind, static, len(groups[0]), position[r]) for r in range(self.ranks)]
+    def _shares(
+        self, node: fx.Node, x: Value, dim: int, size: Any, groups: Sequence[Sequence[int]]
+    ) -> Value:
+        """Each rank's share of the rows of a value, by its position in its group."""
+        n = len(groups[0])
+        position = {r: i for group in groups for i, r in enumerate(group)}
+        if x.cut != (dim,) or x.count % n or not aligned(x, size):
+            if x.padded:
+                return self._fresh(node)
+            call = Call.of(node)
+            keys = [self.key("share", dim, call.shapes, n, position[r]) for r in range(self.ranks)]
+            return self._spread(algebra.multilinear([[k] for k in keys], [self._joined(x)]), call)
+        held, k = algebra.of_ranks(x.data, self.ranks), x.count // n
+        own = [held[r, position[r] * k : (position[r] + 1) * k] for r in range(self.ranks)]
+        return replace(x, data=np.stack(own))
+
+    def _sliced_between_ranks(self, node: fx.Node, call: Call, x: Value) -> Value:
+        """all_slice: this rank's share; rows are padded where ranks cannot share them evenly."""
+        found = all_slice(node)
+        assert found is not None
+        groups = self.spmd.mesh.group(found.group).ranks
+        size = call.shapes[0][found.dim]
+        if x.cut == (found.dim,) and x.count == len(groups[0]) and x.unit == 1:
+            x = replace(x, padded=x.padded or not divisible(size, x.count))
+        return self._shares(node, x, found.dim, size, groups)
+
+    def _sliced(self, call: Call, x: Value) -> Value | None:
+        """A slice that cuts padding off, or takes blocks; None for any other."""
+        dim, step = call.dim(), call.arguments.get("step", 1)
+        if x.cut != (dim,) or step != 1:
+            return None
+        size, kept = call.shapes[0][dim], call.result[dim]
+        start, end = call.arguments.get("start"), call.arguments.get("end")
+        if x.padded:
+            everything = sympy.sympify(padded_size(kept, x.count) - size)
+            whole = self._cut((kept,)) == (0, x.count) and x.unit == 1
+            cuts_padding = (start or 0) == 0 and whole and everything == 0
+            return replace(x, padded=False) if cuts_padding else None
+        if not isinstance(size, int) or size % x.count or not isinstance(start, int):
+            return None
+        block, sizes = size // x.count, (int(size), int(kept))
+        starts = _per_rank(start, self.ranks)
+        ends = _per_rank(size if end is None else end, self.ranks)
+        taken = []
+        for r, (low, high) in enumerate(zip(starts, ends, strict=True)):
+            low, high = (min(max(b + sizes[0] * (b < 0), 0), sizes[0]) for b in (low, high))
+            if low % block or high % block or high - low != sizes[1] or not sizes[1]:
+                return None
+            taken.append(algebra.of_ranks(x.data, self.ranks)[r, low // block : high // block])
+        return replace(x, data=algebra.alike(np.stack(taken)))
 
     def _exchanged(self, node: fx.Node, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """Data of all ranks of the group laid out by position: linear in every rank's tensor."""
         call = Call.of(node)
         static = (tuple(kv for kv in call.key[1] if kv[0] != "group_name"), call.shapes)
-        members = np.asarray(groups)
+        x, members = algebra.of_ranks(x, self.ranks), np.asarray(groups)
         positions = {r: i for g in groups for i, r in enumerate(g)}
-        total = algebra.constant(Fraction(0), self.ranks)
+        total = algebra.constant(Fraction(0))
         for i in range(members.shape[1]):
             sent = np.empty_like(x)
             sent[members] = x[members[:, i]][:, None]
             mine = node.target is torch.ops._c10d_functional.all_to_all_single.default
             keys = [
-                self.key(str(node.target), static, members.shape[1], i, positions[r] if mine else 0)
+                [self.key(str(node.target), static, members.shape[1], i, positions[r] * mine)]
                 for r in range(self.ranks)
             ]
             total = algebra.added(total, algebra.multilinear(keys, [sent]))
-        return total
+        return algebra.alike(total)
+
+
+def _padded(call: Call, x: Value) -> Value | None:
+    """pad_rows of rows in as many blocks as it pads to; None for any other."""
+    dim, multiple = call.dim(), int(call.arguments["multiple"])
+    if x.cut != (dim,) or x.count != multiple or x.unit != 1:
+        return None
+    return replace(x, padded=x.padded or not divisible(call.shapes[0][dim], multiple))
+
+
+def _per_rank(number: Any, ranks: int) -> list[int]:
+    """A static argument as every rank's integer."""
+    if isinstance(number, access.RankInt):
+        return list(number.values)
+    return [int(number)] * ranks if isinstance(number, int) else [-1] * ranks

@@ -18,6 +18,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
+from compiler.ir.rows import AllSlice, all_slice, own_share
 
 PerRank = list[Any]
 """One value per rank."""
@@ -53,6 +54,8 @@ def simulate(
             found = collective(node)
             assert found is not None, f"%{node.name} is no collective"
             values[node] = _communicate(graph, found, node, values[found.operand])
+        elif (cut := all_slice(node)) is not None:
+            values[node] = _sliced(graph, cut, values[cut.operand])
         else:
             values[node] = [_execute(node, values, r, exact=exact) for r in ranks]
         for x in node.all_input_nodes:
@@ -113,6 +116,12 @@ def _communicate(
             blocks = [torch.cat([p[i] for p in parts]) for i in range(len(group))]
         got.update(zip(group, (b.clone() for b in blocks), strict=True))
     return [got[r] for r in range(graph.mesh.size)]
+
+
+def _sliced(graph: SpmdGraph, found: AllSlice, held: Sequence[torch.Tensor]) -> PerRank:
+    """Every rank's share of its own tensor."""
+    groups = graph.mesh.group(found.group).group_of
+    return [own_share(x, found.dim, len(groups[r]), groups[r].index(r)) for r, x in enumerate(held)]
 
 
 def _reduced(op: str, sent: Sequence[torch.Tensor]) -> torch.Tensor:

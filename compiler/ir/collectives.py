@@ -39,6 +39,9 @@ OPS = {
     c10d.broadcast.default: Kind.BROADCAST,
 }
 
+GROUP_NAMESPACES = ("_c10d_functional", "c10d", "symm_mem", "commplan")
+"""Namespaces of ops that may take a process group."""
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -101,7 +104,7 @@ def group_names(graph: fx.Graph) -> tuple[str, ...]:
 
 def group_position(node: fx.Node) -> int | None:
     """Index in ``node.args`` of the group a collective of any kind runs in, None for other ops."""
-    if getattr(node.target, "namespace", "") not in ("_c10d_functional", "c10d", "symm_mem"):
+    if getattr(node.target, "namespace", "") not in GROUP_NAMESPACES:
         return None
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     found = [i for i, name in enumerate(names) if name in ("group_name", "group")]

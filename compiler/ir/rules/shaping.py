@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 
+from compiler.ir.rows import PAD_ROWS
 from compiler.ir.rules.build import (
     Rule,
     aligned,
@@ -134,6 +135,11 @@ def pad(call: Call) -> Meaning:
     return Meaning(terms=terms, dims=whole_but(call, touched))
 
 
+def padded_rows(call: Call) -> Meaning:
+    """Zero rows at the end of a dimension."""
+    return Meaning(terms=(Term((0,), map=(call.key,)),), dims=whole_but(call, (call.dim(),)))
+
+
 def rearranged(call: Call) -> Meaning:
     """Any other linear map of all elements (flip, roll, repeat, tril, …)."""
     return Meaning(terms=(Term((0,), map=(call.key,), fixed=tuple(range(1, len(call.shapes)))),))
@@ -198,4 +204,4 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     slice_written: ("slice_scatter",),
     select_written: ("select_scatter",),
 }  # fmt: skip
-RULES = {**table(TABLE), operator.getitem: picked}
+RULES = {**table(TABLE), operator.getitem: picked, PAD_ROWS: padded_rows}

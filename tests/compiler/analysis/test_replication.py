@@ -16,6 +16,7 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
+from compiler.ir.rows import ALL_SLICE
 from tests.graphs import Builder, aten
 from tests.random_graphs import rank_int, seeded
 
@@ -48,6 +49,8 @@ def test_collectives() -> None:
         build.all_gather(y): (0, 0, 0, 0),
         build.all_gather(y, "odd"): (0, 1, 1, 0),
         build.all_to_all(y): (0, 1, 0, 1),
+        build.call(ALL_SLICE, build.all_reduce(y), 0, 2, "tp"): (0, 1, 0, 1),
+        build.call(ALL_SLICE, x, 0, 2, "dp"): (0, 1, 2, 3),
         build.broadcast(x, 1, "dp"): (0, 1, 0, 1),
         build.call(aten.narrow.default, y, 0, rank_int(0, 1, 1, 0), 2): (0, 1, 2, 3),
         build.call(aten.mul.Tensor, build.all_reduce(x), build.all_reduce(y)): (0, 0, 1, 1),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from compiler.ir.rows import PAD_ROWS
 from tests.compiler.ir.rules.laws import Sample, counts, reals, sample
 
 aten = torch.ops.aten
@@ -85,6 +86,8 @@ def joins() -> Iterator[Sample]:
 
 def rest() -> Iterator[Sample]:
     yield sample(aten.constant_pad_nd.default, reals(6, 4, 2), [0, 0, 1, 2])
+    yield sample(PAD_ROWS, reals(6, 4), 0, 4)
+    yield sample(PAD_ROWS, reals(4, 8), 1, 3)
     yield sample(aten.constant_pad_nd.default, reals(6, 4), [0, -1, 1, 0], 0.0)
     yield sample(aten.constant_pad_nd.default, reals(6, 4), [1, 0], 2)
     yield sample(aten.pad.default, reals(6, 4), [1, 0], "constant", None)

@@ -1,0 +1,105 @@
+"""Sizes of tensors, compared between two graphs; in how many blocks their rows are modelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import lcm
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv
+
+from compiler.ir import access
+from compiler.ir.collectives import Kind, collectives
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.rows import PAD_ROWS, all_slice
+from compiler.ir.rules.meaning import size_key
+
+
+def symbols(graph: SpmdGraph) -> dict[str, str]:
+    """Size symbols -> names by order of appearance in the inputs, the same in any graph."""
+    found: dict[str, str] = {}
+    for node in access.node_of(graph.graph, "placeholder"):
+        held = node.meta.get("val")
+        sizes = held.shape if isinstance(held, torch.Tensor) else [held]
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                for symbol in sorted(map(str, size.node.expr.free_symbols)):
+                    found.setdefault(symbol, f"size{len(found)}")
+    return found
+
+
+def renamed(size: Any, names: Mapping[str, str]) -> Any:
+    """A size with its symbols renamed."""
+    if not names or not isinstance(size, sympy.Expr):
+        return size
+    known = {s: names[str(s)] for s in size.free_symbols if str(s) in names}
+    return size.xreplace(
+        {s: sympy.Symbol(n, integer=True, positive=True) for s, n in known.items()}
+    )
+
+
+@dataclass(frozen=True)
+class RowSizes:
+    """In how many blocks tensors with a dimension of some size are modelled."""
+
+    count: int = 1
+    sizes: dict[Any, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(graphs: Iterable[SpmdGraph]) -> RowSizes:
+        """Those that ``graphs`` share: size of all rows, and of one rank's.
+
+        Cuts come before gathers: those may also gather other things than rows.
+        """
+        shared = [
+            (gathers, renamed(whole, names), renamed(part, names), n)
+            for graph in graphs
+            for names in [symbols(graph)]
+            for gathers, whole, part, n in _shared(graph)
+        ]
+        count = lcm(*(n for *_, n in shared))
+        sizes: dict[Any, int] = {}
+        for _, whole, part, n in sorted(shared, key=lambda found: found[0]):
+            sizes.setdefault(whole, count)
+            sizes.setdefault(part, count // n)
+        return RowSizes(count, sizes)
+
+    def cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
+        """The dimension that is cut, and into how many blocks."""
+        found = ((d, self.sizes[s]) for d, s in enumerate(shape) if s != 1 and s in self.sizes)
+        return next(found, (None, 1))
+
+
+def _shared(graph: SpmdGraph) -> Iterator[tuple[bool, Any, Any, int]]:
+    """Where rows are shared: whether gathered, size of all and of one rank's, number of ranks."""
+    for node in graph.graph.nodes:
+        if (cut := all_slice(node)) is not None:
+            yield False, _size(cut.operand, cut.dim), _size(node, cut.dim), cut.group_size
+        if node.target is PAD_ROWS:
+            dim = int(access.arguments(node)["dim"])
+            whole = _size(access.operands(node)[0], dim)
+            yield False, whole, whole, int(access.arguments(node)["multiple"])
+    for node, found in collectives(graph.graph):
+        n = len(graph.mesh.group(found.group).ranks[0])
+        if found.kind is Kind.REDUCE_SCATTER and found.operand.target is not PAD_ROWS:
+            yield False, _size(found.operand, 0), _size(node, 0), n
+        if found.kind is Kind.ALL_GATHER:
+            yield True, _size(node, 0), _size(found.operand, 0), n
+
+
+def _size(node: fx.Node, dim: int) -> Any:
+    return size_key(access.shape(node)[dim])
+
+
+def divisible(size: Any, count: int) -> bool:
+    """Whether ``size`` is a multiple of ``count``, whatever its symbols."""
+    return bool(sympy.sympify(size) % count == 0)
+
+
+def padded_size(size: Any, count: int) -> Any:
+    """``size`` rounded up to a multiple of ``count``, as ``compiler.ir.rows`` pads."""
+    return FloorDiv(sympy.sympify(size) + (count - 1), count) * count
