@@ -3,8 +3,9 @@
 from passes.canonicalize import Canonicalize
 from passes.eliminate_dead_code import EliminateDeadCode
 from passes.place_reductions import PlaceReductions
+from passes.shard_rows import ShardRows
 
-PASSES = (Canonicalize, PlaceReductions, EliminateDeadCode)
+PASSES = (Canonicalize, PlaceReductions, ShardRows, EliminateDeadCode)
 """Every pass, in the order in which the optimizer runs them."""
 
-__all__ = ["PASSES", "Canonicalize", "EliminateDeadCode", "PlaceReductions"]
+__all__ = ["PASSES", "Canonicalize", "EliminateDeadCode", "PlaceReductions", "ShardRows"]

@@ -231,6 +231,15 @@ def written_arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
+def set_argument(node: fx.Node, name: str, written: Any) -> None:
+    """Replace what the node's call writes for schema argument ``name``."""
+    names = list(written_arguments(node))
+    if (position := names.index(name)) < len(node.args):
+        node.update_arg(position, written)
+    else:
+        node.update_kwarg(name, written)
+
+
 def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:
     """``(args, kwargs)`` of the node with every node in them replaced by ``convert`` of it."""
     return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import fx
@@ -133,8 +134,31 @@ def check_groups(graph: fx.Graph, mesh: Mesh) -> None:
 
 def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:
     """Add ``all_reduce(operand)`` and its wait at the insertion point; returns the wait."""
-    node = graph.call_function(c10d.all_reduce.default, (operand, op, group))
+    held = access.tensor(operand)
+    return _inserted(graph, c10d.all_reduce.default, operand, op, group, gives=held)
+
+
+def insert_reduce_scatter(
+    graph: fx.Graph, operand: fx.Node, op: str, group: str, axis_size: int, gives: torch.Tensor
+) -> fx.Node:
+    """As ``insert_all_reduce``; ``gives`` is a tensor like the result."""
+    target = c10d.reduce_scatter_tensor.default
+    return _inserted(graph, target, operand, op, axis_size, group, gives=gives)
+
+
+def insert_all_gather(
+    graph: fx.Graph, operand: fx.Node, group: str, axis_size: int, gives: torch.Tensor
+) -> fx.Node:
+    """As ``insert_all_reduce``; ``gives`` is a tensor like the result."""
+    target = c10d.all_gather_into_tensor.default
+    return _inserted(graph, target, operand, axis_size, group, gives=gives)
+
+
+def _inserted(
+    graph: fx.Graph, target: Any, operand: fx.Node, *arguments: Any, gives: torch.Tensor
+) -> fx.Node:
+    node = graph.call_function(target, (operand, *arguments))
     wait = graph.call_function(WAIT, (node,))
     for made in (node, wait):
-        made.meta = dict(operand.meta)
+        made.meta = {**operand.meta, "val": gives}
     return wait

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.ir import access
 
@@ -46,8 +47,15 @@ def all_slice(node: fx.Node) -> AllSlice | None:
     return AllSlice(operand, dim, str(found["group_name"]), int(found["group_size"]))
 
 
+def divides(ranks: int, rows: int | torch.SymInt) -> bool:
+    """Whether ``ranks`` ranks share ``rows`` rows evenly, whatever the value of symbols."""
+    return statically_known_true(rows % ranks == 0)
+
+
 def share(rows: int | torch.SymInt, ranks: int) -> int | torch.SymInt:
     """Rows that each of ``ranks`` ranks holds of ``rows``: the quotient, rounded up."""
+    if divides(ranks, rows):
+        return rows // ranks
     return (rows + (ranks - 1)) // ranks
 
 

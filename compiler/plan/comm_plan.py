@@ -56,6 +56,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class RowStage:
+    """Which values the ranks of a group hold as shares of rows.
+
+    Attributes:
+        group: group name.
+        shares: numbers of the values, in the graph the stage applies to.
+        reduce_scatters: how many all_reduces become one.
+        all_gathers: how many values are gathered where all rows are read.
+    """
+
+    group: str
+    shares: tuple[int, ...]
+    reduce_scatters: int
+    all_gathers: int
+
+
+@dataclass(frozen=True)
 class CommPlan:
     """Stages in the order in which they apply; each numbers the graph the one before left.
 
@@ -63,11 +80,13 @@ class CommPlan:
         policy: what the planner was allowed to do.
         tokens: value of symbolic sizes that payloads were counted at, None for their hints.
         stages: one per reduction of the graph.
+        rows: one per group that shares rows, after all reductions are placed.
     """
 
     policy: str
     tokens: int | None
     stages: tuple[Stage, ...] = ()
+    rows: tuple[RowStage, ...] = ()
 
     def to_json(self) -> str:
         """The plan as one JSON object, keys in a fixed order."""
@@ -92,7 +111,8 @@ class CommPlan:
                 )
                 for stage in found.pop("stages")
             )
-            return CommPlan(**found, stages=stages)
+            rows = tuple(RowStage(**{**r, "shares": tuple(r["shares"])}) for r in found.pop("rows"))
+            return CommPlan(**found, stages=stages, rows=rows)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(
                 "not a communication plan", found=str(error), remedy="pass what to_json returned"

@@ -1,0 +1,148 @@
+"""Row analysis: which values may be held as shares of rows, one per rank, instead of whole.
+
+A value that all ranks of each group hold alike has two forms: whole (W), and this rank's share (S)
+of the rows along its first dimension. Values with a share form are
+
+    an all_reduce of x            S is the reduce_scatter of x
+    an all_gather of shares       S is its operand
+    an op that treats rows alike  S is the op on shares of the operands that carry the rows
+
+Everything else a share may be cut from: from W, S is free (``all_slice``).
+
+Direction  forward, one look at each value.
+Result     node -> RowForm; the graph is not touched.
+Refuses    an op that mixes rows, moves them to another dimension, or is told their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
+from compiler.ir.rows import all_slice
+from compiler.ir.rules.meaning import size_key
+
+SIZE_READ = torch.ops.aten.sym_size.int
+SIZE_ARGUMENTS = ("size", "shape")
+"""Arguments that state the result's sizes; in a share, the first is left to the op (-1)."""
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """The share form of a value.
+
+    Attributes:
+        carrying: operands of which a share is read; all others are read whole.
+        communicates: the collective whose result the value is, None for other ops.
+    """
+
+    carrying: tuple[fx.Node, ...]
+    communicates: Collective | None = None
+
+
+def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowForm]:
+    """All values that the ranks of each group may share by rows, in graph order."""
+    classes = replication(graph)
+    found: dict[fx.Node, RowForm] = {}
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not _has_rows(node):
+            continue
+        if not replicated_over(classes[node], groups):
+            continue
+        form = (
+            _communicated(graph, node, groups, classes)
+            if node.target is WAIT
+            else _computed(graph, node, groups, classes, found)
+        )
+        if form is not None:
+            found[node] = form
+    return found
+
+
+def rows_of(node: fx.Node) -> Any:
+    """Number of rows: the first size of the value, or of all its results; None if they differ."""
+    held = access.value(node)
+    several = held if isinstance(held, list | tuple) else (held,)
+    sizes = {size_key(x.shape[0]) if isinstance(x, torch.Tensor) and x.dim() else 1
+             for x in several}  # fmt: skip
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _has_rows(node: fx.Node) -> bool:
+    return access.is_operand(node) and node.target not in OPS and rows_of(node) not in (None, 0, 1)
+
+
+def _communicated(
+    graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups, classes: Mapping[fx.Node, Classes]
+) -> RowForm | None:
+    found = collective(node)
+    if found is None or graph.mesh.group(found.group) != groups:
+        return None
+    if found.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
+        return None
+    return RowForm((), communicates=found)
+
+
+def _computed(
+    graph: SpmdGraph,
+    node: fx.Node,
+    groups: ReplicaGroups,
+    classes: Mapping[fx.Node, Classes],
+    found: Mapping[fx.Node, RowForm],
+) -> RowForm | None:
+    if access.projection(node) is not None:
+        (source,) = access.operands(node)
+        return RowForm((source,)) if source in found else None
+    rule = graph.meanings.get(node)
+    if rule is None or rule.dims is None or rule.random or rule.rank_dependent:
+        return None
+    factors = {labels[0] if labels else None for labels in rule.dims.results}
+    if len(factors) != 1 or None in factors:
+        return None
+    (factor,) = factors
+    pairs = list(zip(access.operands(node), rule.dims.operands, strict=True))
+    carrying = [x for x, labels in pairs if factor in labels]
+    if any(x in carrying for x, labels in pairs if factor not in labels):
+        return None
+    if not carrying or any(labels[0] != factor for _, labels in pairs if factor in labels):
+        return None
+    if any(rows_of(x) != rows_of(node) for x in carrying):
+        return None
+    if not all(replicated_over(classes[x], groups) for x, _ in pairs) or _told_rows(node):
+        return None
+    return RowForm(tuple(dict.fromkeys(carrying)))
+
+
+def _told_rows(node: fx.Node) -> bool:
+    """Whether an argument that may depend on the number of rows does not state the result's sizes.
+
+    So do numbers computed in the graph, and lists of sizes under another name.
+    """
+    written = access.written_arguments(node)
+    others = [x for name, x in written.items() if name not in SIZE_ARGUMENTS]
+    return any(
+        isinstance(x, fx.Node) and not access.is_operand(x) for x in _items(others)
+    )  # fmt: skip
+
+
+def _items(tree: Sequence[Any]) -> Iterator[Any]:
+    for item in tree:
+        if isinstance(item, list | tuple):
+            yield from _items(item)
+        else:
+            yield item
+
+
+def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> bool:
+    """Whether ``reader`` is the author's own cut of the rows that the ranks of a group share."""
+    found = all_slice(reader)
+    return found is not None and found.dim == 0 and graph.mesh.group(found.group) == groups

@@ -1,0 +1,201 @@
+"""Hold values as shares of rows, one per rank, where a plan says so.
+
+Before    %2: f32[8, 4] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
+          %3: f32[8, 4] {tp: R} = aten.silu(%2)
+After     %2: f32[4, 4] {tp: S(0)} = comm.reduce_scatter(%0) {axis = tp, op = sum}
+          %3: f32[4, 4] {tp: S(0)} = aten.silu(%2)
+          %4: f32[8, 4] {tp: R} = comm.all_gather(%3) {axis = tp}
+
+Law       f row by row: f(x)[rows] = f(x[rows]);  reduce_scatter = own rows of all_reduce;
+          all_gather of own rows = all rows.
+Exact     bit by bit but for the order of additions in a reduce_scatter.
+Requires  the plan was made for this graph. Rows that ranks cannot share evenly are padded before
+          they are scattered, and cut off after they are gathered.
+Ensures   every value that is not held as shares is computed from the same whole values as before.
+Saves     what the plan counted: work on rows, and all_gathers where nobody reads all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from compiler.analysis.rows import SIZE_ARGUMENTS, SIZE_READ, RowForm, reads_share, row_forms
+from compiler.errors import PlanError
+from compiler.ir import access
+from compiler.ir.collectives import (
+    OPS,
+    Kind,
+    insert_all_gather,
+    insert_reduce_scatter,
+)
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import PassResult, Remark, RemarkKind
+from compiler.ir.rows import ALL_SLICE, PAD_ROWS, divides, resized, share
+from compiler.ir.text import numbers
+from compiler.plan.comm_plan import RowStage
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Applies one stage.
+
+    Attributes:
+        stage: made by ``compiler.plan.shard_rows`` for the graph it is applied to.
+    """
+
+    name: ClassVar[str] = "shard-rows"
+    stage: RowStage
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        """The graph with the stage's values held as shares.
+
+        Raises:
+            PlanError: the stage was not made for this graph.
+        """
+        if not self.stage.shares:
+            return PassResult(graph, (), changed=False)
+        groups = graph.mesh.group(self.stage.group)
+        forms, number = row_forms(graph, groups), numbers(graph.graph)
+        shares = {n: form for n, form in forms.items() if number[n] in set(self.stage.shares)}
+        if len(shares) != len(self.stage.shares):
+            raise PlanError(
+                "the plan does not fit the graph",
+                where=f"rows shared over {self.stage.group}",
+                found=f"{len(self.stage.shares)} values, of which {len(shares)} can be shared",
+                remedy="plan again for this graph",
+            )
+        writer = _Writer(graph, self.stage.group, shares)
+        target = writer.written()
+        remarks = [
+            Remark(RemarkKind.PASSED, f"%{node.name}", "all_reduce became a reduce_scatter",
+                   access.layer_path(form.communicates.operand))
+            for node, form in shares.items()
+            if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE
+        ]  # fmt: skip
+        return PassResult(target, tuple(remarks), changed=True)
+
+
+@dataclass
+class _Writer:
+    """Writes the target graph.
+
+    Attributes:
+        graph: the source.
+        group: name of the replica groups that share rows.
+        shares: the values held as shares.
+        whole: value -> its whole form in the target.
+        own: value -> its share in the target.
+        sized: number of rows -> a whole value of so many rows in the target.
+    """
+
+    graph: SpmdGraph
+    group: str
+    shares: Mapping[fx.Node, RowForm]
+    target: fx.Graph = field(default_factory=fx.Graph)
+    whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    own: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    sized: dict[Any, fx.Node] = field(default_factory=dict)
+
+    def written(self) -> SpmdGraph:
+        """The target."""
+        self.groups = self.graph.mesh.group(self.group)
+        self.ranks = self.groups.axis_size
+        origins: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.graph.nodes:
+            if node in self.shares:
+                self._share(node, self.shares[node])
+            elif any(user in self.shares for user in node.users) and node.target in OPS:
+                continue
+            elif reads_share(self.graph, node, self.groups):
+                self.own[node] = self.whole[node] = self._own(access.operands(node)[0])
+            else:
+                self.whole[node] = self._copied(node)
+                origins[self.whole[node]] = node
+        return self.graph.with_graph(self.target, origins)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        return self.target.node_copy(node, lambda x: self._whole(x, node))
+
+    def _share(self, node: fx.Node, form: RowForm) -> None:
+        """Writes the share of a value."""
+        found = form.communicates
+        if found is None:
+            self.own[node] = self._computed(node, form)
+        elif found.kind is Kind.ALL_GATHER:
+            self.own[node] = self.whole[found.operand]
+        else:
+            self.own[node] = self._scattered(node, self.whole[found.operand], found.op)
+
+    def _scattered(self, node: fx.Node, addends: fx.Node, op: str) -> fx.Node:
+        rows = access.shape(node)[0]
+        self.sized.setdefault(str(rows), addends)
+        if not divides(self.ranks, rows):
+            held = access.tensor(addends)
+            addends = self.target.call_function(PAD_ROWS, (addends, 0, self.ranks))
+            addends.meta = dict(node.meta, val=resized(held, 0, self._padded(rows)))
+        gives = self._share_of(access.value(node))
+        return insert_reduce_scatter(self.target, addends, op, self.group, self.ranks, gives)
+
+    def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
+        made = self.target.node_copy(
+            node, lambda x: self._own(x) if x in form.carrying else self._whole(x, node)
+        )
+        for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
+            sizes = access.written_arguments(made).get(name)
+            if isinstance(sizes, list | tuple) and sizes:
+                access.set_argument(made, name, [-1, *sizes[1:]])
+        made.meta = dict(node.meta, val=self._share_of(access.value(node)))
+        return made
+
+    def _own(self, node: fx.Node) -> fx.Node:
+        """The share of a value, cut out of the whole where it is not computed as one."""
+        if node not in self.own:
+            whole = self.whole[node]
+            self.sized.setdefault(str(access.shape(node)[0]), whole)
+            made = self.target.call_function(ALL_SLICE, (whole, 0, self.ranks, self.group))
+            made.meta = dict(node.meta, val=self._share_of(access.value(node)))
+            self.own[node] = made
+        return self.own[node]
+
+    def _whole(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """The whole of a value, gathered where it is computed as shares."""
+        if node in self.whole:
+            return self.whole[node]
+        rows = access.shape(node)[0]
+        if reader.target is SIZE_READ and access.arguments(reader)["dim"] != 0:
+            return self.own[node]
+        if reader.target is SIZE_READ and str(rows) in self.sized:
+            return self.sized[str(rows)]
+        held, evenly = access.tensor(node), divides(self.ranks, rows)
+        gives = held if evenly else resized(held, 0, self._padded(rows))
+        gathered = insert_all_gather(self.target, self.own[node], self.group, self.ranks, gives)
+        if not evenly:
+            kept = (gathered, 0, 0, self._count(node))
+            gathered = self.target.call_function(aten.slice.Tensor, kept)
+            gathered.meta = dict(node.meta)
+        self.whole[node] = gathered
+        return gathered
+
+    def _count(self, node: fx.Node) -> int | fx.Node:
+        """The number of rows of a value that is computed as shares."""
+        rows = access.shape(node)[0]
+        if isinstance(rows, int):
+            return rows
+        made = self.target.call_function(SIZE_READ, (self.sized[str(rows)], 0))
+        made.meta = {"val": rows}
+        return made
+
+    def _padded(self, rows: int | torch.SymInt) -> int | torch.SymInt:
+        return share(rows, self.ranks) * self.ranks
+
+    def _share_of(self, held: Any) -> Any:
+        if isinstance(held, list | tuple):
+            return type(held)(self._share_of(x) for x in held)
+        return resized(held, 0, share(held.shape[0], self.ranks))
