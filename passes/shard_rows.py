@@ -24,7 +24,14 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from compiler.analysis.rows import SIZE_ARGUMENTS, SIZE_READ, RowForm, reads_share, row_forms
+from compiler.analysis.rows import (
+    SIZE_ARGUMENTS,
+    SIZE_READ,
+    RowForm,
+    reads_share,
+    row_dim,
+    row_forms,
+)
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import (
@@ -92,7 +99,7 @@ class _Writer:
         shares: the values held as shares.
         whole: value -> its whole form in the target.
         own: value -> its share in the target.
-        sized: number of rows -> a whole value of so many rows in the target.
+        sized: number of rows -> a value in which they are whole, and the dimension.
     """
 
     graph: SpmdGraph
@@ -101,7 +108,7 @@ class _Writer:
     target: fx.Graph = field(default_factory=fx.Graph)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     own: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    sized: dict[Any, fx.Node] = field(default_factory=dict)
+    sized: dict[str, tuple[fx.Node, int]] = field(default_factory=dict)
 
     def written(self) -> SpmdGraph:
         """The target."""
@@ -115,13 +122,25 @@ class _Writer:
                 continue
             elif reads_share(self.graph, node, self.groups):
                 self.own[node] = self.whole[node] = self._own(access.operands(node)[0])
+            elif node.target is SIZE_READ and (sized := self._read_size(node)) is not None:
+                self.whole[node] = sized
             else:
-                self.whole[node] = self._copied(node)
+                self.whole[node] = self.target.node_copy(node, self._whole)
                 origins[self.whole[node]] = node
         return self.graph.with_graph(self.target, origins)
 
-    def _copied(self, node: fx.Node) -> fx.Node:
-        return self.target.node_copy(node, lambda x: self._whole(x, node))
+    def _read_size(self, node: fx.Node) -> fx.Node | None:
+        """A size of a value that is computed as shares, without gathering it."""
+        (x,) = node.all_input_nodes
+        if x not in self.shares or x in self.whole:
+            return None
+        rows, dim = _rows(x)
+        if node.args[1] != dim:
+            made = self.target.call_function(SIZE_READ, (self.own[x], node.args[1]))
+            made.meta = dict(node.meta)
+            return made
+        found = self._count(rows) if str(rows) in self.sized else None
+        return found if isinstance(found, fx.Node) else None
 
     def _share(self, node: fx.Node, form: RowForm) -> None:
         """Writes the share of a value."""
@@ -134,68 +153,88 @@ class _Writer:
             self.own[node] = self._scattered(node, self.whole[found.operand], found.op)
 
     def _scattered(self, node: fx.Node, addends: fx.Node, op: str) -> fx.Node:
-        rows = access.shape(node)[0]
-        self.sized.setdefault(str(rows), addends)
+        rows, dim = _rows(node)
+        self.sized.setdefault(str(rows), (addends, dim))
+        x = self._lowered(addends, dim)
         if not divides(self.ranks, rows):
-            held = access.tensor(addends)
-            addends = self.target.call_function(PAD_ROWS, (addends, 0, self.ranks))
-            addends.meta = dict(node.meta, val=resized(held, 0, self._padded(rows)))
-        gives = self._share_of(access.value(node))
-        return insert_reduce_scatter(self.target, addends, op, self.group, self.ranks, gives)
+            x = self._call(x, PAD_ROWS, 0, self.ranks)
+        gives = resized(access.tensor(x), 0, share(rows, self.ranks))
+        x = insert_reduce_scatter(self.target, x, op, self.group, self.ranks, gives)
+        return self._raised(x, dim)
+
+    def _lowered(self, x: fx.Node, dim: int) -> fx.Node:
+        """``x`` without the dimensions of size one before rows: collectives cut the first."""
+        return self._call(x, aten.squeeze.dims, list(range(dim))) if dim else x
+
+    def _raised(self, x: fx.Node, dim: int) -> fx.Node:
+        """``x`` with dimensions of size one before its first, so that rows are ``dim``."""
+        for _ in range(dim):
+            x = self._call(x, aten.unsqueeze.default, 0)
+        return x
+
+    def _call(self, x: fx.Node, op: Any, *arguments: Any) -> fx.Node:
+        """``op`` of ``x``; it comes from where ``x`` does."""
+        made = self.target.call_function(op, (x, *arguments))
+        known = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
+        made.meta = {**x.meta, "val": op(access.tensor(x), *known)}
+        return made
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
         made = self.target.node_copy(
-            node, lambda x: self._own(x) if x in form.carrying else self._whole(x, node)
+            node, lambda x: self._own(x) if x in form.carrying else self._whole(x)
         )
         for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
             sizes = access.written_arguments(made).get(name)
             if isinstance(sizes, list | tuple) and sizes:
-                access.set_argument(made, name, [-1, *sizes[1:]])
+                dim = _rows(node)[1]
+                access.set_argument(made, name, [*sizes[:dim], -1, *sizes[dim + 1 :]])
         made.meta = dict(node.meta, val=self._share_of(access.value(node)))
         return made
 
     def _own(self, node: fx.Node) -> fx.Node:
         """The share of a value, cut out of the whole where it is not computed as one."""
         if node not in self.own:
-            whole = self.whole[node]
-            self.sized.setdefault(str(access.shape(node)[0]), whole)
-            made = self.target.call_function(ALL_SLICE, (whole, 0, self.ranks, self.group))
-            made.meta = dict(node.meta, val=self._share_of(access.value(node)))
-            self.own[node] = made
+            whole, (rows, dim) = self.whole[node], _rows(node)
+            self.sized.setdefault(str(rows), (whole, dim))
+            self.own[node] = self._call(whole, ALL_SLICE, dim, self.ranks, self.group)
         return self.own[node]
 
-    def _whole(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+    def _whole(self, node: fx.Node) -> fx.Node:
         """The whole of a value, gathered where it is computed as shares."""
         if node in self.whole:
             return self.whole[node]
-        rows = access.shape(node)[0]
-        if reader.target is SIZE_READ and access.arguments(reader)["dim"] != 0:
-            return self.own[node]
-        if reader.target is SIZE_READ and str(rows) in self.sized:
-            return self.sized[str(rows)]
-        held, evenly = access.tensor(node), divides(self.ranks, rows)
-        gives = held if evenly else resized(held, 0, self._padded(rows))
-        gathered = insert_all_gather(self.target, self.own[node], self.group, self.ranks, gives)
-        if not evenly:
-            kept = (gathered, 0, 0, self._count(node))
-            gathered = self.target.call_function(aten.slice.Tensor, kept)
-            gathered.meta = dict(node.meta)
-        self.whole[node] = gathered
-        return gathered
+        rows, dim = _rows(node)
+        x = self._lowered(self.own[node], dim)
+        gives = resized(access.tensor(x), 0, self._padded(rows))
+        x = self._raised(insert_all_gather(self.target, x, self.group, self.ranks, gives), dim)
+        if not divides(self.ranks, rows):
+            x = self._call(x, aten.slice.Tensor, dim, 0, self._count(rows))
+        x.meta = dict(node.meta)
+        self.whole[node] = x
+        return x
 
-    def _count(self, node: fx.Node) -> int | fx.Node:
-        """The number of rows of a value that is computed as shares."""
-        rows = access.shape(node)[0]
+    def _count(self, rows: int | torch.SymInt) -> int | fx.Node:
+        """The number of all rows: a number, or read off a value in which they are whole."""
         if isinstance(rows, int):
             return rows
-        made = self.target.call_function(SIZE_READ, (self.sized[str(rows)], 0))
+        made = self.target.call_function(SIZE_READ, self.sized[str(rows)])
         made.meta = {"val": rows}
         return made
 
     def _padded(self, rows: int | torch.SymInt) -> int | torch.SymInt:
-        return share(rows, self.ranks) * self.ranks
+        return rows if divides(self.ranks, rows) else share(rows, self.ranks) * self.ranks
 
     def _share_of(self, held: Any) -> Any:
         if isinstance(held, list | tuple):
             return type(held)(self._share_of(x) for x in held)
-        return resized(held, 0, share(held.shape[0], self.ranks))
+        dim = row_dim(held)
+        return held if dim is None else resized(held, dim, share(held.shape[dim], self.ranks))
+
+
+def _rows(node: fx.Node) -> tuple[int | torch.SymInt, int]:
+    """Number of rows of the value, and the dimension that counts them."""
+    held = access.value(node)
+    part = held[0] if isinstance(held, list | tuple) else held
+    dim = row_dim(part)
+    assert dim is not None, f"%{node.name} has no rows"
+    return part.shape[dim], dim

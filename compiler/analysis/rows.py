@@ -1,7 +1,7 @@
 """Row analysis: which values may be held as shares of rows, one per rank, instead of whole.
 
 A value that all ranks of each group hold alike has two forms: whole (W), and this rank's share (S)
-of the rows along its first dimension. Values with a share form are
+of its rows, along its first dimension that is not of size one. Values with a share form are
 
     an all_reduce of x            S is the reduce_scatter of x
     an all_gather of shares       S is its operand
@@ -33,7 +33,7 @@ from compiler.ir.rules.meaning import size_key
 
 SIZE_READ = torch.ops.aten.sym_size.int
 SIZE_ARGUMENTS = ("size", "shape")
-"""Arguments that state the result's sizes; in a share, the first is left to the op (-1)."""
+"""Arguments that state the result's sizes; in a share, that of rows is left to the op (-1)."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,27 @@ def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowFo
     return found
 
 
+def row_dim(held: Any) -> int | None:
+    """The dimension that counts rows: the first that is not of size one; None if there is none."""
+    if not isinstance(held, torch.Tensor):
+        return None
+    return next((d for d, size in enumerate(held.shape) if size_key(size) != 1), None)
+
+
 def rows_of(node: fx.Node) -> Any:
-    """Number of rows: the first size of the value, or of all its results; None if they differ."""
-    held = access.value(node)
-    several = held if isinstance(held, list | tuple) else (held,)
-    sizes = {size_key(x.shape[0]) if isinstance(x, torch.Tensor) and x.dim() else 1
-             for x in several}  # fmt: skip
+    """Number of rows of the value, or of each of its results; None if there is no one number."""
+    dims = [(x, row_dim(x)) for x in _parts(node)]
+    sizes = {None if d is None else size_key(x.shape[d]) for x, d in dims}
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def _parts(node: fx.Node) -> Sequence[Any]:
+    held = access.value(node)
+    return held if isinstance(held, list | tuple) else (held,)
+
+
 def _has_rows(node: fx.Node) -> bool:
-    return access.is_operand(node) and node.target not in OPS and rows_of(node) not in (None, 0, 1)
+    return access.is_operand(node) and node.target not in OPS and rows_of(node) not in (None, 0)
 
 
 def _communicated(
@@ -88,6 +98,8 @@ def _communicated(
     if found is None or graph.mesh.group(found.group) != groups:
         return None
     if found.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
+        return None
+    if found.kind is Kind.ALL_GATHER and row_dim(access.value(found.operand)) != 0:
         return None
     return RowForm((), communicates=found)
 
@@ -105,7 +117,11 @@ def _computed(
     rule = graph.meanings.get(node)
     if rule is None or rule.dims is None or rule.random or rule.rank_dependent:
         return None
-    factors = {labels[0] if labels else None for labels in rule.dims.results}
+    factors = {
+        labels[d]
+        for x, labels in zip(_parts(node), rule.dims.results, strict=True)
+        if (d := row_dim(x)) is not None
+    }
     if len(factors) != 1 or None in factors:
         return None
     (factor,) = factors
@@ -113,13 +129,19 @@ def _computed(
     carrying = [x for x, labels in pairs if factor in labels]
     if any(x in carrying for x, labels in pairs if factor not in labels):
         return None
-    if not carrying or any(labels[0] != factor for _, labels in pairs if factor in labels):
+    at_rows = [_row_label(x, labels) == factor for x, labels in pairs if factor in labels]
+    if not carrying or not all(at_rows):
         return None
     if any(rows_of(x) != rows_of(node) for x in carrying):
         return None
     if not all(replicated_over(classes[x], groups) for x, _ in pairs) or _told_rows(node):
         return None
     return RowForm(tuple(dict.fromkeys(carrying)))
+
+
+def _row_label(x: fx.Node, labels: Sequence[Any]) -> Any:
+    d = row_dim(access.value(x))
+    return None if d is None else labels[d]
 
 
 def _told_rows(node: fx.Node) -> bool:
@@ -145,4 +167,6 @@ def _items(tree: Sequence[Any]) -> Iterator[Any]:
 def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> bool:
     """Whether ``reader`` is the author's own cut of the rows that the ranks of a group share."""
     found = all_slice(reader)
-    return found is not None and found.dim == 0 and graph.mesh.group(found.group) == groups
+    if found is None or found.dim != row_dim(access.value(found.operand)):
+        return False
+    return graph.mesh.group(found.group) == groups

@@ -81,8 +81,14 @@ def _all_slice(x: torch.Tensor, dim: int, group_size: int, group_name: str) -> t
     return resized(x, dim, share(x.shape[dim], group_size))
 
 
-def _pad_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
+def padded_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
+    """The kernel of ``pad_rows``; ``x`` itself where nothing is missing."""
     return padded(x, dim, share(x.shape[dim], multiple) * multiple)
+
+
+def _pad_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
+    found = padded_rows(x, dim, multiple)
+    return found.clone() if found is x else found
 
 
 def _pad_rows_shape(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:

@@ -11,20 +11,25 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from compiler.analysis.carriers import facts, reductions
+from compiler.analysis.layers import LayerMetadata, layer_metadata, layer_of
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.errors import CommPlanError, VerificationError
+from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import Observer, PassRecord, Pipeline
-from compiler.plan.comm_plan import CommPlan, Stage
+from compiler.plan.comm_plan import CommPlan, RowStage, Stage
 from compiler.plan.place_reductions import place_reductions
-from passes import Canonicalize, EliminateDeadCode, PlaceReductions
+from compiler.plan.prices import Bytes
+from compiler.plan.shard_rows import shard_rows
+from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
 
-POLICIES = ("cost", "merge", "off")
-"""cost: reductions anywhere the laws allow; merge: none before the author's; off: none moved."""
+POLICIES = ("cost", "merge", "boundary", "off")
+"""cost: reductions anywhere the laws allow; merge: none before the author's; boundary: merge, and
+rows shared between ranks in sparse layers; off: none moved."""
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
 
@@ -71,6 +76,7 @@ def optimize_graph(
     machine: str = "auto",
     policy: str = "cost",
     verify: bool = True,
+    layers: Sequence[LayerMetadata | str] | None = None,
     tokens: int | None = None,
     observers: Sequence[Observer] = (),
     bisect_limit: int | None = None,
@@ -85,8 +91,9 @@ def optimize_graph(
         inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
             left out are Replicate, parameters left out are Varying.
         machine: "auto"; placements are compared by payload bytes, then by number of collectives.
-        policy: "cost", "merge" or "off", see ``POLICIES``.
+        policy: "cost", "merge", "boundary" or "off", see ``POLICIES``.
         verify: check the result; unverified graphs have verdict UNPROVED.
+        layers: kind of each decoder layer, "dense" or "sparse"; default: read off the graph.
         tokens: what symbolic sizes count as when payloads are compared; default: their hints.
         observers: called after every pass.
         bisect_limit: run only the first so many passes.
@@ -103,6 +110,7 @@ def optimize_graph(
         source,
         policy=policy,
         verify=verify,
+        layers=layer_metadata(source, layers=layers),
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
     )
@@ -118,11 +126,18 @@ def check_options(machine: str, policy: str) -> None:
 
 
 def optimize_spmd(
-    source: SpmdGraph, *, policy: str, verify: bool, tokens: int | None, pipeline: Pipeline
+    source: SpmdGraph,
+    *,
+    policy: str,
+    verify: bool,
+    tokens: int | None,
+    pipeline: Pipeline,
+    layers: Sequence[LayerMetadata] | None = None,
 ) -> OptimizationResult:
     """As ``optimize_graph``, for a graph that is known to be well-formed."""
+    known = layer_metadata(source) if layers is None else layers
     with collection_paused():
-        return _optimized(source, policy=policy, verify=verify, tokens=tokens, pipeline=pipeline)
+        return _optimized(source, policy, verify, known, tokens, pipeline)
 
 
 @contextmanager
@@ -142,7 +157,12 @@ def collection_paused() -> Iterator[None]:
 
 
 def _optimized(
-    source: SpmdGraph, *, policy: str, verify: bool, tokens: int | None, pipeline: Pipeline
+    source: SpmdGraph,
+    policy: str,
+    verify: bool,
+    layers: Sequence[LayerMetadata],
+    tokens: int | None,
+    pipeline: Pipeline,
 ) -> OptimizationResult:
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
@@ -159,6 +179,15 @@ def _optimized(
         for step in (PlaceReductions(stage), EliminateDeadCode()):
             graph = pipeline.run(step, graph)
         clock.lap("rewrite")
+    rows: list[RowStage] = []
+    sparse = {layer.index for layer in layers if layer.kind == "sparse"}
+    for group in _sharing_groups(graph) if policy == "boundary" else ():
+        share = shard_rows(graph, group, Bytes(tokens), allowed=lambda n: layer_of(n) in sparse)
+        rows.append(share)
+        clock.lap("plan")
+        for move in (ShardRows(share), EliminateDeadCode()):
+            graph = pipeline.run(move, graph)
+        clock.lap("rewrite")
     report = check(source, graph) if verify else None
     clock.lap("check")
     if report is not None and not report.verdict.runs:
@@ -169,7 +198,7 @@ def _optimized(
         )
     return OptimizationResult(
         graph_module=graph.module,
-        plan=CommPlan(policy, tokens, tuple(stages)),
+        plan=CommPlan(policy, tokens, tuple(stages), tuple(rows)),
         report=report,
         remarks=(*_general_remarks(source, policy, verify=verify), *pipeline.remarks),
         before=statistics(source.graph, tokens),
@@ -178,6 +207,12 @@ def _optimized(
         records=tuple(pipeline.records),
         seconds=seconds,
     )
+
+
+def _sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
+    """Names of the groups that reduce, one for each set of replica groups."""
+    found = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph) if c.op}
+    return tuple(found.values())
 
 
 class _Clock:

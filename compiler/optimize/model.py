@@ -119,7 +119,7 @@ def optimize_allreduce(
         layers: kind of each decoder layer, "dense" or "sparse"; default: from ``model.config``,
             else from the graph.
         machine: "auto"; placements are compared by payload bytes, then by number of collectives.
-        policy: "cost", "merge" or "off".
+        policy: "cost", "merge", "boundary" or "off".
         verify: check every graph before it runs; without it graphs run unproved, and say so.
         group: process group of all ranks that call this; default: all ranks of the job.
         debug: compare inputs taken to be the same on all ranks at every call, not the first only.
@@ -182,6 +182,7 @@ def optimize_capture(
         captured.graph,
         policy=policy,
         verify=verify,
+        layers=metadata,
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
     )

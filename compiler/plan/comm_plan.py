@@ -111,7 +111,9 @@ class CommPlan:
                 )
                 for stage in found.pop("stages")
             )
-            rows = tuple(RowStage(**{**r, "shares": tuple(r["shares"])}) for r in found.pop("rows"))
+            rows = tuple(
+                RowStage(**{**r, "shares": tuple(r["shares"])}) for r in found.pop("rows", ())
+            )
             return CommPlan(**found, stages=stages, rows=rows)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(

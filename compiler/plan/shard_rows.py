@@ -14,7 +14,6 @@ Prices are integers; a tie is W.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import networkx as nx
 from torch import fx
@@ -26,18 +25,9 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
+from compiler.plan.prices import Prices
 
 WHOLE, SHARES = "whole", "shares"
-
-
-class Prices(Protocol):
-    """What work costs, in integers of one unit."""
-
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
-        """A collective with the tensor of ``node``, whole, as its payload."""
-
-    def computation(self, node: fx.Node, shares: int) -> int:
-        """The op of ``node`` on one of ``shares`` equal parts of its rows."""
 
 
 def shard_rows(

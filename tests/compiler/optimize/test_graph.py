@@ -297,7 +297,7 @@ def test_errors() -> None:
         ({"machine": "abacus"}, CommPlanError,
          "unknown machine\n  found: 'abacus'\n  remedy: one of auto"),
         ({"policy": "best"}, CommPlanError,
-         "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, off"),
+         "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, boundary, off"),
         ({"mesh": Mesh({"dp": 4})}, MeshError,
          "group name 'tp' does not resolve\n  found: the mesh knows ['dp']\n"
          "  remedy: pass mesh= with this name as an axis or in groups="),

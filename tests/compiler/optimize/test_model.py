@@ -173,7 +173,10 @@ def test_bad_input_is_one_clear_error(gloo_pool: Any) -> None:
         "  remedy: number layers as the model's modules are"
     )
     assert found["kind"].startswith("layers= gives layer 1 a kind there is not\n  found: 'wide'")
-    assert found["policy"] == "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, off"
+    assert (
+        found["policy"]
+        == "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, boundary, off"
+    )
     assert found["machine"] == "unknown machine\n  found: 'abacus'\n  remedy: one of auto"
     assert found["inputs"].startswith("example_inputs is no call\n  found: int")
     assert "models.py:" in found["export"]
