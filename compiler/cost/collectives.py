@@ -103,10 +103,10 @@ def shape_of(group: Group, machine: Machine) -> Shape:
         MachineError: members are spread unevenly over nodes, or there are several nodes and no
             network.
     """
-    pair = tuple(group)
-    if len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int):
-        return _checked(Shape(pair[0], pair[1]), machine)
-    shapes = {_spread(tuple(members), machine) for members in pair if not isinstance(members, int)}
+    pair = [one for one in group if isinstance(one, int)]
+    if len(pair) == 2:
+        return _checked(Shape(*pair), machine)
+    shapes = {_spread(tuple(one), machine) for one in group if not isinstance(one, int)}
     if len(shapes) != 1:
         raise MachineError(
             "the replica groups lie differently over nodes",
@@ -218,8 +218,9 @@ def _in_node(
         raise _unknown(machine, kind, ranks, launch)
     best = min(tables, key=lambda table: table.curve.time_ps(payload_bytes))
     regime = best.curve.regime(payload_bytes)
-    beyond = payload_bytes > best.max_bytes
-    notes = [best.derived, f"beyond the largest payload measured, {best.max_bytes} bytes" * beyond]
+    outside = not best.min_bytes <= payload_bytes <= best.max_bytes
+    measured = f"payloads of {best.min_bytes} to {best.max_bytes} bytes were measured"
+    notes = [best.derived, measured if outside else ""]
     return Stage(
         kind, "node", ranks, payload_bytes, regime.time_ps(payload_bytes), best.library,
         best.library_class, regime.from_bytes, regime.alpha_ps, regime.beta_fs_per_byte,
@@ -283,7 +284,7 @@ def _unknown(machine: Machine, kind: Kind | Fused, ranks: int, launch: Launch) -
     return MachineError(
         f"machine {machine.name!r} does not tell what {kind} over {ranks} ranks takes",
         found=f"tables ({launch}) of {', '.join(map(str, known)) or 'no'} ranks",
-        remedy="measure it: torchrun --nproc-per-node N -m compiler.cli machine measure",
+        remedy="measure it: torchrun --nproc-per-node N --no-python commplan machine measure",
     )
 
 

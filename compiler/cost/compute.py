@@ -186,7 +186,8 @@ def _work(probe: _Probe) -> Work:
     found = meaning_of(call)
     picked = _picked(found) if found else frozenset()
     operands = access.operands(probe.node)
-    reads, gathers = [], []
+    reads: list[Extent] = []
+    gathers: list[Extent] = []
     for i, x in enumerate(operands):
         if operands.index(x) != i or call.dtypes[i] is None:
             continue

@@ -5,6 +5,8 @@ All ranks run the same calls in lockstep: what a group of ranks takes is what it
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +17,14 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from compiler.cost.measurements import refitted
-from compiler.cost.tables import BYTES_PER_US, FLOP_PER_US, NS, Launch, LibraryClass
+from compiler.cost.tables import (
+    BYTES_PER_US,
+    FLOP_PER_US,
+    NS,
+    Launch,
+    LibraryClass,
+    MachineError,
+)
 from compiler.ir.collectives import Kind
 
 KINDS = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER, Kind.ALL_TO_ALL)
@@ -67,7 +76,7 @@ def time_us(call: Call, device: torch.device, group: ProcessGroup | None = None)
 
 def in_graph(call: Call, calls: int, device: torch.device) -> Call:
     """Replays a CUDA graph of ``calls`` calls."""
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         call()
     torch.cuda.current_stream(device).wait_stream(stream)
@@ -152,17 +161,13 @@ def measure_hardware(
     cuda = device.type == "cuda"
     tell("memory")
     count = 1 << (27 if cuda else 22)
-    a, b, c = (torch.zeros(count, device=device) for _ in range(3))
-    memory = 3 * a.nbytes / time_us(lambda: torch.add(a, b, out=c), device)
-    del a, b, c
+    memory = _memory_bytes_per_us(count, device)
     matmul = {}
     dtypes = (torch.bfloat16, torch.float16, torch.float32) if cuda else (torch.float32,)
     for dtype in dtypes:
         name, n = str(dtype).removeprefix("torch."), 8192 if cuda else 512
         tell(f"matmul {name}")
-        x, y, z = (torch.rand(n, n, device=device).to(dtype) for _ in range(3))
-        rate = 2 * n**3 / time_us(lambda x=x, y=y, z=z: torch.mm(x, y, out=z), device)  # type: ignore[misc]
-        matmul[name] = _quantity(rate, FLOP_PER_US, source)
+        matmul[name] = _quantity(_matmul_flop_per_us(n, dtype, device), FLOP_PER_US, source)
     return {
         "memory": _quantity(memory, BYTES_PER_US, source),
         "matmul": matmul,
@@ -170,6 +175,16 @@ def measure_hardware(
             name: _quantity(us * 1000, NS, source) for name, us in _launches(device, tell).items()
         },
     }
+
+
+def _memory_bytes_per_us(count: int, device: torch.device) -> float:
+    a, b, c = (torch.zeros(count, device=device) for _ in range(3))
+    return 3 * a.nbytes / time_us(lambda: torch.add(a, b, out=c), device)
+
+
+def _matmul_flop_per_us(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    a, b, c = (torch.rand(n, n, device=device).to(dtype) for _ in range(3))
+    return 2 * n**3 / time_us(lambda: torch.mm(a, b, out=c), device)
 
 
 def _launches(device: torch.device, tell: Told) -> dict[str, float]:
@@ -212,3 +227,105 @@ def machine_data(
         "rows": list(rows),
     }
     return refitted(data, ())[0]
+
+
+def group_sizes(ranks: int) -> tuple[int, ...]:
+    """Rank counts to measure: powers of two, and all ranks."""
+    return tuple(sorted({1 << i for i in range(1, ranks.bit_length())} | {ranks} - {1}))
+
+
+def measured_machine(
+    name: str,
+    sizes: Callable[[torch.device], Sequence[int]],
+    tell: Callable[[], Told] = lambda: lambda _: None,
+) -> dict[str, Any] | None:
+    """Measures the machine that this process runs on, alone or as a rank under torchrun.
+
+    Args:
+        name: of the machine.
+        sizes: payloads in bytes, ascending, for a kind of device.
+        tell: called on rank 0; what it returns is told what is being measured.
+
+    Returns:
+        The values of a machine file on rank 0, None on others.
+
+    Raises:
+        MachineError: the ranks are on several nodes.
+    """
+    if "RANK" not in os.environ:
+        device = _device(0)
+        source, title = _source(device), _title(1, device)
+        return machine_data(name, title, 1, measure_hardware(device, source, tell()), ())
+    ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if ranks != local:
+        raise MachineError(
+            "machine measure runs on one node",
+            found=f"{ranks} ranks, {local} of them on this node",
+            remedy="start it with torchrun on one node",
+        )
+    device = _device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        groups = [dist.new_group(list(range(n))) for n in group_sizes(ranks)]
+        first = dist.get_rank() == 0
+        told = tell() if first else lambda _: None
+        return measured_node(name, groups, device, sizes(device), told)
+    finally:
+        dist.destroy_process_group()
+
+
+def measured_node(
+    name: str,
+    groups: Sequence[ProcessGroup],
+    device: torch.device,
+    sizes: Sequence[int],
+    tell: Told = lambda _: None,
+) -> dict[str, Any] | None:
+    """Measures a node from all its ranks.
+
+    Args:
+        name: of the machine.
+        groups: groups of the first ranks, by size; the last one has all.
+        device: of this rank.
+        sizes: payloads in bytes, ascending.
+        tell: told what is being measured.
+
+    Returns:
+        The values of a machine file on rank 0, None on others.
+    """
+    everyone, source = groups[-1], _source(device)
+    first = everyone.rank() == 0
+    hardware = measure_hardware(device, source, tell) if first else {}
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        dist.barrier(everyone)
+        if everyone.rank() < group.size():
+            rows += measure_collectives(
+                group, device, sizes, library=_library(device), source=source, tell=tell
+            )
+    dist.barrier(everyone)
+    if not first:
+        return None
+    return machine_data(name, _title(everyone.size(), device), everyone.size(), hardware, rows)
+
+
+def _device(index: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _title(ranks: int, device: torch.device) -> str:
+    cuda = device.type == "cuda"
+    return f"{ranks} x {torch.cuda.get_device_name(device) if cuda else platform.machine()}"
+
+
+def _library(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "NCCL " + ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return f"gloo {torch.__version__}"
+
+
+def _source(device: torch.device) -> str:
+    return f"commplan machine measure, torch {torch.__version__}, {_title(1, device)[4:]}"
