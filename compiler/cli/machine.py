@@ -18,7 +18,7 @@ from compiler.cli.collectives import bytes_text
 from compiler.cli.files import write_text
 from compiler.cli.options import Output
 from compiler.cli.plan import Format
-from compiler.cli.progress import Stages, stderr, stdout
+from compiler.cli.progress import Stages, stdout
 from compiler.cost import Machine, load_machine, machines
 from compiler.cost.files import FOLDER, machine_of, read_json
 from compiler.cost.fit import MAXIMUM_TARGET, MEDIAN_TARGET
@@ -31,6 +31,7 @@ from compiler.cost.measurements import (
     refitted,
 )
 from compiler.cost.tables import Quantity, Table
+from compiler.runtime.measure import measured_machine
 
 machine = typer.Typer(
     no_args_is_help=True,
@@ -254,7 +255,7 @@ def missed_text(one: FittedTable) -> str:
     )
     return (
         f"missed: {m.gpu} {m.kind} {m.ranks} ranks {m.library} {', '.join(m.launches)}: "
-        f"worst at {bytes_text(worst)} ({around}); {falls or 'no row is faster than the one before'}"
+        f"worst at {bytes_text(worst)} ({around}){'; ' * bool(falls)}{falls}"
     )
 
 
@@ -293,10 +294,9 @@ def measure(
 ) -> int:
     """Measure this machine and write its file.
 
-    Under `torchrun --nproc-per-node N --no-python commplan machine measure`, collectives over NCCL, or
-    over gloo without GPUs; without torchrun memory, matmul and launches alone.
+    Under `torchrun --nproc-per-node N --no-python commplan machine measure`, collectives over
+    NCCL, or over gloo without GPUs; without torchrun memory, matmul and launches alone.
     """
-    from compiler.runtime.measure import measured_machine
 
     def sizes(device: torch.device) -> list[int]:
         largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)
@@ -312,6 +312,5 @@ def measure(
         typer.echo(machine_text(data), nl=False)
         return 0
     write_text(output, machine_text(data))
-    print_machine(stderr(), load_machine(output), load_machine(output).tables)
     typer.echo(str(output))
     return 0

@@ -2,8 +2,8 @@
 
     t = launch + max(bytes read and written / memory bandwidth, FLOPs / matmul rate)
 
-Bytes are those of distinct tensor operands and results, but what picks elements by index reads no
-more than it writes. FLOPs are two per element of the result and of the dimensions that a product
+Bytes are those of distinct tensor operands, as they are stored, and of results; operands of which
+only the shape matters are not read, and what picks elements by index reads no more than it writes. FLOPs are two per element of the result and of the dimensions that a product
 contracts, read off the factor labels of the op's rule; attention, whose rule has no labels for
 what it contracts, is its two products. Ops without a rule count by their bytes alone. A result
 that shares its operand's storage costs nothing, launch included.
@@ -26,6 +26,7 @@ from compiler.cost.machine import Machine
 from compiler.cost.tables import Launch, MachineError
 from compiler.ir import access
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
+from compiler.ir.rules.build import overloads
 
 Sizes = tuple[tuple[str, int], ...]
 """Values of the graph's size symbols, by name."""
@@ -96,6 +97,13 @@ class Work:
 
 
 FREE = Work()
+ALLOCATIONS = frozenset(
+    overloads(
+        "empty.memory_format", "empty_like", "new_empty", "empty_strided", "new_empty_strided",
+        "empty_permuted",
+    )
+)  # fmt: skip
+"""Ops that write nothing."""
 
 
 def compute_time_ps(
@@ -181,17 +189,21 @@ def _hashable(layouts: tuple[tuple[int | torch.SymInt, ...], ...]) -> tuple[Any,
 @lru_cache(maxsize=1 << 14)
 def _work(probe: _Probe) -> Work:
     call = probe.call
-    if _shares_storage(probe.node):
+    if call.target in ALLOCATIONS or _shares_storage(probe.node):
         return FREE
     found = meaning_of(call)
     picked = _picked(found) if found else frozenset()
+    used = _used(found) if found else None
     operands = access.operands(probe.node)
     reads: list[Extent] = []
     gathers: list[Extent] = []
     for i, x in enumerate(operands):
-        if operands.index(x) != i or call.dtypes[i] is None:
+        unread = used is not None and i not in used
+        if unread or operands.index(x) != i or call.dtypes[i] is None:
             continue
-        (gathers if i in picked else reads).append(_box(call, call.shapes[i], call.dtypes[i]))
+        stored = zip(call.shapes[i], probe.layouts[i], strict=True)
+        shape = tuple(size for size, stride in stored if stride != 0)
+        (gathers if i in picked else reads).append(_box(call, shape, call.dtypes[i]))
     writes = [
         _box(call, shape, dtype)
         for shape, dtype in zip(call.result_shapes, call.result_dtypes, strict=True)
@@ -214,6 +226,13 @@ def _by_rows(call: Call, shape: tuple[Any, ...]) -> bool:
     if any(not isinstance(s, int) for every in (*call.shapes, *call.result_shapes) for s in every):
         return any(not isinstance(size, int) for size in shape)
     return bool(shape and call.result) and shape[0] == call.result[0]
+
+
+def _used(found: Meaning) -> frozenset[int] | None:
+    """Operands whose elements matter, not their shape alone; None for all."""
+    if found.terms is None:
+        return None
+    return frozenset(i for term in found.terms for i in (*term.operands, *term.fixed))
 
 
 def _picked(found: Meaning) -> frozenset[int]:

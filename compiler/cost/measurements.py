@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.cost.fit import MIN_POINTS, Fit, fit
+from compiler.cost.fit import MIB, MIN_POINTS, Fit, fit
 from compiler.cost.tables import Launch, LibraryClass, MachineError
 
 COLUMNS = ("source", "gpu", "n_ranks", "library", "op", "bytes", "time_us", "notes")
@@ -148,7 +148,9 @@ class FittedTable:
             "min_bytes": one.points[0][0],
             "max_bytes": one.points[-1][0],
             "median_error": round(errors.median, ROUNDED),
-            "maximum_error_above_1mib": round(errors.maximum_above_1mib, ROUNDED),
+            "maximum_error_above_1mib": round(errors.maximum_above_1mib, ROUNDED)
+            if one.points[-1][0] > MIB
+            else None,
             "regimes": [
                 [r.from_bytes, r.alpha_ps, r.beta_fs_per_byte] for r in self.fit.curve.regimes
             ],
