@@ -1,4 +1,4 @@
-"""The command line: ``commplan plan``, ``dump``, ``check`` and ``optimize``."""
+"""The command line: ``commplan plan``, ``dump``, ``check``, ``optimize`` and ``machine``."""
 
 from compiler.cli.app import app, main
 

@@ -124,6 +124,11 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))
 
 
+def strides(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """Strides of the node's tensor, in elements."""
+    return tuple(tensor(node).stride())
+
+
 def _leaves(tree: Any) -> list[Any]:
     found: list[Any] = []
     _collect(tree, found)

@@ -1,0 +1,26 @@
+"""Times of collectives and kernels on machines: a model with stated sources and validity."""
+
+from compiler.cost.collectives import CollectiveTime, Group, Shape, Stage, shape_of
+from compiler.cost.compute import Work, compute_time_ps, work
+from compiler.cost.files import load_machine, machines
+from compiler.cost.machine import Machine
+from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Quantity
+
+__all__ = [
+    "CollectiveTime",
+    "Fused",
+    "Group",
+    "Launch",
+    "LibraryClass",
+    "Machine",
+    "MachineError",
+    "Quantity",
+    "Shape",
+    "Stage",
+    "Work",
+    "compute_time_ps",
+    "load_machine",
+    "machines",
+    "shape_of",
+    "work",
+]

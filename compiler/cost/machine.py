@@ -1,0 +1,118 @@
+"""A machine: what its collectives, memory, matrix units and launches take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from compiler.cost import collectives
+from compiler.cost.collectives import CollectiveTime, Group
+from compiler.cost.tables import Fused, Launch, MachineError, Network, Quantity, Table
+from compiler.ir.collectives import Kind
+
+NS_TO_PS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """One machine. Equal to itself alone.
+
+    Attributes:
+        name: as on the command line.
+        title: what it is.
+        ranks_per_node: ranks that reach each other without a network; consecutive numbers.
+        in_switch_reduction: whether the switch between them can add.
+        link: what one rank can send to others of its node, each way.
+        memory: bytes a kernel can read and write.
+        matmul: per element type, floating-point operations of matrix products.
+        launch: per way of launching, what one kernel takes beside its work.
+        tables: measured collectives and fused kernels.
+        network: what connects nodes, None for one node.
+    """
+
+    name: str
+    title: str
+    ranks_per_node: int
+    in_switch_reduction: bool
+    link: Quantity | None
+    memory: Quantity | None
+    matmul: Mapping[str, Quantity]
+    launch: Mapping[Launch, Quantity]
+    tables: tuple[Table, ...] = field(repr=False)
+    network: Network | None = None
+
+    @cached_property
+    def _by_kind(self) -> dict[tuple[Kind | Fused, int], tuple[Table, ...]]:
+        found: dict[tuple[Kind | Fused, int], tuple[Table, ...]] = {}
+        for table in self.tables:
+            key = table.kind, table.ranks
+            found[key] = (*found.get(key, ()), table)
+        return found
+
+    def tables_of(self, kind: Kind | Fused, ranks: int) -> tuple[Table, ...]:
+        """The tables of a kind and rank count, none if it was not measured."""
+        return self._by_kind.get((kind, ranks), ())
+
+    def known(self, quantity: Quantity | None, what: str) -> Quantity:
+        """``quantity``.
+
+        Raises:
+            MachineError: the machine file does not have it.
+        """
+        if quantity is None:
+            raise MachineError(
+                f"machine {self.name!r} does not state {what}",
+                remedy="add it to the machine file with its source, or measure the machine",
+            )
+        return quantity
+
+    def launch_ps(self, launch: Launch | str) -> int:
+        """What one kernel takes beside its work, in picoseconds."""
+        found = self.launch.get(Launch(launch))
+        return self.known(found, f"the cost of a launch ({launch})").value * NS_TO_PS
+
+    def matmul_flop_per_us(self, dtype: torch.dtype) -> int:
+        """Floating-point operations per microsecond in matrix products of ``dtype``."""
+        name = str(dtype).removeprefix("torch.")
+        return self.known(self.matmul.get(name), f"a matmul rate for {name}").value
+
+    @property
+    def memory_bytes_per_us(self) -> int:
+        """Bytes per microsecond that a kernel reads and writes."""
+        return self.known(self.memory, "a memory bandwidth").value
+
+    def collective(
+        self, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
+    ) -> CollectiveTime:
+        """What the best available library takes, stage by stage, with sources.
+
+        Args:
+            kind: the collective.
+            payload_bytes: the larger of operand and result on one rank, >= 0.
+            group: replica groups as lists of ranks, or (ranks per node, nodes).
+            launch: eager or in a CUDA graph.
+
+        Raises:
+            MachineError: nothing is known about this kind, rank count or launch.
+        """
+        return collectives.collective(self, kind, payload_bytes, group, launch=launch)
+
+    def collective_time_ps(
+        self, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
+    ) -> int:
+        """The time of ``collective``, in picoseconds; it never falls with the payload."""
+        return self.collective(kind, payload_bytes, group, launch=launch).time_ps
+
+    def fused_time_ps(
+        self, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
+    ) -> int | None:
+        """What a fused kernel takes, addition and norm included; None if nobody measured it."""
+        found = collectives.fused(self, kind, payload_bytes, group, launch=launch)
+        return None if found is None else found.time_ps
+
+    def lower_bound_ps(self, kind: Kind, payload_bytes: int, group: Group) -> int:
+        """Bytes each rank must move, by link rate: no algorithm is faster."""
+        return collectives.lower_bound_ps(self, kind, payload_bytes, group)

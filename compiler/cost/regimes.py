@@ -1,0 +1,119 @@
+"""Time as a function of payload: one Hockney line per regime.
+
+    t(m) = alpha_r + beta_r * m      for payloads m from regime r's first byte to that of the next
+
+A regime is what a library does over a range of payloads: a protocol, an algorithm, a kernel.
+Curves never fall: where a table of measurements does, its curve is level until it rises again.
+All numbers are integers, so that sums and comparisons of times are exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+FS_PER_PS = 1000
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One line.
+
+    Attributes:
+        from_bytes: the smallest payload it holds for.
+        alpha_ps: latency.
+        beta_fs_per_byte: inverse bandwidth per byte of payload, in femtoseconds.
+    """
+
+    from_bytes: int
+    alpha_ps: int
+    beta_fs_per_byte: int
+
+    def time_ps(self, payload_bytes: int) -> int:
+        """The line's value, rounded to the nearest picosecond."""
+        wire_fs = self.beta_fs_per_byte * payload_bytes
+        return self.alpha_ps + (wire_fs + FS_PER_PS // 2) // FS_PER_PS
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Regimes in order of payload, the first from 0 bytes on. Built by ``monotone``."""
+
+    regimes: tuple[Regime, ...]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [regime.from_bytes for regime in self.regimes]
+
+    def regime(self, payload_bytes: int) -> Regime:
+        """The regime that holds for a payload."""
+        return self.regimes[bisect_right(self._starts, payload_bytes) - 1]
+
+    def time_ps(self, payload_bytes: int) -> int:
+        """Time of one call; payloads beyond the last regime's data follow its line."""
+        return self.regime(payload_bytes).time_ps(payload_bytes)
+
+
+def is_monotone(regimes: Iterable[Regime]) -> bool:
+    """Whether the regimes start at 0 bytes, follow each other and never fall."""
+    held = tuple(regimes)
+    return (
+        bool(held)
+        and held[0].from_bytes == 0
+        and all(r.alpha_ps >= 0 and r.beta_fs_per_byte >= 0 for r in held)
+        and all(
+            a.from_bytes < b.from_bytes and a.time_ps(b.from_bytes) <= b.time_ps(b.from_bytes)
+            for a, b in pairwise(held)
+        )
+    )
+
+
+def monotone(regimes: Iterable[Regime]) -> Curve:
+    """The least curve that never falls and is nowhere below the regimes.
+
+    Where a regime starts below the end of the one before it, a level one is put between them.
+    """
+    held = sorted(regimes, key=lambda r: r.from_bytes)
+    assert [r.from_bytes for r in held[:1]] == [0], f"no regime starts at 0 bytes: {held[:1]}"
+    found: list[Regime] = []
+    for regime, following in zip(held, [*held[1:], None], strict=True):
+        level = found[-1].time_ps(regime.from_bytes) if found else 0
+        if regime.time_ps(regime.from_bytes) >= level:
+            found.append(regime)
+            continue
+        found.append(Regime(regime.from_bytes, level, 0))
+        reached = _reaches(regime, level)
+        if reached is not None and (following is None or reached < following.from_bytes):
+            found.append(Regime(reached, regime.alpha_ps, regime.beta_fs_per_byte))
+    assert is_monotone(found), f"not monotone: {found}"
+    return Curve(tuple(found))
+
+
+def _reaches(regime: Regime, level_ps: int) -> int | None:
+    """The smallest payload at which the line is at ``level_ps``, None if it is level itself."""
+    if regime.beta_fs_per_byte == 0:
+        return None
+    missing_fs = (level_ps - regime.alpha_ps) * FS_PER_PS
+    return -(-missing_fs // regime.beta_fs_per_byte)
+
+
+def ring_law(known: tuple[tuple[int, Curve], tuple[int, Curve]], ranks: int) -> Curve:
+    """The curve of a rank count that was not measured, from those of two that were.
+
+    In a ring, latency is linear in the number of ranks n and inverse bandwidth in (n - 1) / n,
+    the bytes each rank sends per byte of payload; both lines go through the known two.
+    """
+    (n0, first), (n1, second) = known
+    starts = sorted({r.from_bytes for curve in (first, second) for r in curve.regimes})
+    found = []
+    for start in starts:
+        a, b = first.regime(start), second.regime(start)
+        alpha_ps = a.alpha_ps + (b.alpha_ps - a.alpha_ps) * (ranks - n0) // (n1 - n0)
+        # ((n-1)/n - (n0-1)/n0) / ((n1-1)/n1 - (n0-1)/n0), as a fraction of integers
+        share = (ranks - n0) * n1, (n1 - n0) * ranks
+        rise = (b.beta_fs_per_byte - a.beta_fs_per_byte) * share[0] // share[1]
+        found.append(Regime(start, max(alpha_ps, 0), max(a.beta_fs_per_byte + rise, 0)))
+    return monotone(found)
