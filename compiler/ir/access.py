@@ -120,7 +120,11 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
     if tokens is None:
         hint = size.node.hint
         return int(hint) if hint is not None else 1
-    expression = size.node.expr
+    return _at(size.node.expr, tokens)
+
+
+@lru_cache(maxsize=1 << 14)
+def _at(expression: Any, tokens: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))
 
 
