@@ -118,17 +118,25 @@ def _taken_as_rows(known: Known, node: fx.Node) -> fx.Node | None:
     while stack:
         for user in stack.pop().users:
             rule = known.meanings.get(user)
-            if rule is None or user.target in PIECES | PICKS or _only_moves(rule):
+            if rule is None or _moves(rule):
                 continue
-            if rule.pointwise and len(access.operands(user)) == 1:
+            if rule.pointwise and _reads_one(rule, user):
                 stack.append(user)
             else:
                 return user
     return None
 
 
-def _only_moves(rule: Meaning) -> bool:
-    """Whether an op moves the elements of one tensor."""
+def _reads_one(rule: Meaning, node: fx.Node) -> bool:
+    """Whether an op reads the elements of one tensor."""
+    terms = rule.terms
+    if terms is None:
+        return len(access.operands(node)) == 1
+    return len({i for term in terms for i in (*term.operands, *term.fixed)}) == 1
+
+
+def _moves(rule: Meaning) -> bool:
+    """Whether an op rearranges, cuts or picks elements of one tensor."""
     terms = rule.terms or ()
     return len(terms) == 1 and len(terms[0].operands) == 1 and terms[0].map is not BROADCAST
 

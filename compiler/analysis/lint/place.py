@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from compiler.analysis.lint.known import Known, count_times
+from compiler.analysis.lint.known import Known, concrete_shape, count_times
 from compiler.ir import access
 from compiler.ir.placement import Partial, Placement, Replicate, Shard, Varying
-from compiler.ir.rules import Call, Meaning, Term
+from compiler.ir.rules import RESHAPE, Call, Meaning, Term
 from compiler.ir.rules.contraction import PRODUCTS
 from compiler.ir.rules.meaning import Labels
 
@@ -162,7 +162,14 @@ class Site:
         contracted = self.rule.terms is not None and not any(factor in r for r in dims.results)
         if unknown and not (contracted and all(factor in dims.operands[i] for i in unknown)):
             return self.every(UNKNOWN, mistake)
-        return Outcome(tuple(self._cut(factor, labels) for labels in dims.results), mistake)
+        results = tuple(self._cut(factor, labels) for labels in dims.results)
+        (shard, *_), shape = cut, concrete_shape(self.node) if len(results) == 1 else ()
+        if self.rule.terms and self.rule.terms[0].map is RESHAPE and isinstance(results[0], Shard):
+            before = concrete_shape(self.read[shard])[: dims.operands[shard].index(factor)]
+            if _ones(before) != _ones(shape[: results[0].dim]):
+                # One head per rank: [tokens, 64] as [tokens, 1, 64] is cut along heads, or not.
+                return self.every(UNKNOWN, mistake)
+        return Outcome(results, mistake)
 
     def _crossed(self, cut: Mapping[int, object]) -> tuple[int, int]:
         first, *others = (i for i, factor in cut.items() if factor is not None)
@@ -187,6 +194,11 @@ class Site:
             if whole and self.read[i] not in self.known.constants:
                 return Mistake("sharded-meets-whole", self.read[i], self.read[shard])
         return None
+
+
+def _ones(sizes: Sequence[int]) -> int:
+    """How many sizes of one stand at the end."""
+    return next((i for i, size in enumerate(reversed(sizes)) if size != 1), len(sizes))
 
 
 def _is_linear(term: Term, is_partial: Sequence[bool]) -> bool:
