@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from compiler.cli.check import check_graphs
 from compiler.cli.dump import dump
+from compiler.cli.lint import lint
 from compiler.cli.optimize import optimize
 from compiler.cli.plan import plan
 from compiler.cli.progress import stderr
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("plan")(plan)
 app.command("dump")(dump)
 app.command("check")(check_graphs)
+app.command("lint")(lint)
 app.command("optimize")(optimize)
 
 

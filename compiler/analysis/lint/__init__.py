@@ -1,8 +1,9 @@
 """Lint: wrong reductions, found by placements; the findings are data.
 
 Two kinds of evidence. What is declared about the graph's inputs says of many values that they are
-partial sums or shards: these must not be used as if they were whole. And what a reduction adds up is
-taken to be addends, whatever the weights are: what is the same on all ranks must not be among them.
+partial sums or shards: these must not be used as if they were whole. And what a reduction adds up
+is taken to be addends, whatever the weights are: what is the same on all ranks must not be among
+them.
 A value that varies in an unknown way is never reported.
 """
 

@@ -117,12 +117,12 @@ def _counted(
     if _intended(known, node, what, ranks):
         return
     name = known.name(what.operand)
-    effect = f"it is multiplied by {ranks}" if what.op == "sum" else f"it is taken to the {ranks}th power"
+    effect = f"multiplied by {ranks}" if what.op == "sum" else f"taken to the power of {ranks}"
     yield known.finding(
         "double-reduction",
         node,
         f"{what.kind} over {over} of {name}, which is already the same on all {ranks} ranks: "
-        f"{effect}",
+        f"it is {effect}",
         f"{name} itself" + (", this rank's rows of it" if what.kind is Kind.REDUCE_SCATTER else "")
         + "; if it is meant to hold addends, declare the placements of what it is computed from",
     )  # fmt: skip
@@ -152,4 +152,3 @@ def _sums_shards(
             f"dimension {held.dim} ({held}): it adds elements that do not belong together",
             f"all_gather({name}) over {axis}, or the sum before {name} is cut",
         )
-

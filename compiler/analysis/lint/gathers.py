@@ -51,8 +51,8 @@ def gathered(
             node,
             f"all_gather puts the blocks of {name} one below the other along dimension 0, but they "
             f"are cut along dimension {cut[0]}; {known.name(reader)} reads the rows as they are",
-            f"transpose {name} first, or split what is gathered into {known.ranks(axes)} blocks and "
-            f"join them along dimension {cut[0]}",
+            f"transpose {name} first, or split what is gathered into {known.ranks(axes)} blocks "
+            f"and join them along dimension {cut[0]}",
         )
     elif cut[0] == 0 and (used := _used_blocks(node, known.ranks(axes))) is not None:
         yield known.finding(

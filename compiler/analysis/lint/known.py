@@ -228,4 +228,3 @@ __all__ = [
     "is_send",
     "listed",
 ]
-

@@ -39,12 +39,12 @@ def _partial(known: Known, node: fx.Node, how: str) -> Iterator[Finding]:
     if not axes or all((node, a) in known.reported for a in axes):
         return
     known.reported.update((node, a) for a in axes)
-    name, kind = known.name(node), held[axes[0]]
-    what = "sum" if kind == Partial("sum") else str(kind)
+    name, kind, ranks = known.name(node), held[axes[0]], known.ranks(axes)
+    what = f"partial {kind.op if isinstance(kind, Partial) else kind}"
     yield known.finding(
         "partial-output",
         node,
-        f"{name} is a partial {what} over the {known.ranks(axes)} ranks of {listed(axes)}, and {how}",
+        f"{name} is a {what} over the {ranks} ranks of {listed(axes)}, and {how}",
         f"all_reduce({name}) over {listed(axes)} before it leaves the graph",
     )
 

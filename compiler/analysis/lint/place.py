@@ -59,7 +59,7 @@ def _count(node: fx.Node) -> int:
 def _product_and_addend(
     known: Known, node: fx.Node, rule: Meaning, held: Sequence[Placement], axis: str
 ) -> Outcome:
-    """addmm and its like: the product may be cut where it contracts, the addend then counts."""
+    """Addmm and its like: the product may be cut where it contracts, the addend then counts."""
     product = replace(PRODUCTS[node.target](Call.of(node)), casts=False)
     factors = product.terms[0].operands if product.terms else ()
     seen = [p if i in factors else WHOLE for i, p in enumerate(held)]
@@ -107,9 +107,7 @@ class Site:
         """The same placement for all results."""
         return Outcome((placement,) * _count(self.node), mistake)
 
-    def blame(
-        self, rule: str, held: Sequence[Placement], other: fx.Node | None = None
-    ) -> Mistake:
+    def blame(self, rule: str, held: Sequence[Placement], other: fx.Node | None = None) -> Mistake:
         """A mistake about the first operand that is a partial sum."""
         partial = next(x for x, p in zip(self.read, held, strict=True) if isinstance(p, Partial))
         return Mistake(rule, partial, other)
@@ -136,7 +134,9 @@ class Site:
     def counts_whole(self, term: Term, held: Sequence[Placement]) -> bool:
         """Whether ``term`` joins a whole value to partial sums that nothing adds up later."""
         factors = [self.read[i] for i in term.operands]
-        if self.axis in self.known.awaited[self.node] or any(x in self.known.zeros for x in factors):
+        if self.axis in self.known.awaited[self.node] or any(
+            x in self.known.zeros for x in factors
+        ):
             return False
         ranks = self.known.ranks((self.axis,))
         scaled = any(self.known.is_scaled(x, ranks) for x in factors) or count_times(term, ranks)
@@ -152,8 +152,8 @@ class Site:
         factors = set(cut.values())
         if len(factors - {None}) > 1:
             first, second = self._crossed(cut)
-            mistake = Mistake("crossed-shards", self.read[first], self.read[second])
-            return self.every(UNKNOWN, mistake)
+            crossed = Mistake("crossed-shards", self.read[first], self.read[second])
+            return self.every(UNKNOWN, crossed)
         if len(factors) != 1 or None in factors:
             return self.every(UNKNOWN)
         (factor,) = factors

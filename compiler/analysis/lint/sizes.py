@@ -38,7 +38,7 @@ def sizes(known: Known) -> Iterator[Finding]:
 def _uneven(known: Known, node: fx.Node, what: Collective) -> Iterator[Finding]:
     """Rows that no padding made a multiple of the ranks."""
     rows, ranks = access.shape(what.operand)[0], known.graph.mesh.group(what.group).axis_size
-    if statically_known_true(rows % ranks == 0):  # type: ignore[arg-type]
+    if statically_known_true(rows % ranks == 0):
         return
     count = f"{rows} rows" if isinstance(rows, int) else f"{_text(rows)} rows, for any count,"
     yield known.finding(
@@ -145,7 +145,7 @@ def _shape_on(
         return values[rank] if is_rank_number and values else item
 
     args, kwargs = access.call(node)
-    args, kwargs = pytree.tree_map(own, fx.node.map_arg((args, kwargs), on_meta))
+    args, kwargs = pytree.tree_map(own, pytree.tree_map_only(fx.Node, on_meta, (args, kwargs)))
     kwargs = {k: torch.device("meta") if k == "device" else x for k, x in kwargs.items()}
     try:
         result = node.target(*args, **kwargs)  # type: ignore[operator]

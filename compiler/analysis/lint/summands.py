@@ -1,4 +1,4 @@
-"""What is added up by a reduction, term by term: a term that is the same on all ranks counts n times.
+"""What a reduction adds up, term by term: one that is the same on all ranks counts n times.
 
     sum over ranks of (a_r + b)  =  sum of a_r  +  n b
 
@@ -95,8 +95,8 @@ class Sum:
             node,
             f"{known.op(node)} adds {name}, which is "
             + ("the sum over all ranks already" if again else "the same on every rank")
-            + f", to what {known.name(self.node)} = {self.what.kind} over {over} adds up: it counts "
-            f"{extra} times",
+            + f", to what {known.name(self.node)} = {self.what.kind} over {over} adds up: "
+            f"it counts {extra} times",
             f"add {name} after {known.name(self.node)}, on one rank only, or scaled by 1/{extra}"
             + ("; or leave out its own reduction" if again else ""),
         )

@@ -60,9 +60,9 @@ def _called(
             continue
         outcome = after_call(known, node, axis)
         results, mistake = outcome.results, outcome.mistake
-        if mistake is not None and mistake.rule == "nonlinear-on-partial":
-            if gathers.is_compressed(known, mistake.operand):
-                results, mistake = (UNKNOWN,) * len(results), None
+        nonlinear = mistake is not None and mistake.rule == "nonlinear-on-partial"
+        if mistake is not None and nonlinear and gathers.is_compressed(known, mistake.operand):
+            results, mistake = (UNKNOWN,) * len(results), None
         states[axis] = results[0] if results else UNKNOWN
         for i, placement in enumerate(results if several else ()):
             parts.setdefault((node, i), {})[axis] = placement
@@ -89,7 +89,10 @@ def _reported(known: Known, node: fx.Node, mistake: Mistake, axis: str) -> Itera
 def _owed(known: Known, mistake: Mistake, axis: str) -> tuple[str, str]:
     """``%5 holds an addend per rank of tp``, and the reduction that is missing."""
     name, ranks = known.name(mistake.operand), known.ranks((axis,))
-    return f"{name}, a partial sum over the {ranks} ranks of {axis}", f"all_reduce({name}) over {axis}"
+    return (
+        f"{name}, a partial sum over the {ranks} ranks of {axis}",
+        f"all_reduce({name}) over {axis}",
+    )
 
 
 def _nonlinear(known: Known, node: fx.Node, mistake: Mistake, axis: str) -> tuple[str, str]:
@@ -152,4 +155,3 @@ TEXTS = {
     "sharded-meets-whole": _meets_whole,
     "crossed-shards": _crossed,
 }
-

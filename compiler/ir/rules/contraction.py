@@ -118,4 +118,4 @@ PRODUCTS = table(
         _without_bias: ("linear",),
     }
 )
-"""Ops that add to a product -> the rule of the product alone, which may be cut where it contracts."""
+"""Ops that add to a product -> the rule of the product, which may be cut where it contracts."""
