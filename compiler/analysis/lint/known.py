@@ -116,12 +116,15 @@ class Known:
         return frozenset(a for a in axes if isinstance(self.states[node][a], Replicate))
 
     def is_scaled(self, node: fx.Node, count: int) -> bool:
-        """Whether a constant factor 1 / count was applied on the way to ``node``."""
-        return any(count_times(term, count) for _, term in self.linear_past(node))
+        """Whether constant factors, together or one of them, make 1 / count on the way here."""
+        return any(
+            is_share(factor, count) or is_share(float(term.coefficient), count)
+            for _, term, factor in self.linear_past(node)
+        )
 
     def is_rescaled(self, node: fx.Node) -> bool:
         """Whether any factor that could be 1 / count was applied on the way to ``node``."""
-        for step, term in self.linear_past(node):
+        for step, term, _ in self.linear_past(node):
             read = access.operands(step)
             others = [read[i] for i in (*term.operands, *term.fixed)]
             single = (x for x in others if access.is_tensor(x) and access.tensor(x).numel() == 1)
@@ -129,19 +132,24 @@ class Known:
                 return True
         return False
 
-    def linear_past(self, node: fx.Node) -> Iterator[tuple[fx.Node, Term]]:
-        """The ops of one term that ``node`` was computed by, back to where sums or others are."""
-        stack, seen = [node], {node}
+    def linear_past(self, node: fx.Node) -> Iterator[tuple[fx.Node, Term, float]]:
+        """The ops of one term that ``node`` was computed by, back to where sums or others are.
+
+        Yields:
+            the value, its term, and the product of the factors from there on.
+        """
+        stack, seen = [(node, 1.0)], {node}
         while stack:
-            step = stack.pop()
+            step, factor = stack.pop()
             rule = self.meanings.get(step)
             if rule is None or rule.terms is None or len(rule.terms) != 1:
                 continue
             (term,) = rule.terms
-            yield step, term
+            factor *= float(term.coefficient)
+            yield step, term, factor
             before = {access.operands(step)[i] for i in term.operands} - seen
             seen |= before
-            stack += before
+            stack += [(x, factor) for x in before]
 
     @cached_property
     def _printer(self) -> Printer:
@@ -205,9 +213,9 @@ def _over_reals(node: fx.Node, rule: Meaning | None) -> Meaning | None:
     return rule if dtypes == call.dtypes else meaning_of(replace(call, dtypes=dtypes))
 
 
-def count_times(term: Term, count: int) -> bool:
-    """Whether ``count`` times the term's factor is one, up to the rounding of a literal."""
-    return abs(float(term.coefficient) * count - 1) < 1e-6
+def is_share(factor: float, count: int) -> bool:
+    """Whether ``count`` times the factor is one, up to the rounding of a literal."""
+    return abs(factor * count - 1) < 1e-6
 
 
 def concrete_shape(node: fx.Node) -> tuple[int, ...]:
@@ -224,7 +232,7 @@ __all__ = [
     "REDUCING",
     "Known",
     "concrete_shape",
-    "count_times",
     "is_send",
+    "is_share",
     "listed",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from compiler.analysis.lint.finding import Finding
-from compiler.analysis.lint.known import REDUCING, Known, count_times, listed
+from compiler.analysis.lint.known import REDUCING, Known, is_share, listed
 from compiler.analysis.replication import replicated_over
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective
@@ -81,7 +81,7 @@ class Sum:
             states = (p for x in access.operands(node) for p in self.known.states[x].values())
             return not any(isinstance(p, Partial) for p in states)
         scaled = (self.known.is_scaled(x, extra) for x in factors)
-        return count_times(term, extra) or any(scaled)
+        return is_share(float(term.coefficient), extra) or any(scaled)
 
     def finding(self, node: fx.Node, term: Term, extra: int) -> Finding:
         """A term that is counted ``extra`` times."""
@@ -103,7 +103,7 @@ class Sum:
 
     def is_reduced(self, node: fx.Node) -> bool:
         """Whether ``node`` is linear in the result of a reduction over the same ranks."""
-        steps = [node, *(access.operands(s)[i] for s, t in self.known.linear_past(node)
+        steps = [node, *(access.operands(s)[i] for s, t, _ in self.known.linear_past(node)
                          for i in t.operands)]  # fmt: skip
         for step in steps:
             started = self.known.collective(access.operands(step)[0]) if _is_wait(step) else None
