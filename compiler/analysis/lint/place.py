@@ -115,20 +115,22 @@ class Site:
     def partial(self, held: Sequence[Placement], kind: Partial) -> Outcome:
         """Results where an operand is a partial sum."""
         is_partial = [p == kind for p in held]
+        meant = [WHOLE if p == kind else p for p in held]
         terms = self.rule.terms
         if terms is None or not all(_is_linear(term, is_partial) for term in terms):
-            meant = [WHOLE if p == kind else p for p in held]
             mistake = self.blame("nonlinear-on-partial", held)
             return replace(self.outcome(meant), mistake=mistake)
         result: Placement = kind
         for term in terms:
-            others = [held[i] for i in (*term.operands, *term.fixed) if held[i] != kind]
-            if any(is_partial[i] for i in term.operands):
-                if not all(isinstance(p, Replicate) for p in others):
-                    result = UNKNOWN
-            elif kind == ADDEND and self.counts_whole(term, held):
-                other = self.read[term.operands[0]] if term.operands else None
-                return self.every(WHOLE, self.blame("missing-reduction", held, other))
+            others = [i for i in (*term.operands, *term.fixed) if held[i] != kind]
+            scales = any(is_partial[i] for i in term.operands)
+            cut = [i for i in others if isinstance(held[i], Shard)] if scales else []
+            if cut or (kind == ADDEND and not scales and self.counts_whole(term, held)):
+                other = next((self.read[i] for i in cut or term.operands), None)
+                mistake = self.blame("missing-reduction", held, other)
+                return replace(self.outcome(meant), mistake=mistake)
+            if scales and not all(isinstance(held[i], Replicate) for i in others):
+                result = UNKNOWN
         return self.every(result)
 
     def counts_whole(self, term: Term, held: Sequence[Placement]) -> bool:

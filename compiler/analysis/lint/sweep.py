@@ -105,10 +105,13 @@ def _nonlinear(known: Known, node: fx.Node, mistake: Mistake, axis: str) -> tupl
 
 def _missing(known: Known, node: fx.Node, mistake: Mistake, axis: str) -> tuple[str, str]:
     owed, reduction = _owed(known, mistake, axis)
-    other = "a constant" if mistake.other is None else known.name(mistake.other)
+    if mistake.other is None:
+        beside = "a constant"
+    else:
+        held = known.states[mistake.other][axis]
+        beside = f"{known.name(mistake.other)}, which is {'whole' if held == WHOLE else held}"
     return (
-        f"{known.op(node)} joins {owed}, to {other}, which is whole; the sum over {axis} is never "
-        "taken",
+        f"{known.op(node)} combines {owed}, with {beside}; the sum over {axis} is never taken",
         f"{reduction} before {known.name(node)}",
     )
 
