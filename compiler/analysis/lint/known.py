@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 
 from torch import fx
@@ -115,11 +116,18 @@ class Known:
         """Those of ``axes`` along which all ranks hold the same, or would."""
         return frozenset(a for a in axes if isinstance(self.states[node][a], Replicate))
 
-    def is_scaled(self, node: fx.Node, count: int) -> bool:
-        """Whether constant factors, together or one of them, make 1 / count on the way here."""
-        return any(
-            is_share(factor, count) or is_share(float(term.coefficient), count)
-            for _, term, factor in self.linear_past(node)
+    def is_scaled(self, node: fx.Node, count: int, factor: Fraction = Fraction(1)) -> bool:
+        """Whether constant factors, together or one of them, make 1 / count on the way here.
+
+        Args:
+            node: the value.
+            count: how often it is counted.
+            factor: what it is multiplied by where it is read.
+        """
+        own = float(factor)
+        return is_share(own, count) or any(
+            is_share(own * past, count) or is_share(float(term.coefficient), count)
+            for _, term, past in self.linear_past(node)
         )
 
     def is_rescaled(self, node: fx.Node) -> bool:
@@ -214,8 +222,8 @@ def _over_reals(node: fx.Node, rule: Meaning | None) -> Meaning | None:
 
 
 def is_share(factor: float, count: int) -> bool:
-    """Whether ``count`` times the factor is one, up to the rounding of a literal."""
-    return abs(factor * count - 1) < 1e-6
+    """Whether ``count`` times the factor is one but for its sign and a literal's rounding."""
+    return abs(abs(factor) * count - 1) < 1e-6
 
 
 def concrete_shape(node: fx.Node) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from compiler.analysis.lint.known import Known, concrete_shape, is_share
+from compiler.analysis.lint.known import Known, concrete_shape
 from compiler.ir import access
 from compiler.ir.placement import Partial, Placement, Replicate, Shard, Varying
 from compiler.ir.rules import RESHAPE, Call, Meaning, Term
@@ -141,9 +141,7 @@ class Site:
         ):
             return False
         ranks = self.known.ranks((self.axis,))
-        scaled = any(self.known.is_scaled(x, ranks) for x in factors) or is_share(
-            float(term.coefficient), ranks
-        )
+        scaled = any(self.known.is_scaled(x, ranks, term.coefficient) for x in factors)
         read = (*term.operands, *term.fixed)
         return all(isinstance(held[i], Replicate) for i in read) and not scaled
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from compiler.analysis.lint.finding import Finding
-from compiler.analysis.lint.known import REDUCING, Known, is_share, listed
+from compiler.analysis.lint.known import REDUCING, Known, listed
 from compiler.analysis.replication import replicated_over
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective
@@ -80,8 +80,7 @@ class Sum:
         if all(x in self.known.constants for x in factors):
             states = (p for x in access.operands(node) for p in self.known.states[x].values())
             return not any(isinstance(p, Partial) for p in states)
-        scaled = (self.known.is_scaled(x, extra) for x in factors)
-        return is_share(float(term.coefficient), extra) or any(scaled)
+        return any(self.known.is_scaled(x, extra, term.coefficient) for x in factors)
 
     def finding(self, node: fx.Node, term: Term, extra: int) -> Finding:
         """A term that is counted ``extra`` times."""

@@ -120,7 +120,8 @@ BUGS = {
         "replicated-term", "%4",
     ),
     "tpu-inference-3537: a layer that should have deferred its reduction reduced too": Bug(
-        (*MLP, f"%6: f64[4, 8] = comm.all_reduce(%5) {SUM}", "%7: f64[4, 8] = aten.mul.Tensor(%6, 0.5)",
+        (*MLP, f"%6: f64[4, 8] = comm.all_reduce(%5) {SUM}",
+         "%7: f64[4, 8] = aten.mul.Tensor(%6, 0.5)",
          f"%8: f64[4, 8] = comm.all_reduce(%7) {SUM}", "return %8"),
         (*MLP, "%6: f64[4, 8] = aten.mul.Tensor(%5, 0.5)",
          f"%7: f64[4, 8] = comm.all_reduce(%6) {SUM}", "return %7"),
@@ -220,11 +221,11 @@ def message(name: str) -> str:
 
 def test_messages() -> None:
     assert message("vllm-49122") == (
-        "replicated-term: aten.add.Tensor adds %3, which is the sum over all ranks already, to what "
-        "%5 = all_reduce over tp adds up: it counts 4 times\n"
+        "replicated-term: aten.add.Tensor adds %3, which is the sum over all ranks already, to "
+        "what %5 = all_reduce over tp adds up: it counts 4 times\n"
         "  %4: f64[4, 8] = aten.add.Tensor(%0, %3)\n"
-        "  would be right: add %3 after %5, on one rank only, or scaled by 1/4; or leave out its own "
-        "reduction"
+        "  would be right: add %3 after %5, on one rank only, or scaled by 1/4; or leave out its "
+        "own reduction"
     )
     assert message("a contraction cut") == (
         "nonlinear-on-partial: aten.silu is not linear, and is applied to %3, a partial sum over "
