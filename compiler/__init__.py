@@ -1,5 +1,6 @@
 """Communication planning for tensor-parallel PyTorch models."""
 
+from compiler.analysis.lint import Finding
 from compiler.check import Report, Verdict
 from compiler.errors import CommPlanError
 from compiler.ir.mesh import Mesh
@@ -8,12 +9,14 @@ from compiler.optimize import (
     ModelReport,
     OptimizationResult,
     check_equivalence,
+    lint,
     optimize_allreduce,
     optimize_graph,
 )
 
 __all__ = [
     "CommPlanError",
+    "Finding",
     "Mesh",
     "ModelReport",
     "OptimizationResult",
@@ -24,6 +27,7 @@ __all__ = [
     "Varying",
     "Verdict",
     "check_equivalence",
+    "lint",
     "optimize_allreduce",
     "optimize_graph",
 ]

@@ -39,6 +39,10 @@ class CaptureError(CommPlanError):
     """A model that cannot be captured as one SPMD graph."""
 
 
+class DivergenceError(CaptureError):
+    """Ranks that do not run the same program."""
+
+
 class GraphError(CommPlanError):
     """A graph that is not a well-formed SPMD graph."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler.errors import CaptureError
+from compiler.errors import CaptureError, DivergenceError
 from compiler.ir import access, collectives
 from compiler.ir.access import RankFloat, RankInt
 from compiler.ir.exchange import Exchange
@@ -138,7 +138,7 @@ def _without_rows(found: Description) -> Description:
 
 
 def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
-    """Raise CaptureError at the first place where ranks traced different ops.
+    """Raise DivergenceError at the first place where ranks traced different ops.
 
     Args:
         rows: rank -> rows of its graph.
@@ -148,7 +148,7 @@ def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
         here = {rank: r[i] if i < len(r) else Row("nothing", "") for rank, r in rows.items()}
         if len({row.text for row in here.values()}) == 1:
             continue
-        raise CaptureError(
+        raise DivergenceError(
             "the ranks do not run the same program",
             where=next((row.line for row in here.values() if row.line), f"value {i}"),
             found=by_value({rank: row.text for rank, row in here.items()}),

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from compiler.cli.check import check_graphs
 from compiler.cli.dump import dump
+from compiler.cli.lint import lint
 from compiler.cli.machine import machine
 from compiler.cli.optimize import optimize
 from compiler.cli.plan import plan
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command("plan")(plan)
 app.command("dump")(dump)
 app.command("check")(check_graphs)
+app.command("lint")(lint)
 app.command("optimize")(optimize)
 app.add_typer(machine, name="machine")
 

@@ -62,8 +62,9 @@ Inputs = Annotated[
     typer.Option(
         "--input",
         metavar="NAME=PLACEMENT",
-        help="Placement of an input of a `.pt2` file: `R`, `V`, `P`, `P(op)`, `S(dim)`, or per "
-        "axis `tp:S(0),dp:R`. Left out: arguments R, the model's own tensors V. Repeatable.",
+        help="Placement of an input of a `.pt2` file or a model: `R`, `V`, `P`, `P(op)`, `S(dim)`, "
+        "or per axis `tp:S(0),dp:R`. Left out: arguments R, the model's own tensors as it declares "
+        "them, else V. Repeatable.",
     ),
 ]
 PolicyOption = Annotated[

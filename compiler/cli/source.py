@@ -8,18 +8,19 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from compiler.capture import capture_ranks
-from compiler.cli.arguments import settings
+from compiler.cli.arguments import placements, settings
 from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph
 from compiler.cli.progress import Stages
 from compiler.errors import CommPlanError
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.placement import Placement
 
 ALIASES = {
     "step3p5": "models.step3p5.entry:prefill",
@@ -44,12 +45,14 @@ class Source:
         graph: the graph.
         assumed: what was taken for granted.
         notes: what else a reader should know.
+        written: output of the graph -> input that it is written back to.
     """
 
     name: str
     graph: SpmdGraph
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    written: Mapping[int, str] = field(default_factory=dict)
 
 
 def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: Given) -> Source:
@@ -59,14 +62,15 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
         CommPlanError: there is no such model or file, or it cannot be used.
     """
     if not is_graph_file(name):
-        if given.named:
+        if idle := replace(given, inputs=()).named:
             raise CommPlanError(
-                f"{given.named} given for a model", where=name, remedy="pass --tp for its ranks"
+                f"{idle} given for a model", where=name, remedy="pass --tp for its ranks"
             )
         name = ALIASES.get(name, name)
         build = factory(name, settings(pairs))
         with stages.stage("capture", name) as tell:
-            return captured(name, build, WORLD_SIZE if tp is None else tp, tell)
+            held = placements(given.inputs)
+            return captured(name, build, WORLD_SIZE if tp is None else tp, tell, held)
     if tp is not None or pairs:
         raise CommPlanError(
             f"{'--set' if pairs else '--tp'} given for a graph file",
@@ -78,7 +82,13 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
     return Source(name, graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
 
 
-def captured(name: str, build: Build, world_size: int, tell: Callable[[str], None]) -> Source:
+def captured(
+    name: str,
+    build: Build,
+    world_size: int,
+    tell: Callable[[str], None],
+    inputs: Mapping[str, Placement | Mapping[str, Placement]],
+) -> Source:
     """The model that ``build`` makes under a process group, captured as several of its ranks."""
     calls: list[Call] = []
 
@@ -87,8 +97,9 @@ def captured(name: str, build: Build, world_size: int, tell: Callable[[str], Non
         calls.append(call)
         return made
 
-    found = capture_ranks(model, lambda: calls[-1], world_size, progress=tell)
-    return Source(name, found.graph, tuple(found.assumed), tuple(map(str, found.remarks)))
+    found = capture_ranks(model, lambda: calls[-1], world_size, inputs=inputs, progress=tell)
+    notes = tuple(map(str, found.remarks))
+    return Source(name, found.graph, tuple(found.assumed), notes, found.mutations)
 
 
 def factory(name: str, keywords: Mapping[str, Any]) -> Build:

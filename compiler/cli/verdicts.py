@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     NOT_EQUIVALENT = 1
+    FINDINGS = 1
     UNPROVED = 2
     BAD_INPUT = 3
     INTERNAL_ERROR = 70  # as in sysexits.h; 1, Python's own, would read as a verdict

@@ -281,17 +281,23 @@ def layer_path(node: fx.Node) -> str:
     return path.removeprefix("L['self']").removeprefix("L__self__").lstrip("._")
 
 
-def source_line(node: fx.Node) -> str:
-    """``file.py:12`` of the model code the node comes from, empty if capture recorded none.
+def source_location(node: fx.Node) -> tuple[str, int] | None:
+    """Path and line of the model code the node comes from, None if capture recorded none.
 
     The innermost frame outside torch counts: where the model calls a layer, not inside the layer.
     """
     frames = re.findall(r'File "(.+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
     own = [frame for frame in frames if not frame[0].startswith(TORCH)]
     if not frames:
-        return ""
+        return None
     file, line = (own or frames)[-1]
-    return f"{Path(file).name}:{line}"
+    return str(file), int(line)
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
+    found = source_location(node)
+    return f"{Path(found[0]).name}:{found[1]}" if found else ""
 
 
 def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:

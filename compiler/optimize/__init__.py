@@ -1,12 +1,14 @@
-"""The composition root: optimize a graph or a model, and check two graphs against each other."""
+"""The composition root: optimize or lint a graph or model, check two graphs against each other."""
 
 from compiler.optimize.graph import OptimizationResult, check_equivalence, optimize_graph
+from compiler.optimize.lint import lint
 from compiler.optimize.model import ModelReport, optimize_allreduce, optimize_capture
 
 __all__ = [
     "ModelReport",
     "OptimizationResult",
     "check_equivalence",
+    "lint",
     "optimize_allreduce",
     "optimize_capture",
     "optimize_graph",

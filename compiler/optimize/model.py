@@ -159,7 +159,7 @@ def optimize_allreduce(
         return OptimizedModule(owner, prepare, unchanged=_nothing(policy, why), debug=debug)
     optimized = OptimizedModule(owner, prepare, debug=debug)
     if example_inputs is not None:
-        args, kwargs = _as_call(example_inputs)
+        args, kwargs = as_call(example_inputs)
         optimized.prepare_call(*args, **kwargs)
     return optimized
 
@@ -199,9 +199,14 @@ def optimize_capture(
     )
 
 
-def _as_call(
+def as_call(
     example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call.
+
+    Raises:
+        CommPlanError: neither a sequence nor a mapping nor a tensor.
+    """
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, torch.Tensor):

@@ -41,11 +41,16 @@ def added(left: str, right: str) -> Rule:
 
 def linear(call: Call) -> Meaning:
     """Input @ weight.T + bias, over the last dimension; a vector as weight has no columns."""
-    i, j, bias = call.operand("input"), call.operand("weight"), call.index("bias")
+    bias = call.index("bias")
+    found = _without_bias(call)
+    return found if bias is None else with_addend(call, found, bias)
+
+
+def _without_bias(call: Call) -> Meaning:
+    i, j = call.operand("input"), call.operand("weight")
     batch = _batch(len(call.shapes[i]) - 1)
     columns: Labels = ("n",) if len(call.shapes[j]) > 1 else ()
-    found = product(call, {i: (*batch, "k"), j: (*columns, "k")}, (*batch, *columns))
-    return found if bias is None else with_addend(call, found, bias)
+    return product(call, {i: (*batch, "k"), j: (*columns, "k")}, (*batch, *columns))
 
 
 def einsum(call: Call) -> Meaning:
@@ -104,3 +109,13 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     grouped: ("_grouped_mm",),
 }
 RULES = table(TABLE)
+
+PRODUCTS = table(
+    {
+        multiplied("mat1", "mat2"): ("addmm.default",),
+        multiplied("batch1", "batch2"): ("baddbmm.default",),
+        multiplied("mat", "vec"): ("addmv",),
+        _without_bias: ("linear",),
+    }
+)
+"""Ops that add to a product -> the rule of the product, which may be cut where it contracts."""

@@ -1,0 +1,41 @@
+"""Lint: wrong reductions, found by placements; the findings are data.
+
+Two kinds of evidence. What is declared about the graph's inputs says of many values that they are
+partial sums or shards: these must not be used as if they were whole. And what a reduction adds up
+is taken to be addends, whatever the weights are: what is the same on all ranks must not be among
+them.
+A value that varies in an unknown way is never reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.analysis.lint.finding import RULES, Finding, Severity
+from compiler.analysis.lint.known import Known
+from compiler.analysis.lint.leaving import unused, what_leaves
+from compiler.analysis.lint.sizes import sizes
+from compiler.analysis.lint.summands import counted_terms
+from compiler.analysis.lint.sweep import sweep
+from compiler.ir.graph import SpmdGraph
+
+
+def findings(graph: SpmdGraph, written: Mapping[int, str] | None = None) -> tuple[Finding, ...]:
+    """The mistakes in ``graph``, in program order.
+
+    Args:
+        graph: the graph; its inputs' placements are taken as they are.
+        written: output -> input that it is written back to.
+    """
+    known = Known(graph)
+    found = [
+        *sweep(known),
+        *counted_terms(known),
+        *what_leaves(known, written or {}),
+        *sizes(known),
+        *unused(known),
+    ]
+    return tuple(sorted(found, key=lambda one: (one.value == "", int(one.value.lstrip("%") or 0))))
+
+
+__all__ = ["RULES", "Finding", "Severity", "findings"]

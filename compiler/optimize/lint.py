@@ -1,0 +1,84 @@
+"""Lint a graph or a model: capture it where it is no graph yet, and look for mistakes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from compiler.analysis.lint import Finding, findings
+from compiler.capture import capture
+from compiler.errors import CommPlanError, DivergenceError
+from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.mesh import Mesh
+from compiler.optimize.graph import Inputs
+from compiler.optimize.model import as_call
+from compiler.runtime.exchange import exchange_if_any
+
+
+def lint(
+    model_or_graph: nn.Module | ExportedProgram | SpmdGraph,
+    *,
+    mesh: Mesh | None = None,
+    inputs: Inputs | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """Wrong reductions: double, missing, over the wrong ranks, of the wrong kind or terms.
+
+    A value counts as a partial sum or a shard only where that follows from declared placements
+    (``inputs``, DTensor parameters, the model's ``tp_plan``), and as the same on all ranks only
+    where that is sure; nothing is reported of values that vary in an unknown way.
+
+    Args:
+        model_or_graph: a GraphModule of functional ATen and ``_c10d_functional`` calls with
+            ``meta["val"]``; an ExportedProgram; or a tensor-parallel model, as for
+            ``optimize_allreduce``. Where a process group is initialized, all its ranks must call.
+        mesh: resolves the group names; needed where no process group is initialized.
+        inputs: placeholder, argument or state_dict key -> placement, or {axis: placement}.
+            Arguments left out are Replicate, a GraphModule's parameters Varying.
+        example_inputs: arguments of a model that is no graph yet, as for ``optimize_allreduce``.
+
+    Returns:
+        Findings in program order, empty if there are none.
+
+    Raises:
+        CommPlanError: there is no graph to look at: bad placements or groups, a model that cannot
+            be captured. That ranks run different programs is a finding, not an error.
+    """
+    if isinstance(model_or_graph, SpmdGraph):
+        return list(findings(model_or_graph))
+    if isinstance(model_or_graph, fx.GraphModule) and mesh is not None:
+        graph = spmd_graph(model_or_graph, mesh, inputs)
+        well_formed(graph.graph)
+        return list(findings(graph))
+    is_graph = isinstance(model_or_graph, fx.GraphModule | ExportedProgram)
+    if example_inputs is None and not is_graph:
+        raise CommPlanError(
+            "a model that is no graph yet needs arguments to be captured with",
+            found=type(model_or_graph).__name__,
+            remedy="pass example_inputs=, or an ExportedProgram",
+        )
+    args, kwargs = as_call(example_inputs) if example_inputs is not None else ((), {})
+    try:
+        captured = capture(
+            model_or_graph, args, kwargs, mesh=mesh, exchange=exchange_if_any(), inputs=inputs
+        )
+    except DivergenceError as error:
+        return [divergence(error)]
+    return list(findings(captured.graph, captured.mutations))
+
+
+def divergence(error: DivergenceError) -> Finding:
+    """The finding that ranks run different programs."""
+    located = re.fullmatch(r"(.+):(\d+)", error.where)
+    return Finding(
+        rule="rank-dependent-program",
+        problem=f"{error.what}: {error.found}",
+        remedy=error.remedy,
+        text="" if located else error.where,
+        path=located[1] if located else "",
+        line=int(located[2]) if located else 0,
+    )
