@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 import warnings
@@ -40,6 +41,7 @@ progress_console = Console(stderr=True)
 def quiet() -> None:
     """What every process does first."""
     warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)  # torch logs every op that a mutant makes impossible
     torch.set_num_threads(1)
 
 

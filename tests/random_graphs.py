@@ -97,9 +97,9 @@ class Grower:
     def square(self) -> fx.Node:
         return self.shaped(4, 4)
 
-    def small(self) -> fx.Node:
-        """A value with at least one dimension that may grow."""
-        found = self.pick(lambda s: len(s) > 0)
+    def small(self, fits: Callable[[tuple[Any, ...]], bool] = lambda s: len(s) > 0) -> fx.Node:
+        """A value that may grow, of one dimension or more."""
+        found = self.pick(fits)
         if access.payload_bytes(found) > 8 * LARGEST:
             raise UnsuitedError
         return found
@@ -158,7 +158,7 @@ class Grower:
         return self.call(op, x, [dim], self.choose((True, False)))
 
     def stretched(self) -> fx.Node:
-        x = self.pick(lambda s: 1 in s)
+        x = self.small(lambda s: 1 in s)
         sizes = shape_key(access.tensor(x))
         return self.call(aten.expand.default, x, [4 if n == 1 else -1 for n in sizes])
 
@@ -238,7 +238,7 @@ MAKERS: dict[str, Callable[[Grower], fx.Node]] = {
     "cumsum": lambda g: g.call(aten.cumsum.default, g.pick(lambda s: len(s) > 0), 0),
     "mm": lambda g: g.call(aten.mm.default, g.shaped(None, 4), g.named("w")),
     "mm left": lambda g: g.call(aten.mm.default, g.named("w"), g.shaped(4, None)),
-    "product": lambda g: g.call(aten.mm.default, g.shaped(None, 4), g.shaped(4, None)),
+    "product": lambda g: g.call(aten.mm.default, g.shaped(None, 4), g.square()),
     "linear": lambda g: g.call(
         aten.linear.default, g.shaped(None, 4), g.named("w"), g.choose((None, g.named("row")))
     ),
@@ -291,7 +291,7 @@ LINEAR = (
 def symbolic_tokens() -> tuple[Callable[[], AbstractContextManager[None]], torch.SymInt]:
     """A number of tokens of at least four that is left open, and the context of ops on it."""
     graph = parse_graph(
-        'mesh <tp = 2>\nsym s0 in [4, 64]\nfunc @main(%0 "x": f64[s0, 4]) {\n  return %0\n}\n'
+        'mesh <tp = 2>\nsym s0 in [4, 8]\nfunc @main(%0 "x": f64[s0, 4]) {\n  return %0\n}\n'
     )
     held: Any = access.tensor(access.node_of(graph.graph, "placeholder")[0])
 
