@@ -77,9 +77,7 @@ class Builder:
             node.meta["val"] = target(*read[0], **read[1])
         return node
 
-    def _collective(
-        self, target: Any, x: fx.Node, *args: Any, rows: int | torch.SymInt
-    ) -> fx.Node:
+    def _collective(self, target: Any, x: fx.Node, *args: Any, rows: int | torch.SymInt) -> fx.Node:
         shape = (rows, *access.shape(x)[1:])
         started = self.graph.call_function(target, (x, *args))
         waited = self.graph.call_function(WAIT, (started,))

@@ -90,8 +90,10 @@ class Grower:
     def shaped(self, *sizes: int | None) -> fx.Node:
         """A value of these sizes; None fits any size."""
         return self.pick(
-            lambda s: len(s) == len(sizes)
-            and all(b is None or a == b for a, b in zip(s, sizes, strict=True))
+            lambda s: (
+                len(s) == len(sizes)
+                and all(b is None or a == b for a, b in zip(s, sizes, strict=True))
+            )
         )
 
     def square(self) -> fx.Node:
@@ -367,9 +369,7 @@ def random_graph(
     return build.finish(*unread[-3:], *(grower.pick() for _ in range(choose((0, 0, 1)))))
 
 
-def seeded(
-    seed: int, count: int = 10, kinds: Sequence[str] = KINDS, **options: Any
-) -> SpmdGraph:
+def seeded(seed: int, count: int = 10, kinds: Sequence[str] = KINDS, **options: Any) -> SpmdGraph:
     """The random graph of a seed; further arguments as in ``random_graph``."""
     return random_graph(random.Random(seed).choice, count, kinds, **options)
 

@@ -22,6 +22,9 @@ MUTATIONS: dict[str, Mutation] = {
 }
 """Every mutation by name."""
 
+ROUNDING = frozenset({values.rounded.__name__})
+"""Mutations that no simulation over the reals sees."""
+
 
 def mutant(graph: SpmdGraph, name: str, rng: random.Random) -> SpmdGraph:
     """A copy of ``graph`` with one mistake of the kind ``name``.
@@ -35,5 +38,5 @@ def mutant(graph: SpmdGraph, name: str, rng: random.Random) -> SpmdGraph:
 
 
 __all__ = [
-    "MUTATIONS", "Draft", "Judge", "NothingToBreakError", "Outcome", "Pair", "judged", "mutant",
+    "MUTATIONS", "ROUNDING", "Draft", "Judge", "NothingToBreakError", "Outcome", "Pair", "judged", "mutant",
 ]  # fmt: skip

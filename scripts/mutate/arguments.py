@@ -45,12 +45,14 @@ def wrong_number(d: Draft) -> None:
         if type(held) is float or (type(held) is int and name in ("alpha", "beta", "other", "value"))
     ]  # fmt: skip
     node, name, held = d.pick(places)
-    d.set(node, name, d.pick((held + 1, 2 * held + 0.5, -held - 1)))
+    # 2^31 - 1 and 2^31: what a checker that calculates modulo a prime may take for 0 and 1.
+    others = (held + 1, 2 * held + 0.5, -held - 1, held + 2**31 - 1, (held or 1) * 2**31)
+    d.set(node, name, d.pick(others))
 
 
 def wrong_bound(d: Draft) -> None:
     """A slice, a block or an index one further on."""
-    names = ("start", "end", "length", "index", "split_size", "shifts", "diagonal")
+    names = ("start", "end", "length", "index", "split_size", "shifts", "multiple")
     places = [(n, name, held) for n, name, held in _written(d, *names) if type(held) is int]
     node, name, held = d.pick(places)
     d.set(node, name, held + d.pick((1, -1)))
@@ -94,7 +96,10 @@ def wrong_cast(d: Draft) -> None:
 
 def wrong_flag(d: Draft) -> None:
     """A switch the other way: causal attention, accumulation, keepdim, …"""
-    node, name, held = d.pick((n, name, h) for n, name, h in _written(d) if isinstance(h, bool))
+    silent = ("pin_memory", "non_blocking")  # about where tensors are, not what they hold
+    node, name, held = d.pick(
+        (n, name, h) for n, name, h in _written(d) if isinstance(h, bool) and name not in silent
+    )
     d.set(node, name, not held)
 
 

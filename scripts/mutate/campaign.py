@@ -14,7 +14,16 @@ from compiler.analysis.statistics import statistics
 from compiler.check import Verdict
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import print_graph
-from scripts.mutate import MUTATIONS, NothingToBreakError, Outcome, Pair, judged, mutant, pairs
+from scripts.mutate import (
+    MUTATIONS,
+    ROUNDING,
+    NothingToBreakError,
+    Outcome,
+    Pair,
+    judged,
+    mutant,
+    pairs,
+)
 from tests.random_graphs import anyhow
 
 POOL = 12
@@ -86,7 +95,7 @@ def mutants(seed: int, count: int, models: Mapping[str, str]) -> Tally:
         name = names[turn % len(names)]
         turn += 1
         for pair, wrong in _first(pool, name, rng):
-            outcome, report, difference = judged(pair, wrong)
+            outcome, report, difference = judged(pair, wrong, rounds=name in ROUNDING)
             tally.counts[name, outcome] += 1
             broken += outcome is not Outcome.EQUAL
             if outcome is Outcome.EQUAL and report.verdict.runs:
@@ -143,9 +152,7 @@ def random_graphs(first: int, count: int) -> Tally:
     return tally
 
 
-def _count_collectives(
-    tally: Tally, source: SpmdGraph, target: SpmdGraph, *, moved: bool
-) -> None:
+def _count_collectives(tally: Tally, source: SpmdGraph, target: SpmdGraph, *, moved: bool) -> None:
     before, after = statistics(source.graph), statistics(target.graph)
     changed = (before.collectives, before.payload_bytes) != (after.collectives, after.payload_bytes)
     tally.counts["communication changed", "graphs"] += moved and changed

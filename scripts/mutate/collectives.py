@@ -7,6 +7,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind
+from compiler.ir.rows import ALL_SLICE
 from scripts.mutate.draft import Draft, NothingToBreakError, c10d, is_float, same_type
 
 aten = torch.ops.aten
@@ -193,6 +194,21 @@ def scatter_out_of_order(d: Draft) -> None:
     d.redirect(found.operand, turned, only=started)
 
 
+def slice_among_other_ranks(d: Draft) -> None:
+    """A rank takes the rows that it would hold in another group."""
+    node = d.pick(d.calls(ALL_SLICE))
+    size, name = (access.arguments(node)[n] for n in ("group_size", "group_name"))
+    d.set(node, "group_name", d.pick(n for n in d.groups(int(size)) if n != name))
+
+
+def padding_kept(d: Draft) -> None:
+    """Rows that stand for nothing are read like any other: moved to the front before the cut."""
+    places = [n for n in d.calls(aten.slice.Tensor) if access.operands(n)[0].target is WAIT]
+    node = d.pick(places)
+    x = access.operands(node)[0]
+    d.redirect(x, d.after(x, aten.flip.default, x, [0]), only=node)
+
+
 def gather_along_another_dim(d: Draft) -> None:
     """Columns are gathered where rows should be."""
     wait, found = d.pick(
@@ -229,6 +245,7 @@ MUTATIONS = (
     reduce_later, replicated_term_inside_sum, partial_sums_multiplied, reduce_earlier,
     extra_collective, wrong_group, wrong_reduction, broadcast_for_reduction,
     scatter_and_gather_apart, scatter_without_gather, first_block_everywhere,
-    gather_out_of_order, scatter_out_of_order, gather_along_another_dim, missing_wait,
+    gather_out_of_order, scatter_out_of_order, slice_among_other_ranks, padding_kept,
+    gather_along_another_dim, missing_wait,
     partial_output,
 )  # fmt: skip

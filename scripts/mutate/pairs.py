@@ -5,21 +5,26 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import fx
 
 from compiler.analysis.carriers import facts, reductions
 from compiler.capture import capture_ranks
+from compiler.ir.access import RankInt
+from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.mesh import Mesh
+from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import parse_graph, print_graph
 from compiler.optimize.graph import POLICIES, optimize_spmd
 from compiler.pipeline import Pipeline
 from compiler.plan.place_reductions import place_reductions
+from compiler.plan.shard_rows import shard_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from passes import Canonicalize, EliminateDeadCode, PlaceReductions
+from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
 from scripts.mutate.judge import Pair
 from tests.graphs import Builder, aten
 from tests.random_graphs import anyhow
@@ -33,9 +38,7 @@ TOKENS = (4, 5)
 
 def optimized(graph: SpmdGraph, policy: str = "cost") -> SpmdGraph:
     """The optimizer's result, unproved."""
-    return optimize_spmd(
-        graph, policy=policy, verify=False, tokens=None, pipeline=Pipeline()
-    ).spmd
+    return optimize_spmd(graph, policy=policy, verify=False, tokens=None, pipeline=Pipeline()).spmd
 
 
 def in_random_order(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
@@ -45,6 +48,7 @@ def in_random_order(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
         lambda g: Pipeline().run(EliminateDeadCode(), g),
         lambda g: optimized(g, rng.choice(POLICIES)),
         *[lambda g: _placed(g, rng)] * 3,
+        *[lambda g: _shared(g, rng)] * 2,
     ]
     for _ in range(rng.randint(2, 6)):
         graph = rng.choice(steps)(graph)
@@ -63,10 +67,37 @@ def _placed(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
     return Pipeline().run(PlaceReductions(stage), graph)
 
 
+@dataclass(frozen=True)
+class RandomPrices:
+    """Arbitrary prices, the same whenever asked again."""
+
+    seed: int
+
+    def _drawn(self, most: int, *what: object) -> int:
+        return random.Random(f"{self.seed} {what}").randint(0, most)
+
+    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
+        """Of a collective."""
+        return self._drawn(20, kind, node.name, groups)
+
+    def computation(self, node: fx.Node, shares: int) -> int:
+        """Of an op: less on fewer rows."""
+        whole = self._drawn(20, node.name)
+        return whole if shares == 1 else self._drawn(whole, node.name, shares)
+
+
+def _shared(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
+    """The graph with the rows of some values shared among the ranks of some group."""
+    group = rng.choice([n for n, g in graph.mesh.groups.items() if g.axis_size > 1])
+    stage = shard_rows(graph, group, RandomPrices(rng.getrandbits(32)))
+    return Pipeline().run(ShardRows(stage), graph)
+
+
 def random_pair(seed: int) -> Pair:
-    """A random graph, and the optimizer's result."""
-    source = anyhow(seed)
-    return Pair(f"random graph {seed}", source, optimized(source), INDICES, TOKENS)
+    """A random graph, and what the optimizer or a random order of passes makes of it."""
+    source, rng = anyhow(seed), random.Random(seed)
+    target = optimized(source) if rng.random() < 0.5 else in_random_order(source, rng)
+    return Pair(f"random graph {seed}", source, target, INDICES, TOKENS)
 
 
 GRID = Mesh({"dp": 2, "tp": 2}, groups={"both": [[0, 1, 2, 3]]})
@@ -118,7 +149,7 @@ def vocabulary() -> SpmdGraph:
     build = Builder(Mesh({"tp": 2}))
     ids = build.input("ids", 4, dtype=torch.int64)
     table, head = (build.input(n, 2, 4, varies=("tp",)) for n in ("table", "head"))
-    start = access_start(build)
+    start = RankInt(0, (0, 2))
     local = build.call(aten.sub.Tensor, ids, start)
     inside = build.call(
         aten.logical_and.default,
@@ -136,14 +167,6 @@ def vocabulary() -> SpmdGraph:
     found = build.call(aten.sub.Tensor, shifted, build.call(aten.log.default, total))
     turned = build.call(aten.transpose.int, found, 0, 1)
     return build.finish(build.all_gather(turned), x)
-
-
-def access_start(build: Builder) -> Any:
-    """The first row of this rank's part of a table of two rows per rank."""
-    from compiler.ir.access import RankInt
-
-    values = tuple(range(0, 2 * build.mesh.size, 2))
-    return RankInt(values[0], values)
 
 
 def exchanged_experts() -> SpmdGraph:
@@ -236,8 +259,10 @@ def pairs_by_hand() -> list[Pair]:
     """Every graph made by hand, and the optimizer's result."""
     found = []
     for make in BY_HAND:
-        source = make()
-        found.append(Pair(make.__name__, source, optimized(source), INDICES, TOKENS))
+        source, target = make(), optimized(make())
+        found.append(Pair(make.__name__, source, target, INDICES, TOKENS))
+        shared = _shared(target, random.Random(make.__name__))
+        found.append(Pair(f"{make.__name__}, rows shared", source, shared, INDICES, TOKENS))
     return found
 
 
@@ -280,7 +305,9 @@ def model_texts() -> dict[str, str]:
     """The text of every small Step-3.5, by name; open sizes are at most ``LONGEST``."""
     return {
         f"step3p5 {experts} {call} on {size}": re.sub(
-            r"(sym \w+ in \[2, )inf]", rf"\g<1>{LONGEST}]", print_graph(step3p5(experts, call, size))
+            r"(sym \w+ in \[2, )inf]",
+            rf"\g<1>{LONGEST}]",
+            print_graph(step3p5(experts, call, size)),
         )
         for experts, call, size in MODELS
     }
