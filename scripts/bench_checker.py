@@ -15,7 +15,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,13 +83,13 @@ def mutant_rows(tally: Tally) -> list[dict[str, Any]]:
     """Counts by kind of mistake, and of all."""
     rows = []
     for name in (*MUTATIONS, "all"):
-        count: Callable[[str], int] = lambda outcome, name=name: sum(  # type: ignore[misc]
-            n for (what, how), n in tally.counts.items() if how == outcome and name in (what, "all")
-        )
-        found = {str(outcome): count(outcome) for outcome in Outcome}
+        matching = Counter[str]()
+        for (what, how), n in tally.counts.items():
+            matching[how] += n * (name in (what, "all"))
+        found = {str(outcome): matching[outcome] for outcome in Outcome}
         rows.append(
             {"mutation": name, "mutants": sum(found.values()) - found[Outcome.EQUAL], **found,
-             "proved equal": count("proved equal")}
+             "proved equal": matching["proved equal"]}
         )  # fmt: skip
     return rows
 

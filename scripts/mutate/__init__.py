@@ -38,5 +38,13 @@ def mutant(graph: SpmdGraph, name: str, rng: random.Random) -> SpmdGraph:
 
 
 __all__ = [
-    "MUTATIONS", "ROUNDING", "Draft", "Judge", "NothingToBreakError", "Outcome", "Pair", "judged", "mutant",
-]  # fmt: skip
+    "MUTATIONS",
+    "ROUNDING",
+    "Draft",
+    "Judge",
+    "NothingToBreakError",
+    "Outcome",
+    "Pair",
+    "judged",
+    "mutant",
+]

@@ -14,6 +14,9 @@ from scripts.mutate.draft import Draft
 
 aten = torch.ops.aten
 
+FACTORS = ("alpha", "beta", "other", "value")
+"""Arguments that are numbers to calculate with, even where they are integers."""
+
 
 def _written(d: Draft, *names: str) -> Iterator[tuple[fx.Node, str, Any]]:
     """Arguments of these names (of any, if none is given) that calls write down."""
@@ -42,7 +45,7 @@ def wrong_number(d: Draft) -> None:
     """Another epsilon, alpha, factor or fill value."""
     places = [
         (n, name, held) for n, name, held in _written(d)
-        if type(held) is float or (type(held) is int and name in ("alpha", "beta", "other", "value"))
+        if type(held) is float or (type(held) is int and name in FACTORS)
     ]  # fmt: skip
     node, name, held = d.pick(places)
     # 2^31 - 1 and 2^31: what a checker that calculates modulo a prime may take for 0 and 1.
@@ -95,7 +98,7 @@ def wrong_cast(d: Draft) -> None:
 
 
 def wrong_flag(d: Draft) -> None:
-    """A switch the other way: causal attention, accumulation, keepdim, …"""
+    """A switch the other way: causal attention, accumulation, keepdim"""
     silent = ("pin_memory", "non_blocking")  # about where tensors are, not what they hold
     node, name, held = d.pick(
         (n, name, h) for n, name, h in _written(d) if isinstance(h, bool) and name not in silent

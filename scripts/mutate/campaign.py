@@ -141,7 +141,7 @@ def random_graphs(first: int, count: int) -> Tally:
             tally.found(f"random graph {seed}: crashed", traceback.format_exc(), source=source)
             continue
         pair = Pair(f"random graph {seed}", source, target, pairs.INDICES, pairs.TOKENS)
-        outcome, report, difference = judged(pair, target)
+        _, report, difference = judged(pair, target)
         wrong = "mis-optimized" if difference else "" if report.verdict.runs else "refused"
         tally.counts["graphs", wrong or str(report.verdict)] += 1
         if wrong:

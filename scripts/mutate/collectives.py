@@ -42,7 +42,7 @@ def _own_block(d: Draft, at: fx.Node, x: fx.Node, group: str, rows: int) -> fx.N
 
 def duplicate_collective(d: Draft) -> None:
     """What is reduced is reduced again."""
-    wait, found = d.pick(d.waits(*IN_PLACE))
+    wait, _ = d.pick(d.waits(*IN_PLACE))
     started = wait.args[0]
     assert isinstance(started, fx.Node)
     d.wrap(wait, lambda x: d.communicate(x, x, started.target, *started.args[1:]))
@@ -130,7 +130,7 @@ def wrong_group(d: Draft) -> None:
 
 
 def wrong_reduction(d: Draft) -> None:
-    """A maximum or an average for a sum, a sum for an average, …"""
+    """A maximum or an average for a sum, a sum for an average"""
     wait, found = d.pick(d.waits(Kind.ALL_REDUCE, Kind.REDUCE_SCATTER))
     started = wait.args[0]
     assert isinstance(started, fx.Node)
