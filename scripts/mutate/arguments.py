@@ -98,7 +98,7 @@ def wrong_cast(d: Draft) -> None:
 
 
 def wrong_flag(d: Draft) -> None:
-    """A switch the other way: causal attention, accumulation, keepdim"""
+    """A switch the other way: causal attention, accumulation, keepdim."""
     silent = ("pin_memory", "non_blocking")  # about where tensors are, not what they hold
     node, name, held = d.pick(
         (n, name, h) for n, name, h in _written(d) if isinstance(h, bool) and name not in silent

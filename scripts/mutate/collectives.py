@@ -130,7 +130,7 @@ def wrong_group(d: Draft) -> None:
 
 
 def wrong_reduction(d: Draft) -> None:
-    """A maximum or an average for a sum, a sum for an average"""
+    """A maximum or an average for a sum, a sum for an average."""
     wait, found = d.pick(d.waits(Kind.ALL_REDUCE, Kind.REDUCE_SCATTER))
     started = wait.args[0]
     assert isinstance(started, fx.Node)
