@@ -148,9 +148,9 @@ class _Writer:
         if found is None:
             self.own[node] = self._computed(node, form)
         elif found.kind is Kind.ALL_GATHER:
-            self.own[node] = self.whole[found.operand]
+            self.own[node] = self._whole(found.operand)
         else:
-            self.own[node] = self._scattered(node, self.whole[found.operand], found.op)
+            self.own[node] = self._scattered(node, self._whole(found.operand), found.op)
 
     def _scattered(self, node: fx.Node, addends: fx.Node, op: str) -> fx.Node:
         rows, dim = _rows(node)
@@ -186,8 +186,10 @@ class _Writer:
         for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
             sizes = access.written_arguments(made).get(name)
             if isinstance(sizes, list | tuple) and sizes:
-                dim = _rows(node)[1]
-                access.set_argument(made, name, [*sizes[:dim], -1, *sizes[dim + 1 :]])
+                stated = list(access.shape(node))  # what another -1 stands for
+                known = [stated[d] if size == -1 else size for d, size in enumerate(sizes)]
+                known[_rows(node)[1]] = -1
+                access.set_argument(made, name, known)
         made.meta = dict(node.meta, val=self._share_of(access.value(node)))
         return made
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,10 +28,18 @@ class Builder:
     Args:
         mesh: the mesh of the graph.
         parameters: attribute name -> tensor, for ``attribute``.
+        mode: makes the context in which ops run on symbolic sizes, where there are any.
     """
 
-    def __init__(self, mesh: Mesh, parameters: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+        *,
+        mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.mesh, self.graph, self.root = mesh, fx.Graph(), nn.Module()
+        self.mode = mode
         self.inputs: Inputs = {}
         for name, held in (parameters or {}).items():
             self.root.register_buffer(name, held)
@@ -41,12 +50,17 @@ class Builder:
         }
 
     def input(
-        self, name: str, *shape: int, varies: Sequence[str] = (), dtype: torch.dtype = torch.float64
+        self,
+        name: str,
+        *shape: int | torch.SymInt,
+        varies: Sequence[str] = (),
+        dtype: torch.dtype = torch.float64,
     ) -> fx.Node:
         """A placeholder that differs between the ranks of the axes ``varies``."""
         self._placed(name, varies)
         node = self.graph.placeholder(name)
-        node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+        with self.mode():
+            node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
         return node
 
     def attribute(self, name: str, varies: Sequence[str] = ()) -> fx.Node:
@@ -59,22 +73,25 @@ class Builder:
         """One op; it must have a meta kernel."""
         read = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         node = self.graph.call_function(target, args, kwargs)
-        node.meta["val"] = target(*read[0], **read[1])
+        with self.mode():
+            node.meta["val"] = target(*read[0], **read[1])
         return node
 
-    def _collective(self, target: Any, x: fx.Node, *args: Any, rows: int) -> fx.Node:
+    def _collective(self, target: Any, x: fx.Node, *args: Any, rows: int | torch.SymInt) -> fx.Node:
         shape = (rows, *access.shape(x)[1:])
         started = self.graph.call_function(target, (x, *args))
         waited = self.graph.call_function(WAIT, (started,))
         for node in (started, waited):
-            node.meta["val"] = torch.empty(shape, dtype=access.dtype(x), device="meta")
+            with self.mode():
+                node.meta["val"] = torch.empty(shape, dtype=access.dtype(x), device="meta")
         return waited
 
     def all_reduce(self, x: fx.Node, group: str = "tp", op: str = "sum") -> fx.Node:
         """The reduction, waited for."""
         found = self._collective(c10d.all_reduce.default, x, op, group, rows=1)
         for node in (found, found.prev):
-            node.meta["val"] = torch.empty_like(access.tensor(x))
+            with self.mode():
+                node.meta["val"] = torch.empty_like(access.tensor(x))
         return found
 
     def reduce_scatter(self, x: fx.Node, group: str = "tp", op: str = "sum") -> fx.Node:
@@ -86,7 +103,7 @@ class Builder:
     def all_gather(self, x: fx.Node, group: str = "tp") -> fx.Node:
         """All ranks' tensors, concatenated along dimension 0."""
         size = self.mesh.group(group).axis_size
-        rows = int(access.shape(x)[0]) * size
+        rows = access.shape(x)[0] * size
         return self._collective(c10d.all_gather_into_tensor.default, x, size, group, rows=rows)
 
     def all_to_all(self, x: fx.Node, group: str = "tp") -> fx.Node:
@@ -97,7 +114,10 @@ class Builder:
 
     def broadcast(self, x: fx.Node, src: int, group: str = "tp") -> fx.Node:
         """The tensor of the group's rank ``src``."""
-        return self._collective(c10d.broadcast.default, x, src, group, rows=int(access.shape(x)[0]))
+        found = self._collective(c10d.broadcast.default, x, src, group, rows=1)
+        for node in (found, found.prev):
+            node.meta["val"] = access.tensor(x)
+        return found
 
     def finish(self, *returned: fx.Node) -> SpmdGraph:
         """The graph, which returns a tuple."""

@@ -150,10 +150,21 @@ def _told_rows(node: fx.Node) -> bool:
     So do numbers computed in the graph, and lists of sizes under another name.
     """
     written = access.written_arguments(node)
+    if any(_leaves_open(node, written.get(name)) for name in SIZE_ARGUMENTS):
+        return True
     others = [x for name, x in written.items() if name not in SIZE_ARGUMENTS]
     return any(
         isinstance(x, fx.Node) and not access.is_operand(x) for x in _items(others)
     )  # fmt: skip
+
+
+def _leaves_open(node: fx.Node, sizes: Any) -> bool:
+    """Whether a list of sizes leaves one to the op (-1) that is neither that of rows nor known."""
+    if not isinstance(sizes, list | tuple):
+        return False
+    rows = row_dim(access.value(node))
+    pairs = enumerate(zip(sizes, access.shape(node), strict=True))
+    return any(s == -1 and d != rows and not isinstance(size, int) for d, (s, size) in pairs)
 
 
 def _items(tree: Sequence[Any]) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """A random model of tensor algebra, in which equal functions get equal values.
 
-Every tensor that a rank holds is one or more *blocks*, each a vector over a finite field: LANES
-independent vectors of WIDTH elements of Z_p, p = 2^31 - 1. Ops act on these vectors as their
-meanings say:
+Every tensor that a rank holds is one or more *blocks*, each a vector over finite fields: LANES
+independent vectors of WIDTH elements of Z_p, with a prime p just below 2^31 for each lane. Ops act
+on these vectors as their meanings say:
 
     x + y, c x          addition and scaling, in the field
     x * y, elementwise  product, element by element (commutative, associative, distributive)
@@ -39,27 +39,38 @@ Field = npt.NDArray[np.uint64]
 Keys = Sequence[Sequence[bytes]]
 """A key per rank and block; one stands for all alike."""
 
-P = 2**31 - 1
-LANES = 4
+PRIMES = (2_147_483_579, 2_147_483_123, 2_147_482_763, 2_147_481_563)
+"""One per lane: the largest p below 2^31 for which (p - 1) / 2 is prime too.
+
+Constants are not drawn at random, so one prime would take two numbers for one with certainty: with
+p = 2^31 - 1, 2^31 is 1 and the largest int32 is 0. Numbers that agree here differ by a multiple of
+all four.
+"""
+
+LANES = len(PRIMES)
 WIDTH = 4
 
+P: Field = np.array(PRIMES, np.uint64)[:, None]
+"""The modulus of every lane, shape [LANES, 1]."""
 
-def element(number: Fraction) -> int:
-    """The field element of a rational number.
 
-    Denominators are powers of two (floats) or small: never a multiple of p.
+def element(number: Fraction) -> Field:
+    """The field elements of a rational number, shape [LANES, 1].
+
+    Denominators are powers of two (floats) or small: never a multiple of a prime.
     """
-    return number.numerator * pow(number.denominator, -1, P) % P
+    found = [number.numerator * pow(number.denominator, -1, p) % p for p in PRIMES]
+    return np.array(found, np.uint64)[:, None]
 
 
 def constant(number: Fraction) -> Field:
     """The tensor whose elements all are ``number``."""
-    return np.full((1, 1, LANES, WIDTH), element(number), np.uint64)
+    return np.broadcast_to(element(number), (1, 1, LANES, WIDTH))
 
 
 def scaled(x: Field, number: Fraction) -> Field:
     """``number * x``."""
-    return x if number == 1 else cast(Field, x * np.uint64(element(number)) % P)
+    return x if number == 1 else cast(Field, x * element(number) % P)
 
 
 def added(x: Field, y: Field) -> Field:
@@ -94,7 +105,7 @@ def summed_over(x: Field, groups: Sequence[Sequence[int]]) -> Field:
 def _drawn(key: bytes, *shape: int) -> Field:
     count = int(np.prod(shape))
     words = np.frombuffer(hashlib.shake_128(key).digest(4 * count), np.uint32)
-    return cast(Field, (words.astype(np.uint64) % P).reshape(shape))
+    return cast(Field, (words.astype(np.uint64).reshape(LANES, -1) % P).reshape(shape))
 
 
 def random_vectors(keys: Keys) -> Field:
@@ -111,14 +122,14 @@ def multilinear(keys: Keys, factors: Sequence[Field]) -> Field:
     """A random multilinear map, drawn from the key of every rank and block, of the factors."""
     joint = factors[0]
     for factor in factors[1:]:
-        outer = joint[..., :, None] * factor[..., None, :] % P
+        outer = joint[..., :, None] * factor[..., None, :] % P[..., None]
         joint = cast(Field, outer.reshape(*outer.shape[:-2], -1))
     maps = per_key(keys, lambda key: _drawn(key, LANES, WIDTH, joint.shape[-1]))
     return _mapped(maps, joint)
 
 
 def _mapped(maps: Field, x: Field) -> Field:
-    return cast(Field, (maps * x[..., None, :] % P).sum(axis=-1, dtype=np.uint64) % P)
+    return cast(Field, (maps * x[..., None, :] % P[..., None]).sum(axis=-1, dtype=np.uint64) % P)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -79,6 +79,7 @@ def blockwise(call: Call, found: Meaning | None, read: Sequence[Value]) -> Block
     if found is None or found.dims is None or found.random:
         return None
     labels = found.dims.operands
+    best: Blockwise | None = None
     summed: Blockwise | None = None
     for value, own in zip(read, labels, strict=True):
         factor = None if value.cut[0] is None else own[value.cut[0]]
@@ -104,10 +105,16 @@ def blockwise(call: Call, found: Meaning | None, read: Sequence[Value]) -> Block
         cut = tuple(x.index(factor) if factor in x else None for x in found.dims.results)
         like = replace(value, unit=unit)
         made = Blockwise(on_block, meaning, cut, like, tuple(carrying))
-        if all(within):
-            return made
-        summed = summed or made
-    return summed
+        if not all(within):
+            summed = summed or made
+        elif best is None or _first_cut(made) < _first_cut(best):
+            best = made
+    return best or summed
+
+
+def _first_cut(made: Blockwise) -> int:
+    """Where several factors may be cut, source and target agree on the outermost of the result."""
+    return min(dim for dim in made.cut if dim is not None)
 
 
 def _on_block(call: Call, dims: Dims, factor: Any, unit: Any) -> tuple[Call, Any]:

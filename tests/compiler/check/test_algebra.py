@@ -10,6 +10,7 @@ import pytest
 from compiler.check import Verdict, check
 from compiler.check.algebra import (
     LANES,
+    PRIMES,
     WIDTH,
     Field,
     P,
@@ -41,7 +42,7 @@ def replicated(name: str) -> Field:
 
 def same(a: Field, b: Field) -> bool:
     assert a.shape[1:] == b.shape[1:] == (1, LANES, WIDTH)
-    assert int(max(a.max(), b.max())) < P
+    assert ((a < P) & (b < P)).all()
     return bool((a == b).all())
 
 
@@ -49,10 +50,18 @@ X, Y, Z, R = varying("x"), varying("y"), varying("z"), replicated("r")
 ZERO, ONE = constant(Fraction(0)), constant(Fraction(1))
 
 
+def test_numbers_that_differ_have_different_elements() -> None:
+    """Also those that one prime, above all one next to a power of two, takes for one."""
+    near = [2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, PRIMES[0], PRIMES[0] + 1]
+    numbers = [Fraction(n) for n in (0, 1, 2, 0.5, 0.1, 1e-5, 2.0**-31, 2.0**-1000, 2.0**1000)]
+    numbers += [sign * Fraction(n) for n in near for sign in (1, -1)]
+    assert len({element(n).tobytes() for n in numbers}) == len(numbers)
+
+
 def test_field() -> None:
-    assert element(Fraction(-1)) == P - 1
-    assert element(Fraction(1, 2)) * 2 % P == 1
-    assert element(Fraction(0.1)) * 10 % P != 1  # the float is not the decimal
+    assert (element(Fraction(-1)) == P - 1).all()
+    assert (element(Fraction(1, 2)) * 2 % P == 1).all()
+    assert (element(Fraction(0.1)) * 10 % P != 1).all()  # the float is not the decimal
     assert same(added(X, Y), added(Y, X))
     assert same(added(added(X, Y), Z), added(X, added(Y, Z)))
     assert same(added(X, scaled(X, Fraction(-1))), ZERO)
@@ -65,7 +74,7 @@ def test_field() -> None:
 
 
 def test_largest_elements_do_not_overflow() -> None:
-    top = np.full((RANKS, 1, LANES, WIDTH), P - 1, np.uint64)
+    top = np.broadcast_to(P - 1, (RANKS, 1, LANES, WIDTH))
     assert same(product(top, top), ONE)
     assert same(added(top, top), scaled(top, Fraction(2)))
     assert same(scaled(top, Fraction(-1)), ONE)

@@ -420,6 +420,18 @@ def test_average_is_a_scaled_sum() -> None:
     assert verdict(average, scaled) is Verdict.EQUIVALENT
 
 
+@pytest.mark.parametrize(
+    ("op", "source", "target"),
+    [("mul", 1.0, 2.0**31), ("mul", 0.5, 2.0**30), ("add", 0, 2**31 - 1), ("add", 1, 2**62)],
+)
+def test_numbers_that_are_one_modulo_a_prime_are_told_apart(
+    op: str, source: float, target: float
+) -> None:
+    graphs = (function('%0 "x": f64[4]', f"%1: f64[4] = aten.{op}.Tensor(%0, {n!r})", "return %1")
+              for n in (source, target))  # fmt: skip
+    assert verdict(*graphs) is Verdict.NOT_EQUIVALENT
+
+
 def test_reducing_what_all_ranks_hold_multiplies_it() -> None:
     inputs = '%0 "r": f64[4]'
     again = function(inputs, f"%1: {reduce('%0')}", "return %1")
