@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 
+import torch
+
 from compiler.ir.rules.build import (
     Rule,
     aligned,
@@ -123,6 +125,16 @@ def _joined(call: Call, dims: Dims) -> Meaning:
     return Meaning(terms=None if converted(call) else terms, dims=dims)
 
 
+def difference(call: Call) -> Meaning:
+    """Differences of neighbours, of the tensor with others joined to its ends; not for booleans."""
+    dims = whole_but(call, (call.dim(),))
+    everywhere = Dims(dims.results * len(call.shapes), dims.results)
+    joined = [name for name in ("self", "prepend", "append") if call.index(name) is not None]
+    if torch.bool in call.result_dtypes:
+        return Meaning(dims=everywhere)
+    return linear_map(call, *joined, dims=everywhere)
+
+
 def pad(call: Call) -> Meaning:
     """Pads with a constant: linear for zero."""
     if call.arguments.get("mode", "constant") != "constant":
@@ -191,6 +203,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
             "tensor_split.sections", "tensor_split.indices"),
     cat: ("cat.default", "concat.default", "concatenate.default"),
     stack: ("stack",),
+    difference: ("diff",),
     pad: ("constant_pad_nd", "pad"),
     rearranged: ("flip", "roll", "repeat", "tile", "tril", "triu", "diagonal", "unfold", "rot90",
                  "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),

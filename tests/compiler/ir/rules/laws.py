@@ -132,6 +132,9 @@ def parts(x: torch.Tensor) -> list[torch.Tensor]:
         share = torch.rand(x.shape, generator=GENERATOR, dtype=torch.float64)
         first = (x * share).round().to(x.dtype)
         return [first, x - first]
+    if x.dtype.itemsize == 1:  # few differences of single bytes are single bytes
+        kept = torch.rand(x.shape, generator=GENERATOR) < 0.5
+        return [torch.where(k, _number(x), 0).to(x.dtype) for k in (kept, ~kept)]
     first = reals(*x.shape).to(x.dtype)
     return [first, x - first]
 
@@ -170,12 +173,12 @@ def literal(term: Term, tensors: Sequence[torch.Tensor], like: torch.Tensor) -> 
     if not term.operands:
         return torch.full(like.shape, factor, dtype=torch.float64)
     if term.map == RESHAPE:
-        return tensors[term.operands[0]].reshape(like.shape) * factor
+        return _number(tensors[term.operands[0]]).reshape(like.shape) * factor
     if term.map != BROADCAST:
         return None
     found = torch.full((), factor, dtype=torch.float64)
     for i in term.operands:
-        found = found * tensors[i]
+        found = found * _number(tensors[i])
     return found.expand(like.shape)
 
 

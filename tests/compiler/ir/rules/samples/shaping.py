@@ -90,6 +90,10 @@ def rest() -> Iterator[Sample]:
     yield sample(aten.pad.default, reals(6, 4), [1, 0], "constant", None)
     yield sample(aten.pad.default, reals(2, 6, 4), [1, 1], "replicate", refuses="a linear map "
                  "nobody asked for", holds=ROWS)  # fmt: skip
+    yield sample(aten.diff.default, reals(6, 4))
+    yield sample(aten.diff.default, counts(6, 4), 1, 0, counts(2, 4))
+    yield sample(aten.diff.default, reals(6, 4), 2, 1, reals(6, 1), reals(6, 2))
+    yield sample(aten.diff.default, reals(6, 4) > 0)
     yield sample(aten.flip.default, reals(6, 4), [0], holds=ROWS)
     yield sample(aten.roll.default, reals(6, 4), [1], [0], holds=ROWS)
     yield sample(aten.repeat.default, reals(6, 4), [2, 1], holds=ROWS)
