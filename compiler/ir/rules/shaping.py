@@ -40,6 +40,17 @@ def view(call: Call) -> Meaning:
     return Meaning(terms=(Term((0,), map=RESHAPE),), dims=Dims((before, *like), (after,)))
 
 
+def squeeze(call: Call) -> Meaning:
+    """A view; a dimension that would go if it had one element must not be cut down to one."""
+    rank, named = len(call.shapes[0]), call.arguments.get("dim", tuple(range(len(call.shapes[0]))))
+    many = named if isinstance(named, tuple) else (named,)
+    held = {int(d) % max(rank, 1) for d in many}
+    kept = [d for d in range(rank) if d not in held or call.shapes[0][d] != 1]
+    labels: Labels = tuple(None if d in held else d for d in range(rank))
+    dims = Dims((labels,), (tuple(labels[d] for d in kept),))
+    return Meaning(terms=(Term((0,), map=RESHAPE),), dims=dims)
+
+
 def expand(call: Call) -> Meaning:
     """Stretches dimensions of size one; to the shape of another tensor, along with that one."""
     every: Labels = tuple(range(len(call.result)))
@@ -186,10 +197,9 @@ def select_written(call: Call) -> Meaning:
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze",
-           "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints",
-           "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy",
-           "squeeze_copy"),
+    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
+           "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy"),
+    squeeze: ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
     expand: ("expand", "broadcast_to", "expand_as", "expand_copy"),
     permute: ("permute", "permute_copy"),
     swap("dim0", "dim1"): ("transpose.int", "transpose_copy.int", "swapdims"),

@@ -92,17 +92,27 @@ def operands(call: Sample) -> list[torch.Tensor]:
     return found
 
 
-def run(
+def called(
     call: Sample, tensors: Sequence[torch.Tensor], shape: Sequence[int] | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Results on other tensors; ``shape`` replaces the result shape if that is an argument."""
+) -> tuple[Any, Any]:
+    """Arguments with other tensors; ``shape`` replaces the result shape if that is an argument."""
     given = iter(tensors)
     args, kwargs = _replaced((call.args, call.kwargs), lambda _: next(given))
     for i, argument in enumerate(call.target._schema.arguments):
         if shape is not None and argument.name in ("size", "shape") and i < len(args):
             args = (*args[:i], list(shape), *args[i + 1 :])
-        if shape is not None and argument.name == "length":
+        if shape is not None and argument.name == "sizes":  # of unflatten: part of the shape
+            args = (*args[:i], list(shape[args[1] : args[1] + len(args[i])]), *args[i + 1 :])
+        if shape is not None and argument.name == "length" and len(args) > 2:  # of narrow
             args = (*args[:i], shape[args[1]], *args[i + 1 :])
+    return args, kwargs
+
+
+def run(
+    call: Sample, tensors: Sequence[torch.Tensor], shape: Sequence[int] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Results on other tensors, see ``called``."""
+    args, kwargs = called(call, tensors, shape)
     found = call.target(*args, **kwargs)
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
