@@ -29,18 +29,18 @@ class Family:
         model: name of the class with a language model's head.
         options: what is small, or has no default.
         plan: entries added to the class's own plan, or put in its place.
+        routed: whether its experts have several implementations in transformers.
         expert_parallel: whole experts per rank, as the class's expert plan says.
         attention: implementation of attention.
-        remark: what its table row needs to be understood.
     """
 
     config: str
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, str] = field(default_factory=dict)
+    routed: bool = False
     expert_parallel: bool = False
     attention: str = "sdpa"
-    remark: str = ""
 
     def full(self, dtype: torch.dtype, experts: str) -> nn.Module:
         """The unsharded model, the same in every process.
@@ -50,7 +50,8 @@ class Family:
             experts: transformers' implementation of routed experts.
         """
         config = getattr(transformers, self.config)(**SMALL | dict(self.options))
-        config._experts_implementation = experts
+        if self.routed:
+            config._experts_implementation = experts
         config._attn_implementation = self.attention
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -71,18 +72,21 @@ FAMILIES: Mapping[str, Family] = {
          "rope_parameters": None},
     ),
     "Mixtral": Family(
-        "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 8, "num_experts_per_tok": 2}
+        "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 8, "num_experts_per_tok": 2},
+        routed=True,
     ),
-    "Qwen3-MoE": Family("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"num_experts": 8, **ROUTED}),
+    "Qwen3-MoE": Family("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"num_experts": 8, **ROUTED}, routed=True),
     "GLM4-MoE": Family(
         "Glm4MoeConfig", "Glm4MoeForCausalLM",
         {"n_routed_experts": 8, "first_k_dense_replace": 1, **ROUTED},
+        routed=True,
     ),
     "DeepSeek-V3": Family(
         "DeepseekV3Config", "DeepseekV3ForCausalLM",
         {"n_routed_experts": 8, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
          "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8,
          "qk_nope_head_dim": 8, "num_key_value_heads": 8, **ROUTED},
+        routed=True,
     ),
     "Llama4": Family(
         "Llama4TextConfig", "Llama4ForCausalLM",
@@ -93,6 +97,7 @@ FAMILIES: Mapping[str, Family] = {
         {"num_experts": 8, "shared_expert_intermediate_size": 32, "linear_key_head_dim": 8,
          "linear_value_head_dim": 8, "linear_num_key_heads": 4, "linear_num_value_heads": 8,
          "layer_types": ["linear_attention", "full_attention"], **ROUTED},
+        routed=True,
     ),
     "gpt-oss": Family(
         "GptOssConfig", "GptOssForCausalLM",
@@ -105,6 +110,7 @@ FAMILIES: Mapping[str, Family] = {
             "model.layers.*.self_attn.sinks": "colwise",
             "model.layers.*.self_attn": "local_params",
         },
+        routed=True,
         expert_parallel=True,
         attention="eager",
     ),
