@@ -121,7 +121,7 @@ def capture(
     try:
         tell("tracing the model")
         found = traced(model, args, kwargs or {})
-        mine = described(model, found.lifted.module.graph, mesh)
+        mine = described(found, mesh)
     except CommPlanError as error:
         if exchange is None:
             raise
@@ -166,26 +166,26 @@ def traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tr
         return trace_program(model)
     if isinstance(model, fx.GraphModule) and is_spmd(model):
         return trace_graph(model)
-    return trace(model, args, kwargs)
+    return replace(trace(model, args, kwargs), cut=declared.cut_of(model))
 
 
-def described(model: Model, graph: fx.Graph, mesh: Mesh | None) -> ranks.Description:
+def described(found: Traced, mesh: Mesh | None) -> ranks.Description:
     """This rank's description; a group name that ``mesh`` knows needs no process group.
 
     Raises:
         MeshError: a group that neither ``mesh`` nor this process knows.
     """
+    graph = found.lifted.module.graph
     names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
-    found = {name: groups.members(name) for name in names}
-    if unknown := [name for name, members in found.items() if members is None]:
+    known = {name: groups.members(name) for name in names}
+    if unknown := [name for name, members in known.items() if members is None]:
         raise MeshError(
             f"group name {unknown[0]!r} does not resolve",
             found="no process group of that name here, and no mesh that has it",
             remedy="create the process groups before capture, or pass mesh= with this name",
         )
-    if isinstance(model, nn.Module):
-        found |= {name: groups.members(name) for name in declared.dtensor_groups(model)}
-    resolved = {name: members for name, members in found.items() if members is not None}
+    known |= {name: groups.members(name) for name in declared.groups_of(found.cut)}
+    resolved = {name: members for name, members in known.items() if members is not None}
     return ranks.describe(graph, resolved, {name: groups.label(name) for name in resolved})
 
 
@@ -296,7 +296,7 @@ def _declared(
         axes = (a for a in mesh.axes if mesh.groups[a].group_of[where.rank] == members)
         return next(axes, None)
 
-    found = declared.from_dtensors(model, axis_of)
+    found = declared.from_dtensors(traced.cut, axis_of)
     plan = declared.plan_of(model)
     if found or not plan:
         return found, ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -47,38 +47,39 @@ a row-parallel layer is added after the reduction: every rank holds it whole.
 """
 
 
-def from_dtensors(model: nn.Module, axis_of: Callable[[str], str | None]) -> Declared:
-    """Placements of the DTensors among the model's parameters and buffers.
-
-    Args:
-        model: the model before its parameters are localised.
-        axis_of: process group name -> axis of the mesh, None if it is no axis.
-    """
-    found: Declared = {}
-    for key, held in _dtensors(model):
-        found[key] = {}
-        for dim, placement in enumerate(held.placements):
-            axis = axis_of(held.device_mesh.get_group(dim).group_name)
-            if axis is not None:
-                found[key][axis] = _from_dtensor(placement)
-    return found
+Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
+"""Key of a DTensor -> per dimension of its device mesh, the process group and the placement."""
 
 
-def _dtensors(model: nn.Module) -> Iterator[tuple[str, DTensor]]:
+def cut_of(model: nn.Module) -> Cut:
+    """How the model's DTensors are cut, while their process groups exist."""
+    found: dict[str, tuple[tuple[str, Placement], ...]] = {}
     tables = model.named_parameters(remove_duplicate=False), model.named_buffers()
     for key, held in itertools.chain(*tables):
         if isinstance(held, DTensor):
-            yield key, held
+            found[key] = tuple(
+                (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
+                for dim, placement in enumerate(held.placements)
+            )
+    return found
 
 
-def dtensor_groups(model: nn.Module) -> tuple[str, ...]:
-    """Names of the process groups that the model's DTensors are sharded over."""
-    found = (
-        str(held.device_mesh.get_group(dim).group_name)
-        for _, held in _dtensors(model)
-        for dim in range(held.device_mesh.ndim)
-    )
-    return tuple(dict.fromkeys(found))
+def from_dtensors(cut: Cut, axis_of: Callable[[str], str | None]) -> Declared:
+    """Placements of a model's DTensors.
+
+    Args:
+        cut: as ``cut_of`` found it.
+        axis_of: process group name -> axis of the mesh, None if it is no axis.
+    """
+    return {
+        key: {axis: p for name, p in dims if (axis := axis_of(name)) is not None}
+        for key, dims in cut.items()
+    }
+
+
+def groups_of(cut: Cut) -> tuple[str, ...]:
+    """Names of the process groups that DTensors are cut over."""
+    return tuple(dict.fromkeys(name for dims in cut.values() for name, _ in dims))
 
 
 def _from_dtensor(placement: dtensor.Placement) -> Placement:

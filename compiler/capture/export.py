@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
 
 from compiler.capture.arguments import Arguments, CallForm, check_leaf
+from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.ir import access
@@ -36,6 +37,7 @@ class Traced:
         out_spec: tree of the result.
         ranges: symbol of a size -> its smallest and largest value (None: no limit).
         guards: what else the sizes of a call must satisfy.
+        cut: the model's DTensors.
     """
 
     lifted: LiftedGraph
@@ -43,6 +45,7 @@ class Traced:
     out_spec: pytree.TreeSpec
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
+    cut: Cut = field(default_factory=dict)
 
 
 class _Outcome:

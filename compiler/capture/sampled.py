@@ -70,7 +70,7 @@ def capture_ranks(
             model = factory()
             args, kwargs = make_inputs()
             found = traced(model, args, kwargs)
-            description = described(model, found.lifted.module.graph, mesh)
+            description = described(found, mesh)
             taken[rank] = model, found, description, _digests_of_code(found)
 
     sample = sorted({0, world_size - 1})

@@ -14,7 +14,7 @@ import sympy
 import torch
 
 from compiler.ir import access
-from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
+from compiler.ir.rules.meaning import BROADCAST, Call, Dims, Labels, Meaning, Term
 
 Rule = Callable[[Call], Meaning]
 
@@ -84,8 +84,8 @@ def product(
     return Meaning(terms=(term,), dims=Dims(tuple(operands), (result,)))
 
 
-def with_addend(call: Call, scaled: Meaning, addend: int) -> Meaning:
-    """``beta * addend + alpha * scaled``, the addend broadcast.
+def with_addend(call: Call, scaled: Meaning, addend: int, labels: Labels | None = None) -> Meaning:
+    """``beta * addend + alpha * scaled``, the addend broadcast, or with dimensions of ``labels``.
 
     Contracted dimensions are needed whole: block by block the addend would be added each time.
     """
@@ -95,13 +95,15 @@ def with_addend(call: Call, scaled: Meaning, addend: int) -> Meaning:
     if scaled.terms is None or scaled.dims is None:
         return Meaning()
     (result,) = scaled.dims.results
-    labels = [tuple(d if d in result else None for d in s) for s in scaled.dims.operands]
-    labels[addend] = aligned(call.shapes[addend], call.result, result)
+    operands = [tuple(d if d in result else None for d in s) for s in scaled.dims.operands]
+    at_end = aligned(call.shapes[addend], call.result, result)
+    operands[addend] = at_end if labels is None else labels
+    key: object = BROADCAST if labels is None else ("addend", labels)
     terms = (
-        Term((addend,), coefficient=beta),
+        Term((addend,), map=key, coefficient=beta),
         *(replace(t, coefficient=t.coefficient * alpha) for t in scaled.terms),
     )
-    return Meaning(terms=terms, dims=Dims(tuple(labels), (result,)))
+    return replace(scaled, terms=terms, dims=Dims(tuple(operands), (result,)))
 
 
 def linear_map(call: Call, *names: str, fixed: Iterable[str] = (), dims: Dims | None) -> Meaning:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir.rules.build import Rule, aligned, converted, product, table, with_addend
-from compiler.ir.rules.meaning import Call, Labels, Meaning, Term
+from compiler.ir.rules.build import (
+    Rule,
+    aligned,
+    converted,
+    opaque,
+    product,
+    table,
+    unlabelled,
+    with_addend,
+)
+from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 
 
 def multiplied(left: str, right: str) -> Rule:
@@ -95,6 +104,47 @@ def grouped(call: Call) -> Meaning:
     return product(call, {left: labels[0], right: labels[1]}, labels[2], key=key, fixed=fixed)
 
 
+def scaled(call: Call) -> Meaning:
+    """_scaled_mm: (scale_a * self) @ (scale_b * mat2) + bias, linear in all factors at once.
+
+    A scale is one number, or one for each row (column) of the result; other layouts leave every
+    dimension whole. A scale of the result quantizes it.
+    """
+    left, right, bias = call.operand("self"), call.operand("mat2"), call.index("bias")
+    rows, columns = call.result
+    factors: dict[int, Labels] = {left: ("m", "k"), right: ("k", "n")}
+    known = call.index("scale_result") is None
+    for name, label, vector in (("scale_a", "m", (rows, 1)), ("scale_b", "n", (1, columns))):
+        for i in call.every(name):
+            factors[i] = tuple(None if size == 1 else label for size in call.shapes[i])
+            known &= factors[i].count(label) == 0 or call.shapes[i] == vector
+    if not known:
+        return Meaning()
+    labels = list(unlabelled(call))
+    for i, held in factors.items():
+        labels[i] = held
+    term = Term(tuple(factors), map=("scaled",))
+    found = Meaning(terms=(term,), dims=Dims(tuple(labels), (("m", "n"),)), casts=True)
+    return found if bias is None else with_addend(call, found, bias)
+
+
+def convolution(call: Call) -> Meaning:
+    """Bilinear in input and weight; samples and output channels are rows, positions are whole.
+
+    Input channels are contracted where there is one group of them and no bias.
+    """
+    i, j, bias = call.operand("input"), call.operand("weight"), call.index("bias")
+    single = call.arguments.get("groups", 1) == 1
+    rank, transposed = len(call.shapes[j]), bool(call.arguments.get("transposed"))
+    inside, outside = ("c", "o") if single else (None, None)
+    batch: Labels = ("b",) if len(call.shapes[i]) == rank else ()
+    place: Labels = (None,) * (rank - 2)
+    filters: Labels = (inside, outside) if transposed else (outside, inside)
+    factors = {i: (*batch, inside, *place), j: (*filters, *place)}
+    found = product(call, factors, (*batch, outside, *place), key=call.key)
+    return found if bias is None else with_addend(call, found, bias, (outside,))
+
+
 TABLE: dict[Rule, tuple[str, ...]] = {
     multiplied("self", "other"): ("matmul",),
     multiplied("self", "mat2"): ("mm.default", "bmm.default"),
@@ -107,6 +157,9 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     einsum: ("einsum.default",),
     outer: ("outer",),
     grouped: ("_grouped_mm",),
+    scaled: ("_scaled_mm", "_scaled_mm_v2"),
+    convolution: ("conv1d", "conv2d", "conv3d", "convolution"),
+    opaque: ("_scaled_grouped_mm", "_scaled_grouped_mm_v2"),
 }
 RULES = table(TABLE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 
@@ -20,23 +21,39 @@ from compiler.ir.rules.build import (
 )
 from compiler.ir.rules.meaning import Call, Dims, Meaning, Term
 
-WIDENS = {
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.float64),
-    (torch.float16, torch.float64),
-    (torch.float32, torch.float64),
-    (torch.int8, torch.int32),
-    (torch.int8, torch.int64),
-    (torch.int32, torch.int64),
-}
-"""Conversions that keep every value exactly."""
+
+@lru_cache
+def widens(before: torch.dtype | None, after: torch.dtype | None) -> bool:
+    """Whether a conversion keeps every value exactly: same kind of number, and no bit is lost.
+
+    Conversions among single bytes of floating point, and of packed types, count as losing some.
+    """
+    few, many = _limits(before), _limits(after)
+    if before is None or after is None or few is None or many is None:
+        return False
+    if before.is_floating_point != after.is_floating_point:
+        return False
+    grows = after.itemsize > before.itemsize or not after.is_floating_point
+    return grows and all(a >= b for a, b in zip(many, few, strict=True))
+
+
+def _limits(dtype: torch.dtype | None) -> tuple[float, ...] | None:
+    """Range and, of floating point, precision and least number: the greater, the more values."""
+    try:
+        if dtype is None or dtype.is_complex or dtype is torch.bool:
+            return None
+        if not dtype.is_floating_point:
+            return torch.iinfo(dtype).max, -torch.iinfo(dtype).min
+        info = torch.finfo(dtype)
+        return info.max, 1 / info.eps, 1 / (info.smallest_normal * info.eps)
+    except (TypeError, NotImplementedError):  # packed: an element is several numbers
+        return None
 
 
 def cast(call: Call, operand: int = 0) -> Meaning:
     """The elements of ``operand`` in the result's type: the same values, unless it narrows."""
     before, after = call.dtypes[operand], call.result_dtypes[0]
-    exact = before == after or (before, after) in WIDENS
+    exact = before == after or widens(before, after)
     return Meaning(
         terms=(Term((operand,)),) if exact else None,
         dims=pointwise_dims(call),
@@ -263,3 +280,5 @@ TABLE: dict[Rule, tuple[str, ...]] = {
 RULES = table(TABLE)
 if hasattr(torch.ops.prims, "convert_element_type"):  # what Inductor writes for a conversion
     RULES[torch.ops.prims.convert_element_type.default] = cast
+if hasattr(torch.ops.prims, "iota"):  # and for a range of numbers
+    RULES[torch.ops.prims.iota.default] = source

@@ -164,6 +164,12 @@ class Call:
         assert found is not None, f"{self.target}: argument {name} is no operand"
         return found
 
+    def every(self, name: str) -> tuple[int, ...]:
+        """The operand indices of argument ``name``, a data operand or a list of them."""
+        found = self.arguments.get(name)
+        listed = found if isinstance(found, tuple) else (found,)
+        return tuple([x.index for x in listed if isinstance(x, access.Operand)])
+
     def dim(self, name: str = "dim", of: int = 0) -> int:
         """Argument ``name`` as a non-negative dimension of operand ``of``."""
         return int(self.arguments[name]) % max(len(self.shapes[of]), 1)

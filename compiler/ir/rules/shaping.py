@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 
+import torch
+
 from compiler.ir.rows import PAD_ROWS
 from compiler.ir.rules.build import (
     Rule,
@@ -37,6 +39,17 @@ def view(call: Call) -> Meaning:
     before, after = reshaped(call.shapes[0], call.result)
     like = (after,) * (len(call.shapes) - 1)
     return Meaning(terms=(Term((0,), map=RESHAPE),), dims=Dims((before, *like), (after,)))
+
+
+def squeeze(call: Call) -> Meaning:
+    """A view; a dimension that would go if it had one element must not be cut down to one."""
+    rank, named = len(call.shapes[0]), call.arguments.get("dim", tuple(range(len(call.shapes[0]))))
+    many = named if isinstance(named, tuple) else (named,)
+    held = {int(d) % max(rank, 1) for d in many}
+    kept = [d for d in range(rank) if d not in held or call.shapes[0][d] != 1]
+    labels: Labels = tuple(None if d in held else d for d in range(rank))
+    dims = Dims((labels,), (tuple(labels[d] for d in kept),))
+    return Meaning(terms=(Term((0,), map=RESHAPE),), dims=dims)
 
 
 def expand(call: Call) -> Meaning:
@@ -124,6 +137,16 @@ def _joined(call: Call, dims: Dims) -> Meaning:
     return Meaning(terms=None if converted(call) else terms, dims=dims)
 
 
+def difference(call: Call) -> Meaning:
+    """Differences of neighbours, of the tensor with others joined to its ends; not for booleans."""
+    dims = whole_but(call, (call.dim(),))
+    everywhere = Dims(dims.results * len(call.shapes), dims.results)
+    joined = [name for name in ("self", "prepend", "append") if call.index(name) is not None]
+    if torch.bool in call.result_dtypes:
+        return Meaning(dims=everywhere)
+    return linear_map(call, *joined, dims=everywhere)
+
+
 def pad(call: Call) -> Meaning:
     """Pads with a constant: linear for zero."""
     if call.arguments.get("mode", "constant") != "constant":
@@ -180,10 +203,9 @@ def select_written(call: Call) -> Meaning:
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze",
-           "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints",
-           "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy",
-           "squeeze_copy"),
+    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
+           "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy"),
+    squeeze: ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
     expand: ("expand", "broadcast_to", "expand_as", "expand_copy"),
     permute: ("permute", "permute_copy"),
     swap("dim0", "dim1"): ("transpose.int", "transpose_copy.int", "swapdims"),
@@ -197,6 +219,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
             "tensor_split.sections", "tensor_split.indices"),
     cat: ("cat.default", "concat.default", "concatenate.default"),
     stack: ("stack",),
+    difference: ("diff",),
     pad: ("constant_pad_nd", "pad"),
     rearranged: ("flip", "roll", "repeat", "tile", "tril", "triu", "diagonal", "unfold", "rot90",
                  "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),

@@ -3,13 +3,15 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from compiler.capture import capture_ranks
 from compiler.capture.sampled import fake_process_group
 from compiler.errors import CaptureError
-from compiler.ir import access, collectives
+from compiler.ir import access, collectives, placement
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Varying
 from tests.compiler.capture.models import HIDDEN, NORM, Embedding, Stack
@@ -96,6 +98,26 @@ def test_dimensions_of_a_device_mesh_are_axes():
     assert captured.graph.mesh == Mesh({"dp": 2, "tp": 2})
     assert collectives.group_names(captured.graph.graph) == ("tp", "dp")
     assert set(captured.groups) == {"tp", "dp"}
+
+
+class Distributed(nn.Module):
+    """A layer whose weight is a DTensor, cut by columns."""
+
+    def __init__(self):
+        super().__init__()
+        line = init_device_mesh("cpu", (4,), mesh_dim_names=("tp",))
+        weight = distribute_tensor(torch.randn(4, HIDDEN), line, [Shard(0)])
+        self.up, self.group = nn.Linear(HIDDEN, 4, bias=False), line.get_group()
+        self.up.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x):
+        return funcol.all_reduce(self.up(x) @ self.up.weight, "sum", self.group)
+
+
+def test_dtensors_declare_their_placement():
+    captured = capture_ranks(Distributed, lambda: X, 4)
+    assert captured.graph.inputs["p_up_weight"] == (placement.Shard(0),)
+    assert captured.graph.mesh == Mesh({"tp": 4})
 
 
 def test_groups_are_named_as_on_a_given_mesh():

@@ -92,17 +92,27 @@ def operands(call: Sample) -> list[torch.Tensor]:
     return found
 
 
-def run(
+def called(
     call: Sample, tensors: Sequence[torch.Tensor], shape: Sequence[int] | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Results on other tensors; ``shape`` replaces the result shape if that is an argument."""
+) -> tuple[Any, Any]:
+    """Arguments with other tensors; ``shape`` replaces the result shape if that is an argument."""
     given = iter(tensors)
     args, kwargs = _replaced((call.args, call.kwargs), lambda _: next(given))
     for i, argument in enumerate(call.target._schema.arguments):
         if shape is not None and argument.name in ("size", "shape") and i < len(args):
             args = (*args[:i], list(shape), *args[i + 1 :])
-        if shape is not None and argument.name == "length":
+        if shape is not None and argument.name == "sizes":  # of unflatten: part of the shape
+            args = (*args[:i], list(shape[args[1] : args[1] + len(args[i])]), *args[i + 1 :])
+        if shape is not None and argument.name == "length" and len(args) > 2:  # of narrow
             args = (*args[:i], shape[args[1]], *args[i + 1 :])
+    return args, kwargs
+
+
+def run(
+    call: Sample, tensors: Sequence[torch.Tensor], shape: Sequence[int] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Results on other tensors, see ``called``."""
+    args, kwargs = called(call, tensors, shape)
     found = call.target(*args, **kwargs)
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
@@ -132,6 +142,9 @@ def parts(x: torch.Tensor) -> list[torch.Tensor]:
         share = torch.rand(x.shape, generator=GENERATOR, dtype=torch.float64)
         first = (x * share).round().to(x.dtype)
         return [first, x - first]
+    if x.dtype.itemsize == 1:  # few differences of single bytes are single bytes
+        kept = torch.rand(x.shape, generator=GENERATOR) < 0.5
+        return [torch.where(k, _number(x), 0).to(x.dtype) for k in (kept, ~kept)]
     first = reals(*x.shape).to(x.dtype)
     return [first, x - first]
 
@@ -170,12 +183,12 @@ def literal(term: Term, tensors: Sequence[torch.Tensor], like: torch.Tensor) -> 
     if not term.operands:
         return torch.full(like.shape, factor, dtype=torch.float64)
     if term.map == RESHAPE:
-        return tensors[term.operands[0]].reshape(like.shape) * factor
+        return _number(tensors[term.operands[0]]).reshape(like.shape) * factor
     if term.map != BROADCAST:
         return None
     found = torch.full((), factor, dtype=torch.float64)
     for i in term.operands:
-        found = found * tensors[i]
+        found = found * _number(tensors[i])
     return found.expand(like.shape)
 
 

@@ -28,15 +28,23 @@ SAMPLES: tuple[Sample, ...] = (
 )
 RANDOM = elementwise.RANDOM
 
-UNSAMPLED: dict[object, str] = {
-    operator.getitem: "takes a tuple: tested by itself in test_shaping",
-} | {
-    getattr(aten, name).default: "no CPU kernel: tested by its meaning in test_attention"
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-    )
-    if hasattr(aten, name)
-}
+UNSAMPLED: dict[object, str] = (
+    {
+        operator.getitem: "takes a tuple: tested by itself in test_shaping",
+    }
+    | {
+        getattr(aten, name).default: "no CPU kernel: tested by its meaning in test_attention"
+        for name in (
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+        )
+        if hasattr(aten, name)
+    }
+    | {
+        getattr(aten, name).default: "no CPU kernel, and uninterpreted"
+        for name in ("_scaled_grouped_mm", "_scaled_grouped_mm_v2")
+        if hasattr(aten, name)
+    }
+)

@@ -64,4 +64,51 @@ def grouped() -> Iterator[Sample]:
     yield sample(aten._grouped_mm.default, draw(2, 16, 16), draw(2, 16, 16))
 
 
-SAMPLES = (*products(), *written_out(), *(grouped() if hasattr(aten, "_grouped_mm") else ()))
+def quantized() -> Iterator[Sample]:
+    """Products of single bytes with scales that are powers of two: exact in single precision."""
+
+    def bytes_of(*shape: int) -> torch.Tensor:
+        return reals(*shape).to(torch.float8_e4m3fn)
+
+    def powers(*shape: int) -> torch.Tensor:
+        return 2.0 ** counts(*shape)
+
+    one, rows, columns = (), (6, 1), (1, 2)
+    for scales in ((one, one), (rows, columns), ((1, 1), (1, 1))):
+        x, w, a, b = bytes_of(6, 4), bytes_of(4, 2), *(powers(*s) for s in scales)
+        yield sample(aten._scaled_mm.default, x, w, a, b, out_dtype=torch.float32)
+    yield sample(aten._scaled_mm.default, x, w, powers(), powers(), reals(2).float(),
+                 out_dtype=torch.float32)  # fmt: skip
+    yield sample(aten._scaled_mm.default, x, w, powers(), powers(), None, powers(),
+                 out_dtype=torch.float32, refuses="a scale of the result is not worked out",
+                 holds="a scale of the result is not worked out")  # fmt: skip
+    if hasattr(aten, "_scaled_mm_v2"):
+        yield sample(aten._scaled_mm_v2.default, x, w, [powers(6, 1)], [1], [0], [powers(1, 2)],
+                     [1], [0], None, torch.float32)  # fmt: skip
+
+
+def convolutions() -> Iterator[Sample]:
+    """Several groups, positions and filters of every number of dimensions."""
+    conv = aten.conv1d.default
+    yield sample(conv, reals(2, 4, 6), reals(6, 4, 3))
+    yield sample(conv, reals(4, 6), reals(6, 4, 3), reals(6), [1], [2])
+    yield sample(conv, reals(2, 4, 6), reals(4, 1, 3), None, [1], [2], [1], 4)
+    yield sample(conv, reals(2, 4, 6), reals(4, 1, 3), reals(4), [1], [2], [1], 4)
+    yield sample(aten.conv1d.padding, reals(2, 4, 6), reals(6, 4, 3), None, [1], "same")
+    yield sample(aten.conv2d.default, reals(2, 4, 6, 6), reals(2, 4, 3, 3), None, [2, 1])
+    yield sample(aten.conv2d.padding, reals(2, 4, 6, 6), reals(2, 4, 3, 3), reals(2))
+    yield sample(aten.conv3d.default, reals(2, 4, 4, 4, 4), reals(2, 4, 2, 2, 2))
+    yield sample(aten.conv3d.padding, reals(2, 4, 4, 4, 4), reals(2, 4, 2, 2, 2))
+    rest = ([1], [0], [1], False, [0], 1)
+    yield sample(aten.convolution.default, reals(2, 4, 6), reals(6, 4, 3), None, *rest)
+    yield sample(aten.convolution.default, reals(2, 4, 6), reals(4, 6, 3), reals(6),
+                 [2], [0], [1], True, [0], 1)  # fmt: skip
+
+
+SAMPLES = (
+    *products(),
+    *written_out(),
+    *quantized(),
+    *convolutions(),
+    *(grouped() if hasattr(aten, "_grouped_mm") else ()),
+)

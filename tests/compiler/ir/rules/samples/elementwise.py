@@ -144,6 +144,7 @@ def copies() -> Iterator[Sample]:
     yield sample(aten._to_copy.default, rough(6, 4), dtype=torch.bfloat16)
     yield sample(aten._to_copy.default, rough(6, 4), dtype=torch.float8_e4m3fn)
     yield sample(aten._to_copy.default, reals(6, 4).bfloat16(), dtype=torch.float32)
+    yield sample(aten._to_copy.default, reals(6, 4).to(torch.float8_e5m2), dtype=torch.bfloat16)
     yield sample(aten._to_copy.default, masks(6, 4), dtype=torch.int64,
                  refuses=MASKS)  # fmt: skip
     yield sample(aten._to_copy.default, reals(6, 4), dtype=torch.int64)
@@ -189,6 +190,8 @@ def constants() -> Iterator[Sample]:
     yield sample(aten.arange.default, 5)
     yield sample(aten.arange.start, 1, 5)
     yield sample(aten.arange.start_step, 1, 5, 2)
+    yield sample(torch.ops.prims.iota.default, 5, start=1, step=2, dtype=torch.int64,
+                 device=torch.device("cpu"), requires_grad=False)  # fmt: skip
     yield sample(aten.eye.default, 3)
     yield sample(aten.eye.m, 3, 2)
     yield sample(aten.linspace.default, 0, 1, 5)

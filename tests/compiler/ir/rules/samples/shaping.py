@@ -10,6 +10,7 @@ from compiler.ir.rows import PAD_ROWS
 from tests.compiler.ir.rules.laws import Sample, counts, reals, sample
 
 aten = torch.ops.aten
+GOES = "cut down to one element, the dimension would go"
 ROWS = "which dimensions keep their rows is not worked out"
 
 
@@ -21,9 +22,9 @@ def views() -> Iterator[Sample]:
     for op in (aten.unsqueeze, aten.unsqueeze_copy):
         yield sample(op.default, reals(6, 4), 1)
     for op in (aten.squeeze, aten.squeeze_copy):
-        yield sample(op.default, reals(6, 1, 4))
+        yield sample(op.default, reals(6, 1, 4), holds=GOES)
         yield sample(op.dim, reals(6, 1, 4), 1)
-        yield sample(op.dim, reals(6, 1, 4), 0)
+        yield sample(op.dim, reals(6, 1, 4), 0, holds=GOES)
         yield sample(op.dims, reals(6, 1, 4, 1), [1, 3])
     yield sample(aten.flatten.using_ints, reals(6, 4, 2), 0, 1)
     yield sample(aten.unflatten.int, reals(2, 12, 2), 1, [-1, 2])
@@ -93,6 +94,10 @@ def rest() -> Iterator[Sample]:
     yield sample(aten.pad.default, reals(6, 4), [1, 0], "constant", None)
     yield sample(aten.pad.default, reals(2, 6, 4), [1, 1], "replicate", refuses="a linear map "
                  "nobody asked for", holds=ROWS)  # fmt: skip
+    yield sample(aten.diff.default, reals(6, 4))
+    yield sample(aten.diff.default, counts(6, 4), 1, 0, counts(2, 4))
+    yield sample(aten.diff.default, reals(6, 4), 2, 1, reals(6, 1), reals(6, 2))
+    yield sample(aten.diff.default, reals(6, 4) > 0)
     yield sample(aten.flip.default, reals(6, 4), [0], holds=ROWS)
     yield sample(aten.roll.default, reals(6, 4), [1], [0], holds=ROWS)
     yield sample(aten.repeat.default, reals(6, 4), [2, 1], holds=ROWS)
