@@ -1,0 +1,334 @@
+"""The Triton kernels: what one rank runs on its device. Imported only where Triton is present.
+
+Every rank of a group launches the same kernel with the same number of blocks, over the same rows.
+Block b of a rank talks to block b of the other ranks only.
+
+Memory, by rank p, all of it symmetric (the same layout on every rank):
+
+    signals[p]   int64 [MAX_BLOCKS, n]   signals[b, q]: how far block b of rank q has come
+    buffers[p]   two staging slots of slot_bytes each, then tensors that callers placed there
+
+and local to the rank: ``state``, int64 [3] = progress, blocks that have finished, fault.
+
+Protocol. ``progress`` advances by 2 with every call, so it numbers the calls: call c = progress/2.
+A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
+all that the block wrote before, and waits until every entry of its own row has reached that number.
+Numbers only grow, so nothing is ever reset, and a peer that is already further on is no mistake.
+The counter lives on the device: a replayed graph goes on counting where the last call stopped.
+
+Why no data is overwritten while somebody still reads it:
+
+* Staged calls use slot c mod 2. Rank r enters call c + 2 when its call c + 1 is over. In call c + 1
+  it met every peer, each of which had then finished call c: kernels of one stream run in order. So
+  nobody still reads what call c left in the slot, and calls need no barrier at their end.
+* Unstaged calls read ``x``, or write ``y``, in symmetric tensors, of which there is one. A peer
+  writes into ``y`` only after the first barrier, when its owner has launched the call, hence run
+  all that read the former ``y``; and the last barrier tells the owner that ``y`` is complete, and
+  that ``x`` has been read.
+* A staged two-shot call writes its rows of the result over its own rows of its own slot: only the
+  owner of these rows read them there, one row at a time, before it wrote.
+* The last block to finish advances ``progress``. Every block read it before.
+"""
+
+import triton
+import triton.language as tl
+
+PROGRESS, FINISHED, FAULT = 0, 1, 2
+"""Places in ``state``."""
+
+# What integers may change from rank to rank or call to call without another compilation: a kernel
+# cannot be loaded while a kernel of another rank spins on the same device.
+RUNTIME = ["rank", "rows", "slot_bytes", "spin_limit"]
+
+
+@triton.jit
+def load_acquire(pointers):
+    """int64 values at ``pointers``; later reads see what their writers wrote before."""
+    return tl.inline_asm_elementwise(
+        "ld.acquire.sys.global.u64 $0, [$1];",
+        "=l,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int64,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def barrier(
+    signal_pointers,
+    state,
+    rank,
+    number,
+    spin_limit,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Meets this block of every other rank.
+
+    With TIMED, a peer that is not there after ``spin_limit`` looks is written to ``state`` as
+    1 + its rank, and the block goes on: what it computes from here on is meaningless.
+    """
+    tl.debug_barrier()  # all threads have written; one of them will say so
+    peers = tl.minimum(tl.arange(0, WORLD_POW2), WORLD - 1)
+    distinct = tl.arange(0, WORLD_POW2) < WORLD
+    row = tl.program_id(0) * WORLD
+    pads = tl.load(signal_pointers + peers).to(tl.pointer_type(tl.int64))
+    tl.atomic_xchg(pads + row + rank, number, mask=distinct, sem="release", scope="sys")
+    own = tl.load(signal_pointers + rank).to(tl.pointer_type(tl.int64)) + row + peers
+    seen = load_acquire(own)
+    if TIMED:
+        looks = 0
+        while (tl.min(seen, 0) < number) & (looks < spin_limit):
+            seen = load_acquire(own)
+            looks += 1
+        missing = tl.min(tl.where(seen < number, peers, WORLD), 0)
+        if missing < WORLD:
+            tl.store(state + 2, (missing + 1).to(tl.int64))
+    else:
+        while tl.min(seen, 0) < number:
+            seen = load_acquire(own)
+    tl.debug_barrier()  # what one thread has seen, all may read
+
+
+@triton.jit
+def finish(state, progress):
+    """The last block of the grid to come here advances the rank's progress."""
+    tl.debug_barrier()
+    earlier = tl.atomic_add(state + 1, 1, sem="acq_rel", scope="gpu")
+    if earlier == tl.num_programs(0) - 1:
+        tl.store(state + 1, tl.zeros((), tl.int64))
+        tl.store(state, progress + 2)
+
+
+@triton.jit
+def addresses(buffer_pointers, WORLD: tl.constexpr):
+    """The table as a tuple of scalars: read once, before the loops that store."""
+    found = ()
+    for peer in tl.static_range(WORLD):
+        found = found + (tl.load(buffer_pointers + peer),)
+    return found
+
+
+@triton.jit
+def at(address, offset_bytes, like):
+    """Pointer to elements like those of ``like``; both parts are multiples of 16 bytes."""
+    pointer = (address + offset_bytes).to(tl.pointer_type(like.dtype.element_ty))
+    return tl.multiple_of(pointer, 16)
+
+
+@triton.jit
+def sum_over_ranks(
+    buffers, offset_bytes, like, row, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """One row, added up in fp32 in the order of ranks, which is the same on every rank."""
+    total = tl.zeros(cols.shape, tl.float32)
+    for peer in tl.static_range(WORLD):
+        source = at(buffers[peer], offset_bytes, like) + row * HIDDEN
+        total += tl.load(source + cols, mask=mask, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def normalize(total, scale, eps, HIDDEN: tl.constexpr):
+    """Total * rsqrt(mean(total^2) + eps) * scale, all fp32."""
+    return total * tl.rsqrt(tl.sum(total * total, 0) / HIDDEN + eps) * scale
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def one_shot(
+    x,
+    residual,
+    residual_out,
+    weight,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    eps,
+    offset,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    NORM: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Every rank reads all rows of all ranks.
+
+    Args:
+        x: [rows, HIDDEN].
+        residual: [rows, HIDDEN]; with NORM only.
+        residual_out: [rows, HIDDEN], may be ``residual``; with NORM only.
+        weight: [HIDDEN]; with NORM only.
+        y: [rows, HIDDEN]: the norm, or without NORM the sum.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state)
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    slot = ((progress // 2) % 2) * slot_bytes
+    staged = at(own, slot, x)
+    for row in range(block, rows, blocks):
+        values = tl.load(x + row * HIDDEN + cols, mask=mask)
+        tl.store(staged + row * HIDDEN + cols, values, mask=mask)
+    if NORM:
+        scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
+    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    for row in range(block, rows, blocks):
+        total = sum_over_ranks(buffers, slot, x, row, cols, mask, HIDDEN, WORLD)
+        if NORM:
+            total += tl.load(residual + row * HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
+            tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
+            total = normalize(total, scale, eps, HIDDEN)
+        tl.store(y + row * HIDDEN + cols, total, mask=mask)
+    finish(state, progress)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def two_shot(
+    x,
+    residual,
+    residual_out,
+    weight,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    eps,
+    offset,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    NORM: tl.constexpr,
+    GATHER: tl.constexpr,
+    STAGED: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Rank r reads the rows it owns, r * shard_rows and on, of all ranks; then all get them.
+
+    Args:
+        x: [rows, HIDDEN]; symmetric unless STAGED.
+        residual: [shard_rows, HIDDEN], the owned rows; with NORM only.
+        residual_out: like ``residual``, may be the same. Rows past the end become zero.
+        weight: [HIDDEN]; with NORM only.
+        y: with GATHER [rows, HIDDEN], symmetric unless STAGED; else [shard_rows, HIDDEN].
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state)
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    shard_rows = tl.cdiv(rows, WORLD)
+    if STAGED:
+        x_bytes = ((progress // 2) % 2) * slot_bytes
+        staged = at(own, x_bytes, x)
+        for local in range(block, shard_rows, blocks):
+            for owner in tl.static_range(WORLD):
+                row = owner * shard_rows + local
+                inside = mask & (row < rows)
+                values = tl.load(x + row * HIDDEN + cols, mask=inside)
+                tl.store(staged + row * HIDDEN + cols, values, mask=inside)
+    else:
+        x_bytes = x.to(tl.int64) - own
+    if NORM:
+        scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
+    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    for local in range(block, shard_rows, blocks):
+        row = rank * shard_rows + local
+        inside = mask & (row < rows)
+        total = sum_over_ranks(buffers, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
+        if NORM:
+            held = local * HIDDEN + cols
+            total += tl.load(residual + held, mask=inside, other=0.0).to(tl.float32)
+            tl.store(residual_out + held, total, mask=mask)
+            total = normalize(total, scale, eps, HIDDEN)
+        if not GATHER:
+            tl.store(y + local * HIDDEN + cols, total, mask=mask)
+        elif STAGED:
+            tl.store(staged + row * HIDDEN + cols, total, mask=inside)
+        else:
+            for peer in tl.static_range(WORLD):
+                target = at(buffers[peer], y.to(tl.int64) - own, y) + row * HIDDEN
+                tl.store(target + cols, total, mask=inside)
+    if GATHER or not STAGED:
+        barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+    if GATHER and STAGED:
+        for local in range(block, shard_rows, blocks):
+            for owner in tl.static_range(WORLD):
+                row = owner * shard_rows + local
+                inside = mask & (row < rows)
+                source = at(buffers[owner], x_bytes, x) + row * HIDDEN
+                tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
+    finish(state, progress)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def all_gather(
+    x,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    STAGED: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Rank r gives its rows to all: through its slot (STAGED), or straight into symmetric ``y``.
+
+    Args:
+        x: [shard_rows, HIDDEN], the owned rows.
+        y: [rows, HIDDEN]; symmetric unless STAGED.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state)
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    shard_rows = tl.cdiv(rows, WORLD)
+    slot = ((progress // 2) % 2) * slot_bytes
+    if STAGED:
+        staged = at(own, slot, x)
+        for local in range(block, shard_rows, blocks):
+            inside = mask & (rank * shard_rows + local < rows)
+            values = tl.load(x + local * HIDDEN + cols, mask=inside)
+            tl.store(staged + local * HIDDEN + cols, values, mask=inside)
+    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    for local in range(block, shard_rows, blocks):
+        if STAGED:
+            for owner in tl.static_range(WORLD):
+                row = owner * shard_rows + local
+                inside = mask & (row < rows)
+                source = at(buffers[owner], slot, x) + local * HIDDEN
+                tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
+        else:
+            row = rank * shard_rows + local
+            inside = mask & (row < rows)
+            values = tl.load(x + local * HIDDEN + cols, mask=inside)
+            for peer in tl.static_range(WORLD):
+                target = at(buffers[peer], y.to(tl.int64) - own, y) + row * HIDDEN
+                tl.store(target + cols, values, mask=inside)
+    if not STAGED:
+        barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+    finish(state, progress)
