@@ -107,7 +107,7 @@ def addresses(buffer_pointers, WORLD: tl.constexpr):
     """The table as a tuple of scalars: read once, before the loops that store."""
     found = ()
     for peer in tl.static_range(WORLD):
-        found = found + (tl.load(buffer_pointers + peer),)
+        found = found + (tl.load(buffer_pointers + peer),)  # noqa: RUF005 (Triton knows no *)
     return found
 
 
@@ -128,6 +128,49 @@ def sum_over_ranks(
         source = at(buffers[peer], offset_bytes, like) + row * HIDDEN
         total += tl.load(source + cols, mask=mask, other=0.0).to(tl.float32)
     return total
+
+
+@triton.jit
+def copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr):
+    """This block's rows of every shard, to where this block of the owners reads them."""
+    for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
+        for owner in tl.static_range(WORLD):
+            row = owner * shard_rows + local
+            inside = mask & (row < rows)
+            values = tl.load(x + row * HIDDEN + cols, mask=inside)
+            tl.store(staged + row * HIDDEN + cols, values, mask=inside)
+
+
+@triton.jit
+def copy_out(
+    buffers,
+    offset_bytes,
+    y,
+    rows,
+    shard_rows,
+    shard_stride,
+    cols,
+    mask,
+    HIDDEN: tl.constexpr,
+    WORLD: tl.constexpr,
+):
+    """This block's rows of every shard, from the slots of their owners, shard_stride rows apart."""
+    for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
+        for owner in tl.static_range(WORLD):
+            row = owner * shard_rows + local
+            inside = mask & (row < rows)
+            source = at(buffers[owner], offset_bytes, y) + (owner * shard_stride + local) * HIDDEN
+            tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
+
+
+@triton.jit
+def push(
+    buffers, offset_bytes, like, values, row, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """One row, to every rank."""
+    for peer in tl.static_range(WORLD):
+        target = at(buffers[peer], offset_bytes, like) + row * HIDDEN
+        tl.store(target + cols, values, mask=mask)
 
 
 @triton.jit
@@ -236,12 +279,7 @@ def two_shot(
     if STAGED:
         x_bytes = ((progress // 2) % 2) * slot_bytes
         staged = at(own, x_bytes, x)
-        for local in range(block, shard_rows, blocks):
-            for owner in tl.static_range(WORLD):
-                row = owner * shard_rows + local
-                inside = mask & (row < rows)
-                values = tl.load(x + row * HIDDEN + cols, mask=inside)
-                tl.store(staged + row * HIDDEN + cols, values, mask=inside)
+        copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN, WORLD)
     else:
         x_bytes = x.to(tl.int64) - own
     if NORM:
@@ -261,18 +299,11 @@ def two_shot(
         elif STAGED:
             tl.store(staged + row * HIDDEN + cols, total, mask=inside)
         else:
-            for peer in tl.static_range(WORLD):
-                target = at(buffers[peer], y.to(tl.int64) - own, y) + row * HIDDEN
-                tl.store(target + cols, total, mask=inside)
+            push(buffers, y.to(tl.int64) - own, y, total, row, cols, inside, HIDDEN, WORLD)
     if GATHER or not STAGED:
         barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
     if GATHER and STAGED:
-        for local in range(block, shard_rows, blocks):
-            for owner in tl.static_range(WORLD):
-                row = owner * shard_rows + local
-                inside = mask & (row < rows)
-                source = at(buffers[owner], x_bytes, x) + row * HIDDEN
-                tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
+        copy_out(buffers, x_bytes, y, rows, shard_rows, shard_rows, cols, mask, HIDDEN, WORLD)
     finish(state, progress)
 
 
@@ -315,20 +346,13 @@ def all_gather(
             values = tl.load(x + local * HIDDEN + cols, mask=inside)
             tl.store(staged + local * HIDDEN + cols, values, mask=inside)
     barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
-    for local in range(block, shard_rows, blocks):
-        if STAGED:
-            for owner in tl.static_range(WORLD):
-                row = owner * shard_rows + local
-                inside = mask & (row < rows)
-                source = at(buffers[owner], slot, x) + local * HIDDEN
-                tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
-        else:
+    if STAGED:
+        copy_out(buffers, slot, y, rows, shard_rows, 0, cols, mask, HIDDEN, WORLD)
+    else:
+        for local in range(block, shard_rows, blocks):
             row = rank * shard_rows + local
             inside = mask & (row < rows)
             values = tl.load(x + local * HIDDEN + cols, mask=inside)
-            for peer in tl.static_range(WORLD):
-                target = at(buffers[peer], y.to(tl.int64) - own, y) + row * HIDDEN
-                tl.store(target + cols, values, mask=inside)
-    if not STAGED:
+            push(buffers, y.to(tl.int64) - own, y, values, row, cols, inside, HIDDEN, WORLD)
         barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
     finish(state, progress)

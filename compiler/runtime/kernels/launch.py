@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,10 +14,14 @@ from compiler.errors import KernelError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HIDDEN = 16_384
-MAX_BLOCKS = 256
+MAX_BLOCKS = 512
 """Blocks for which there are signals."""
 FLAT_WIDTH = 2048
 """Elements that one block takes at a time where rows mean nothing."""
+RESIDENT_WARPS, REGISTERS = 16, 128
+"""Warps that fit a multiprocessor of 65,536 registers if no thread has more than REGISTERS."""
+LAUNCHES = Path(__file__).with_name("launches.json")
+"""Written by ``python -m scripts.bench_kernels --only tune``."""
 
 
 class Peers(NamedTuple):
@@ -26,7 +33,7 @@ class Peers(NamedTuple):
         signal_pointers: int64 [n] on the device: where each rank's signals begin.
         rank: this rank.
         slot_bytes: of one staging slot.
-        max_blocks: the largest grid.
+        multiprocessors: those of the device that this rank's blocks may fill.
         spin_limit: looks for a peer before a fault is recorded; 0: wait forever.
     """
 
@@ -35,7 +42,7 @@ class Peers(NamedTuple):
     signal_pointers: torch.Tensor
     rank: int
     slot_bytes: int
-    max_blocks: int
+    multiprocessors: int
     spin_limit: int
 
     @property
@@ -95,14 +102,42 @@ def refuse_unless_served(x: torch.Tensor, rows: int, peers: Peers, *, staged: bo
         )
 
 
-def choose(rows: int, hidden: int, itemsize: int, peers: Peers) -> Launch:
-    """The grid for work on ``rows`` rows by each rank; a function of sizes alone.
+def choose(kernel: str, rows: int, row_bytes: int, peers: Peers) -> Launch:
+    """The grid for ``rows`` rows on each rank, from the table of measurements.
 
-    All ranks must choose alike: block b of one waits for block b of the others.
+    A function of sizes alone, the same on every rank: block b of one waits for block b of the
+    others. All blocks fit on ``peers.multiprocessors`` at once. Sizes between those measured take
+    the nearest, in powers of two.
+
+    Args:
+        kernel: "one_shot", "two_shot", "one_shot_norm" or "two_shot_norm".
+        rows: that the grid divides among its blocks.
+        row_bytes: that a block takes at a time.
+        peers: of the rank.
     """
-    vectors = max(1, hidden * itemsize // 16)
-    warps = min(16, max(4, 1 << (vectors // 32).bit_length() - 1))
-    return Launch(max(1, min(rows, peers.max_blocks)), warps)
+    warps, blocks_per_multiprocessor = _nearest(kernel, peers.world_size, row_bytes, rows)
+    resident = peers.multiprocessors * min(blocks_per_multiprocessor, RESIDENT_WARPS // warps)
+    return Launch(min(rows, resident, MAX_BLOCKS), warps)
+
+
+@functools.cache
+def _nearest(kernel: str, world_size: int, row_bytes: int, rows: int) -> tuple[int, int]:
+    """Warps, and blocks on a multiprocessor."""
+
+    def distance(row: list[Any]) -> tuple[float, ...]:
+        sizes = zip(row[1:4], (world_size, row_bytes, rows), strict=True)
+        world, width, count = (abs(math.log2(measured / wanted)) for measured, wanted in sizes)
+        return width, world, count
+
+    *_, warps, blocks = min((row for row in _measured() if row[0] == kernel), key=distance)
+    return warps, blocks
+
+
+@functools.cache
+def _measured() -> list[list[Any]]:
+    """Rows of kernel, world size, row bytes, rows, and the best warps and blocks."""
+    rows: list[list[Any]] = json.loads(LAUNCHES.read_text())["launches"]
+    return rows
 
 
 def flat(x: torch.Tensor) -> tuple[int, int]:
@@ -122,7 +157,8 @@ def one_shot(
         return
     from compiler.runtime.kernels import device
 
-    blocks, warps = launch or choose(rows, width, x.element_size(), peers)
+    kernel = "one_shot_norm" if norm else "one_shot"
+    blocks, warps = launch or choose(kernel, rows, width * x.element_size(), peers)
     device.one_shot[(blocks,)](
         x,
         *(norm[:3] if norm else (x, x, x)),
@@ -135,6 +171,7 @@ def one_shot(
         NORM=norm is not None,
         **constants(width, peers),
         num_warps=warps,
+        maxnreg=REGISTERS,
     )
 
 
@@ -156,7 +193,8 @@ def two_shot(
     from compiler.runtime.kernels import device
 
     shard_rows = -(-rows // peers.world_size)
-    blocks, warps = launch or choose(shard_rows, width, x.element_size(), peers)
+    kernel = "two_shot_norm" if norm else "two_shot"
+    blocks, warps = launch or choose(kernel, shard_rows, width * x.element_size(), peers)
     device.two_shot[(blocks,)](
         x,
         *(norm[:3] if norm else (x, x, x)),
@@ -171,6 +209,7 @@ def two_shot(
         STAGED=staged,
         **constants(width, peers),
         num_warps=warps,
+        maxnreg=REGISTERS,
     )
 
 
@@ -183,7 +222,7 @@ def all_gather(
         return
     from compiler.runtime.kernels import device
 
-    blocks, warps = launch or choose(x.shape[0], width, x.element_size(), peers)
+    blocks, warps = launch or choose("two_shot", x.shape[0], width * x.element_size(), peers)
     device.all_gather[(blocks,)](
         x,
         y,
@@ -194,6 +233,7 @@ def all_gather(
         STAGED=staged,
         **constants(width, peers),
         num_warps=warps,
+        maxnreg=REGISTERS,
     )
 
 

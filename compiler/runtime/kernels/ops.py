@@ -38,7 +38,7 @@ from compiler.runtime.kernels.launch import Norm, Peers
 
 WORKSPACE = (
     "Tensor(z!) state, Tensor buffer_pointers, Tensor signal_pointers, "
-    "int rank, int slot_bytes, int max_blocks, int spin_limit"
+    "int rank, int slot_bytes, int multiprocessors, int spin_limit"
 )
 NORM = "Tensor residual, Tensor weight, float eps, float offset"
 NORM_IN_PLACE = "Tensor(a!) residual, Tensor weight, Tensor(b!) y, float eps, float offset"
@@ -63,7 +63,7 @@ def one_shot_all_reduce_add_rms_norm(
     offset: float,
     *workspace: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and residual_out, all [rows, hidden]. For small payloads."""
+    """Y and residual_out, all [rows, hidden]. For small payloads."""
     residual = residual.contiguous()
     y, residual_out = torch.empty_like(x.contiguous()), torch.empty_like(residual)
     norm = Norm(residual, residual_out, weight, eps, offset)
@@ -109,7 +109,7 @@ def two_shot_all_reduce_add_rms_norm(
     offset: float,
     *workspace: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [rows, hidden] and residual_out [shard_rows, hidden]: reduce_scatter, norm, all_gather.
+    """Y [rows, hidden] and residual_out [shard_rows, hidden]: reduce_scatter, norm, all_gather.
 
     ``residual`` holds the owned rows only. For large payloads.
     """

@@ -31,7 +31,6 @@ class StreamRanks:
         *,
         slot_bytes: int,
         placed_bytes: int = 0,
-        max_blocks: int | None = None,
         spin_limit: int = 0,
         device: str = "cuda",
     ) -> None:
@@ -41,14 +40,10 @@ class StreamRanks:
             world_size: number of ranks.
             slot_bytes: as in ``Workspace.rendezvous``.
             placed_bytes: likewise.
-            max_blocks: blocks of one rank's kernel; default: so that those of all ranks fit the
-                device, one on each multiprocessor.
             spin_limit: as in ``Workspace.rendezvous``.
             device: the device they share.
         """
-        if max_blocks is None:
-            count = torch.cuda.get_device_properties(device).multi_processor_count
-            max_blocks = count // world_size
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         slot_bytes = aligned(slot_bytes)
         total_bytes = Workspace.total_bytes(world_size, slot_bytes, placed_bytes)
         buffers = [
@@ -57,27 +52,34 @@ class StreamRanks:
         addresses = [buffer.data_ptr() for buffer in buffers]
         self.workspaces = [
             Workspace(
-                buffer, addresses, rank, slot_bytes, max_blocks=max_blocks, spin_limit=spin_limit
+                buffer,
+                addresses,
+                rank,
+                slot_bytes,
+                multiprocessors=multiprocessors // world_size,
+                spin_limit=spin_limit,
             )
             for rank, buffer in enumerate(buffers)
         ]
         self.streams = [torch.cuda.Stream(device) for _ in range(world_size)]
 
-    def run(self, body: Callable[[int], None]) -> None:
-        """Runs ``body(rank)`` for every rank on its stream, between what comes before and after.
+    def run(self, *bodies: Callable[[int], object]) -> None:
+        """Runs ``body(rank)`` on every rank's stream, one body after the other.
 
-        It only enqueues, and may be captured in a CUDA graph.
+        It only enqueues, and may be captured in a CUDA graph. All ranks get a body before any
+        gets the next: a stream takes about a thousand launches before it blocks the host.
         """
         current = torch.cuda.current_stream()
         for stream in self.streams:
             stream.wait_stream(current)
-        for rank, stream in enumerate(self.streams):
-            with torch.cuda.stream(stream):
-                body(rank)
+        for body in bodies:
+            for rank, stream in enumerate(self.streams):
+                with torch.cuda.stream(stream):
+                    body(rank)
         for stream in self.streams:
             current.wait_stream(stream)
 
-    def warm(self, body: Callable[[int], None]) -> None:
+    def warm(self, body: Callable[[int], object]) -> None:
         """Runs ``body`` for one rank after the other, none of which waits; results mean nothing."""
         self._set_signals(FAR_AHEAD)
         for rank, stream in enumerate(self.streams):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from compiler.errors import KernelError
-from compiler.runtime.kernels.launch import MAX_BLOCKS, MAX_HIDDEN, Peers, payload_refusal
+from compiler.runtime.kernels.launch import MAX_BLOCKS, Peers, payload_refusal
 
 ALIGNMENT_BYTES = 256
 SLOTS = 2
@@ -44,7 +45,7 @@ class Workspace:
         rank: int,
         slot_bytes: int,
         *,
-        max_blocks: int,
+        multiprocessors: int,
         spin_limit: int = 0,
         owner: object = None,
     ) -> None:
@@ -55,11 +56,12 @@ class Workspace:
             addresses: where the buffer of each rank is mapped in this process, by rank.
             rank: this rank.
             slot_bytes: of one staging slot, a multiple of ALIGNMENT_BYTES.
-            max_blocks: blocks that a kernel may have; all ranks' must fit on the device at once.
+            multiprocessors: of the device, for this rank; ranks that share a device divide them,
+                because a block that waits for one which has no room waits forever.
             spin_limit: how often a block looks for a peer before it records a fault; 0: forever.
             owner: kept alive with the workspace.
         """
-        assert 0 < max_blocks <= MAX_BLOCKS, f"{max_blocks} blocks, and {MAX_BLOCKS} signals"
+        assert multiprocessors > 0, "a rank without a multiprocessor"
         assert slot_bytes % ALIGNMENT_BYTES == 0, f"a slot of {slot_bytes} bytes is not aligned"
         self.buffer, self.rank, self.world_size = buffer, rank, len(addresses)
         self.slot_bytes = slot_bytes
@@ -72,7 +74,7 @@ class Workspace:
             table.to(buffer.device),
             rank,
             slot_bytes,
-            max_blocks,
+            multiprocessors,
             spin_limit,
         )
 
@@ -146,7 +148,7 @@ class Workspace:
         slot_bytes: int,
         placed_bytes: int = 0,
         device: torch.device | None = None,
-        max_blocks: int | None = None,
+        multiprocessors: int | None = None,
         spin_limit: int = 0,
     ) -> Workspace:
         """Makes the workspace of a process group. Every rank calls it, with the same sizes.
@@ -156,15 +158,15 @@ class Workspace:
             slot_bytes: the largest payload of a staged call, in bytes.
             placed_bytes: room for ``empty``.
             device: this rank's; default: the current CUDA device.
-            max_blocks: blocks of a kernel; default: one for each multiprocessor of the device,
-                divided by the number of ranks that share it.
+            multiprocessors: of the device, for this rank's kernels; default: all, divided by the
+                number of ranks that share it. Fewer leave room to kernels on other streams.
             spin_limit: looks for a peer before a fault is recorded; 0: wait forever.
 
         Raises:
             KernelError: on every rank, if symmetric memory is missing on one.
         """
         slot_bytes = aligned(slot_bytes)
-        facts = _facts(device, slot_bytes, placed_bytes)
+        facts = _facts(device, (slot_bytes, placed_bytes, multiprocessors))
         everyone: list[Any] = [None] * group.size()
         dist.all_gather_object(everyone, facts, group=group)
         _compare(everyone)
@@ -175,35 +177,33 @@ class Workspace:
         buffer.zero_()
         torch.cuda.synchronize(device)
         dist.barrier(group)  # nobody signals before all memory is zero
-        if max_blocks is None:
-            sharing = sum(facts["device"] == other["device"] for other in everyone)
-            count = torch.cuda.get_device_properties(device).multi_processor_count
-            max_blocks = min(MAX_BLOCKS, count // sharing)
+        if multiprocessors is None:
+            devices = [facts["device"] for facts in everyone]
+            multiprocessors = min(count // devices.count((uuid, count)) for uuid, count in devices)
         return cls(
             buffer,
             addresses,
             group.rank(),
             slot_bytes,
-            max_blocks=max_blocks,
+            multiprocessors=multiprocessors,
             spin_limit=spin_limit,
             owner=handle,
         )
 
 
-def _facts(device: torch.device | None, slot_bytes: int, placed_bytes: int) -> dict[str, Any]:
+def _facts(device: torch.device | None, sizes: tuple[int | None, ...]) -> dict[str, Any]:
     """What this rank brings, or why it cannot take part (``refusal``)."""
-    facts: dict[str, Any] = {"refusal": None, "bytes": (slot_bytes, placed_bytes)}
+    facts: dict[str, Any] = {"refusal": None, "sizes": sizes}
     if not torch.cuda.is_available():
         return facts | {"refusal": "there is no CUDA device"}
     if torch.cuda.is_current_stream_capturing():
         return facts | {"refusal": "a CUDA graph is being captured"}
-    try:
-        import torch.distributed._symmetric_memory  # noqa: F401
-        import triton  # noqa: F401
-    except ImportError as error:
-        return facts | {"refusal": str(error)}
+    for module in ("triton", "torch.distributed._symmetric_memory"):
+        if importlib.util.find_spec(module) is None:
+            return facts | {"refusal": f"there is no {module}"}
     properties = torch.cuda.get_device_properties(device)
-    return facts | {"host": socket.gethostname(), "device": str(properties.uuid)}
+    place = (str(properties.uuid), properties.multi_processor_count)
+    return facts | {"host": socket.gethostname(), "device": place}
 
 
 def _compare(everyone: Sequence[dict[str, Any]]) -> None:
@@ -215,7 +215,7 @@ def _compare(everyone: Sequence[dict[str, Any]]) -> None:
                 found=facts["refusal"],
                 remedy="run the plan without fused kernels",
             )
-        for name in ("host", "bytes"):
+        for name in ("host", "sizes"):
             if facts[name] != everyone[0][name]:
                 raise KernelError(
                     "no symmetric memory for this group",
@@ -248,6 +248,3 @@ def _symmetric_buffer(
     dist.all_gather_object(offsets, offset_bytes, group=group)
     assert set(offsets) == {offset_bytes}, f"offsets in symmetric allocations differ: {offsets}"
     return buffer, [address + offset_bytes for address in handle.buffer_ptrs], handle
-
-
-__all__ = ["MAX_HIDDEN", "Workspace", "aligned"]
