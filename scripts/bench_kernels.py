@@ -51,7 +51,7 @@ def check(world_size: int, dtype: str) -> dict[str, float]:
 def check_largest(name: str) -> float:
     """Deviation at 32,768 rows of 16,384 on two ranks."""
     quiet()
-    ranks = ranks_for(2, 32768 * 16384 * 2)
+    ranks = ranks_for(2, 32768 * 16384 * 2, alone=True)
     o = Operands(ranks, 32768, 16384, torch.bfloat16, 0.0)
     return worst_deviation(ranks, RUNS[name], o)
 
@@ -60,7 +60,7 @@ def repeat(world_size: int) -> int:
     """Wrong elements in at least 1,000 calls and 1,000 calls replayed, of all kernels in turn."""
     quiet()
     ranks = ranks_for(world_size, 64 * 1024 * 2)
-    return kernel_checks.repeated(ranks, tuple(RUNS), launches=1000, seed=world_size)
+    return kernel_checks.repeated(ranks, launches=1000, seed=world_size)
 
 
 def touch(console: Console) -> int:
@@ -108,7 +108,7 @@ def repeat_all(console: Console) -> dict[str, int]:
 
 def tune_all(console: Console) -> list[list[Any]]:
     """Measures grids and writes the table of launches."""
-    jobs = [(n, row_bytes) for n in (2, 4, 8) for row_bytes in kernel_tuning.ROW_BYTES]
+    jobs = [(n, row_bytes) for n, widths in kernel_tuning.ROW_BYTES.items() for row_bytes in widths]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         pool.starmap(_compile, jobs)
     rows: list[list[Any]] = []

@@ -189,12 +189,19 @@ def shapes(world_size: int, hidden: int) -> Iterator[tuple[int, int]]:
         yield rows, hidden
 
 
+def check_all(ranks: StreamRanks) -> None:
+    """Waits for the device; raises if a rank waited in vain."""
+    for workspace in ranks.workspaces:
+        workspace.check()
+
+
 def repeated(ranks: StreamRanks, names: tuple[str, ...], *, launches: int, seed: int) -> int:
     """Wrong elements in ``launches`` calls one after the other, and as many in replays of a graph.
 
     Every result is compared, bit by bit and on the device, with that of the first call on the
     same operands, which is compared with the reference. Ranks are delayed at random.
     """
+    names = tuple(RUNS)
     operands = [
         Operands(ranks, rows, 1024, torch.bfloat16, 0.0, seed + i)
         for i, rows in enumerate((5, 64, 33))
@@ -234,11 +241,11 @@ def repeated(ranks: StreamRanks, names: tuple[str, ...], *, launches: int, seed:
         count.zero_()
     for start in range(0, launches, period):
         calls(range(start, start + period))
-    torch.cuda.synchronize()
+    check_all(ranks)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         calls(range(period))
     for _ in range(-(-launches // period)):
         graph.replay()
-    torch.cuda.synchronize()
+    check_all(ranks)
     return int(sum(int(count) for count in wrong))

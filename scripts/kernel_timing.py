@@ -173,7 +173,7 @@ def time_all(console: Console) -> dict[str, Any]:
     bandwidth = copy_bandwidth_tb_s()
     console.print(f"copy bandwidth {bandwidth:.2f} TB/s, bytes read and written")
     largest_rows = max(LARGE_ROWS)
-    ranks = ranks_for(8, largest_rows * 4096 * 2)
+    ranks = ranks_for(8, largest_rows * 4096 * 2, alone=True)
     norms = compiled_add_norms()
     large = [large_row(ranks, rows, norms, bandwidth) for rows in LARGE_ROWS]
     print_rows(console, "two-shot, 8 ranks, hidden 4096, bf16: microseconds", large)

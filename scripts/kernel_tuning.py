@@ -18,7 +18,8 @@ ROWS = {
     "two_shot_norm": (1, 8, 32, 128, 512, 2048),
 }
 """Kernel -> rows on each rank's grid."""
-ROW_BYTES = (2048, 4096, 8192, 16384, 32768)
+ROW_BYTES = {2: (4096, 8192, 16384), 4: (4096, 8192, 16384), 8: (2048, 4096, 8192, 16384, 32768)}
+"""World size -> bytes of a row."""
 TOLERANCE = 1.02
 """Among grids this close to the fastest, the one with the fewest warps leaves most to others."""
 
@@ -51,8 +52,8 @@ def tuned(world_size: int, row_bytes: int, *, compile_only: bool = False) -> lis
     kernels = ("one_shot_norm", "two_shot_norm")
     if hidden == FLAT_WIDTH:
         kernels += ("one_shot", "two_shot")
-    largest_rows = 1 if compile_only else max(ROWS["two_shot_norm"]) * world_size
-    ranks = ranks_for(world_size, max(largest_rows, 2 * world_size) * row_bytes)
+    rows = 1 if compile_only else max(ROWS[kernels[-1]])
+    ranks = ranks_for(world_size, rows * world_size * row_bytes, alone=True)
     multiprocessors = ranks.workspaces[0].peers.multiprocessors
     table = []
     for kernel in kernels:

@@ -8,13 +8,15 @@ Memory, by rank p, all of it symmetric (the same layout on every rank):
     signals[p]   int64 [MAX_BLOCKS, n]   signals[b, q]: how far block b of rank q has come
     buffers[p]   two staging slots of slot_bytes each, then tensors that callers placed there
 
-and local to the rank: ``state``, int64 [3] = progress, blocks that have finished, fault.
+and local to the rank: ``state``, int64 [MAX_BLOCKS + 1]: for each block its progress; then a fault.
 
-Protocol. ``progress`` advances by 2 with every call, so it numbers the calls: call c = progress/2.
+Protocol. Progress advances by 2 with every call, so it numbers the calls: call c = progress / 2.
 A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
 all that the block wrote before, and waits until every entry of its own row has reached that number.
 Numbers only grow, so nothing is ever reset, and a peer that is already further on is no mistake.
-The counter lives on the device: a replayed graph goes on counting where the last call stopped.
+The counters live on the device: a replayed graph goes on counting where the last call stopped. Each
+block keeps its own, which nobody else reads or writes during a call, so counting takes no atomics;
+block 0 advances those of the blocks that a call did not launch, and all agree between calls.
 
 Why no data is overwritten while somebody still reads it:
 
@@ -27,14 +29,10 @@ Why no data is overwritten while somebody still reads it:
   that ``x`` has been read.
 * A staged two-shot call writes its rows of the result over its own rows of its own slot: only the
   owner of these rows read them there, one row at a time, before it wrote.
-* The last block to finish advances ``progress``. Every block read it before.
 """
 
 import triton
 import triton.language as tl
-
-PROGRESS, FINISHED, FAULT = 0, 1, 2
-"""Places in ``state``."""
 
 # What integers may change from rank to rank or call to call without another compilation: a kernel
 # cannot be loaded while a kernel of another rank spins on the same device.
@@ -55,10 +53,20 @@ def load_acquire(pointers):
 
 
 @triton.jit
+def entries(signal_pointers, rank, WORLD: tl.constexpr, WORLD_POW2: tl.constexpr):
+    """Pointers to this block's entry in every rank's signals, and to its own row."""
+    peers = tl.minimum(tl.arange(0, WORLD_POW2), WORLD - 1)
+    row = tl.program_id(0) * WORLD
+    theirs = tl.load(signal_pointers + peers).to(tl.pointer_type(tl.int64)) + row + rank
+    own = tl.load(signal_pointers + rank).to(tl.pointer_type(tl.int64)) + row + peers
+    return theirs, own
+
+
+@triton.jit
 def barrier(
-    signal_pointers,
-    state,
-    rank,
+    theirs,
+    own,
+    fault,
     number,
     spin_limit,
     WORLD: tl.constexpr,
@@ -67,16 +75,12 @@ def barrier(
 ):
     """Meets this block of every other rank.
 
-    With TIMED, a peer that is not there after ``spin_limit`` looks is written to ``state`` as
+    With TIMED, a peer that is not there after ``spin_limit`` looks is written to ``fault`` as
     1 + its rank, and the block goes on: what it computes from here on is meaningless.
     """
+    peers = tl.arange(0, WORLD_POW2)
     tl.debug_barrier()  # all threads have written; one of them will say so
-    peers = tl.minimum(tl.arange(0, WORLD_POW2), WORLD - 1)
-    distinct = tl.arange(0, WORLD_POW2) < WORLD
-    row = tl.program_id(0) * WORLD
-    pads = tl.load(signal_pointers + peers).to(tl.pointer_type(tl.int64))
-    tl.atomic_xchg(pads + row + rank, number, mask=distinct, sem="release", scope="sys")
-    own = tl.load(signal_pointers + rank).to(tl.pointer_type(tl.int64)) + row + peers
+    tl.atomic_xchg(theirs, number, mask=peers < WORLD, sem="release", scope="sys")
     seen = load_acquire(own)
     if TIMED:
         looks = 0
@@ -85,7 +89,7 @@ def barrier(
             looks += 1
         missing = tl.min(tl.where(seen < number, peers, WORLD), 0)
         if missing < WORLD:
-            tl.store(state + 2, (missing + 1).to(tl.int64))
+            tl.store(fault, (missing + 1).to(tl.int64))
     else:
         while tl.min(seen, 0) < number:
             seen = load_acquire(own)
@@ -93,13 +97,12 @@ def barrier(
 
 
 @triton.jit
-def finish(state, progress):
-    """The last block of the grid to come here advances the rank's progress."""
-    tl.debug_barrier()
-    earlier = tl.atomic_add(state + 1, 1, sem="acq_rel", scope="gpu")
-    if earlier == tl.num_programs(0) - 1:
-        tl.store(state + 1, tl.zeros((), tl.int64))
-        tl.store(state, progress + 2)
+def advance(state, progress, MAX_BLOCKS: tl.constexpr):
+    """Counts the call: for this block, and once for all that were not launched."""
+    tl.store(state + tl.program_id(0), progress + 2)
+    if tl.program_id(0) == 0:
+        places = tl.arange(0, MAX_BLOCKS)
+        tl.store(state + places, progress + 2, mask=places >= tl.num_programs(0))
 
 
 @triton.jit
@@ -199,6 +202,7 @@ def one_shot(
     BLOCK: tl.constexpr,
     WORLD: tl.constexpr,
     WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
     NORM: tl.constexpr,
     TIMED: tl.constexpr,
 ):
@@ -212,7 +216,9 @@ def one_shot(
         y: [rows, HIDDEN]: the norm, or without NORM the sum.
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
-    progress = tl.load(state)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
     buffers = addresses(buffer_pointers, WORLD)
     own = tl.load(buffer_pointers + rank)
     cols = tl.arange(0, BLOCK)
@@ -224,7 +230,7 @@ def one_shot(
         tl.store(staged + row * HIDDEN + cols, values, mask=mask)
     if NORM:
         scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
-    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
     for row in range(block, rows, blocks):
         total = sum_over_ranks(buffers, slot, x, row, cols, mask, HIDDEN, WORLD)
         if NORM:
@@ -232,7 +238,7 @@ def one_shot(
             tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
             total = normalize(total, scale, eps, HIDDEN)
         tl.store(y + row * HIDDEN + cols, total, mask=mask)
-    finish(state, progress)
+    advance(state, progress, MAX_BLOCKS)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -255,6 +261,7 @@ def two_shot(
     BLOCK: tl.constexpr,
     WORLD: tl.constexpr,
     WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
     NORM: tl.constexpr,
     GATHER: tl.constexpr,
     STAGED: tl.constexpr,
@@ -270,7 +277,9 @@ def two_shot(
         y: with GATHER [rows, HIDDEN], symmetric unless STAGED; else [shard_rows, HIDDEN].
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
-    progress = tl.load(state)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
     buffers = addresses(buffer_pointers, WORLD)
     own = tl.load(buffer_pointers + rank)
     cols = tl.arange(0, BLOCK)
@@ -284,7 +293,7 @@ def two_shot(
         x_bytes = x.to(tl.int64) - own
     if NORM:
         scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
-    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
     for local in range(block, shard_rows, blocks):
         row = rank * shard_rows + local
         inside = mask & (row < rows)
@@ -301,10 +310,10 @@ def two_shot(
         else:
             push(buffers, y.to(tl.int64) - own, y, total, row, cols, inside, HIDDEN, WORLD)
     if GATHER or not STAGED:
-        barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+        barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
     if GATHER and STAGED:
         copy_out(buffers, x_bytes, y, rows, shard_rows, shard_rows, cols, mask, HIDDEN, WORLD)
-    finish(state, progress)
+    advance(state, progress, MAX_BLOCKS)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -322,6 +331,7 @@ def all_gather(
     BLOCK: tl.constexpr,
     WORLD: tl.constexpr,
     WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
     STAGED: tl.constexpr,
     TIMED: tl.constexpr,
 ):
@@ -332,7 +342,9 @@ def all_gather(
         y: [rows, HIDDEN]; symmetric unless STAGED.
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
-    progress = tl.load(state)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
     buffers = addresses(buffer_pointers, WORLD)
     own = tl.load(buffer_pointers + rank)
     cols = tl.arange(0, BLOCK)
@@ -345,7 +357,7 @@ def all_gather(
             inside = mask & (rank * shard_rows + local < rows)
             values = tl.load(x + local * HIDDEN + cols, mask=inside)
             tl.store(staged + local * HIDDEN + cols, values, mask=inside)
-    barrier(signal_pointers, state, rank, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
     if STAGED:
         copy_out(buffers, slot, y, rows, shard_rows, 0, cols, mask, HIDDEN, WORLD)
     else:
@@ -354,5 +366,5 @@ def all_gather(
             inside = mask & (row < rows)
             values = tl.load(x + local * HIDDEN + cols, mask=inside)
             push(buffers, y.to(tl.int64) - own, y, values, row, cols, inside, HIDDEN, WORLD)
-        barrier(signal_pointers, state, rank, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
-    finish(state, progress)
+        barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+    advance(state, progress, MAX_BLOCKS)

@@ -28,12 +28,13 @@ class Peers(NamedTuple):
     """What a kernel needs of a workspace.
 
     Attributes:
-        state: int64 [3] on the device: progress, finished blocks, fault.
+        state: int64 [MAX_BLOCKS + 1] on the device: progress of each block, then a fault.
         buffer_pointers: int64 [n] on the device: where each rank's slots begin.
         signal_pointers: int64 [n] on the device: where each rank's signals begin.
         rank: this rank.
         slot_bytes: of one staging slot.
         multiprocessors: those of the device that this rank's blocks may fill.
+        max_blocks: the largest grid, at most MAX_BLOCKS.
         spin_limit: looks for a peer before a fault is recorded; 0: wait forever.
     """
 
@@ -43,6 +44,7 @@ class Peers(NamedTuple):
     rank: int
     slot_bytes: int
     multiprocessors: int
+    max_blocks: int
     spin_limit: int
 
     @property
@@ -117,7 +119,7 @@ def choose(kernel: str, rows: int, row_bytes: int, peers: Peers) -> Launch:
     """
     warps, blocks_per_multiprocessor = _nearest(kernel, peers.world_size, row_bytes, rows)
     resident = peers.multiprocessors * min(blocks_per_multiprocessor, RESIDENT_WARPS // warps)
-    return Launch(min(rows, resident, MAX_BLOCKS), warps)
+    return Launch(min(rows, resident, peers.max_blocks), warps)
 
 
 @functools.cache
@@ -239,10 +241,16 @@ def all_gather(
 
 def constants(width: int, peers: Peers) -> dict[str, object]:
     """What is compiled into every kernel."""
+    return _constants(width, peers.world_size, peers.spin_limit > 0)
+
+
+@functools.cache
+def _constants(width: int, world_size: int, timed: bool) -> dict[str, object]:
     return {
         "HIDDEN": width,
         "BLOCK": 1 << (width - 1).bit_length(),
-        "WORLD": peers.world_size,
-        "WORLD_POW2": 1 << (peers.world_size - 1).bit_length(),
-        "TIMED": peers.spin_limit > 0,
+        "WORLD": world_size,
+        "WORLD_POW2": 1 << (world_size - 1).bit_length(),
+        "MAX_BLOCKS": MAX_BLOCKS,
+        "TIMED": timed,
     }

@@ -38,7 +38,8 @@ from compiler.runtime.kernels.launch import Norm, Peers
 
 WORKSPACE = (
     "Tensor(z!) state, Tensor buffer_pointers, Tensor signal_pointers, "
-    "int rank, int slot_bytes, int multiprocessors, int spin_limit"
+    "int rank, int slot_bytes, int multiprocessors, int max_blocks, "
+    "int spin_limit"
 )
 NORM = "Tensor residual, Tensor weight, float eps, float offset"
 NORM_IN_PLACE = "Tensor(a!) residual, Tensor weight, Tensor(b!) y, float eps, float offset"

@@ -1,8 +1,13 @@
 """Several ranks in one process on one device, one stream each: for tests and for timing.
 
-Two things make such ranks wait for each other forever. The process must be started with
-CUDA_DEVICE_MAX_CONNECTIONS=32, or one rank's kernel queues behind another's that spins; and a
-kernel must not be loaded, or memory allocated, while one spins: run ``warm`` first.
+Three things make such ranks wait for each other forever:
+
+* Fewer hardware queues than streams: one rank's kernel queues behind another's that spins. Start
+  the process with CUDA_DEVICE_MAX_CONNECTIONS=32.
+* A kernel that is loaded, or memory that is allocated, while another rank spins: run ``warm``
+  first.
+* Spinning blocks on every multiprocessor: another kernel that a rank has to run first may want the
+  memory of a multiprocessor divided otherwise, for which one has to be empty.
 """
 
 from __future__ import annotations
@@ -11,10 +16,13 @@ from collections.abc import Callable
 
 import torch
 
+from compiler.runtime.kernels.launch import MAX_BLOCKS
 from compiler.runtime.kernels.workspace import Workspace, aligned
 
 FAR_AHEAD = 2**62
 """A signal that satisfies every barrier."""
+EMPTY_MULTIPROCESSORS = 4
+"""Left without a block of any rank, unless the ranks run nothing but these kernels."""
 
 
 class StreamRanks:
@@ -32,6 +40,7 @@ class StreamRanks:
         slot_bytes: int,
         placed_bytes: int = 0,
         spin_limit: int = 0,
+        alone: bool = False,
         device: str = "cuda",
     ) -> None:
         """Allocates all memory.
@@ -41,9 +50,11 @@ class StreamRanks:
             slot_bytes: as in ``Workspace.rendezvous``.
             placed_bytes: likewise.
             spin_limit: as in ``Workspace.rendezvous``.
+            alone: the ranks run no other kernels in between, so the grids may fill the device.
             device: the device they share.
         """
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        some_empty = (multiprocessors - EMPTY_MULTIPROCESSORS) // world_size
         slot_bytes = aligned(slot_bytes)
         total_bytes = Workspace.total_bytes(world_size, slot_bytes, placed_bytes)
         buffers = [
@@ -57,6 +68,7 @@ class StreamRanks:
                 rank,
                 slot_bytes,
                 multiprocessors=multiprocessors // world_size,
+                max_blocks=MAX_BLOCKS if alone else some_empty,
                 spin_limit=spin_limit,
             )
             for rank, buffer in enumerate(buffers)

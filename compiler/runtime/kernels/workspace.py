@@ -46,6 +46,7 @@ class Workspace:
         slot_bytes: int,
         *,
         multiprocessors: int,
+        max_blocks: int = MAX_BLOCKS,
         spin_limit: int = 0,
         owner: object = None,
     ) -> None:
@@ -58,10 +59,12 @@ class Workspace:
             slot_bytes: of one staging slot, a multiple of ALIGNMENT_BYTES.
             multiprocessors: of the device, for this rank; ranks that share a device divide them,
                 because a block that waits for one which has no room waits forever.
+            max_blocks: of one kernel; fewer leave room to kernels on other streams.
             spin_limit: how often a block looks for a peer before it records a fault; 0: forever.
             owner: kept alive with the workspace.
         """
         assert multiprocessors > 0, "a rank without a multiprocessor"
+        assert 0 < max_blocks <= MAX_BLOCKS, f"{max_blocks} blocks, and {MAX_BLOCKS} signals"
         assert slot_bytes % ALIGNMENT_BYTES == 0, f"a slot of {slot_bytes} bytes is not aligned"
         self.buffer, self.rank, self.world_size = buffer, rank, len(addresses)
         self.slot_bytes = slot_bytes
@@ -69,12 +72,13 @@ class Workspace:
         self._free_from = self.signal_bytes(self.world_size) + SLOTS * slot_bytes
         table = torch.tensor(addresses, dtype=torch.int64)
         self.peers = Peers(
-            torch.zeros(3, dtype=torch.int64, device=buffer.device),
+            torch.zeros(MAX_BLOCKS + 1, dtype=torch.int64, device=buffer.device),
             (table + self.signal_bytes(self.world_size)).to(buffer.device),
             table.to(buffer.device),
             rank,
             slot_bytes,
             multiprocessors,
+            max_blocks,
             spin_limit,
         )
 
@@ -130,7 +134,7 @@ class Workspace:
             KernelError: a peer did not come; names the first that was missed. Not recoverable:
                 the ranks no longer agree on the number of calls.
         """
-        fault = int(self.peers.state[2])
+        fault = int(self.peers.state[-1])
         if fault:
             raise KernelError(
                 f"rank {self.rank} waited in vain for rank {fault - 1}",
@@ -148,7 +152,7 @@ class Workspace:
         slot_bytes: int,
         placed_bytes: int = 0,
         device: torch.device | None = None,
-        multiprocessors: int | None = None,
+        max_blocks: int = MAX_BLOCKS,
         spin_limit: int = 0,
     ) -> Workspace:
         """Makes the workspace of a process group. Every rank calls it, with the same sizes.
@@ -158,15 +162,14 @@ class Workspace:
             slot_bytes: the largest payload of a staged call, in bytes.
             placed_bytes: room for ``empty``.
             device: this rank's; default: the current CUDA device.
-            multiprocessors: of the device, for this rank's kernels; default: all, divided by the
-                number of ranks that share it. Fewer leave room to kernels on other streams.
+            max_blocks: of one kernel; fewer leave room to kernels on other streams.
             spin_limit: looks for a peer before a fault is recorded; 0: wait forever.
 
         Raises:
             KernelError: on every rank, if symmetric memory is missing on one.
         """
         slot_bytes = aligned(slot_bytes)
-        facts = _facts(device, (slot_bytes, placed_bytes, multiprocessors))
+        facts = _facts(device, (slot_bytes, placed_bytes, max_blocks))
         everyone: list[Any] = [None] * group.size()
         dist.all_gather_object(everyone, facts, group=group)
         _compare(everyone)
@@ -177,21 +180,21 @@ class Workspace:
         buffer.zero_()
         torch.cuda.synchronize(device)
         dist.barrier(group)  # nobody signals before all memory is zero
-        if multiprocessors is None:
-            devices = [facts["device"] for facts in everyone]
-            multiprocessors = min(count // devices.count((uuid, count)) for uuid, count in devices)
+        devices = [facts["device"] for facts in everyone]
+        shares = [count // devices.count((uuid, count)) for uuid, count in devices]
         return cls(
             buffer,
             addresses,
             group.rank(),
             slot_bytes,
-            multiprocessors=multiprocessors,
+            multiprocessors=min(shares),
+            max_blocks=max_blocks,
             spin_limit=spin_limit,
             owner=handle,
         )
 
 
-def _facts(device: torch.device | None, sizes: tuple[int | None, ...]) -> dict[str, Any]:
+def _facts(device: torch.device | None, sizes: tuple[int, ...]) -> dict[str, Any]:
     """What this rank brings, or why it cannot take part (``refusal``)."""
     facts: dict[str, Any] = {"refusal": None, "sizes": sizes}
     if not torch.cuda.is_available():

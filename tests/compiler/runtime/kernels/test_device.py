@@ -26,7 +26,7 @@ def test_against_float64(name: str, world_size: int, dtype: str) -> None:
 
 
 def test_calls_and_replays_stay_right() -> None:
-    assert repeated(ranks_for(4, 64 * 1024 * 2), tuple(RUNS), launches=200, seed=0) == 0
+    assert repeated(ranks_for(4, 64 * 1024 * 2, spin_limit=10**6), launches=200, seed=0) == 0
 
 
 def test_a_missing_rank_is_reported() -> None:
@@ -69,4 +69,6 @@ def test_compiled(mode: str) -> None:
         y, residual = (tensor.clone() for tensor in compiled(x))
         assert reference.deviation(y, exact[0].double()) <= 4
         assert reference.deviation(residual, exact[1].double()) <= 4
-        assert model.state.tolist() == [2 * 4 * (call + 1), 0, 0], "two calls, each eager and here"
+        *progress, fault = model.state.tolist()
+        assert set(progress) == {2 * 4 * (call + 1)}, "two ops, each in both models"
+        assert fault == 0

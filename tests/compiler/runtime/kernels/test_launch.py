@@ -11,8 +11,8 @@ SLOT_BYTES = 2**20
 
 def peers(world_size: int, multiprocessors: int) -> Peers:
     table = torch.zeros(world_size, dtype=torch.int64)
-    state = torch.zeros(3, dtype=torch.int64)
-    return Peers(state, table, table, 0, SLOT_BYTES, multiprocessors, 0)
+    state = torch.zeros(513, dtype=torch.int64)
+    return Peers(state, table, table, 0, SLOT_BYTES, multiprocessors, launch.MAX_BLOCKS, 0)
 
 
 @pytest.mark.parametrize(

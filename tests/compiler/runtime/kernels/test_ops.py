@@ -14,8 +14,8 @@ OPS = torch.ops.commplan
 
 def workspace(world_size: int, device: str = "cpu", rank: int = 0) -> tuple[Any, ...]:
     table = torch.zeros(world_size, dtype=torch.int64, device=device)
-    state = torch.zeros(3, dtype=torch.int64, device=device)
-    return (state, table, table, rank, 2**20, 16, 0)
+    state = torch.zeros(513, dtype=torch.int64, device=device)
+    return (state, table, table, rank, 2**20, 16, 512, 0)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9])

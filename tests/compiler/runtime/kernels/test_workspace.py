@@ -60,8 +60,8 @@ def test_refusal_says_what_does_not_fit() -> None:
 def test_check_names_the_missing_rank() -> None:
     found = workspace(spin_limit=100)
     found.check()
-    found.peers.state[0] = 6
-    found.peers.state[2] = 1 + 3
+    found.peers.state[:-1] = 6
+    found.peers.state[-1] = 1 + 3
     with pytest.raises(KernelError) as caught:
         found.check()
     assert str(caught.value).startswith(
