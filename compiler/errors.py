@@ -53,3 +53,7 @@ class PlanError(CommPlanError):
 
 class VerificationError(CommPlanError):
     """A rewritten graph that the checker did not call EQUIVALENT. It is never run."""
+
+
+class KernelError(CommPlanError):
+    """A tensor, a workspace or a group of ranks that the fused kernels do not serve."""

@@ -1,0 +1,370 @@
+"""The Triton kernels: what one rank runs on its device. Imported only where Triton is present.
+
+Every rank of a group launches the same kernel with the same number of blocks, over the same rows.
+Block b of a rank talks to block b of the other ranks only.
+
+Memory, by rank p, all of it symmetric (the same layout on every rank):
+
+    signals[p]   int64 [MAX_BLOCKS, n]   signals[b, q]: how far block b of rank q has come
+    buffers[p]   two staging slots of slot_bytes each, then tensors that callers placed there
+
+and local to the rank: ``state``, int64 [MAX_BLOCKS + 1]: for each block its progress; then a fault.
+
+Protocol. Progress advances by 2 with every call, so it numbers the calls: call c = progress / 2.
+A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
+all that the block wrote before, and waits until every entry of its own row has reached that number.
+Numbers only grow, so nothing is ever reset, and a peer that is already further on is no mistake.
+The counters live on the device: a replayed graph goes on counting where the last call stopped. Each
+block keeps its own, which nobody else reads or writes during a call, so counting takes no atomics;
+block 0 advances those of the blocks that a call did not launch, and all agree between calls.
+
+Why no data is overwritten while somebody still reads it:
+
+* Staged calls use slot c mod 2. Rank r enters call c + 2 when its call c + 1 is over. In call c + 1
+  it met every peer, each of which had then finished call c: kernels of one stream run in order. So
+  nobody still reads what call c left in the slot, and calls need no barrier at their end.
+* Unstaged calls read ``x``, or write ``y``, in symmetric tensors, of which there is one. A peer
+  writes into ``y`` only after the first barrier, when its owner has launched the call, hence run
+  all that read the former ``y``; and the last barrier tells the owner that ``y`` is complete, and
+  that ``x`` has been read.
+* A staged two-shot call writes its rows of the result over its own rows of its own slot: only the
+  owner of these rows read them there, one row at a time, before it wrote.
+"""
+
+import triton
+import triton.language as tl
+
+# What integers may change from rank to rank or call to call without another compilation: a kernel
+# cannot be loaded while a kernel of another rank spins on the same device.
+RUNTIME = ["rank", "rows", "slot_bytes", "spin_limit"]
+
+
+@triton.jit
+def load_acquire(pointers):
+    """int64 values at ``pointers``; later reads see what their writers wrote before."""
+    return tl.inline_asm_elementwise(
+        "ld.acquire.sys.global.u64 $0, [$1];",
+        "=l,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int64,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def entries(signal_pointers, rank, WORLD: tl.constexpr, WORLD_POW2: tl.constexpr):
+    """Pointers to this block's entry in every rank's signals, and to its own row."""
+    peers = tl.minimum(tl.arange(0, WORLD_POW2), WORLD - 1)
+    row = tl.program_id(0) * WORLD
+    theirs = tl.load(signal_pointers + peers).to(tl.pointer_type(tl.int64)) + row + rank
+    own = tl.load(signal_pointers + rank).to(tl.pointer_type(tl.int64)) + row + peers
+    return theirs, own
+
+
+@triton.jit
+def barrier(
+    theirs,
+    own,
+    fault,
+    number,
+    spin_limit,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Meets this block of every other rank.
+
+    With TIMED, a peer that is not there after ``spin_limit`` looks is written to ``fault`` as
+    1 + its rank, and the block goes on: what it computes from here on is meaningless.
+    """
+    peers = tl.arange(0, WORLD_POW2)
+    tl.debug_barrier()  # all threads have written; one of them will say so
+    tl.atomic_xchg(theirs, number, mask=peers < WORLD, sem="release", scope="sys")
+    seen = load_acquire(own)
+    if TIMED:
+        looks = 0
+        while (tl.min(seen, 0) < number) & (looks < spin_limit):
+            seen = load_acquire(own)
+            looks += 1
+        missing = tl.min(tl.where(seen < number, peers, WORLD), 0)
+        if missing < WORLD:
+            tl.store(fault, (missing + 1).to(tl.int64))
+    else:
+        while tl.min(seen, 0) < number:
+            seen = load_acquire(own)
+    tl.debug_barrier()  # what one thread has seen, all may read
+
+
+@triton.jit
+def advance(state, progress, MAX_BLOCKS: tl.constexpr):
+    """Counts the call: for this block, and once for all that were not launched."""
+    tl.store(state + tl.program_id(0), progress + 2)
+    if tl.program_id(0) == 0:
+        places = tl.arange(0, MAX_BLOCKS)
+        tl.store(state + places, progress + 2, mask=places >= tl.num_programs(0))
+
+
+@triton.jit
+def addresses(buffer_pointers, WORLD: tl.constexpr):
+    """The table as a tuple of scalars: read once, before the loops that store."""
+    found = ()
+    for peer in tl.static_range(WORLD):
+        found = found + (tl.load(buffer_pointers + peer),)  # noqa: RUF005 (Triton knows no *)
+    return found
+
+
+@triton.jit
+def at(address, offset_bytes, like):
+    """Pointer to elements like those of ``like``; both parts are multiples of 16 bytes."""
+    pointer = (address + offset_bytes).to(tl.pointer_type(like.dtype.element_ty))
+    return tl.multiple_of(pointer, 16)
+
+
+@triton.jit
+def sum_over_ranks(
+    buffers, offset_bytes, like, row, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """One row, added up in fp32 in the order of ranks, which is the same on every rank."""
+    total = tl.zeros(cols.shape, tl.float32)
+    for peer in tl.static_range(WORLD):
+        source = at(buffers[peer], offset_bytes, like) + row * HIDDEN
+        total += tl.load(source + cols, mask=mask, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr):
+    """This block's rows of every shard, to where this block of the owners reads them."""
+    for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
+        for owner in tl.static_range(WORLD):
+            row = owner * shard_rows + local
+            inside = mask & (row < rows)
+            values = tl.load(x + row * HIDDEN + cols, mask=inside)
+            tl.store(staged + row * HIDDEN + cols, values, mask=inside)
+
+
+@triton.jit
+def copy_out(
+    buffers,
+    offset_bytes,
+    y,
+    rows,
+    shard_rows,
+    shard_stride,
+    cols,
+    mask,
+    HIDDEN: tl.constexpr,
+    WORLD: tl.constexpr,
+):
+    """This block's rows of every shard, from the slots of their owners, shard_stride rows apart."""
+    for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
+        for owner in tl.static_range(WORLD):
+            row = owner * shard_rows + local
+            inside = mask & (row < rows)
+            source = at(buffers[owner], offset_bytes, y) + (owner * shard_stride + local) * HIDDEN
+            tl.store(y + row * HIDDEN + cols, tl.load(source + cols, mask=inside), mask=inside)
+
+
+@triton.jit
+def push(
+    buffers, offset_bytes, like, values, row, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """One row, to every rank."""
+    for peer in tl.static_range(WORLD):
+        target = at(buffers[peer], offset_bytes, like) + row * HIDDEN
+        tl.store(target + cols, values, mask=mask)
+
+
+@triton.jit
+def normalize(total, scale, eps, HIDDEN: tl.constexpr):
+    """Total * rsqrt(mean(total^2) + eps) * scale, all fp32."""
+    return total * tl.rsqrt(tl.sum(total * total, 0) / HIDDEN + eps) * scale
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def one_shot(
+    x,
+    residual,
+    residual_out,
+    weight,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    eps,
+    offset,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
+    NORM: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Every rank reads all rows of all ranks.
+
+    Args:
+        x: [rows, HIDDEN].
+        residual: [rows, HIDDEN]; with NORM only.
+        residual_out: [rows, HIDDEN], may be ``residual``; with NORM only.
+        weight: [HIDDEN]; with NORM only.
+        y: [rows, HIDDEN]: the norm, or without NORM the sum.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    slot = ((progress // 2) % 2) * slot_bytes
+    staged = at(own, slot, x)
+    for row in range(block, rows, blocks):
+        values = tl.load(x + row * HIDDEN + cols, mask=mask)
+        tl.store(staged + row * HIDDEN + cols, values, mask=mask)
+    if NORM:
+        scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    for row in range(block, rows, blocks):
+        total = sum_over_ranks(buffers, slot, x, row, cols, mask, HIDDEN, WORLD)
+        if NORM:
+            total += tl.load(residual + row * HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
+            tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
+            total = normalize(total, scale, eps, HIDDEN)
+        tl.store(y + row * HIDDEN + cols, total, mask=mask)
+    advance(state, progress, MAX_BLOCKS)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def two_shot(
+    x,
+    residual,
+    residual_out,
+    weight,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    eps,
+    offset,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
+    NORM: tl.constexpr,
+    GATHER: tl.constexpr,
+    STAGED: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Rank r reads the rows it owns, r * shard_rows and on, of all ranks; then all get them.
+
+    Args:
+        x: [rows, HIDDEN]; symmetric unless STAGED.
+        residual: [shard_rows, HIDDEN], the owned rows; with NORM only.
+        residual_out: like ``residual``, may be the same. Rows past the end become zero.
+        weight: [HIDDEN]; with NORM only.
+        y: with GATHER [rows, HIDDEN], symmetric unless STAGED; else [shard_rows, HIDDEN].
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    shard_rows = tl.cdiv(rows, WORLD)
+    if STAGED:
+        x_bytes = ((progress // 2) % 2) * slot_bytes
+        staged = at(own, x_bytes, x)
+        copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN, WORLD)
+    else:
+        x_bytes = x.to(tl.int64) - own
+    if NORM:
+        scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    for local in range(block, shard_rows, blocks):
+        row = rank * shard_rows + local
+        inside = mask & (row < rows)
+        total = sum_over_ranks(buffers, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
+        if NORM:
+            held = local * HIDDEN + cols
+            total += tl.load(residual + held, mask=inside, other=0.0).to(tl.float32)
+            tl.store(residual_out + held, total, mask=mask)
+            total = normalize(total, scale, eps, HIDDEN)
+        if not GATHER:
+            tl.store(y + local * HIDDEN + cols, total, mask=mask)
+        elif STAGED:
+            tl.store(staged + row * HIDDEN + cols, total, mask=inside)
+        else:
+            push(buffers, y.to(tl.int64) - own, y, total, row, cols, inside, HIDDEN, WORLD)
+    if GATHER or not STAGED:
+        barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+    if GATHER and STAGED:
+        copy_out(buffers, x_bytes, y, rows, shard_rows, shard_rows, cols, mask, HIDDEN, WORLD)
+    advance(state, progress, MAX_BLOCKS)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def all_gather(
+    x,
+    y,
+    state,
+    buffer_pointers,
+    signal_pointers,
+    rank,
+    rows,
+    slot_bytes,
+    spin_limit,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORLD: tl.constexpr,
+    WORLD_POW2: tl.constexpr,
+    MAX_BLOCKS: tl.constexpr,
+    STAGED: tl.constexpr,
+    TIMED: tl.constexpr,
+):
+    """Rank r gives its rows to all: through its slot (STAGED), or straight into symmetric ``y``.
+
+    Args:
+        x: [shard_rows, HIDDEN], the owned rows.
+        y: [rows, HIDDEN]; symmetric unless STAGED.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    progress = tl.load(state + block)
+    theirs, signals = entries(signal_pointers, rank, WORLD, WORLD_POW2)
+    fault = state + MAX_BLOCKS
+    buffers = addresses(buffer_pointers, WORLD)
+    own = tl.load(buffer_pointers + rank)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    shard_rows = tl.cdiv(rows, WORLD)
+    slot = ((progress // 2) % 2) * slot_bytes
+    if STAGED:
+        staged = at(own, slot, x)
+        for local in range(block, shard_rows, blocks):
+            inside = mask & (rank * shard_rows + local < rows)
+            values = tl.load(x + local * HIDDEN + cols, mask=inside)
+            tl.store(staged + local * HIDDEN + cols, values, mask=inside)
+    barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    if STAGED:
+        copy_out(buffers, slot, y, rows, shard_rows, 0, cols, mask, HIDDEN, WORLD)
+    else:
+        for local in range(block, shard_rows, blocks):
+            row = rank * shard_rows + local
+            inside = mask & (row < rows)
+            values = tl.load(x + local * HIDDEN + cols, mask=inside)
+            push(buffers, y.to(tl.int64) - own, y, values, row, cols, inside, HIDDEN, WORLD)
+        barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
+    advance(state, progress, MAX_BLOCKS)
