@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 Plan = TypeVar("Plan", bound=Hashable)
@@ -43,7 +44,7 @@ def token_ranges(
     grid += [last] if last > first else []
     solved = {count: solve(count) for count in grid}
     starts = [(first, solved[first])]
-    for low, high in zip(grid, grid[1:], strict=False):
+    for low, high in pairwise(grid):
         starts += _between(solve, price, (low, solved[low]), (high, solved[high]))
     kept = [s for i, s in enumerate(starts) if not i or s[1] != starts[i - 1][1]]
     ends = [start - 1 for start, _ in kept[1:]] + [last]

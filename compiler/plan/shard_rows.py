@@ -70,9 +70,7 @@ class RowChoice:
             group=self.group,
             shares=tuple(number[n] for n in self.forms if n in shares),
             reduce_scatters=kinds.count(Kind.ALL_REDUCE),
-            all_gathers=sum(
-                access.is_tensor(n) and self._read_whole(n, shares) for n in shares
-            ),
+            all_gathers=sum(access.is_tensor(n) and self._read_whole(n, shares) for n in shares),
         )
 
     def _read_whole(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
