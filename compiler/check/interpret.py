@@ -320,7 +320,7 @@ class Interpreter:
             whole = self._cut((kept,)) == (0, x.count) and x.unit == 1
             cuts_padding = (start or 0) == 0 and whole and everything == 0
             return replace(x, padded=False) if cuts_padding else None
-        if not isinstance(size, int) or size % x.count or not isinstance(start, int):
+        if not all(isinstance(n, int) for n in (size, kept, start)) or size % x.count:
             return None
         block, sizes = size // x.count, (int(size), int(kept))
         starts = _per_rank(start, self.ranks)

@@ -95,17 +95,26 @@ def mutants(seed: int, count: int, models: Mapping[str, str]) -> Tally:
         name = names[turn % len(names)]
         turn += 1
         for pair, wrong in _first(pool, name, rng):
-            outcome, report, difference = judged(pair, wrong, rounds=name in ROUNDING)
-            tally.counts[name, outcome] += 1
-            broken += outcome is not Outcome.EQUAL
-            if outcome is Outcome.EQUAL and report.verdict.runs:
-                tally.counts[name, "proved equal"] += 1
-            if outcome in WRONG:
-                title = f"seed {seed}: {name} in {pair.name}: {outcome}"
-                graphs = {"source": pair.source, "target": pair.target, "mutant": wrong}
-                tally.found(title, f"{report.explanation}\nsimulation: {difference}", **graphs)
+            broken += _judge(tally, f"seed {seed}: {name} in {pair.name}", name, pair, wrong)
     tally.seconds = time.process_time() - started
     return tally
+
+
+def _judge(tally: Tally, title: str, name: str, pair: Pair, wrong: SpmdGraph) -> bool:
+    """Count a mutant; whether it is not the same function."""
+    graphs = {"source": pair.source, "target": pair.target, "mutant": wrong}
+    try:
+        outcome, report, difference = judged(pair, wrong, exact=name not in ROUNDING)
+    except Exception:
+        tally.found(f"{title}: crashed", traceback.format_exc(), **graphs)
+        return True
+    tally.counts[name, outcome] += 1
+    if outcome is Outcome.EQUAL and report.verdict.runs:
+        tally.counts[name, "proved equal"] += 1
+    if outcome in WRONG:
+        explanation = f"{report.explanation}\nsimulation: {difference}"
+        tally.found(f"{title}: {outcome}", explanation, **graphs)
+    return outcome is not Outcome.EQUAL
 
 
 def _random_pairs(rng: random.Random, tally: Tally) -> Iterator[Pair]:

@@ -18,6 +18,9 @@ from compiler.ir.graph import SpmdGraph
 TOLERANCE = 1e-7
 """Relative difference that float64 rounding does not explain."""
 
+ROUNDING_TOLERANCE = 1e-4
+"""Likewise, of computing in float32."""
+
 SMALLEST_SCALE = 1e-3
 """Differences are relative to at least this; inputs are of order 1."""
 
@@ -84,28 +87,34 @@ class Judge:
 
     def __init__(self, source: SpmdGraph, draws: Sequence[Draw]) -> None:
         self.source, self.draws = source, draws
-        self._known: dict[Draw, tuple[dict[str, PerRank], list[PerRank]]] = {}
+        self._known: dict[tuple[Draw, bool], tuple[dict[str, PerRank], list[PerRank]]] = {}
 
-    def _wanted(self, draw: Draw) -> tuple[dict[str, PerRank], list[PerRank]]:
-        if draw not in self._known:
+    def _wanted(self, draw: Draw, *, exact: bool) -> tuple[dict[str, PerRank], list[PerRank]]:
+        if (draw, exact) not in self._known:
             inputs = drawn(self.source, draw)
-            self._known[draw] = inputs, simulate(self.source, inputs, exact=True)
-        return self._known[draw]
+            self._known[draw, exact] = inputs, simulate(self.source, inputs, exact=exact)
+        return self._known[draw, exact]
 
-    def difference(self, target: SpmdGraph) -> str:
-        """Where ``target`` computes something else, or that it does not run; empty if nowhere."""
+    def difference(self, target: SpmdGraph, *, exact: bool = True) -> str:
+        """Where ``target`` computes something else, or that it does not run; empty if nowhere.
+
+        Args:
+            target: stands for the source.
+            exact: compare over the reals, not in the element types of the graphs.
+        """
+        tolerance = TOLERANCE if exact else ROUNDING_TOLERANCE
         for draw in self.draws:
-            inputs, want = self._wanted(draw)
+            inputs, want = self._wanted(draw, exact=exact)
             try:
                 with mock.patch.object(rows, "padded", poisoned):
-                    got = simulate(target, inputs, exact=True)
+                    got = simulate(target, inputs, exact=exact)
             except Exception as error:
                 return f"{draw}: does not run: {type(error).__name__}: {error}"
             if len(want) != len(got):
                 return f"{len(want)} outputs against {len(got)}"
             for output, (a, b) in enumerate(zip(want, got, strict=True)):
                 for rank, (x, y) in enumerate(zip(a, b, strict=True)):
-                    if not same(x, y):
+                    if not same(x, y, tolerance):
                         return f"{draw}: output {output} on rank {rank}: {x} against {y}"
         return ""
 
@@ -132,7 +141,7 @@ def drawn(graph: SpmdGraph, draw: Draw) -> dict[str, PerRank]:
     return inputs
 
 
-def same(want: object, got: object) -> bool:
+def same(want: object, got: object, tolerance: float = TOLERANCE) -> bool:
     """Whether two results agree but for rounding."""
     if not (isinstance(want, torch.Tensor) and isinstance(got, torch.Tensor)):
         return type(want) is type(got) and want == got
@@ -142,22 +151,22 @@ def same(want: object, got: object) -> bool:
         return True
     x, y = want.double(), got.double()
     scale = max(float(x.nan_to_num(0, 0, 0).abs().max()), SMALLEST_SCALE)
-    return torch.allclose(x, y, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
+    return torch.allclose(x, y, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
-def judged(pair: Pair, target: SpmdGraph, *, rounds: bool = False) -> tuple[Outcome, Report, str]:
+def judged(pair: Pair, target: SpmdGraph, *, exact: bool = True) -> tuple[Outcome, Report, str]:
     """What became of ``target``, the checker's report, and the simulated difference.
 
     Args:
         pair: has the source.
         target: stands for it.
-        rounds: ``target`` is wrong, though it computes the same over the reals.
+        exact: what counts is the function over the reals, not what rounding makes of it.
     """
     report = check(pair.source, target)
-    difference = pair.judge.difference(target)
+    difference = pair.judge.difference(target, exact=exact)
     if report.verdict is Verdict.INVALID:
         return Outcome.INVALID, report, difference
-    if not difference and not rounds:
+    if not difference:
         refuted = report.verdict is Verdict.NOT_EQUIVALENT
         return Outcome.REFUTED if refuted else Outcome.EQUAL, report, difference
     if report.verdict.runs:

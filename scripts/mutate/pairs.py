@@ -106,6 +106,7 @@ def random_pair(seed: int) -> Pair:
     """A random graph, and what the optimizer or a random order of passes makes of it."""
     source, rng = anyhow(seed), random.Random(seed)
     target = optimized(source) if rng.random() < 0.5 else in_random_order(source, rng)
+    target = EliminateDeadCode().apply(target).graph  # a mistake in it would be none
     return Pair(f"random graph {seed}", source, target, INDICES, TOKENS)
 
 
