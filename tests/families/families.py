@@ -75,7 +75,9 @@ FAMILIES: Mapping[str, Family] = {
         "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 8, "num_experts_per_tok": 2},
         routed=True,
     ),
-    "Qwen3-MoE": Family("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"num_experts": 8, **ROUTED}, routed=True),
+    "Qwen3-MoE": Family(
+        "Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"num_experts": 8, **ROUTED}, routed=True
+    ),
     "GLM4-MoE": Family(
         "Glm4MoeConfig", "Glm4MoeForCausalLM",
         {"n_routed_experts": 8, "first_k_dense_replace": 1, **ROUTED},

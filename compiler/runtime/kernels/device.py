@@ -108,9 +108,9 @@ def advance(state, progress, MAX_BLOCKS: tl.constexpr):
 @triton.jit
 def addresses(buffer_pointers, WORLD: tl.constexpr):
     """The table as a tuple of scalars: read once, before the loops that store."""
-    found = ()
+    found = ()  # type: ignore[assignment, unused-ignore]
     for peer in tl.static_range(WORLD):
-        found = found + (tl.load(buffer_pointers + peer),)  # noqa: RUF005 (Triton knows no *)
+        found = found + (tl.load(buffer_pointers + peer),)  # type: ignore  # noqa: RUF005
     return found
 
 

@@ -73,7 +73,7 @@ class StreamRanks:
             )
             for rank, buffer in enumerate(buffers)
         ]
-        self.streams = [torch.cuda.Stream(device) for _ in range(world_size)]
+        self.streams = [torch.cuda.Stream(device) for _ in range(world_size)]  # type: ignore[no-untyped-call]
 
     def run(self, *bodies: Callable[[int], object]) -> None:
         """Runs ``body(rank)`` on every rank's stream, one body after the other.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from compiler.analysis.lint.known import Known
 from compiler.analysis.lint.sweep import sweep
 from compiler.check.simulate import simulate
 from compiler.ir import access
-from tests import random_graphs
+from compiler.ir.collectives import Kind
+from compiler.ir.graph import SpmdGraph
+from scripts.mutate import Draft, NothingToBreakError, mutant
 from tests.graphs import function
 from tests.placed_graphs import MESH, placed_graph
-from tests.random_graphs import mutant, reduced
 
 SUM = "{axis = tp, op = sum}"
 
@@ -192,23 +194,28 @@ def test_placements_are_those_by_construction() -> None:
             torch.testing.assert_close(held[0], value.whole)
 
 
-def wrong_group(graph: Any, choose: Any) -> None:
-    started = choose(reduced(graph)).args[0]
-    operand, op, group = started.args
-    started.args = (operand, op, choose([g for g in ("tp", "ep", "both") if g != group]))
+def over_other_ranks(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
+    draft = Draft.of(graph, rng)
+    wait, found = draft.pick(draft.waits(Kind.ALL_REDUCE))
+    other = draft.pick(g for g in ("tp", "ep", "both") if g != found.group)
+    (started,) = access.operands(wait)
+    started.args = (found.operand, found.op, other)
+    return draft.finish()
 
 
 @pytest.mark.parametrize(
     ("mutation", "least"),
     [
-        (random_graphs.drop, 0.95),
-        (random_graphs.duplicate, 0.95),
-        (random_graphs.misplace, 0.95),
-        (wrong_group, 0.95),
-        (random_graphs.wrong_kind, 0.8),
+        (partial(mutant, name="drop_collective"), 0.95),
+        (partial(mutant, name="duplicate_collective"), 0.95),
+        (partial(mutant, name="reduce_later"), 0.95),
+        (over_other_ranks, 0.95),
+        (partial(mutant, name="wrong_reduction"), 0.8),
     ],
 )
-def test_mistakes_in_random_graphs_are_found(mutation: Any, least: float) -> None:
+def test_mistakes_in_random_graphs_are_found(
+    mutation: Callable[..., SpmdGraph], least: float
+) -> None:
     """Of the mutants whose outputs differ; not found are those that stay plausible.
 
     Such as the average of a partial sum that was divided by something before.
@@ -216,9 +223,10 @@ def test_mistakes_in_random_graphs_are_found(mutation: Any, least: float) -> Non
     found = total = 0
     for seed in range(60):
         placed, graph = placed_graph(seed)
-        if not reduced(graph):
+        try:
+            wrong = mutation(graph, rng=random.Random(seed))
+        except NothingToBreakError:
             continue
-        wrong = mutant(graph, mutation, random.Random(seed).choice)
         sides = (simulate(g, placed.given) for g in (graph, wrong))
         same = all(
             torch.allclose(a, b)
