@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import fx
@@ -133,8 +134,22 @@ def check_groups(graph: fx.Graph, mesh: Mesh) -> None:
 
 def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:
     """Add ``all_reduce(operand)`` and its wait at the insertion point; returns the wait."""
-    node = graph.call_function(c10d.all_reduce.default, (operand, op, group))
+    return _inserted(graph, c10d.all_reduce.default, (operand, op, group), operand.meta)
+
+
+def insert_reduce_scatter(
+    graph: fx.Graph, operand: fx.Node, op: str, group: str, group_size: int, meta: Mapping[str, Any]
+) -> fx.Node:
+    """Add ``reduce_scatter(operand)`` and its wait, both with ``meta``; returns the wait."""
+    arguments = (operand, op, group_size, group)
+    return _inserted(graph, c10d.reduce_scatter_tensor.default, arguments, meta)
+
+
+def _inserted(
+    graph: fx.Graph, target: Any, arguments: tuple[Any, ...], meta: Mapping[str, Any]
+) -> fx.Node:
+    node = graph.call_function(target, arguments)
     wait = graph.call_function(WAIT, (node,))
     for made in (node, wait):
-        made.meta = dict(operand.meta)
+        made.meta = dict(meta)
     return wait

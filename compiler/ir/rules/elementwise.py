@@ -217,9 +217,9 @@ NONLINEAR = (
     "fmod", "frac", "ge", "gelu", "gt", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
     "isfinite", "isinf", "isnan", "le", "leaky_relu", "lerp.Tensor", "log", "log10", "log1p",
     "log2", "log_sigmoid", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "logit", "lt", "mish", "nan_to_num", "ne", "polar", "pow", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "selu", "sgn",
-    "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "sqrt", "square", "tan", "tanh",
-    "threshold", "trunc",
+    "logit", "lt", "mish", "nan_to_num", "ne", "polar", "pow", "reciprocal", "relu", "relu6",
+    "remainder", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "silu", "sin", "sinh",
+    "softplus", "sqrt", "square", "tan", "tanh", "threshold", "trunc",
 )  # fmt: skip
 
 EXTREMA = {"max": ("maximum", "max.other"), "min": ("minimum", "min.other")}
