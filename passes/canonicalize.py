@@ -9,7 +9,7 @@ After     %2: f32[4, 8] {tp: R} = comm.all_reduce(%1) {axis = tp, op = sum}
           return %2
 
 Law       copy(d, x) = x;  wait(wait(x)) = wait(x);  view to the shape of x of views of x = x;
-          all_reduce over groups of one rank: sum, avg, max, min, product of x = x.
+          collectives over groups of one rank, of every kind and reduction: x = x.
 Exact     bit by bit.
 Requires  same shape, strides, element type and device on both sides.
 Ensures   in-place collectives (which capture turns into a collective and a copy) and functional
@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Kind, collective
+from compiler.ir.collectives import WAIT, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.rules import RESHAPE
@@ -50,8 +50,8 @@ class Canonicalize:
             if held is None or not same_layout(node, held):
                 continue
             stands_for[node] = stands_for.get(held, held)
-            if node.target is WAIT and collective(node) is not None:
-                why = "all_reduce over groups of one rank removed"
+            if node.target is WAIT and (found := collective(node)) is not None:
+                why = f"{found.kind} over groups of one rank removed"
                 remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", why))
         if not stands_for:
             return PassResult(graph, (), changed=False)
@@ -85,9 +85,9 @@ def _waited(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
     if access.operands(node)[0].target is WAIT:
         return access.operands(node)[0]
     found = collective(node)
-    if found is None or found.kind is not Kind.ALL_REDUCE:
+    if found is None or graph.mesh.group(found.group).axis_size != 1:
         return None
-    return found.operand if graph.mesh.group(found.group).axis_size == 1 else None
+    return found.operand
 
 
 def _viewed(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:

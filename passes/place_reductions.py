@@ -6,7 +6,10 @@ Before    %2: f32[4, 8] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
 After     %2: f32[4, 8] {tp: P} = aten.add.Tensor(%0, %1)
           %3: f32[4, 8] {tp: R} = comm.all_reduce(%2) {axis = tp, op = sum}
 
-Law       f linear in carriers, other operands replicated: f(sum_r u_r) = sum_r f(u_r).
+Law       f linear in carriers, other operands replicated: f(sum_r u_r) = sum_r f(u_r);
+          likewise max, min and product with ops that select elements, and reduce_scatters with
+          linear ops that treat rows alike: f(RS(u)) = RS(f(u)).
+          Orthogonal groups: sum_r sum_s u_rs = sum_(r,s) u_rs, one all_reduce over both.
 Exact     over the reals; in floating point the order of additions changes.
 Requires  the plan was made for this graph: every addend is unreduced, and so is every operand of
           an unreduced carrier.
@@ -22,22 +25,29 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.carriers import (
-    Carrier,
+from compiler.analysis.carriers import Carrier, addend, carriers
+from compiler.analysis.reasons import kept
+from compiler.analysis.reductions import (
     Facts,
-    addend,
-    carriers,
     facts,
+    joint_groups,
+    reads_shape,
+    reduction_of,
     reductions,
-    refusal,
 )
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import OPS, insert_all_reduce
+from compiler.ir.collectives import (
+    group_position,
+    insert_all_reduce,
+    insert_reduce_scatter,
+)
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.grown import grown
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import Stage
+from compiler.plan.place_reductions import demanded
 
 Forms = dict[fx.Node, fx.Node]
 
@@ -71,19 +81,23 @@ class PlaceReductions:
                 found=why,
                 remedy="plan again for this graph",
             )
-        remarks = tuple(_remarks(graph, known, found, unreduced))
-        kept = {n for n in found if found[n].reduces}
-        if unreduced == {n for n in found if found[n].addend or n in kept}:
+        remarks = tuple(_remarks(known, found, unreduced))
+        rewriter = _Rewriter(known, found, unreduced)
+        author_unreduced = {n for n in found if found[n].addend or found[n].reduces}
+        if unreduced == author_unreduced and not rewriter.joint:
             return PassResult(graph, remarks, changed=False)
-        return PassResult(_rewritten(graph, found, unreduced, self.stage), remarks, changed=True)
+        return PassResult(rewriter.run(), remarks, changed=True)
 
     def _known(self, graph: SpmdGraph) -> Facts:
-        for reduction in reductions(graph):
-            if (reduction.group, reduction.kind) == (self.stage.group, self.stage.kind):
-                return facts(graph, reduction)
+        stage = self.stage
+        for found in reductions(graph):
+            if (found.group, found.kind, found.scatters) == (
+                stage.group, stage.kind, stage.scatters
+            ):  # fmt: skip
+                return facts(graph, found, widen=stage.widen)
         raise PlanError(
             "the plan does not fit the graph",
-            found=f"no all_reduce {self.stage.kind} over {self.stage.group}",
+            found=f"no {stage.collective} {stage.kind} over {stage.group}",
             remedy="plan again for this graph",
         )
 
@@ -102,101 +116,154 @@ def _misfit(
     return ""
 
 
-def _rewritten(
-    graph: SpmdGraph, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node], stage: Stage
-) -> SpmdGraph:
-    """The graph computed again, carriers in the forms that are read."""
-    needs_unreduced, needs_reduced = _needs(graph.graph, found, unreduced)
-    target = fx.Graph()
-    plain: Forms = {}
-    partial: Forms = {}
-    whole: Forms = {}
+class _Rewriter:
+    """Computes the graph again, carriers in the forms that are read."""
 
-    origins: Forms = {}
+    def __init__(
+        self,
+        known: Facts,
+        found: Mapping[fx.Node, Carrier],
+        unreduced: set[fx.Node],
+    ) -> None:
+        self.known, self.found, self.unreduced = known, found, unreduced
+        self.joint = {
+            user
+            for node, carrier in found.items()
+            for user in carrier.joint
+            if node in unreduced and not demanded(node, found, unreduced, known)
+        }
+        self.target, self.mesh = fx.Graph(), known.graph.mesh
+        self.origins: Forms = {}
+        self.plain: Forms = {}
+        self.partial: Forms = {}
+        self.whole: Forms = {}
 
-    def copy(node: fx.Node, forms: Forms) -> fx.Node:
-        operands = found[node].operands if node in found else ()
-        made = target.node_copy(node, lambda x: forms[x] if x in operands else plain[x])
-        origins[made] = node
+    def run(self) -> SpmdGraph:
+        """The graph."""
+        graph = self.known.graph
+        needs_unreduced, needs_reduced = self._needs()
+        for node in graph.graph.nodes:
+            if node not in self.found:
+                if not self._starts(node):
+                    self._other(node)
+                continue
+            if node in needs_unreduced:
+                self.partial[node] = self._form(node, self.partial)
+            if node in needs_reduced and node in self.unreduced:
+                self.whole[node] = self._reduced(node)
+            elif node in needs_reduced:
+                self.whole[node] = self._form(node, self.whole)
+            form = self.partial if self.found[node].addend else self.whole
+            if node in form:
+                self.plain[node] = form[node]
+        return graph.with_graph(self.target, self.origins, self.mesh)
+
+    def _starts(self, node: fx.Node) -> bool:
+        """Whether ``node`` starts a reduction that is placed anew."""
+        return any(w in self.found and self.found[w].reduces for w in node.users)
+
+    def _form(self, node: fx.Node, forms: Forms) -> fx.Node:
+        """The unreduced or the reduced form of a carrier, from those of its operands."""
+        carrier = self.found[node]
+        if carrier.reduces:
+            return forms[carrier.operands[0]]
+
+        def operand(x: fx.Node) -> fx.Node:
+            return forms[x] if x in carrier.operands else self.plain[x]
+
+        if self.known.reduction.scatters and forms is self.partial and not carrier.addend:
+            return grown(self.target, node, operand)
+        made = self.target.node_copy(node, operand)
+        self.origins[made] = node
         return made
 
-    for node in graph.graph.nodes:
-        if node not in found:
-            starts = any(w in found and found[w].reduces for w in node.users)
-            if not starts:
-                plain[node] = copy(node, plain)
-            continue
-        carrier = found[node]
-        if node in needs_unreduced:
-            (start,) = carrier.operands if carrier.reduces else (None,)
-            partial[node] = partial[start] if start is not None else copy(node, partial)
-        if node in needs_reduced and node in unreduced:
-            whole[node] = insert_all_reduce(target, partial[node], stage.kind, stage.group)
-            whole[node].meta = dict(node.meta)
-        elif node in needs_reduced:
-            (start,) = carrier.operands if carrier.reduces else (None,)
-            whole[node] = whole[start] if start is not None else copy(node, whole)
-        form = partial if carrier.addend else whole
-        if node in form:
-            plain[node] = form[node]
-    return graph.with_graph(target, origins)
+    def _reduced(self, node: fx.Node) -> fx.Node:
+        reduction, operand = self.known.reduction, self.partial[node]
+        kind, group = reduction.kind, reduction.group
+        if reduction.scatters:
+            size = reduction.groups.axis_size
+            gives = access.tensor(node)
+            made = insert_reduce_scatter(self.target, operand, kind, group, size, gives)
+            made.meta = dict(node.meta)
+            return made
+        made = insert_all_reduce(self.target, operand, kind, group)
+        made.meta = dict(node.meta)
+        return made
 
+    def _other(self, node: fx.Node) -> None:
+        """A value that is no carrier: what it reads is as before, or has the same shape."""
 
-def _needs(
-    graph: fx.Graph, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
-) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
-    needs_unreduced = {node for node in found if node.op == "placeholder"}
-    needs_reduced: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node in found:
-            if node in unreduced and node in needs_reduced:
-                needs_unreduced.add(node)
-            held = found[node].operands
-            needs_unreduced.update(held if node in needs_unreduced else ())
-            needs_reduced.update(held if node in needs_reduced - unreduced else ())
-            if node not in needs_unreduced | needs_reduced or found[node].reduces:
+        def operand(x: fx.Node) -> fx.Node:
+            joint = node in self.joint
+            return self.partial[x] if joint or x not in self.plain else self.plain[x]
+
+        made = self.plain[node] = self.target.node_copy(node, operand)
+        self.origins[made] = node
+        if node in self.joint:
+            name = self._joint_name(node)
+            position = group_position(made)
+            assert position is not None, f"%{node.name} has no group"
+            made.update_arg(position, name)
+
+    def _joint_name(self, node: fx.Node) -> str:
+        """The name of both groups together, which the mesh knows from now on."""
+        groups = joint_groups(self.known.graph, node, self.known.reduction)
+        second = reduction_of(self.known.graph, node)
+        assert groups is not None, f"%{node.name} reduces over groups that are not orthogonal"
+        assert second is not None, f"%{node.name} does not reduce"
+        name = f"{self.known.reduction.group}*{second.group}"
+        self.mesh, name = self.mesh.including(groups, name)
+        return name
+
+    def _needs(self) -> tuple[set[fx.Node], set[fx.Node]]:
+        """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
+        found, unreduced = self.found, self.unreduced
+        needs_unreduced = {node for node in found if node.op == "placeholder"}
+        needs_reduced: set[fx.Node] = set()
+        for node in reversed(self.known.graph.graph.nodes):
+            if node in found:
+                if node in unreduced and node in needs_reduced:
+                    needs_unreduced.add(node)
+                held = found[node].operands
+                needs_unreduced.update(held if node in needs_unreduced else ())
+                needs_reduced.update(held if node in needs_reduced - unreduced else ())
+                if node not in needs_unreduced | needs_reduced or found[node].reduces:
+                    continue
+            elif self._starts(node):
                 continue
-        elif any(w in found and found[w].reduces for w in node.users):
-            continue
-        own = found[node].operands if node in found else ()
-        for x in node.all_input_nodes:
-            if x in found and x not in own:
-                (needs_unreduced if found[x].addend else needs_reduced).add(x)
-    return needs_unreduced, needs_reduced
+            own = found[node].operands if node in found else ()
+            for x in node.all_input_nodes:
+                if x in found and x not in own:
+                    (needs_unreduced if self._reads_unreduced(node, x) else needs_reduced).add(x)
+        return needs_unreduced, needs_reduced
+
+    def _reads_unreduced(self, node: fx.Node, x: fx.Node) -> bool:
+        """Whether ``node``, which is not linear in the carrier ``x``, gets its unreduced form."""
+        if self.found[x].addend or node in self.joint:
+            return True
+        shape_alone = reads_shape(node) and not self.known.reduction.scatters
+        return shape_alone and x in self.unreduced
 
 
 def _remarks(
-    graph: SpmdGraph, known: Facts, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
+    known: Facts, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> list[Remark]:
-    """One remark per all_reduce of the source: merged, moved, or kept and why."""
-    remarks = []
+    """One remark per reduction of the source: merged, moved, or kept and why."""
+    remarks, kind = [], known.reduction.collective
     for node, carrier in found.items():
         if not carrier.reduces:
             continue
         layer = access.layer_path(addend(node))
         movers = [u for u in node.users if u in found and u in unreduced]
+        movers += carrier.joint if not demanded(node, found, unreduced, known) else ()
         if node not in unreduced:
-            what = f"all_reduce hoisted above {addend(node).target}"
+            what = f"{kind} hoisted above {addend(node).target}"
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what, layer))
-        elif movers and all(u in movers for u in node.users):
-            what = f"all_reduce moved below {movers[0].target}"
+        elif movers and not demanded(node, found, unreduced, known):
+            how = "reduced with" if movers[0] in carrier.joint else "moved below"
+            what = f"{kind} {how} {movers[0].target}"
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what, layer))
         else:
-            why = _kept(node, known, found)
+            why = f"{kind} kept: {kept(node, known, found)}"
             remarks.append(Remark(RemarkKind.MISSED, f"%{node.name}", why, layer))
     return remarks
-
-
-def _kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
-    """Why the all_reduce ``node`` stays where the author put it."""
-    for user in node.users:
-        if user.op == "output":
-            return "all_reduce kept: the graph returns its result"
-        if user not in found:
-            if user.target in OPS:
-                return f"all_reduce kept: {OPS[user.target]} %{user.name} sends its result"
-            partial = [x for x in access.operands(user) if x in found and not found[x].addend]
-            why = refusal(user, partial, known) or "read by no linear op"
-            return f"all_reduce kept: {why}"
-    return "all_reduce kept: moving it saves nothing"

@@ -21,6 +21,7 @@ from torch import fx
 from compiler.check import algebra
 from compiler.check.algebra import Field, Keys
 from compiler.check.blocks import Value, aligned, blockwise
+from compiler.check.logarithms import Logarithms
 from compiler.check.sizes import RowSizes, divisible, padded_size, renamed, symbols
 from compiler.errors import GraphError
 from compiler.ir import access
@@ -28,9 +29,10 @@ from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
 from compiler.ir.rows import ALL_SLICE, PAD_ROWS, all_slice
-from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning_of
+from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Selection, Term, meaning_of
 from compiler.ir.rules.meaning import shape_key
 
+PICKED = Selection((Term((0,)),))
 SLICE = torch.ops.aten.slice.Tensor
 
 
@@ -41,13 +43,19 @@ class Interpreter:
         graph: a well-formed graph.
         attributes: attribute target -> name of the tensor behind it; equal names, equal tensors.
         sizes: which rows are shared between ranks, in this graph or one to compare it with.
+        logarithms: of max, min and product, the same for graphs to compare.
     """
 
     def __init__(
-        self, graph: SpmdGraph, attributes: Mapping[str, str], sizes: RowSizes | None = None
+        self,
+        graph: SpmdGraph,
+        attributes: Mapping[str, str],
+        sizes: RowSizes | None = None,
+        logarithms: Logarithms | None = None,
     ) -> None:
         """Nothing is interpreted before ``run``."""
         self.spmd, self.attributes = graph, attributes
+        self.logarithms = Logarithms.of([graph]) if logarithms is None else logarithms
         self.sizes = RowSizes() if sizes is None else sizes
         self.ranks = graph.mesh.size
         self.values: dict[fx.Node, Value] = {}
@@ -135,15 +143,28 @@ class Interpreter:
         """The call on vectors, block by block where operands have several."""
         if found is None:
             return self._unknown(call, operands)
+        data, chosen = self._computed(call, found, operands), found.selection
+        if chosen is None or not self.logarithms.kinds:
+            return data
+
+        def mapped(logs: Sequence[Field]) -> Field:
+            return self._summed(chosen.terms, call, logs)
+
+        return self.logarithms.selected(chosen, call.result_dtypes[0], operands, data, mapped)
+
+    def _computed(self, call: Call, found: Meaning, operands: Sequence[Field]) -> Field:
         if found.random:
             self.random_calls += 1
             where = [self.key("random", call.key, self.random_calls, r) for r in range(self.ranks)]
             return algebra.random_vectors([[key] for key in where])
         if found.terms is None:
             return self._uninterpreted(call, found, operands)
+        return self._summed(found.terms, call, operands)
+
+    def _summed(self, terms: Sequence[Term], call: Call, operands: Sequence[Field]) -> Field:
         blocks = max((x.shape[1] for x in operands), default=1)
         total = np.zeros((1, blocks, algebra.LANES, algebra.WIDTH), np.uint64)
-        for term in found.terms:
+        for term in terms:
             total = algebra.added(total, self._term(term, call, operands))
         return total
 
@@ -165,7 +186,11 @@ class Interpreter:
         """One result of an op of several."""
         dim = x.cut[index] if index < len(x.cut) else None
         data = x.data if dim is not None else self._joined(x)
-        picked = algebra.multilinear([[self.key("result", index)]], [data])
+
+        def result(held: Sequence[Field]) -> Field:
+            return algebra.multilinear([[self.key("result", index)]], held)
+
+        picked = self.logarithms.selected(PICKED, None, [data], result([data]), result)
         return replace(x, data=picked, cut=(dim,))
 
     def _fresh(self, node: fx.Node) -> Value:
@@ -240,6 +265,8 @@ class Interpreter:
         x = self.values[found.operand]
         groups = self.spmd.mesh.group(found.group).ranks
         n, size = len(groups[0]), (shape_key(access.value(found.operand)) or (1,))[0]
+        if n == 1:
+            return x
         match found.kind:
             case Kind.ALL_REDUCE:
                 return replace(x, data=self._reduced(found, x.data, groups))
@@ -262,25 +289,12 @@ class Interpreter:
                 return self._spread(self._exchanged(node, self._joined(x), groups), Call.of(node))
 
     def _reduced(self, found: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
-        """The reduction on every rank: sums in the field, others symmetric functions.
-
-        That of one tensor, of whatever kind, is the tensor.
-        """
-        if len(groups[0]) == 1:
-            return x
+        """The reduction on every rank: sums in the field, others sums of logarithms."""
         if found.op in ("sum", "avg"):
             total = algebra.summed_over(x, groups)
             return algebra.scaled(total, Fraction(1, len(groups[0]) if found.op == "avg" else 1))
-        held = algebra.rows(algebra.of_ranks(x, self.ranks))
-        of_rank = {r: group for group in groups for r in group}
-        static = self.key("reduce", found.op)
-        return algebra.random_vectors(
-            [
-                [b"|".join((static, *sorted(held[s % len(held)][b] for s in of_rank[r])))
-                 for b in range(x.shape[1])]
-                for r in range(self.ranks)
-            ]
-        )  # fmt: skip
+        logs = algebra.summed_over(self.logarithms.log(found.op, x), groups)
+        return self.logarithms.exp(found.op, logs)
 
     def _shares(
         self, node: fx.Node, x: Value, dim: int, size: Any, groups: Sequence[Sequence[int]]

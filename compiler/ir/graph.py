@@ -64,17 +64,20 @@ class SpmdGraph:
             origins[copies[node]] = node
         return self.with_graph(target, origins)
 
-    def with_graph(self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> SpmdGraph:
-        """The same mesh, inputs and attributes with another FX graph.
+    def with_graph(
+        self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], mesh: Mesh | None = None
+    ) -> SpmdGraph:
+        """The same inputs and attributes with another FX graph.
 
         Args:
             graph: the other graph.
             copies: node of it -> node of this graph that does the same on operands of the same
                 types.
+            mesh: the same axes with more groups; None: the same mesh.
         """
         known = self.meanings
         copied = {copy: known[node] for copy, node in copies.items() if node in known}
-        return SpmdGraph(self.root, graph, self.mesh, self.inputs, copied)
+        return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied)
 
 
 def spmd_graph(

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from compiler.errors import MeshError
@@ -64,6 +64,27 @@ class ReplicaGroups:
     def group_of(self) -> dict[int, tuple[int, ...]]:
         """Rank -> the members of its group, in shard order."""
         return {rank: group for group in self.ranks for rank in group}
+
+
+@lru_cache(maxsize=1 << 8)
+def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None:
+    """The groups over which one reduction does what two in sequence do; None if there are none.
+
+    They exist where the two are orthogonal: reducing over ``first``, then over ``second``, each
+    rank's tensor reaches every rank of one set, and reaches it once.
+    """
+    met: set[tuple[int, ...]] = set()
+    for group in second.ranks:
+        reached = sorted(r for member in group for r in first.group_of[member])
+        if len(set(reached)) != len(reached):
+            return None
+        met.add(tuple(reached))
+    listed = sorted(itertools.chain.from_iterable(met))
+    return ReplicaGroups(tuple(sorted(met))) if listed == sorted(first.group_of) else None
+
+
+def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
+    return frozenset(map(frozenset, groups.ranks))
 
 
 class Mesh:
@@ -130,17 +151,40 @@ class Mesh:
 
     def axes_of(self, name: str) -> tuple[str, ...] | None:
         """The axes that group ``name`` spans, or None if it is no product of axes."""
-        wanted = self.group(name)
+        return self.axes_of_groups(self.group(name))
+
+    def axes_of_groups(self, wanted: ReplicaGroups) -> tuple[str, ...] | None:
+        """The axes that span ``wanted``, or None if it is no product of axes."""
         for count in range(len(self.axes) + 1):
             for names in itertools.combinations(self.axes, count):
                 if self.along(*names) == wanted:
                     return names
         return None
 
+    def including(self, groups: ReplicaGroups, name: str) -> tuple[Mesh, str]:
+        """A mesh with a name for ``groups``, and that name.
+
+        Order within groups does not count. A name that this mesh has is used; else the axes that
+        span the groups give it, ``dp*tp``; else it is ``name``.
+        """
+        for known, held in self.groups.items():
+            if _as_sets(held) == _as_sets(groups):
+                return self, known
+        spanned = self.axes_of_groups(groups)
+        name = "*".join(spanned) if spanned else name
+        assert name not in self.groups, f"group {name!r} denotes other ranks"
+        mesh = Mesh(self.axes)
+        mesh.groups = {**self.groups, name: groups}
+        return mesh, name
+
     def aliases(self, name: str) -> str:
         """The first name of the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
         return next(known for known, groups in self.groups.items() if groups == wanted)
+
+    def extends(self, other: Mesh) -> bool:
+        """Whether it has the axes of ``other`` and all its groups."""
+        return self.axes == other.axes and other.groups.items() <= self.groups.items()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mesh) and (self.axes, self.groups) == (other.axes, other.groups)

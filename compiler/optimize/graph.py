@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from compiler.analysis.carriers import facts, reductions
 from compiler.analysis.layers import LayerMetadata, layer_metadata, layer_of
+from compiler.analysis.reductions import Reduction, facts, reductions
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.errors import CommPlanError, VerificationError
@@ -81,6 +81,7 @@ def optimize_graph(
     observers: Sequence[Observer] = (),
     bisect_limit: int | None = None,
     check_each: bool = False,
+    widen: bool = False,
 ) -> OptimizationResult:
     """Place the reductions of an SPMD graph where they cost least, and prove the result.
 
@@ -98,6 +99,8 @@ def optimize_graph(
         observers: called after every pass.
         bisect_limit: run only the first so many passes.
         check_each: check after every pass that changed something.
+        widen: reductions may move below conversions to a wider type, where that pays although
+            the reduced tensor has more bytes.
 
     Raises:
         GraphError, MeshError, PlacementError: the arguments are not well-formed.
@@ -113,6 +116,7 @@ def optimize_graph(
         layers=layer_metadata(source, layers=layers),
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
+        widen=widen,
     )
 
 
@@ -133,11 +137,12 @@ def optimize_spmd(
     tokens: int | None,
     pipeline: Pipeline,
     layers: Sequence[LayerMetadata] | None = None,
+    widen: bool = False,
 ) -> OptimizationResult:
     """As ``optimize_graph``, for a graph that is known to be well-formed."""
     known = layer_metadata(source) if layers is None else layers
     with collection_paused():
-        return _optimized(source, policy, verify, known, tokens, pipeline)
+        return _optimized(source, policy, verify, known, tokens, pipeline, widen)
 
 
 @contextmanager
@@ -163,6 +168,7 @@ def _optimized(
     layers: Sequence[LayerMetadata],
     tokens: int | None,
     pipeline: Pipeline,
+    widen: bool,
 ) -> OptimizationResult:
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
@@ -171,10 +177,12 @@ def _optimized(
         graph = pipeline.run(rewrite, graph)
     clock.lap("canonicalize")
     stages: list[Stage] = []
-    for reduction in reductions(graph) if policy != "off" else ():
-        known = facts(graph, reduction)
+    placed: set[object] = set()
+    while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
+        known = facts(graph, reduction, widen=widen)
         stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
         stages.append(stage)
+        placed.add(reduction.key)
         clock.lap("plan")
         for step in (PlaceReductions(stage), EliminateDeadCode()):
             graph = pipeline.run(step, graph)
@@ -213,6 +221,11 @@ def _sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
     """Names of the groups that reduce, one for each set of replica groups."""
     found = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph) if c.op}
     return tuple(found.values())
+
+
+def _next_reduction(graph: SpmdGraph, placed: Collection[object]) -> Reduction | None:
+    """The first that was not placed yet: placing one may make another, over groups of both."""
+    return next((r for r in reductions(graph) if r.key not in placed), None)
 
 
 class _Clock:

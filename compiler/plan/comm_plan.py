@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.errors import PlanError
+from compiler.ir.collectives import Kind
 
 
 @dataclass(frozen=True)
 class PlacedReduction:
-    """One all_reduce of the planned graph.
+    """One reduction of the planned graph.
 
     Attributes:
         value: number of the value that is reduced, in the graph the stage applies to.
         op: what computes that value.
         layer: dotted path of the module it comes from.
         payload_bytes: bytes of the value on one rank, at the planned token count.
-        merges: how many all_reduces of the source it stands for.
+        merges: how many reductions of the source it stands for.
     """
 
     value: int
@@ -35,11 +36,13 @@ class Stage:
 
     Attributes:
         group: group name.
-        kind: ``sum`` or ``avg``.
+        kind: ``sum``, ``avg``, ``max``, ``min`` or ``product``.
         unreduced: numbers of the carriers that are computed before their reduction.
-        reductions: where all_reduces stand afterwards.
-        before: number of all_reduces of this reduction in the source.
+        reductions: where its collectives stand afterwards.
+        before: number of collectives of this reduction in the source.
         before_payload_bytes: their payload.
+        scatters: the collectives are reduce_scatters, not all_reduces.
+        widen: reductions may cross widening casts.
     """
 
     group: str
@@ -48,10 +51,17 @@ class Stage:
     reductions: tuple[PlacedReduction, ...]
     before: int
     before_payload_bytes: int
+    scatters: bool = False
+    widen: bool = False
+
+    @property
+    def collective(self) -> Kind:
+        """The collective that does the reduction."""
+        return Kind.REDUCE_SCATTER if self.scatters else Kind.ALL_REDUCE
 
     @property
     def after_payload_bytes(self) -> int:
-        """Payload of the planned all_reduces."""
+        """Payload of the planned collectives."""
         return sum(r.payload_bytes for r in self.reductions)
 
 

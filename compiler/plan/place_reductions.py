@@ -2,7 +2,8 @@
 
 Every carrier runs either before its reduction (label P, source side) or after it (R, sink side):
 
-    P and read reduced by somebody   pay one all_reduce of the carrier, once
+    P and read reduced by somebody   pay one collective for the carrier, once
+    read by a joint all_reduce       nothing: it reduces what it gets, over both groups in case of P
     operand in R  =>  carrier in R   infinite edge carrier -> operand
     addend computed otherwise        P (infinite edge from the source)
     addend that other code reads     P
@@ -19,7 +20,8 @@ from collections.abc import Mapping
 import networkx as nx
 from torch import fx
 
-from compiler.analysis.carriers import Carrier, Facts, addend, carriers, is_reduction
+from compiler.analysis.carriers import Carrier, carriers
+from compiler.analysis.reductions import Facts, reads_shape
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
@@ -37,7 +39,7 @@ BYTE = 1 << 40
 def place_reductions(
     graph: SpmdGraph, known: Facts, *, tokens: int | None = None, hoist: bool = True
 ) -> Stage:
-    """The cheapest placement of ``known.reduction``.
+    """The cheapest placement of ``known.reduction``, by the laws of its kind.
 
     Args:
         graph: the SPMD graph.
@@ -46,7 +48,7 @@ def place_reductions(
         hoist: whether an addend may be reduced before the author's all_reduce.
     """
     found = carriers(graph, known)
-    unreduced = _unreduced(found, tokens, hoist=hoist)
+    unreduced = _unreduced(found, known, tokens, hoist=hoist)
     number = numbers(graph.graph)
     sums = [n for n in found if found[n].reduces]
     placed = tuple(
@@ -54,11 +56,11 @@ def place_reductions(
             value=number[_real(node, found)],
             op=str(_real(node, found).target),
             layer=access.layer_path(_real(node, found)),
-            payload_bytes=access.payload_bytes(node, tokens),
+            payload_bytes=_payload_bytes(node, known, tokens),
             merges=_merges(node, found),
         )
         for node in found
-        if node in unreduced and demanded(node, found, unreduced)
+        if node in unreduced and demanded(node, found, unreduced, known)
     )
     return Stage(
         group=known.reduction.group,
@@ -66,8 +68,16 @@ def place_reductions(
         unreduced=tuple(sorted({number[n] for n in unreduced})),
         reductions=placed,
         before=len(sums),
-        before_payload_bytes=sum(access.payload_bytes(n, tokens) for n in sums),
+        before_payload_bytes=sum(_payload_bytes(n, known, tokens) for n in sums),
+        scatters=known.reduction.scatters,
+        widen=known.widen,
     )
+
+
+def _payload_bytes(node: fx.Node, known: Facts, tokens: int | None) -> int:
+    """Bytes of the unreduced form on one rank: reduce_scatters send all ranks' rows."""
+    times = known.reduction.groups.axis_size if known.reduction.scatters else 1
+    return times * access.payload_bytes(node, tokens)
 
 
 def _real(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> fx.Node:
@@ -89,11 +99,18 @@ def _merges(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> int:
     return sum(found[n].reduces for n in seen)
 
 
-def readers(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> tuple[list[fx.Node], bool]:
-    """Carriers linear in ``node``, and whether anything else reads the form the graph holds."""
+def readers(
+    node: fx.Node, found: Mapping[fx.Node, Carrier], known: Facts
+) -> tuple[list[fx.Node], bool]:
+    """Carriers linear in ``node``, and whether anything else needs the form the graph holds.
+
+    Joint all_reduces take either form. So does what reads the shape, where both have the same.
+    """
     linear: list[fx.Node] = []
     others = False
     for user in node.users:
+        if user in found[node].joint or (reads_shape(user) and not known.reduction.scatters):
+            continue
         reads = next((w for w in user.users if w in found and found[w].reduces), user)
         if reads in found and node in found[reads].operands:
             linear.append(reads)
@@ -102,20 +119,22 @@ def readers(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> tuple[list[fx.No
     return linear, others
 
 
-def demanded(node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]) -> bool:
+def demanded(
+    node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node], known: Facts
+) -> bool:
     """Whether the reduced form of ``node`` is read, given what runs unreduced."""
-    linear, others = readers(node, found)
+    linear, others = readers(node, found, known)
     return (others and not found[node].addend) or any(c not in unreduced for c in linear)
 
 
 def _unreduced(
-    found: Mapping[fx.Node, Carrier], tokens: int | None, *, hoist: bool
+    found: Mapping[fx.Node, Carrier], known: Facts, tokens: int | None, *, hoist: bool
 ) -> set[fx.Node]:
     """Source side of the minimum cut."""
     network: nx.DiGraph[object] = nx.DiGraph()
     network.add_nodes_from((SOURCE, SINK))
     for node, carrier in found.items():
-        linear, others = readers(node, found)
+        linear, others = readers(node, found, known)
         if not carrier.operands or carrier.pinned or (carrier.addend and not hoist):
             network.add_edge(SOURCE, node)
         elif carrier.addend:
@@ -124,9 +143,9 @@ def _unreduced(
             network.add_edge(node, SINK, capacity=1)
         for operand in carrier.operands:
             network.add_edge(node, operand)
-        paid = ("all_reduce of", node)
+        paid = ("reduction of", node)
         if access.is_tensor(node):
-            weight = BYTE * access.payload_bytes(node, tokens) + LAUNCH + (not carrier.reduces)
+            weight = BYTE * _payload_bytes(node, known, tokens) + LAUNCH + (not carrier.reduces)
             network.add_edge(node, paid, capacity=weight)
         else:
             network.add_edge(node, paid)
@@ -138,4 +157,4 @@ def _unreduced(
     return {node for node in found if node in before}
 
 
-__all__ = ["addend", "demanded", "is_reduction", "place_reductions", "readers"]
+__all__ = ["demanded", "place_reductions", "readers"]

@@ -9,8 +9,8 @@ from functools import cached_property
 
 from torch import fx
 
-from compiler.analysis.carriers import zeros
 from compiler.analysis.lint.finding import Finding
+from compiler.analysis.reductions import zeros
 from compiler.analysis.replication import Classes, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective

@@ -10,7 +10,16 @@ from torch import fx
 
 from compiler.ir.rules import attention, contraction, elementwise, indexing, reduction, shaping
 from compiler.ir.rules.build import Rule
-from compiler.ir.rules.meaning import BROADCAST, RESHAPE, Call, Dims, Meaning, Term
+from compiler.ir.rules.meaning import (
+    BROADCAST,
+    RESHAPE,
+    Call,
+    Dims,
+    Meaning,
+    Selection,
+    Term,
+    identity,
+)
 
 RULES: Mapping[object, Rule] = {
     **elementwise.RULES,
@@ -42,7 +51,9 @@ __all__ = [
     "Call",
     "Dims",
     "Meaning",
+    "Selection",
     "Term",
+    "identity",
     "meaning",
     "meaning_of",
 ]

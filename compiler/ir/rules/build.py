@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import wraps
 from typing import Any
 
 import sympy
 import torch
 
 from compiler.ir import access
-from compiler.ir.rules.meaning import BROADCAST, Call, Dims, Labels, Meaning, Term
+from compiler.ir.rules.meaning import BROADCAST, Call, Dims, Labels, Meaning, Selection, Term
 
 Rule = Callable[[Call], Meaning]
 
@@ -114,6 +115,30 @@ def linear_map(call: Call, *names: str, fixed: Iterable[str] = (), dims: Dims | 
     held = tuple(call.operand(name) for name in fixed)
     terms = tuple(Term((i,), map=(call.key, name), fixed=held) for name, i in operands.items())
     return Meaning(terms=terms, dims=dims)
+
+
+def moving(rule: Rule, fill: float | None = None) -> Rule:
+    """``rule`` of an op that only moves elements: its terms say where to, ``fill`` what is left."""
+
+    @wraps(rule)
+    def with_selection(call: Call) -> Meaning:
+        found = rule(call)
+        chosen = None if found.terms is None else Selection(found.terms, fill=fill)
+        return replace(found, selection=chosen)
+
+    return with_selection
+
+
+def combining(rule: Rule, combine: str) -> Rule:
+    """``rule`` of an elementwise op that combines the elements of its operands."""
+
+    @wraps(rule)
+    def with_selection(call: Call) -> Meaning:
+        terms = tuple(Term((i,)) for i in range(len(call.shapes)))
+        chosen = Selection(terms, combine) if len(terms) > 1 and not converted(call) else None
+        return replace(rule(call), selection=chosen)
+
+    return with_selection
 
 
 def scalar(found: Any) -> Fraction | None:

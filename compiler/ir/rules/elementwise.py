@@ -11,7 +11,9 @@ import torch
 from compiler.ir.rules.build import (
     Rule,
     coefficient,
+    combining,
     converted,
+    moving,
     pointwise,
     pointwise_dims,
     scalar,
@@ -232,11 +234,13 @@ NONLINEAR = (
     "fmod", "frac", "ge", "gelu", "gt", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
     "isfinite", "isinf", "isnan", "le", "leaky_relu", "lerp.Tensor", "log", "log10", "log1p",
     "log2", "log_sigmoid", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "logit", "lt", "max.other", "maximum", "min.other", "minimum", "mish", "nan_to_num", "ne",
-    "polar", "pow", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "selu", "sgn",
-    "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "sqrt", "square", "tan", "tanh",
-    "threshold", "trunc",
+    "logit", "lt", "mish", "nan_to_num", "ne", "polar", "pow", "reciprocal", "relu", "relu6",
+    "remainder", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "silu", "sin", "sinh",
+    "softplus", "sqrt", "square", "tan", "tanh", "threshold", "trunc",
 )  # fmt: skip
+
+EXTREMA = {"max": ("maximum", "max.other"), "min": ("minimum", "min.other")}
+"""Which reduction the ops are that of two elements."""
 
 TABLE: dict[Rule, tuple[str, ...]] = {
     pointwise: NONLINEAR,
@@ -245,19 +249,20 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     rsub: ("rsub",),
     lerp: ("lerp.Scalar",),
     neg: ("neg",),
-    mul: ("mul", "multiply"),
+    **{combining(pointwise, kind): names for kind, names in EXTREMA.items()},
+    combining(mul, "product"): ("mul", "multiply"),
     addcmul: ("addcmul",),
     div: ("div", "divide", "true_divide"),
     chosen("condition", "self", "other"): (
         "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar",
     ),
     chosen("mask", "value", "self"): ("masked_fill",),
-    cast: (
+    moving(cast): (
         "_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy",
         "to.device", "to.dtype", "to.dtype_layout", "positive",
     ),
-    cast_like: ("to.other", "type_as"),
-    copied: ("copy.default",),
+    moving(cast_like): ("to.other", "type_as"),
+    moving(copied): ("copy.default",),
     filled("fill_value"): ("full.default", "new_full"),
     filled("fill_value", like=True): ("full_like",),
     filled("value", like=True): ("fill.Scalar",),

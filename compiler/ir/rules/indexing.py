@@ -14,6 +14,7 @@ from compiler.ir.rules.build import (
     coefficient,
     converted,
     linear_map,
+    moving,
     opaque,
     scalar,
     table,
@@ -178,16 +179,16 @@ def located(values: str, among: str) -> Rule:
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    embedding: ("embedding",),
-    index_select: ("index_select.default",),
-    gather: ("gather.default",),
-    index: ("index.Tensor", "_unsafe_index.Tensor"),
+    moving(embedding): ("embedding",),
+    moving(index_select): ("index_select.default",),
+    moving(gather): ("gather.default",),
+    moving(index): ("index.Tensor", "_unsafe_index.Tensor"),
     index_put: ("index_put.default", "_unsafe_index_put.default"),
     accumulated("source"): ("index_add.default",),
     accumulated("src"): ("scatter_add.default", "scatter_reduce.two"),
-    overwritten("src"): ("scatter.src",),
+    moving(overwritten("src")): ("scatter.src",),
     overwritten("value"): ("scatter.value", "index_fill.int_Scalar"),
-    overwritten("source"): ("index_copy.default",),
+    moving(overwritten("source")): ("index_copy.default",),
     along_dim: (
         "sort.default", "sort.stable", "argsort.default", "argsort.stable", "topk",
         "cummax.default", "cummin.default", "cumprod.default", "logcumsumexp.default",

@@ -11,6 +11,10 @@ so it maps partial sums to partial sums exactly where every term has one partial
 its other operands, the ``fixed`` ones too, are the same on every rank.
 An op with no terms (``terms is None``) is an uninterpreted function of everything it reads.
 
+Dependence on elements. An op may be a ``Selection`` of its operands' elements, in places that do
+not depend on them. It then commutes with reductions that work element by element, max, min and
+product over ranks as well as sums.
+
 Dependence on dimensions. Every dimension of operands and results carries a *factor* label or None.
 Cutting a factor into blocks, in every operand dimension that carries it, cuts the result the same
 way (factor in the result), or yields partial sums (factor only in operands: then the op has terms
@@ -58,6 +62,45 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Every result element is an element of an operand, several combined, or a constant.
+
+    Which ones, the maps of the terms say: each term has one operand and coefficient 1.
+
+    Attributes:
+        terms: where the elements of each operand go.
+        combine: "max", "min" or "product" of all elements that meet in one place, each counted as
+            often as it is put there; empty: no two meet.
+        fill: what places hold where no element goes; None: there are no such places.
+    """
+
+    terms: tuple[Term, ...]
+    combine: str = ""
+    fill: float | None = None
+
+    def distributes(self, kind: str, dtype: torch.dtype | None) -> bool:
+        """Whether it commutes with the elementwise ``kind`` of several tensors.
+
+        Args:
+            kind: "max", "min" or "product".
+            dtype: element type of the result.
+        """
+        kept = self.fill is None or self.fill == identity(kind, dtype)
+        return self.combine in ("", kind) and kept
+
+
+def identity(kind: str, dtype: torch.dtype | None) -> float:
+    """What changes nothing when it is reduced along: 0 for sums, 1 for products, an infinity."""
+    if kind not in ("max", "min"):
+        return 1 if kind == "product" else 0
+    if dtype is None or dtype.is_floating_point:
+        return float("-inf" if kind == "max" else "inf")
+    if dtype is torch.bool:
+        return float(kind == "min")
+    return torch.iinfo(dtype).min if kind == "max" else torch.iinfo(dtype).max
+
+
+@dataclass(frozen=True)
 class Dims:
     """Factor labels of every dimension: ``operands[i][d]`` and ``results[j][d]``."""
 
@@ -72,6 +115,7 @@ class Meaning:
     Attributes:
         terms: the op as a sum of multilinear terms, or None: uninterpreted.
         dims: factor labels, or None: every dimension is needed whole.
+        selection: how result elements are elements of operands, or None: they are computed.
         pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
         casts: the result's element type differs from the operand's: rounding may be lost or won.
         random: a fresh value on every call and rank.
@@ -81,6 +125,7 @@ class Meaning:
 
     terms: tuple[Term, ...] | None = None
     dims: Dims | None = None
+    selection: Selection | None = None
     pointwise: bool = False
     casts: bool = False
     random: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 from compiler.ir.rules.build import Rule, converted, table, whole_but
-from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
+from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Selection, Term
 
 
 def _reduced(call: Call) -> tuple[int, ...]:
@@ -46,19 +48,39 @@ def reduced(call: Call) -> Meaning:
     return Meaning(dims=_dims(call, contracts=False))
 
 
+def combined(combine: str) -> Rule:
+    """A maximum, minimum or product of the elements along dimensions."""
+
+    @wraps(reduced)
+    def rule(call: Call) -> Meaning:
+        term = Term((0,), map=("sum", _reduced(call)))
+        chosen = None if converted(call) else Selection((term,), combine)
+        return replace(reduced(call), selection=chosen)
+
+    return rule
+
+
 def cumulative(call: Call) -> Meaning:
     """Running sum along a dimension."""
     terms = None if converted(call) else (Term((0,), map=("cumsum", call.dim())),)
     return Meaning(terms=terms, dims=whole_but(call, (call.dim(),)))
 
 
+COMBINED = {
+    "max": ("amax", "max.default"),
+    "min": ("amin", "min.default"),
+    "product": ("prod.default", "prod.dim_int"),
+}
+"""Which reduction the ops are that of the elements along dimensions."""
+
 TABLE: dict[Rule, tuple[str, ...]] = {
     summed: ("sum.default", "sum.dim_IntList"),
     mean: ("mean.default", "mean.dim"),
-    reduced: ("all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp",
-              "max.default", "max.dim", "min.default", "min.dim", "norm.Scalar",
+    **{combined(kind): names for kind, names in COMBINED.items()},
+    reduced: ("all", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp",
+              "max.dim", "min.dim", "norm.Scalar",
               "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype",
-              "prod.default", "prod.dim_int", "std.default", "std.dim", "std.correction",
+              "std.default", "std.dim", "std.correction",
               "var.default", "var.dim", "var.correction", "var_mean.default", "var_mean.dim",
               "var_mean.correction"),
     cumulative: ("cumsum.default",),

@@ -16,6 +16,7 @@ from compiler.ir.rules.build import (
     aligned,
     converted,
     linear_map,
+    moving,
     reshaped,
     scalar,
     table,
@@ -28,6 +29,7 @@ from compiler.ir.rules.meaning import (
     Dims,
     Labels,
     Meaning,
+    Selection,
     Term,
     size_key,
     static_key,
@@ -148,14 +150,18 @@ def difference(call: Call) -> Meaning:
 
 
 def pad(call: Call) -> Meaning:
-    """Pads with a constant: linear for zero."""
+    """Pads with a constant: linear for zero, the elements only moved for any."""
     if call.arguments.get("mode", "constant") != "constant":
         return Meaning()
     widths, rank = call.arguments["pad"], len(call.shapes[0])
     touched = {rank - 1 - i // 2 for i, width in enumerate(widths) if size_key(width) != 0}
-    zero = scalar(call.arguments.get("value") or 0) == 0
-    terms = (Term((0,), map=(call.key,)),) if zero else None
-    return Meaning(terms=terms, dims=whole_but(call, touched))
+    value, moved = call.arguments.get("value") or 0, (Term((0,), map=(call.key,)),)
+    fill = float(value) if isinstance(value, int | float) else float("nan")
+    return Meaning(
+        terms=moved if scalar(value) == 0 else None,
+        dims=whole_but(call, touched),
+        selection=Selection(moved, fill=fill),
+    )
 
 
 def padded_rows(call: Call) -> Meaning:
@@ -203,28 +209,29 @@ def select_written(call: Call) -> Meaning:
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
+    moving(view): ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
            "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy"),
-    squeeze: ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
-    expand: ("expand", "broadcast_to", "expand_as", "expand_copy"),
-    permute: ("permute", "permute_copy"),
-    swap("dim0", "dim1"): ("transpose.int", "transpose_copy.int", "swapdims"),
-    swap("axis0", "axis1"): ("swapaxes",),
-    swap(-2, -1): ("mT.default",),
-    reverse: ("t", "t_copy", "numpy_T.default"),
-    slice_rows: ("slice.Tensor", "slice_copy.Tensor", "narrow.default", "narrow_copy"),
-    select: ("select.int", "select_copy.int", "unbind.int", "unbind_copy.int"),
-    split: ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
+    moving(squeeze): ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
+    moving(expand): ("expand", "broadcast_to", "expand_as", "expand_copy"),
+    moving(permute): ("permute", "permute_copy"),
+    moving(swap("dim0", "dim1")): ("transpose.int", "transpose_copy.int", "swapdims"),
+    moving(swap("axis0", "axis1")): ("swapaxes",),
+    moving(swap(-2, -1)): ("mT.default",),
+    moving(reverse): ("t", "t_copy", "numpy_T.default"),
+    moving(slice_rows): ("slice.Tensor", "slice_copy.Tensor", "narrow.default", "narrow_copy"),
+    moving(select): ("select.int", "select_copy.int", "unbind.int", "unbind_copy.int"),
+    moving(split): ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
             "split_with_sizes_copy", "unsafe_split.Tensor", "unsafe_split_with_sizes",
             "tensor_split.sections", "tensor_split.indices"),
-    cat: ("cat.default", "concat.default", "concatenate.default"),
-    stack: ("stack",),
+    moving(cat): ("cat.default", "concat.default", "concatenate.default"),
+    moving(stack): ("stack",),
     difference: ("diff",),
     pad: ("constant_pad_nd", "pad"),
-    rearranged: ("flip", "roll", "repeat", "tile", "tril", "triu", "diagonal", "unfold", "rot90",
-                 "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),
+    moving(rearranged): ("flip", "roll", "repeat", "tile", "diagonal", "unfold", "rot90",
+                         "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),
+    moving(rearranged, fill=0): ("tril", "triu"),
     paired: ("view_as_real", "view_as_complex"),
-    slice_written: ("slice_scatter",),
-    select_written: ("select_scatter",),
+    moving(slice_written): ("slice_scatter",),
+    moving(select_written): ("select_scatter",),
 }  # fmt: skip
-RULES = {**table(TABLE), operator.getitem: picked, PAD_ROWS: padded_rows}
+RULES = {**table(TABLE), operator.getitem: moving(picked), PAD_ROWS: moving(padded_rows, fill=0)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler.ir.rules import BROADCAST, RESHAPE, Meaning, Term, meaning
+from compiler.ir.rules import BROADCAST, RESHAPE, Meaning, Selection, Term, meaning
 
 GENERATOR = torch.Generator().manual_seed(0)
 RANKS = 2
@@ -170,6 +170,33 @@ def adds_up(call: Sample, partial: Sequence[bool]) -> bool:
         return all(close(combined(call, partial), wanted) for _ in range(3))
     except (RuntimeError, IndexError):
         return False
+
+
+REDUCTIONS = {"max": torch.maximum, "min": torch.minimum, "product": torch.mul}
+
+
+def distributes(call: Sample, found: Selection, kind: str) -> bool:
+    """Whether the kernel on reduced operands gives the reduced results, for some random ranks."""
+    read = {i for term in found.terms for i in term.operands}
+
+    def drawn(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype is torch.bool:
+            return torch.rand(x.shape, generator=GENERATOR) < 0.5
+        return (4 * reals(*x.shape)).to(x.dtype)
+
+    for _ in range(3):
+        ranks = [
+            [drawn(x) if i in read else x for i, x in enumerate(operands(call))]
+            for _ in range(RANKS)
+        ]
+        whole = [
+            REDUCTIONS[kind](*xs) if i in read else xs[0]
+            for i, xs in enumerate(zip(*ranks, strict=True))
+        ]
+        results = zip(*(run(call, mine) for mine in ranks), strict=True)
+        if not close(run(call, whole), [REDUCTIONS[kind](*xs) for xs in results]):
+            return False
+    return True
 
 
 def placements(count: int) -> Iterator[tuple[bool, ...]]:

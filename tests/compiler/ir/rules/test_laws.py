@@ -70,3 +70,16 @@ def test_random(call: laws.Sample) -> None:
     assert found.random
     assert not any(found.keeps_partial(p, [not x for x in p])
                    for p in laws.placements(len(laws.operands(call))))  # fmt: skip
+
+
+@EVERY
+def test_selections(call: laws.Sample) -> None:
+    """A selection distributes over the reductions it says, and over no other combination."""
+    found = laws.meaning_of(call).selection
+    if found is None:
+        return
+    dtype = laws.run(call, laws.operands(call))[0].dtype
+    for kind in laws.REDUCTIONS:
+        held = laws.distributes(call, found, kind)
+        assert held or not found.distributes(kind, dtype), kind
+        assert not held or found.combine in ("", kind), kind

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from compiler.ir.rules.build import overloads
-from compiler.ir.rules.elementwise import NONLINEAR
+from compiler.ir.rules.elementwise import EXTREMA, NONLINEAR
 from tests.compiler.ir.rules.laws import Sample, counts, masks, reals, rough, sample
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ NUMBERS = {"threshold": (0.5, 0.25), "clamp": (-0.75, 0.75), "round.decimals": (
 
 def nonlinear() -> Iterator[Sample]:
     """A call of every uninterpreted op: tensors of sizes that broadcast, numbers where asked."""
-    for op in overloads(*NONLINEAR):
+    for op in overloads(*NONLINEAR, *(n for names in EXTREMA.values() for n in names)):
         base, _, overload = str(op).removeprefix("aten.").partition(".")
         draw, shapes, args = DOMAINS.get(base, reals), iter(((6, 4), (6, 1), (4,))), []
         whole = draw in (DOMAINS["bitwise_and"], DOMAINS["bitwise_left_shift"])

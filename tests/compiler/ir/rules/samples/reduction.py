@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from compiler.ir.rules.build import overloads
-from compiler.ir.rules.reduction import TABLE, reduced
+from compiler.ir.rules.reduction import COMBINED, TABLE, reduced
 from tests.compiler.ir.rules.laws import Sample, counts, masks, reals, rough, sample
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ def hardly(*shape: int) -> torch.Tensor:
 
 def reductions() -> Iterator[Sample]:
     """Every overload of every name, over all, one and two dimensions where it has a choice."""
-    for op in overloads(*TABLE[reduced]):
+    for op in overloads(*TABLE[reduced], *(n for names in COMBINED.values() for n in names)):
         named = {a.name: a for a in op._schema.arguments}
         given = {}
         if "p" in named:

@@ -91,6 +91,9 @@ def rest() -> Iterator[Sample]:
     yield sample(PAD_ROWS, reals(4, 8), 1, 3)
     yield sample(aten.constant_pad_nd.default, reals(6, 4), [0, -1, 1, 0], 0.0)
     yield sample(aten.constant_pad_nd.default, reals(6, 4), [1, 0], 2)
+    yield sample(aten.constant_pad_nd.default, reals(6, 4), [1, 0], float("-inf"),
+                 refuses="an infinity adds up to itself, no other number does")  # fmt: skip
+    yield sample(aten.constant_pad_nd.default, reals(6, 4), [1, 0], 1.0)
     yield sample(aten.pad.default, reals(6, 4), [1, 0], "constant", None)
     yield sample(aten.pad.default, reals(2, 6, 4), [1, 1], "replicate", refuses="a linear map "
                  "nobody asked for", holds=ROWS)  # fmt: skip

@@ -1,0 +1,129 @@
+"""The reductions of a graph, and what is known about its values for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import fx
+
+from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups, product
+
+LINEAR_KINDS = ("sum", "avg")
+"""Reductions that distribute over addition and commute with linear maps."""
+
+SELECTIVE_KINDS = ("max", "min", "product")
+"""Reductions that commute with selections of elements."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Which ranks reduce, and how.
+
+    Attributes:
+        group: the name that the graph uses first.
+        kind: as in ``LINEAR_KINDS`` and ``SELECTIVE_KINDS``.
+        groups: the ranks behind the name.
+        scatters: each rank gets its block of rows (reduce_scatter), not everything (all_reduce).
+    """
+
+    group: str
+    kind: str
+    groups: ReplicaGroups
+    scatters: bool = False
+
+    @property
+    def key(self) -> tuple[ReplicaGroups, str, bool]:
+        """What tells reductions apart, whatever their groups are called."""
+        return self.groups, self.kind, self.scatters
+
+    @property
+    def collective(self) -> Kind:
+        """The collective that does it."""
+        return Kind.REDUCE_SCATTER if self.scatters else Kind.ALL_REDUCE
+
+    @property
+    def partial(self) -> str:
+        """What a value is called that is not reduced yet."""
+        return f"partial {'sum' if self.kind in LINEAR_KINDS else self.kind}"
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What is known about every value for one reduction; ``widen``: it may cross widening casts."""
+
+    graph: SpmdGraph
+    classes: Mapping[fx.Node, Classes]
+    zeros: frozenset[fx.Node]
+    reduction: Reduction
+    widen: bool = False
+
+    def replicated(self, node: fx.Node) -> bool:
+        """Whether the ranks of each group hold the same."""
+        return replicated_over(self.classes[node], self.reduction.groups)
+
+
+def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
+    """The reduction that ``node`` starts or whose result it is, None for all other nodes."""
+    what = collective(node) if node.target in OPS or node.target is WAIT else None
+    if what is None or what.op not in (*LINEAR_KINDS, *SELECTIVE_KINDS):
+        return None
+    scatters = what.kind is Kind.REDUCE_SCATTER
+    return Reduction(what.group, what.op, graph.mesh.group(what.group), scatters)
+
+
+def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
+    """The reductions of the graph, one per collective, set of groups and kind."""
+    found: dict[tuple[ReplicaGroups, str, bool], Reduction] = {}
+    for node in graph.graph.nodes:
+        if node.target in OPS and (reduction := reduction_of(graph, node)) is not None:
+            found.setdefault(reduction.key, reduction)
+    return tuple(found.values())
+
+
+def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
+    """Whether ``node`` is the result of this reduction."""
+    found = reduction_of(graph, node) if node.target is WAIT else None
+    return found is not None and found.key == reduction.key
+
+
+def joint_groups(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> ReplicaGroups | None:
+    """The groups over which the all_reduce ``node`` could reduce what ``reduction`` left unreduced.
+
+    None if ``node`` starts no all_reduce of the same kind over groups orthogonal to it.
+    """
+    found = reduction_of(graph, node) if node.target in OPS else None
+    if found is None or (found.kind, found.scatters, reduction.scatters) != (
+        reduction.kind, False, False
+    ):  # fmt: skip
+        return None
+    return product(reduction.groups, found.groups)
+
+
+@lru_cache(maxsize=4)  # planner and pass ask about the same graph
+def facts(graph: SpmdGraph, reduction: Reduction, *, widen: bool = False) -> Facts:
+    """Replication and zeros."""
+    return Facts(graph, replication(graph), zeros(graph), reduction, widen)
+
+
+@lru_cache(maxsize=2)
+def zeros(graph: SpmdGraph) -> frozenset[fx.Node]:
+    """Values that are zero everywhere, on every rank: every term has a factor that is zero."""
+    found: set[fx.Node] = set()
+    for node, rule in graph.meanings.items():
+        if rule is None or rule.terms is None:
+            continue
+        read = access.operands(node)
+        if all(any(read[i] in found for i in term.operands) for term in rule.terms):
+            found.add(node)
+    return frozenset(found)
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether ``node`` computes a number from the shapes of what it reads, not from elements."""
+    return node.op == "call_function" and access.has_result(node) and not access.is_operand(node)

@@ -1,0 +1,108 @@
+"""Max, min and product over ranks in the random model: sums, by way of a logarithm.
+
+For each of these reductions the model has a function log, with an inverse exp, such that
+
+    reduction over ranks of x            = exp(sum over ranks of log x)
+    op(x, …) that selects and combines   = exp(sum over terms of map[fixed](log x))
+
+Both hold of every commutative and associative operation that works element by element, and nothing
+else is used: not that max is idempotent, not that a product is linear in its factors. The log of a
+vector is random unless it was made by such an op, then it is what the op makes of the operands'
+logs. Equal vectors have equal logs, so a vector's first log is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from compiler.check import algebra
+from compiler.check.algebra import Field
+from compiler.ir.collectives import collectives
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.rules import Selection
+
+KINDS = ("max", "min", "product")
+
+
+class Logarithms:
+    """Logs of vectors met so far.
+
+    Args:
+        kinds: the reductions that the graphs to be compared have; nothing is kept for others.
+    """
+
+    def __init__(self, kinds: Iterable[str] = ()) -> None:
+        self.kinds = tuple(kinds)
+        self._logs: dict[tuple[str, bytes], Field] = {}
+        self._exps: set[tuple[str, bytes]] = set()
+
+    @staticmethod
+    def of(graphs: Iterable[SpmdGraph]) -> Logarithms:
+        """Those that ``graphs`` need."""
+        used = {found.op for graph in graphs for _, found in collectives(graph.graph)}
+        return Logarithms(k for k in KINDS if k in used)
+
+    def log(self, kind: str, x: Field) -> Field:
+        """The log of every vector of ``x``."""
+
+        def one(row: bytes) -> Field:
+            drawn = algebra.random_vectors([[b"|".join((b"log", kind.encode(), row))]])[0, 0]
+            return self._logs.setdefault((kind, row), drawn)
+
+        return np.stack([np.stack([one(row) for row in rank]) for rank in algebra.rows(x)])
+
+    def exp(self, kind: str, logs: Field) -> Field:
+        """The vectors that have these logs."""
+        held = algebra.rows(logs)
+        data = algebra.random_vectors(
+            [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in held]
+        )
+        self.keep(kind, data, logs)
+        self._exps.update((kind, row) for rank in algebra.rows(data) for row in rank)
+        return data
+
+    def keep(self, kind: str, x: Field, logs: Field) -> None:
+        """Record the logs of vectors that have none yet."""
+        ranks = max(len(x), len(logs))
+        both = (algebra.of_ranks(y, ranks) for y in (x, logs))
+        for rank, own in zip(*both, strict=True):
+            for vector, log in zip(rank, own, strict=True):
+                self._logs.setdefault((kind, vector.tobytes()), log)
+
+    def selected(
+        self,
+        selection: Selection,
+        dtype: torch.dtype | None,
+        operands: Sequence[Field],
+        data: Field,
+        mapped: Callable[[Sequence[Field]], Field],
+    ) -> Field:
+        """The result ``data`` of an op that selects, with its logs.
+
+        It is made of them where all it selects from is reduced.
+
+        Args:
+            selection: of the op.
+            dtype: element type of the result.
+            operands: of the op.
+            data: what the op gives, its other laws considered.
+            mapped: the sum over the selection's terms, of operands or of their logs.
+        """
+        read = sorted({i for term in selection.terms for i in term.operands})
+        for kind in self.kinds:
+            if not selection.distributes(kind, dtype):
+                continue
+            logs = [self.log(kind, x) if i in read else x for i, x in enumerate(operands)]
+            if self.reduced(kind, [operands[i] for i in read]):
+                data = self.exp(kind, mapped(logs))
+            else:
+                self.keep(kind, data, mapped(logs))
+        return data
+
+    def reduced(self, kind: str, operands: Sequence[Field]) -> bool:
+        """Whether all vectors are results of this reduction, or made of such."""
+        every = (row for x in operands for rank in algebra.rows(x) for row in rank)
+        return bool(operands) and all((kind, row) in self._exps for row in every)

@@ -1,0 +1,78 @@
+"""The call of a node on tensors of more rows, for ops that treat the rows of dimension 0 alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.ir import access
+from compiler.ir.rows import resized
+from compiler.ir.rules import meaning
+from compiler.ir.rules.meaning import size_key
+
+SIZES = ("size", "shape")
+"""Arguments in which an op states the size of its result."""
+
+
+def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """A copy of ``node`` in ``target`` on ``operand`` of what it reads, of more rows or as it was.
+
+    The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
+
+    Raises:
+        ValueError: the op does not take operands of these shapes.
+    """
+    made = target.node_copy(node, operand)
+    schema = getattr(node.target, "_schema", None)
+    for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
+        if argument.name in SIZES:
+            made.update_arg(i, _without_rows(made.args[i], access.shape(node)))
+    args, kwargs = fx.node.map_arg((made.args, made.kwargs), access.value)
+    assert callable(node.target), f"%{node.name} is not a call"
+    try:
+        with torch.no_grad():
+            made.meta["val"] = node.target(*args, **kwargs)
+    except (RuntimeError, IndexError, TypeError) as error:
+        target.erase_node(made)
+        raise ValueError(f"{node.target} states how many rows there are") from error
+    return made
+
+
+def _without_rows(stated: Any, shape: access.Shape) -> list[Any]:
+    """The sizes of a result of ``shape``, the first to be inferred."""
+    others = zip(stated[1:], shape[1:], strict=False)
+    return [-1, *(size if type(given) is int and given == -1 else given for given, size in others)]
+
+
+def grows(node: fx.Node, more: set[fx.Node], times: int) -> bool:
+    """Whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows, by one rule.
+
+    That is: its rows are cut out of the larger result as the operands are out of theirs.
+    """
+    scratch, stand_ins = fx.Graph(), dict[fx.Node, fx.Node]()
+    for x in node.all_input_nodes:
+        stand_ins[x] = scratch.placeholder(x.name)
+        stand_ins[x].meta["val"] = in_rows(access.value(x), times) if x in more else access.value(x)
+    try:
+        made = grown(scratch, node, stand_ins.__getitem__)
+    except ValueError:
+        return False
+    before, after = meaning(node), meaning(made)
+    wanted, found = (_sizes(v) for v in (in_rows(access.value(node), times), access.value(made)))
+    assert before is not None, f"{node.target} has no rule"
+    return after is not None and after.dims == before.dims and wanted == found
+
+
+def in_rows(held: Any, times: int) -> Any:
+    """Tensors like ``held`` with ``times`` the rows."""
+    if isinstance(held, list | tuple):
+        return [in_rows(x, times) for x in held]
+    return resized(held, 0, held.shape[0] * times)
+
+
+def _sizes(held: Any) -> list[tuple[Any, ...]]:
+    tensors = held if isinstance(held, list | tuple) else [held]
+    return [tuple(map(size_key, x.shape)) for x in tensors]
