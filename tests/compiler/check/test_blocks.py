@@ -214,3 +214,36 @@ def test_rows_are_cut_where_every_block_holds_as_many() -> None:
     assert aligned(Value(data, (0,)), 4 * rows)
     assert not aligned(Value(data, (0,), unit=4), 4 * rows)
     assert aligned(Value(data, (0,), padded=True), rows)
+
+
+def test_of_several_factors_the_outermost_of_the_result_is_cut() -> None:
+    inputs, mesh = '%0 "z": f64[4, 4], %1 "w": f64[4, 4]', "mesh <tp = 2>"
+    call = 'aten.einsum("tk,nk->nt", [%0, {}])'
+    source = function(inputs, f"%2: f64[4, 4] = {call.format('%1')}", "return %2", mesh=mesh)
+    target = function(
+        inputs,
+        '%2: f64[2, 4] = commplan.all_slice(%1, 0, 2, "tp")',
+        f"%3: f64[2, 4] = {call.format('%2')}",
+        "%4: f64[4, 4] = comm.all_gather(%3) {axis = tp}",
+        "return %4",
+        mesh=mesh,
+    )
+    assert check(source, target).verdict is Verdict.EQUIVALENT
+
+
+def test_slice_of_blocks_to_an_open_size() -> None:
+    def graph(*reduced: str) -> SpmdGraph:
+        return function(
+            '%0 "x": f64[8, 4] {tp: V}, %1 "y": f64[s0, 4]',
+            "%2: sym(s0) = aten.sym_size.int(%1, 0)",
+            *reduced,
+            "%5: f64[s0, 4] = aten.slice.Tensor(%4, 0, 0, %2)",
+            "return %5",
+            mesh="mesh <tp = 2>\nsym s0 in [2, 8]",
+        )
+
+    whole_rows = graph(f"%3: f64[8, 4] = {SUM.format('%0')}", "%4: f64[8, 4] = aten.alias(%3)")
+    shared = graph(
+        f"%3: f64[4, 4] = {SCATTER.format('%0')}", f"%4: f64[8, 4] = {GATHER.format('%3')}"
+    )
+    assert check(whole_rows, shared).verdict is Verdict.EQUIVALENT
