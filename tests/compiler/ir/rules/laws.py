@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,11 @@ def adds_up(call: Sample, partial: Sequence[bool]) -> bool:
         return False
 
 
-REDUCTIONS = {"max": torch.maximum, "min": torch.minimum, "product": torch.mul}
+REDUCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "max": lambda x, y: torch.maximum(_number(x), _number(y)),
+    "min": lambda x, y: torch.minimum(_number(x), _number(y)),
+    "product": lambda x, y: _number(x) * _number(y),
+}
 
 
 def distributes(call: Sample, found: Selection, kind: str) -> bool:
