@@ -2,10 +2,18 @@
 
 from passes.canonicalize import Canonicalize
 from passes.eliminate_dead_code import EliminateDeadCode
+from passes.own_slices import OwnSlices
 from passes.place_reductions import PlaceReductions
 from passes.shard_rows import ShardRows
 
-PASSES = (Canonicalize, PlaceReductions, ShardRows, EliminateDeadCode)
+PASSES = (Canonicalize, OwnSlices, PlaceReductions, ShardRows, EliminateDeadCode)
 """Every pass, in the order in which the optimizer runs them."""
 
-__all__ = ["PASSES", "Canonicalize", "EliminateDeadCode", "PlaceReductions", "ShardRows"]
+__all__ = [
+    "PASSES",
+    "Canonicalize",
+    "EliminateDeadCode",
+    "OwnSlices",
+    "PlaceReductions",
+    "ShardRows",
+]

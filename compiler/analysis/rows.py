@@ -181,3 +181,28 @@ def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> boo
     if found is None or found.dim != row_dim(access.value(found.operand)):
         return False
     return graph.mesh.group(found.group) == groups
+
+
+def at_hand(
+    graph: SpmdGraph, groups: ReplicaGroups, forms: Mapping[fx.Node, RowForm]
+) -> frozenset[fx.Node]:
+    """Values whose shares cost no more than the whole, on any machine.
+
+    Those of which nobody reads all rows, and those computed from nothing but gathered shares.
+    """
+    gathered: set[fx.Node] = set()
+    for node, form in forms.items():
+        if form.communicates is None:
+            given = bool(form.carrying) and all(x in gathered for x in form.carrying)
+        else:
+            given = form.communicates.kind is Kind.ALL_GATHER
+        gathered.update([node] if given else [])
+    unread: set[fx.Node] = set()
+    for node in reversed(list(forms)):
+        readers = [u for u in node.users if u.target is not SIZE_READ]
+        if readers and all(
+            reads_share(graph, u, groups) or (u in unread and node in forms[u].carrying)
+            for u in readers
+        ):
+            unread.add(node)
+    return frozenset(gathered | unread)

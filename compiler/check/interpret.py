@@ -33,7 +33,7 @@ from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Selection, Term
 from compiler.ir.rules.meaning import shape_key
 
 PICKED = Selection((Term((0,)),))
-SLICE = torch.ops.aten.slice.Tensor
+SLICES = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
 
 
 class Interpreter:
@@ -123,7 +123,7 @@ class Interpreter:
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         found = meaning_of(call)
-        if call.target is SLICE and (rows := self._sliced(call, read[0])) is not None:
+        if call.target in SLICES and (rows := self._sliced(call, read[0])) is not None:
             return rows
         act = blockwise(call, found, read)
         if act is None:
@@ -332,13 +332,16 @@ class Interpreter:
         if x.padded:
             everything = sympy.sympify(padded_size(kept, x.count) - size)
             whole = self._cut((kept,)) == (0, x.count) and x.unit == 1
-            cuts_padding = (start or 0) == 0 and whole and everything == 0
+            from_first = not isinstance(start, access.RankInt) and (start or 0) == 0
+            cuts_padding = from_first and whole and everything == 0
             return replace(x, padded=False) if cuts_padding else None
         if not all(isinstance(n, int) for n in (size, kept, start)) or size % x.count:
             return None
         block, sizes = size // x.count, (int(size), int(kept))
         starts = _per_rank(start, self.ranks)
         ends = _per_rank(size if end is None else end, self.ranks)
+        if isinstance(length := call.arguments.get("length"), int):
+            ends = [low + length if low >= 0 else size + low + length for low in starts]
         taken = []
         for r, (low, high) in enumerate(zip(starts, ends, strict=True)):
             low, high = (min(max(b + sizes[0] * (b < 0), 0), sizes[0]) for b in (low, high))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import fx
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, reductions
+from compiler.analysis.rows import at_hand, row_forms
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.errors import CommPlanError, VerificationError
@@ -25,7 +27,7 @@ from compiler.plan.comm_plan import CommPlan, RowStage, Stage
 from compiler.plan.place_reductions import place_reductions
 from compiler.plan.prices import Bytes
 from compiler.plan.shard_rows import shard_rows
-from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
+from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
 POLICIES = ("cost", "merge", "boundary", "off")
 """cost: reductions anywhere the laws allow; merge: none before the author's; boundary: merge, and
@@ -173,7 +175,7 @@ def _optimized(
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
     graph = source.own_copy()
-    for rewrite in (Canonicalize(), EliminateDeadCode()):
+    for rewrite in (Canonicalize(), OwnSlices(), EliminateDeadCode()):
         graph = pipeline.run(rewrite, graph)
     clock.lap("canonicalize")
     stages: list[Stage] = []
@@ -189,8 +191,14 @@ def _optimized(
         clock.lap("rewrite")
     rows: list[RowStage] = []
     sparse = {layer.index for layer in layers if layer.kind == "sparse"}
-    for group in _sharing_groups(graph) if policy == "boundary" else ():
-        share = shard_rows(graph, group, Bytes(tokens), allowed=lambda n: layer_of(n) in sparse)
+    for group in _sharing_groups(graph) if policy != "off" else ():
+        groups = graph.mesh.group(group)
+        free = at_hand(graph, groups, row_forms(graph, groups))
+        layered = sparse if policy == "boundary" else frozenset[int]()
+        allowed = partial(_may_share, free, layered)
+        share = shard_rows(graph, group, Bytes(tokens), allowed=allowed)
+        if not share.shares:
+            continue
         rows.append(share)
         clock.lap("plan")
         for move in (ShardRows(share), EliminateDeadCode()):
@@ -218,9 +226,13 @@ def _optimized(
 
 
 def _sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
-    """Names of the groups that reduce, one for each set of replica groups."""
-    found = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph) if c.op}
-    return tuple(found.values())
+    """Names of the groups that reduce or gather, one for each set of replica groups."""
+    found = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph)}
+    return tuple(name for groups, name in found.items() if groups.axis_size > 1)
+
+
+def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
+    return node in free or layer_of(node) in layers
 
 
 def _next_reduction(graph: SpmdGraph, placed: Collection[object]) -> Reduction | None:
