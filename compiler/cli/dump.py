@@ -73,6 +73,7 @@ def dump(
     ] = False,
     tp: options.Tp = None,
     policy: options.PolicyOption = options.Policy.COST,
+    widen: options.Widen = False,
     pairs: options.Settings = None,
     mesh: options.MeshText = "",
     groups: options.Groups = None,
@@ -99,7 +100,12 @@ def dump(
         pipeline = Pipeline(watching, opt_bisect_limit, check_each)
         with stages.stage("optimize"):
             result = optimize_spmd(
-                source.graph, policy=policy, verify=False, tokens=None, pipeline=pipeline
+                source.graph,
+                policy=policy,
+                verify=False,
+                tokens=None,
+                pipeline=pipeline,
+                widen=widen,
             )
         graphs["after"] = result.spmd
     kept = ("before", "after") if both else ("before",) if before else ("after",)

@@ -33,6 +33,7 @@ def optimize(
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the result.")
     ],
     policy: options.PolicyOption = options.Policy.COST,
+    widen: options.Widen = False,
     tokens: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="What symbolic sizes count as."),
@@ -62,7 +63,12 @@ def optimize(
             source = read_graph(file, given)
     with stages.stage("optimize"):
         result = optimize_spmd(
-            source, policy=policy, verify=False, tokens=tokens, pipeline=Pipeline()
+            source,
+            policy=policy,
+            verify=False,
+            tokens=tokens,
+            pipeline=Pipeline(),
+            widen=widen,
         )
     with stages.stage("check"):
         report = check(source, result.spmd)

@@ -74,6 +74,13 @@ PolicyOption = Annotated[
         "`off`: move nothing."
     ),
 ]
+Widen = Annotated[
+    bool,
+    typer.Option(
+        "--widen",
+        help="Let reductions move below conversions to a wider type, where that pays.",
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead.")
 ]

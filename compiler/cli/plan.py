@@ -59,6 +59,7 @@ def plan(
         str, typer.Option(metavar="N,…", help="Token counts to plan for.")
     ] = DEFAULT_TOKENS,
     policy: options.PolicyOption = options.Policy.COST,
+    widen: options.Widen = False,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TABLE,
     pairs: options.Settings = None,
     remarks: Annotated[
@@ -80,7 +81,7 @@ def plan(
     stages, counts = Stages(), token_counts(tokens)
     given = Given(mesh, tuple(groups or ()), tuple(inputs or ()))
     source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
-    found = planned(source, counts, policy, stages)
+    found = planned(source, counts, policy, stages, widen=widen)
     if timing:
         for one in found:
             stderr().print(pass_table(one.results[0].records))
@@ -92,16 +93,21 @@ def plan(
 
 
 def planned(
-    source: Source, counts: Sequence[int], policy: str, stages: Stages
+    source: Source, counts: Sequence[int], policy: str, stages: Stages, *, widen: bool = False
 ) -> tuple[Planned, ...]:
     """The plans for ``counts``; counts for which the same is done share one."""
     by_graph: dict[Any, list[OptimizationResult]] = {}
     for count in counts if _is_symbolic(source) else (None,):
         with stages.stage("optimize", f"for {_tokens_text((count,))}"):
             result = optimize_spmd(
-                source.graph, policy=policy, verify=False, tokens=count, pipeline=Pipeline()
+                source.graph,
+                policy=policy,
+                verify=False,
+                tokens=count,
+                pipeline=Pipeline(),
+                widen=widen,
             )
-        moved = tuple((s.group, s.kind, s.unreduced) for s in result.plan.stages)
+        moved = tuple((s.group, s.kind, s.scatters, s.unreduced) for s in result.plan.stages)
         by_graph.setdefault(moved, []).append(result)
     found = []
     for results in by_graph.values():

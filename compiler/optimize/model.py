@@ -24,7 +24,7 @@ from compiler.optimize.graph import OptimizationResult, check_options, optimize_
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
-from compiler.runtime.groups import lowered
+from compiler.runtime.groups import ProcessGroups, lowered
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
@@ -105,6 +105,7 @@ def optimize_allreduce(
     verify: bool = True,
     group: Any = None,
     debug: bool = False,
+    widen: bool = False,
 ) -> OptimizedModule:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
@@ -123,6 +124,7 @@ def optimize_allreduce(
         verify: check every graph before it runs; without it graphs run unproved, and say so.
         group: process group of all ranks that call this; default: all ranks of the job.
         debug: compare inputs taken to be the same on all ranks at every call, not the first only.
+        widen: reductions may move below conversions to a wider type, where that pays.
 
     Returns:
         A module with the model's call signature, parameters and state_dict keys. ``.report``
@@ -136,19 +138,19 @@ def optimize_allreduce(
     """
     check_options(machine, policy)
     everyone = ranks_of(group)
-    exchange = exchange_over(everyone)
+    exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
 
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
         captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange)
         result, report = optimize_capture(
             captured, config=getattr(owner, "config", None), layers=layers, policy=policy,
-            verify=verify,
+            verify=verify, widen=widen,
         )  # fmt: skip
         if exchange is not None:
             _agree(exchange, result.plan)
         return Prepared(
-            module=lowered(result.spmd, captured.groups),
+            module=lowered(result.spmd, process_groups.names(result.spmd, captured.groups)),
             captured=captured,
             report=report,
             compare_inputs=partial(compare_inputs, exchange) if exchange else None,
@@ -175,6 +177,7 @@ def optimize_capture(
     observers: Sequence[Observer] = (),
     bisect_limit: int | None = None,
     check_each: bool = False,
+    widen: bool = False,
 ) -> tuple[OptimizationResult, ModelReport]:
     """Plan, rewrite and prove a captured model; see ``optimize_allreduce``."""
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
@@ -185,6 +188,7 @@ def optimize_capture(
         layers=metadata,
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
+        widen=widen,
     )
     notes = tuple(Remark(RemarkKind.NOTE, "", why) for why in captured.remarks)
     return result, ModelReport(

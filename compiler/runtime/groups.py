@@ -4,12 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch.distributed as dist
 from torch import fx
 from torch.distributed import distributed_c10d
 
-from compiler.ir.collectives import rename_groups
+from compiler.ir.collectives import all_group_names, rename_groups
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.rows import PAD_ROWS, all_slice, own_share, padded_rows
+
+
+class ProcessGroups:
+    """This process's groups for replica groups of one mesh that a rewrite brought in.
+
+    Args:
+        everyone: process group of all ranks of the mesh, rank r of it being rank r of the mesh.
+    """
+
+    def __init__(self, everyone: dist.ProcessGroup) -> None:
+        self.everyone = everyone
+        self._made: dict[ReplicaGroups, dist.ProcessGroup] = {}
+
+    def of(self, groups: ReplicaGroups) -> dist.ProcessGroup:
+        """The group that this rank is in.
+
+        Created at the first call for these groups, which all ranks must make together; all ranks
+        in one group are the one that there is.
+        """
+        members = groups.group_of[self.everyone.rank()]
+        if sorted(members) == list(range(self.everyone.size())):
+            return self.everyone
+        if groups not in self._made:
+            ranks = dist.get_process_group_ranks(self.everyone)
+            made = dist.new_group([ranks[r] for r in members], use_local_synchronization=True)
+            assert isinstance(made, dist.ProcessGroup), f"rank is not in its own group {members}"
+            self._made[groups] = made
+        return self._made[groups]
+
+    def names(self, graph: SpmdGraph, known: Mapping[str, str]) -> dict[str, str]:
+        """Name of each group in ``graph`` -> name of the process group here.
+
+        Args:
+            graph: the SPMD graph, the same on all ranks.
+            known: those that need not be created.
+        """
+        used = (name for name in all_group_names(graph.graph) if name not in known)
+        made = {n: self.of(graph.mesh.groups[n]) for n in used if n in graph.mesh.groups}
+        return {**known, **{name: str(group.group_name) for name, group in made.items()}}
 
 
 def lowered(graph: SpmdGraph, local_groups: Mapping[str, str]) -> fx.GraphModule:

@@ -57,6 +57,23 @@ class Stack(nn.Module):
         return x * self.scale if bias is None else x * self.scale + bias
 
 
+class Grid(nn.Module):
+    """Rows of a contraction over one axis of a grid of ranks, then over the other: two sums."""
+
+    def __init__(self, first: dist.ProcessGroup, second: dist.ProcessGroup, rank: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(parameter(HIDDEN, HIDDEN, seed=f"grid {rank}"), False)
+        self.scale = nn.Parameter(1 + parameter(HIDDEN, seed="grid scale"), False)
+        self.groups = (first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.weight)
+        dist.all_reduce(y, group=self.groups[0])
+        y = y * self.scale
+        dist.all_reduce(y, group=self.groups[1])
+        return torch.relu(y)
+
+
 class MaskedExperts(nn.Module):
     """Experts dealt out to ranks: which ones are ours is known by a Python integer alone.
 
