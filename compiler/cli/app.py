@@ -14,6 +14,7 @@ from compiler.cli.dump import dump
 from compiler.cli.optimize import optimize
 from compiler.cli.plan import plan
 from compiler.cli.progress import stderr
+from compiler.cli.rules import rules
 from compiler.cli.verdicts import ExitCode
 from compiler.errors import CommPlanError, VerificationError
 
@@ -53,6 +54,7 @@ app.command("plan")(plan)
 app.command("dump")(dump)
 app.command("check")(check_graphs)
 app.command("optimize")(optimize)
+app.command("rules")(rules)
 
 
 def main() -> None:
