@@ -16,6 +16,7 @@ from compiler.cli.machine import machine
 from compiler.cli.optimize import optimize
 from compiler.cli.plan import plan
 from compiler.cli.progress import stderr
+from compiler.cli.rules import rules
 from compiler.cli.verdicts import ExitCode
 from compiler.errors import CommPlanError, VerificationError
 
@@ -57,6 +58,7 @@ app.command("check")(check_graphs)
 app.command("lint")(lint)
 app.command("optimize")(optimize)
 app.add_typer(machine, name="machine")
+app.command("rules")(rules)
 
 
 def main() -> None:

@@ -220,7 +220,8 @@ def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Names of the op's arguments, and the default values of those that have one."""
     listed = target._schema.arguments
     defaults = {a.name: a.default_value for a in listed if a.has_default_value()}
-    return tuple(a.name for a in listed), defaults
+    tuples = {name: tuple(x) if isinstance(x, list) else x for name, x in defaults.items()}
+    return tuple(a.name for a in listed), tuples
 
 
 def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -112,3 +112,13 @@ def test_origins() -> None:
     assert access.source_line(node) == "model.py:88"
     node.meta["nn_module_stack"] = {"a": ("_empty_nn_module_stack_from_metadata_hook", object)}
     assert access.layer_path(node) == ""
+
+
+def test_lists_are_tuples_whether_written_or_by_default() -> None:
+    x = torch.ones(2, 2)
+    graph = fx.Graph()
+    read = graph.placeholder("x")
+    read.meta["val"] = x
+    for written in ((read,), (read, [])):
+        node = graph.call_function(aten.amax.default, written)
+        assert access.arguments(node)["dim"] == ()

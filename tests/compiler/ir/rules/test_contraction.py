@@ -52,3 +52,17 @@ def test_a_bias_is_not_added_per_block(op: object) -> None:
     product = sample(aten.mm.default, x, w.mT)
     assert "k" in laws.labels(laws.meaning_of(product))
     assert "k" not in laws.labels(laws.meaning_of(call))
+
+
+ALIGNED = st.sampled_from((8, 16, 24))
+"""Sizes whose halves and thirds are rows of whole 16 bytes in single precision, where they are."""
+
+
+@pytest.mark.skipif(not hasattr(aten, "_grouped_mm"), reason="this torch has no grouped products")
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=4), ALIGNED, ALIGNED)
+def test_grouped_products(rows: list[int], inner: int, columns: int) -> None:
+    """Experts of drawn numbers of rows, also none."""
+    offsets = torch.tensor(rows, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    x, w = reals(sum(rows), inner).float(), reals(len(rows), inner, columns).float()
+    obeys(sample(aten._grouped_mm.default, x, w, offsets))

@@ -66,6 +66,8 @@ def reductions() -> Iterator[Sample]:
             yield sample(op, source(6, 4, 2), dim=[0, -1], **given)
             if name not in ("all", "any", "logsumexp"):  # they do not take it for all dimensions
                 yield sample(op, source(6, 4), dim=[], **given)
+        if named["dim"].has_default_value():
+            yield sample(op, source(6, 4), **given)
         if "Optional" in kind:
             yield sample(op, source(6, 4), dim=None, **given)
 
