@@ -129,11 +129,21 @@ def optimize_spmd(
     tokens: int | None,
     pipeline: Pipeline,
     widen: bool = False,
+    join: bool = True,
 ) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph that is known to be well-formed."""
+    """As ``optimize_graph``, for a graph that is known to be well-formed.
+
+    ``join``: all_reduces may run over groups of ranks that the mesh has no name for yet.
+    """
     with collection_paused():
         return _optimized(
-            source, policy=policy, verify=verify, tokens=tokens, pipeline=pipeline, widen=widen
+            source,
+            policy=policy,
+            verify=verify,
+            tokens=tokens,
+            pipeline=pipeline,
+            widen=widen,
+            join=join,
         )
 
 
@@ -161,6 +171,7 @@ def _optimized(
     tokens: int | None,
     pipeline: Pipeline,
     widen: bool,
+    join: bool,
 ) -> OptimizationResult:
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
@@ -171,7 +182,7 @@ def _optimized(
     stages: list[Stage] = []
     placed: set[object] = set()
     while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
-        known = facts(graph, reduction, widen=widen)
+        known = facts(graph, reduction, widen=widen, join=join)
         stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
         stages.append(stage)
         placed.add(reduction.key)
