@@ -140,11 +140,15 @@ def optimize_spmd(
     pipeline: Pipeline,
     layers: Sequence[LayerMetadata] | None = None,
     widen: bool = False,
+    join: bool = True,
 ) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph that is known to be well-formed."""
+    """As ``optimize_graph``, for a graph that is known to be well-formed.
+
+    ``join``: all_reduces may run over groups of ranks that the mesh has no name for yet.
+    """
     known = layer_metadata(source) if layers is None else layers
     with collection_paused():
-        return _optimized(source, policy, verify, known, tokens, pipeline, widen)
+        return _optimized(source, policy, verify, known, tokens, pipeline, widen, join)
 
 
 @contextmanager
@@ -171,6 +175,7 @@ def _optimized(
     tokens: int | None,
     pipeline: Pipeline,
     widen: bool,
+    join: bool,
 ) -> OptimizationResult:
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
@@ -181,7 +186,7 @@ def _optimized(
     stages: list[Stage] = []
     placed: set[object] = set()
     while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
-        known = facts(graph, reduction, widen=widen)
+        known = facts(graph, reduction, widen=widen, join=join)
         stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
         stages.append(stage)
         placed.add(reduction.key)
