@@ -23,7 +23,7 @@ def found(*lines: str, mesh: str = "mesh <tp = 4>") -> list[tuple[str, str]]:
     ("lines", "rule"),
     [
         (["%1: f64[4, 8] = aten.mul.Tensor(%0, %0)"], "nonlinear-on-partial"),
-        (["%1: f64[4, 8] = aten.div.Tensor(2, %0)"], "nonlinear-on-partial"),
+        (["%1: f64[4, 8] = aten.reciprocal(%0)"], "nonlinear-on-partial"),
         (["%1: (f64[4, 2], i64[4, 2]) = aten.topk(%0, 2)"], "nonlinear-on-partial"),
         (["%1: f64[4, 8] = aten._softmax(%0, 1, false)"], "nonlinear-on-partial"),
         (["%1: i64[4, 8] = aten._to_copy(%0, dtype = i64)"], "nonlinear-on-partial"),
@@ -34,7 +34,6 @@ def found(*lines: str, mesh: str = "mesh <tp = 4>") -> list[tuple[str, str]]:
     ],
 )  # fmt: skip
 def test_uses_of_a_partial_sum(lines: list[str], rule: str) -> None:
-    lines = [line.replace("div.Tensor(2, %0)", "reciprocal(%0)") for line in lines]
     assert found(P, *lines, "return %1") == [(rule, "%1")]
 
 
@@ -61,12 +60,10 @@ def test_a_weight_cut_along_the_contraction_makes_addends_of_what_varies() -> No
     assert found(inputs, *lines, "return %4") == [("missing-reduction", "%4")]
 
 
-@pytest.mark.parametrize(
-    ("op", "bias"), [("addmm(%2, %0, %1)", "f64[8]"), ("addmm(%2, %0, %1)", "f64[4, 8]")]
-)
-def test_a_bias_inside_a_product_that_is_never_reduced(op: str, bias: str) -> None:
+@pytest.mark.parametrize("bias", ["f64[8]", "f64[4, 8]"])
+def test_a_bias_inside_a_product_that_is_never_reduced(bias: str) -> None:
     inputs = f'%0 "x": f64[4, 6] {{tp: S(1)}}, %1 "w": f64[6, 8] {{tp: S(0)}}, %2 "b": {bias}'
-    lines = (f"%3: f64[4, 8] = aten.{op}", "return %3")
+    lines = ("%3: f64[4, 8] = aten.addmm(%2, %0, %1)", "return %3")
     assert found(inputs, *lines) == [("missing-reduction", "%3")]
 
 
@@ -104,9 +101,12 @@ def test_groups_that_are_no_product_of_axes() -> None:
              '%2: f64[4] = comm.all_reduce(%1) {group = "odd", op = sum}', "return %2")  # fmt: skip
     held = '%0 "x": f64[4] {dp: V, tp: V}'
     assert found(held, *twice, mesh=mesh) == [("double-reduction", "%2")]
-    joined = ('%1: f64[4] = comm.all_reduce(%0) {group = "odd", op = sum}',
-              "%2: f64[4] = aten.add.Tensor(%0, %1)",
-              '%3: f64[4] = comm.all_reduce(%2) {group = "odd", op = sum}', "return %3")  # fmt: skip
+    joined = (
+        twice[0],
+        "%2: f64[4] = aten.add.Tensor(%0, %1)",
+        '%3: f64[4] = comm.all_reduce(%2) {group = "odd", op = sum}',
+        "return %3",
+    )
     assert found(held, *joined, mesh=mesh) == [("replicated-term", "%2")]
 
 
