@@ -36,8 +36,12 @@ class RowParallel(nn.Module):
 
 
 class RankZeroReduces(nn.Module):
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.group = group or dist.group.WORLD
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return funcol.all_reduce(x, "sum", dist.group.WORLD) if dist.get_rank() == 0 else x
+        return funcol.all_reduce(x, "sum", self.group) if dist.get_rank(self.group) == 0 else x
 
 
 X = torch.ones(6, HIDDEN)
@@ -94,7 +98,8 @@ def test_programs_that_differ() -> None:
 
 
 def differing(group: dist.ProcessGroup) -> list[str]:
-    return [one.rule for one in lint(RankZeroReduces(), example_inputs=(X,))]
+    found = lint(RankZeroReduces(group), example_inputs=(X,), group=group)
+    return [one.rule for one in found]
 
 
 def test_real_ranks_that_differ_all_say_so(gloo_pool) -> None:  # type: ignore[no-untyped-def]
