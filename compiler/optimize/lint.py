@@ -25,6 +25,7 @@ def lint(
     mesh: Mesh | None = None,
     inputs: Inputs | None = None,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    group: Any = None,
 ) -> list[Finding]:
     """Wrong reductions: double, missing, over the wrong ranks, of the wrong kind or terms.
 
@@ -35,11 +36,13 @@ def lint(
     Args:
         model_or_graph: a GraphModule of functional ATen and ``_c10d_functional`` calls with
             ``meta["val"]``; an ExportedProgram; or a tensor-parallel model, as for
-            ``optimize_allreduce``. Where a process group is initialized, all its ranks must call.
+            ``optimize_allreduce``.
         mesh: resolves the group names; needed where no process group is initialized.
         inputs: placeholder, argument or state_dict key -> placement, or {axis: placement}.
             Arguments left out are Replicate, a GraphModule's parameters Varying.
         example_inputs: arguments of a model that is no graph yet, as for ``optimize_allreduce``.
+        group: process group of all ranks that call this; default: all ranks of the job, if there
+            is one. They are asked only where ``model_or_graph`` has to be captured.
 
     Returns:
         Findings in program order, empty if there are none.
@@ -64,7 +67,7 @@ def lint(
     args, kwargs = as_call(example_inputs) if example_inputs is not None else ((), {})
     try:
         captured = capture(
-            model_or_graph, args, kwargs, mesh=mesh, exchange=exchange_if_any(), inputs=inputs
+            model_or_graph, args, kwargs, mesh=mesh, exchange=exchange_if_any(group), inputs=inputs
         )
     except DivergenceError as error:
         return [divergence(error)]

@@ -65,10 +65,10 @@ def exchange_over(group: dist.ProcessGroup) -> Exchange | None:
     return GroupExchange(group)
 
 
-def exchange_if_any() -> Exchange | None:
-    """How to ask all ranks of the job; None where no process group is initialized."""
+def exchange_if_any(group: dist.ProcessGroup | None) -> Exchange | None:
+    """As ``exchange_over``, by default over all ranks; None where no group is initialized."""
     is_there = dist.is_available() and dist.is_initialized()
-    return exchange_over(ranks_of(None)) if is_there else None
+    return exchange_over(ranks_of(group)) if is_there else None
 
 
 def compare_inputs(exchange: Exchange, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,63 +1,147 @@
-"""``commplan lint``."""
+"""``commplan lint``: findings on standard output, exit codes 0, 1 and 3."""
 
 import json
 
 import pytest
 
-GRAPH = """mesh <tp = 4>
-func @main(%0 "x": f64[4, 8] {{tp: P}}, %1 "y": f64[4, 8]) {{
-  %2: f64[4, 8] = comm.all_reduce(%0) {{axis = tp, op = sum}}
-{last}
-}}
+MISSING = """
+mesh <tp = 4>
+func @main(%0 "x": f32[4, 6] {tp: S(1)}, %1 "w": f32[6, 8] {tp: S(0)}, %2 "r": f32[4, 8]) {
+  %3: f32[4, 8] = aten.mm(%0, %1)
+  %4: f32[4, 8] = aten.add.Tensor(%3, %2)
+  return (%4,)
+}
 """
-RIGHT = "  %3: f64[4, 8] = aten.add.Tensor(%2, %1)\n  return %3"
-TWICE = "  %3: f64[4, 8] = comm.all_reduce(%2) {axis = tp, op = sum}\n  return %3"
+MESSAGE = """\
+missing-reduction: aten.add.Tensor combines %3, a partial sum over the 4 ranks of tp, with %2, \
+which is whole; the sum over tp is never taken
+  %4: f32[4, 8] = aten.add.Tensor(%3, %2)
+  would be right: all_reduce(%3) over tp before %4
+"""
+MODELS = """
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, sums):
+        super().__init__()
+        self.sums, self.down = sums, nn.Linear(4, 8, bias=False)
+
+    def forward(self, x):
+        y = self.down(x[:, :4].relu())
+        for _ in range(self.sums):
+            y = funcol.all_reduce(y, "sum", dist.group.WORLD)
+        return x + y
+
+
+def block(sums=1):
+    return Block(sums), (torch.ones(6, 8),)
+
+
+class OneRank(nn.Module):
+    def forward(self, x):
+        return funcol.all_reduce(x, "sum", dist.group.WORLD) if dist.get_rank() == 0 else x
+
+
+def one_rank():
+    return OneRank(), (torch.ones(6, 8),)
+"""
 
 
 @pytest.fixture
-def written(tmp_path):
-    def write(last):
-        path = tmp_path / "graph.spmd"
-        path.write_text(GRAPH.format(last=last))
-        return path
-
-    return write
+def missing(tmp_path):
+    path = tmp_path / "missing.spmd"
+    path.write_text(MISSING)
+    return path
 
 
-def test_a_correct_graph_has_no_finding(run, written):
-    found = run("lint", written(RIGHT))
+@pytest.fixture
+def models(tmp_path, factories, monkeypatch):
+    """Name of a module of models, some wrong."""
+    (tmp_path / "cli_lint_models.py").write_text(MODELS)
+    monkeypatch.delitem(__import__("sys").modules, "cli_lint_models", raising=False)
+    return "cli_lint_models"
+
+
+def test_no_finding(run, two_sums):
+    found = run("lint", two_sums)
     assert (found.code, found.out) == (0, "")
-    assert "no findings" in found.err
+    assert found.err.endswith(f"{two_sums}: no findings\n")
 
 
-def test_a_finding_as_text(run, written):
-    found = run("lint", written(TWICE))
-    assert found.code == 1
-    assert found.out.startswith("double-reduction: ")
-    assert "%3: f64[4, 8] = comm.all_reduce(%2)" in found.out
-    assert "would be right: " in found.out
-    assert "1 error" in found.err
+def test_text(run, missing):
+    found = run("lint", missing)
+    assert (found.code, found.out) == (1, MESSAGE)
+    assert found.err.endswith(f"{missing}: 1 error\n")
 
 
-def test_a_finding_as_json(run, written):
-    found = run("lint", written(TWICE), "--format", "json")
+def test_json(run, missing, two_sums):
+    found = run("lint", missing, "--format", "json")
     (one,) = json.loads(found.out)
     assert found.code == 1
-    assert (one["rule"], one["severity"], one["value"]) == ("double-reduction", "error", "%3")
-    assert one["message"].startswith("double-reduction: ")
-    assert json.loads(run("lint", written(RIGHT), "--format", "json").out) == []
+    assert one.pop("message") + "\n" == MESSAGE
+    assert one == {
+        "severity": "error",
+        "rule": "missing-reduction",
+        "problem": MESSAGE.splitlines()[0].partition(": ")[2],
+        "remedy": "all_reduce(%3) over tp before %4",
+        "op": "aten.add.Tensor",
+        "value": "%4",
+        "text": "%4: f32[4, 8] = aten.add.Tensor(%3, %2)",
+        "path": "",
+        "line": 0,
+        "layer": "",
+    }
+    assert json.loads(run("lint", two_sums, "--format=json").out) == []
 
 
-def test_a_finding_as_annotation(run, written):
-    path = written(TWICE)
-    found = run("lint", path, "--format", "github")
+def test_annotations(run, missing):
+    text = MESSAGE.rstrip().replace("%", "%25").replace("\n", "%0A")
+    found = run("lint", missing, "--format=github")
+    assert found.out == f"::error file={missing},title=missing-reduction::{text}\n"
+
+
+def test_models_with_declared_placements(run, models):
+    name = f"{models}:block"
+    right, twice = (run("lint", name, "--tp", 2, "--set", f"sums={n}") for n in (1, 2))
+    assert (right.code, right.out) == (0, "")
+    assert twice.code == 1
+    assert twice.out.startswith("double-reduction: all_reduce over ")
+    assert "<-- from cli_lint_models.py:16" in twice.out
+    options = ("--tp", 2, "--set", "sums=0", "--format=github")
+    assert run("lint", name, *options).code == 0
+    # Rows of the weight's input dimension, which the contraction runs over.
+    known = run("lint", name, *options, "--input", "down.weight=S(1)")
+    assert known.code == 1
+    assert known.out.startswith("::error ")
+
+
+def test_an_annotation_names_file_and_line(run, models):
+    found = run("lint", f"{models}:block", "--tp", 2, "--set", "sums=2", "--format=github")
+    assert found.out.startswith(
+        "::error file=cli_lint_models.py,line=16,title=double-reduction::double-reduction: "
+    )
+
+
+def test_ranks_that_run_different_ops(run, models):
+    found = run("lint", f"{models}:one_rank", "--tp", 2)
     assert found.code == 1
-    assert found.out.startswith(f"::error file={path},title=double-reduction::double-reduction: ")
-    assert len(found.out.splitlines()) == 1
+    assert found.out.startswith("rank-dependent-program: the ranks do not run the same program: ")
 
 
-def test_what_is_no_model(run, tmp_path):
-    found = run("lint", tmp_path / "none.spmd")
-    assert found.code == 3
-    assert found.out == ""
-    assert "cannot read the file" in found.err
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["no_such.spmd"], "cannot read the file"),
+        (["step4"], "unknown model 'step4'"),
+        (["models.step3p5.entry:prefill", "--input", "x"], "cannot read --input"),
+        (["models.step3p5.entry:prefill", "--mesh", "tp=2"], "--mesh given for a model"),
+    ],
+)
+def test_bad_input(run, arguments, text):
+    found = run("lint", *arguments)
+    assert (found.code, found.out) == (3, "")
+    assert text in found.err

@@ -124,7 +124,7 @@ def test_missing_argument_and_unknown_command(run):
     assert run("explain").code == 3
 
 
-@pytest.mark.parametrize("command", ["plan", "dump", "check", "optimize"])
+@pytest.mark.parametrize("command", ["plan", "dump", "check", "lint", "optimize"])
 def test_help(run, command):
     assert command in run("--help").out
     found = run(command, "--help")

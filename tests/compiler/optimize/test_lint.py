@@ -1,49 +1,106 @@
-"""``lint`` as a function: graphs, models on one rank of many, and what it refuses."""
+"""``lint`` on graphs, programs and models."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import nn
 
-from compiler import CommPlanError, Mesh, Partial, lint
-from compiler.analysis.lint import RULES, findings
+from compiler import CommPlanError, Mesh, Shard, lint
 from compiler.capture import capture_ranks
-from models.step3p5 import entry
+from compiler.capture.sampled import fake_process_group
+from compiler.errors import DivergenceError
+from compiler.optimize.lint import divergence
 from tests.graphs import function
 
-FOUR = "mesh <tp = 4>"
-X = '%0 "x": f64[4, 8] {tp: P}'
-SUM = "{axis = tp, op = sum}"
+HIDDEN, SHARD = 8, 4
 
 
-def test_a_graph_module_with_placements() -> None:
-    graph = function(X, "return %0", mesh=FOUR)
-    (found,) = lint(graph.module, mesh=Mesh({"tp": 4}), inputs={"x": Partial()})
-    assert found.rule == "partial-output"
-    assert found.rule in RULES
-    reduced = function(X, f"%1: f64[4, 8] = comm.all_reduce(%0) {SUM}", "return %1", mesh=FOUR)
-    assert lint(reduced.module, mesh=Mesh({"tp": 4}), inputs={"x": Partial()}) == []
-    assert lint(reduced) == []
+class RowParallel(nn.Module):
+    """A block that may forget its sum, or take it twice; declares what its weights are."""
+
+    def __init__(self, sums: int) -> None:
+        super().__init__()
+        self.sums = sums
+        self.up = nn.Linear(HIDDEN, SHARD, bias=False)
+        self.down = nn.Linear(SHARD, HIDDEN, bias=False)
+        self.tp_plan = {"up": "colwise", "down": "rowwise"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.down(torch.relu(self.up(x)))
+        for _ in range(self.sums):
+            y = funcol.all_reduce(y, "sum", dist.group.WORLD)
+        return x + y
+
+
+class RankZeroReduces(nn.Module):
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.group = group or dist.group.WORLD
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return funcol.all_reduce(x, "sum", self.group) if dist.get_rank(self.group) == 0 else x
+
+
+X = torch.ones(6, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("sums", "rules"), [(0, ["missing-reduction"]), (1, []), (2, ["double-reduction"])]
+)
+def test_models(sums: int, rules: list[str]) -> None:
+    with fake_process_group(0, 2):
+        found = lint(RowParallel(sums), mesh=Mesh({"tp": 2}), example_inputs=(X,))
+        program = torch.export.export(RowParallel(sums), (X,))
+        weights = {"up.weight": Shard(0), "down.weight": Shard(1)}
+        again = lint(program, mesh=Mesh({"tp": 2}), inputs=weights)
+    assert [one.rule for one in found] == [one.rule for one in again] == rules
+    for one in found:
+        assert one.source.startswith("test_lint.py:")
+        assert f"<-- from {one.source}" in str(one)
+
+
+def test_graphs() -> None:
+    graph = function(
+        '%0 "x": f64[4, 6], %1 "w": f64[6, 8] {tp: R}',
+        "%2: f64[4, 8] = aten.mm(%0, %1)",
+        "return %2",
+    )
+    assert lint(graph) == []
+    assert lint(graph.module, mesh=graph.mesh) == []
+    cut = {"x": Shard(1), "w": Shard(0)}
+    assert [one.rule for one in lint(graph.module, mesh=graph.mesh, inputs=cut)] == [
+        "partial-output"
+    ]
 
 
 def test_a_model_needs_arguments() -> None:
-    with pytest.raises(CommPlanError, match="needs arguments to be captured with"):
-        lint(torch.nn.Linear(2, 2))
+    with pytest.raises(CommPlanError) as raised:
+        lint(RowParallel(1))
+    assert str(raised.value) == (
+        "a model that is no graph yet needs arguments to be captured with\n"
+        "  found: RowParallel\n"
+        "  remedy: pass example_inputs=, or an ExportedProgram"
+    )
 
 
-def test_the_documentation_lists_every_rule() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "lint.md").read_text()
-    for rule, what in RULES.items():
-        assert f"| {rule} | {what}" in text
+def test_programs_that_differ() -> None:
+    with pytest.raises(DivergenceError) as raised:
+        capture_ranks(RankZeroReduces, lambda: ((X,), {}), 2)
+    found = divergence(raised.value)
+    assert found.rule == "rank-dependent-program"
+    assert found.source.startswith("test_lint.py:")
+    assert str(found).startswith(
+        "rank-dependent-program: the ranks do not run the same program: rank 0: "
+    )
 
 
-def test_step3p5_has_no_finding() -> None:
-    made: dict[str, Any] = {}
+def differing(group: dist.ProcessGroup) -> list[str]:
+    found = lint(RankZeroReduces(group), example_inputs=(X,), group=group)
+    return [one.rule for one in found]
 
-    def factory() -> torch.nn.Module:
-        made["model"], made["args"], *_ = entry.prefill(experts="ep", layers=4)
-        return made["model"]
 
-    captured = capture_ranks(factory, lambda: (made["args"], {}), 8)
-    assert list(findings(captured.graph, captured.mutations)) == []
+def test_real_ranks_that_differ_all_say_so(gloo_pool) -> None:  # type: ignore[no-untyped-def]
+    assert gloo_pool(2).run(differing) == [["rank-dependent-program"]] * 2
