@@ -188,8 +188,10 @@ def at_hand(
 ) -> frozenset[fx.Node]:
     """Values whose shares cost no more than the whole, on any machine.
 
-    Those of which nobody reads all rows, and those computed from nothing but gathered shares.
+    Those of which nobody reads all rows, and those computed from nothing but gathered shares, as
+    long as ranks share their rows evenly: padding costs.
     """
+    forms = {n: form for n, form in forms.items() if rows_of(n) % groups.axis_size == 0}
     gathered: set[fx.Node] = set()
     for node, form in forms.items():
         if form.communicates is None:

@@ -123,8 +123,11 @@ class Interpreter:
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         found = meaning_of(call)
-        if call.target in SLICES and (rows := self._sliced(call, read[0])) is not None:
-            return rows
+        if call.target in SLICES:
+            if (rows := self._sliced(call, read[0])) is not None:
+                return rows
+            if (groups := self._owners(call)) is not None:
+                return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = blockwise(call, found, read)
         if act is None:
             if any(x.padded for x in read):
@@ -273,11 +276,7 @@ class Interpreter:
             case Kind.REDUCE_SCATTER:
                 total = replace(x, data=self._reduced(found, x.data, groups))
                 return self._shares(node, total, 0, size, groups)
-            case Kind.ALL_GATHER if (
-                x.cut == (0,)
-                and x.count * n <= self.sizes.count
-                and (x.count == 1 or aligned(x, size))
-            ):
+            case Kind.ALL_GATHER if x.cut == (0,) and (x.count == 1 or aligned(x, size)):
                 held = algebra.of_ranks(x.data, self.ranks)
                 whole = np.empty((self.ranks, n * x.count, *held.shape[2:]), np.uint64)
                 for group in groups:
@@ -349,6 +348,21 @@ class Interpreter:
                 return None
             taken.append(algebra.of_ranks(x.data, self.ranks)[r, low // block : high // block])
         return replace(x, data=algebra.alike(np.stack(taken)))
+
+    def _owners(self, call: Call) -> Sequence[Sequence[int]] | None:
+        """The groups of which a slice takes every rank's own share, None if there are none."""
+        start, kept = call.arguments.get("start"), call.result[call.dim()]
+        rows = call.shapes[0][call.dim()]
+        plain = (
+            isinstance(rows, int) and isinstance(kept, int) and call.arguments.get("step", 1) == 1
+        )
+        if not plain or not kept or rows % kept or not isinstance(start, access.RankInt):
+            return None
+        for groups in self.spmd.mesh.groups.values():
+            own = [groups.group_of[r].index(r) * kept for r in range(self.ranks)]
+            if groups.axis_size * kept == rows and own == list(start.values):
+                return groups.ranks
+        return None
 
     def _exchanged(self, node: fx.Node, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """Data of all ranks of the group laid out by position: linear in every rank's tensor."""

@@ -5,14 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from torch import fx
 
 from compiler.analysis.lint import findings
 from compiler.capture import Capture, capture, capture_ranks
 from compiler.capture.sampled import fake_process_group
+from compiler.ir.collectives import WAIT, Kind, collective, insert_all_reduce
+from compiler.ir.graph import SpmdGraph
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from tests.random_graphs import duplicate, mutable_copy, reduced
 
 CONFIG = Step3p5Config.small(num_hidden_layers=3)
+
+
+def mutable_copy(graph: SpmdGraph) -> SpmdGraph:
+    copy = graph.own_copy()
+    return SpmdGraph(graph.root, copy.graph, graph.mesh, graph.inputs)
+
+
+def reduced(graph: SpmdGraph) -> list[fx.Node]:
+    """Every all_reduce, waited for."""
+    waits = [n for n in graph.graph.nodes if n.target is WAIT]
+    return [n for n in waits if (c := collective(n)) is not None and c.kind is Kind.ALL_REDUCE]
 
 
 def model(experts: str) -> Step3p5ForCausalLM:
@@ -54,7 +67,15 @@ def test_a_reduction_taken_away_is_missed_where_its_sum_is_used(sliced: Capture)
 
 def test_a_second_reduction_is_found(sliced: Capture) -> None:
     wrong = mutable_copy(sliced.graph)
-    duplicate(wrong, lambda found: found[-1])
+    wait = reduced(wrong)[-1]
+    found = collective(wait)
+    assert found is not None
+    with wrong.graph.inserting_after(wait):
+        again = insert_all_reduce(wrong.graph, wait, found.op, found.group)
+    started = again.args[0]
+    again.append(started)
+    started.append(again)
+    wait.replace_all_uses_with(again, delete_user_cb=lambda user: user is not started)
     (one,) = findings(wrong)
     assert (one.rule, one.op, one.layer) == (
         "double-reduction",
