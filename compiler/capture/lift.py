@@ -105,6 +105,14 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output") or node.target in CHECKS:
             continue
+        if node.op == "get_attr":
+            raise CaptureError(
+                "the model takes a branch or runs a loop inside the graph",
+                where=access.source_line(next(iter(node.users))),
+                found=f"{next(iter(node.users)).target} of {node.target}",
+                remedy="compute it with tensor ops (torch.where, masked_fill), or decide before "
+                "the call",
+            )
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         copies[node].meta = _meta(node, prefix)
     outputs: list[fx.Node] = []
