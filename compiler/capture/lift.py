@@ -88,6 +88,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     placeholders: dict[str, str] = {}
     given = iter(names)
     nodes = access.node_of(program.graph, "placeholder")
+    _refuse_branches(program.graph)
     for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
         if isinstance(spec.arg, ConstantArgument) and not node.users:
             arguments.append(Fixed(spec.arg.value))
@@ -128,6 +129,19 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     graph.output(tuple(outputs))
     module = fx.GraphModule(torch.nn.Module(), graph)
     return LiftedGraph(module, state, tuple(arguments), mutations, tuple(results))
+
+
+def _refuse_branches(graph: fx.Graph) -> None:
+    """Raise CaptureError for an op that runs other graphs: what they do has no meaning here."""
+    for node in access.node_of(graph, "get_attr"):
+        op = next(iter(node.users), node)
+        raise CaptureError(
+            "the model takes a branch or runs a loop inside the graph",
+            where=access.source_line(op),
+            found=f"{op.target} of {node.target}",
+            remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
+            "call",
+        )
 
 
 def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | None:

@@ -288,7 +288,7 @@ def source_location(node: fx.Node) -> tuple[str, int] | None:
     The innermost frame outside torch counts: where the model calls a layer, not inside the layer.
     """
     frames = re.findall(r'File "(.+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
-    own = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    own = [frame for frame in frames if not frame[0].startswith((TORCH, "<eval_with_key>"))]
     if not frames:
         return None
     file, line = (own or frames)[-1]

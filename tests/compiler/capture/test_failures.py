@@ -15,6 +15,11 @@ class Branch(nn.Module):
         return x
 
 
+class BranchInside(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y * 2, (x,))
+
+
 class Leaves(nn.Module):
     def forward(self, x):
         return torch.tensor(x.numpy())
@@ -88,3 +93,12 @@ def test_a_failure_names_its_cause_its_line_and_a_remedy(model, what, where, rem
 def test_an_argument_of_an_unknown_class_is_named():
     with pytest.raises(CaptureError, match=r"argument 'config' is neither a tensor nor"):
         capture(TakesOpaque(), (torch.ones(3), Opaque()))
+
+
+def test_a_branch_inside_the_graph_is_refused():
+    with pytest.raises(CaptureError) as raised:
+        capture(BranchInside(), (torch.ones(4),))
+    text = str(raised.value)
+    assert text.startswith("the model takes a branch or runs a loop inside the graph\n  where: ")
+    assert "test_failures.py:" in text
+    assert "found: cond of true_graph_0" in text
