@@ -4,9 +4,9 @@
 
 Bytes are those of distinct tensor operands, as they are stored, and of results; operands of which
 only the shape matters are not read, and what picks elements by index reads no more than it writes.
-FLOPs are two per element of the result and of the dimensions that a product contracts, read off the
-factor labels of the op's rule; attention, whose rule has no labels for what it contracts, is its
-two products. Ops without a rule count by their bytes alone. A result that shares its operand's
+FLOPs are two per element of the result and of the dimensions that a product contracts, read off
+the factor labels of the op's rule; attention, whose rule has no labels for what it contracts, is
+its two products. Ops without a rule count by their bytes alone. A result that shares its operand's
 storage costs nothing, launch included.
 """
 

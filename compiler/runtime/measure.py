@@ -252,7 +252,7 @@ def measured_machine(
     Raises:
         MachineError: the ranks are on several nodes.
     """
-    if "RANK" not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         device = _device(0)
         source, title = _source(device), _title(1, device)
         return machine_data(name, title, 1, measure_hardware(device, source, tell()), ())
