@@ -94,7 +94,7 @@ class PlaceReductions:
             if (found.group, found.kind, found.scatters) == (
                 stage.group, stage.kind, stage.scatters
             ):  # fmt: skip
-                return facts(graph, found, widen=stage.widen)
+                return facts(graph, found, widen=stage.widen, join=stage.join)
         raise PlanError(
             "the plan does not fit the graph",
             found=f"no {stage.collective} {stage.kind} over {stage.group}",
@@ -204,7 +204,7 @@ class _Rewriter:
 
     def _joint_name(self, node: fx.Node) -> str:
         """The name of both groups together, which the mesh knows from now on."""
-        groups = joint_groups(self.known.graph, node, self.known.reduction)
+        groups = joint_groups(node, self.known)
         second = reduction_of(self.known.graph, node)
         assert groups is not None, f"%{node.name} reduces over groups that are not orthogonal"
         assert second is not None, f"%{node.name} does not reduce"

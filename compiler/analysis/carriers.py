@@ -87,7 +87,7 @@ def carriers(graph: SpmdGraph, known: Facts) -> Mapping[fx.Node, Carrier]:
             found[node] = Carrier(tuple(dict.fromkeys(partial)), addend=False)
     for node, carrier in found.items():
         users = () if carrier.addend else node.users
-        joint = tuple(u for u in users if joint_groups(graph, u, known.reduction))
+        joint = tuple(u for u in users if joint_groups(u, known))
         found[node] = replace(carrier, joint=joint) if joint else carrier
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))

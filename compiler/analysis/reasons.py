@@ -47,6 +47,7 @@ def _sent(user: fx.Node, known: Facts) -> str:
             return f"%{user.name} is a reduction of another kind, {other.kind}"
         if product(mine.groups, other.groups) is None:
             return f"%{user.name} reduces over {other.group}, not orthogonal to {mine.group}"
+        return f"no process group for {mine.group} and {other.group} together can be made"
     what = collective(user)
     assert what is not None, f"%{user.name} is no collective"
     return f"{what.kind} %{user.name} sends its result"
@@ -57,7 +58,7 @@ def _widened(node: fx.Node, user: fx.Node, known: Facts) -> str:
     rule = known.graph.meanings.get(user)
     if known.widen or rule is None or not rule.casts or not widens(user):
         return ""
-    wide = carriers(known.graph, facts(known.graph, known.reduction, widen=True))
+    wide = carriers(known.graph, facts(known.graph, known.reduction, widen=True, join=known.join))
     seen, queue = {node}, [user]
     while queue:
         at = queue.pop(0)

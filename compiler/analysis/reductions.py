@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,9 @@ LINEAR_KINDS = ("sum", "avg")
 
 SELECTIVE_KINDS = ("max", "min", "product")
 """Reductions that commute with selections of elements."""
+
+
+Key = tuple[ReplicaGroups, str, bool]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Reduction:
     scatters: bool = False
 
     @property
-    def key(self) -> tuple[ReplicaGroups, str, bool]:
+    def key(self) -> Key:
         """What tells reductions apart, whatever their groups are called."""
         return self.groups, self.kind, self.scatters
 
@@ -55,13 +59,20 @@ class Reduction:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What is known about every value for one reduction; ``widen``: it may cross widening casts."""
+    """What is known about every value for one reduction.
+
+    Attributes:
+        widen: it may cross widening casts.
+        join: it may become one with an all_reduce over groups orthogonal to its own, even if the
+            mesh has no name for both together.
+    """
 
     graph: SpmdGraph
     classes: Mapping[fx.Node, Classes]
     zeros: frozenset[fx.Node]
     reduction: Reduction
     widen: bool = False
+    join: bool = True
 
     def replicated(self, node: fx.Node) -> bool:
         """Whether the ranks of each group hold the same."""
@@ -79,11 +90,21 @@ def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
 
 def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
     """The reductions of the graph, one per collective, set of groups and kind."""
-    found: dict[tuple[ReplicaGroups, str, bool], Reduction] = {}
+    found: dict[Key, Reduction] = {}
+    for reduction in _every_reduction(graph):
+        found.setdefault(reduction.key, reduction)
+    return tuple(found.values())
+
+
+def number_of(graph: SpmdGraph) -> Counter[Key]:
+    """Key of a reduction -> how many collectives of the graph do it."""
+    return Counter(reduction.key for reduction in _every_reduction(graph))
+
+
+def _every_reduction(graph: SpmdGraph) -> Iterator[Reduction]:
     for node in graph.graph.nodes:
         if node.target in OPS and (reduction := reduction_of(graph, node)) is not None:
-            found.setdefault(reduction.key, reduction)
-    return tuple(found.values())
+            yield reduction
 
 
 def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
@@ -92,23 +113,24 @@ def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
     return found is not None and found.key == reduction.key
 
 
-def joint_groups(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> ReplicaGroups | None:
-    """The groups over which the all_reduce ``node`` could reduce what ``reduction`` left unreduced.
+def joint_groups(node: fx.Node, known: Facts) -> ReplicaGroups | None:
+    """The groups over which the all_reduce ``node`` could reduce what is not reduced yet.
 
     None if ``node`` starts no all_reduce of the same kind over groups orthogonal to it.
     """
-    found = reduction_of(graph, node) if node.target in OPS else None
-    if found is None or (found.kind, found.scatters, reduction.scatters) != (
-        reduction.kind, False, False
-    ):  # fmt: skip
+    found, mine = reduction_of(known.graph, node) if node.target in OPS else None, known.reduction
+    if found is None or found.scatters or mine.scatters or found.kind != mine.kind:
         return None
-    return product(reduction.groups, found.groups)
+    groups = product(mine.groups, found.groups)
+    return groups if groups and (known.join or known.graph.mesh.name_of(groups)) else None
 
 
 @lru_cache(maxsize=4)  # planner and pass ask about the same graph
-def facts(graph: SpmdGraph, reduction: Reduction, *, widen: bool = False) -> Facts:
-    """Replication and zeros."""
-    return Facts(graph, replication(graph), zeros(graph), reduction, widen)
+def facts(
+    graph: SpmdGraph, reduction: Reduction, *, widen: bool = False, join: bool = True
+) -> Facts:
+    """Replication and zeros; what is allowed."""
+    return Facts(graph, replication(graph), zeros(graph), reduction, widen, join)
 
 
 @lru_cache(maxsize=2)

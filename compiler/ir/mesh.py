@@ -161,15 +161,19 @@ class Mesh:
                     return names
         return None
 
+    def name_of(self, groups: ReplicaGroups) -> str:
+        """The first name of ``groups``, in whatever order of ranks; empty if there is none."""
+        wanted = _as_sets(groups)
+        return next((name for name, g in self.groups.items() if _as_sets(g) == wanted), "")
+
     def including(self, groups: ReplicaGroups, name: str) -> tuple[Mesh, str]:
         """A mesh with a name for ``groups``, and that name.
 
         Order within groups does not count. A name that this mesh has is used; else the axes that
         span the groups give it, ``dp*tp``; else it is ``name``.
         """
-        for known, held in self.groups.items():
-            if _as_sets(held) == _as_sets(groups):
-                return self, known
+        if known := self.name_of(groups):
+            return self, known
         spanned = self.axes_of_groups(groups)
         name = "*".join(spanned) if spanned else name
         assert name not in self.groups, f"group {name!r} denotes other ranks"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from compiler.analysis.reductions import Reduction, facts, reductions
+from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.errors import CommPlanError, VerificationError
@@ -129,11 +129,21 @@ def optimize_spmd(
     tokens: int | None,
     pipeline: Pipeline,
     widen: bool = False,
+    join: bool = True,
 ) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph that is known to be well-formed."""
+    """As ``optimize_graph``, for a graph that is known to be well-formed.
+
+    ``join``: all_reduces may run over groups of ranks that the mesh has no name for yet.
+    """
     with collection_paused():
         return _optimized(
-            source, policy=policy, verify=verify, tokens=tokens, pipeline=pipeline, widen=widen
+            source,
+            policy=policy,
+            verify=verify,
+            tokens=tokens,
+            pipeline=pipeline,
+            widen=widen,
+            join=join,
         )
 
 
@@ -161,6 +171,7 @@ def _optimized(
     tokens: int | None,
     pipeline: Pipeline,
     widen: bool,
+    join: bool,
 ) -> OptimizationResult:
     seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
     clock = _Clock(seconds)
@@ -169,15 +180,15 @@ def _optimized(
         graph = pipeline.run(rewrite, graph)
     clock.lap("canonicalize")
     stages: list[Stage] = []
-    placed: set[object] = set()
+    placed: dict[object, int] = {}
     while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
-        known = facts(graph, reduction, widen=widen)
+        known = facts(graph, reduction, widen=widen, join=join)
         stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
         stages.append(stage)
-        placed.add(reduction.key)
         clock.lap("plan")
         for step in (PlaceReductions(stage), EliminateDeadCode()):
             graph = pipeline.run(step, graph)
+        placed[reduction.key] = number_of(graph)[reduction.key]
         clock.lap("rewrite")
     report = check(source, graph) if verify else None
     clock.lap("check")
@@ -200,9 +211,13 @@ def _optimized(
     )
 
 
-def _next_reduction(graph: SpmdGraph, placed: Collection[object]) -> Reduction | None:
-    """The first that was not placed yet: placing one may make another, over groups of both."""
-    return next((r for r in reductions(graph) if r.key not in placed), None)
+def _next_reduction(graph: SpmdGraph, placed: Mapping[object, int]) -> Reduction | None:
+    """The first that there are more of than when it was placed.
+
+    Placing one may make others, over its groups and orthogonal ones together.
+    """
+    found = number_of(graph)
+    return next((r for r in reductions(graph) if found[r.key] > placed.get(r.key, 0)), None)
 
 
 class _Clock:

@@ -145,7 +145,7 @@ def optimize_allreduce(
         captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange)
         result, report = optimize_capture(
             captured, config=getattr(owner, "config", None), layers=layers, policy=policy,
-            verify=verify, widen=widen,
+            verify=verify, widen=widen, join=process_groups.may_grow,
         )  # fmt: skip
         if exchange is not None:
             _agree(exchange, result.plan)
@@ -178,8 +178,9 @@ def optimize_capture(
     bisect_limit: int | None = None,
     check_each: bool = False,
     widen: bool = False,
+    join: bool = True,
 ) -> tuple[OptimizationResult, ModelReport]:
-    """Plan, rewrite and prove a captured model; see ``optimize_allreduce``."""
+    """Plan, rewrite and prove a captured model; see ``optimize_allreduce`` and ``optimize_spmd``."""
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
     result = optimize_spmd(
         captured.graph,
@@ -188,6 +189,7 @@ def optimize_capture(
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
         widen=widen,
+        join=join,
     )
     notes = tuple(Remark(RemarkKind.NOTE, "", why) for why in captured.remarks)
     return result, ModelReport(

@@ -43,6 +43,7 @@ class Stage:
         before_payload_bytes: their payload.
         scatters: the collectives are reduce_scatters, not all_reduces.
         widen: reductions may cross widening casts.
+        join: all_reduces may run over groups of ranks that the mesh has no name for yet.
     """
 
     group: str
@@ -53,6 +54,7 @@ class Stage:
     before_payload_bytes: int
     scatters: bool = False
     widen: bool = False
+    join: bool = True
 
     @property
     def collective(self) -> Kind:

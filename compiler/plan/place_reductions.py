@@ -71,6 +71,7 @@ def place_reductions(
         before_payload_bytes=sum(_payload_bytes(n, known, tokens) for n in sums),
         scatters=known.reduction.scatters,
         widen=known.widen,
+        join=known.join,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch.distributed as dist
 from torch import fx
 
+from compiler.capture.groups import process_group
 from compiler.ir.collectives import all_group_names, rename_groups
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
@@ -23,6 +24,15 @@ class ProcessGroups:
         self.everyone = everyone
         self._made: dict[ReplicaGroups, dist.ProcessGroup] = {}
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether groups can be made: only by all ranks of the job together.
+
+        Fewer could with ``use_local_synchronization``, but wait forever for each other if one is in
+        more groups than another: torch puts their number into the name they meet under.
+        """
+        return self.everyone.size() == dist.get_world_size()
+
     def of(self, groups: ReplicaGroups) -> dist.ProcessGroup:
         """The group that this rank is in.
 
@@ -34,9 +44,8 @@ class ProcessGroups:
             return self.everyone
         if groups not in self._made:
             ranks = dist.get_process_group_ranks(self.everyone)
-            made = dist.new_group([ranks[r] for r in members], use_local_synchronization=True)
-            assert isinstance(made, dist.ProcessGroup), f"rank is not in its own group {members}"
-            self._made[groups] = made
+            every = {group: dist.new_group([ranks[r] for r in group]) for group in groups.ranks}
+            self._made[groups] = every[members]
         return self._made[groups]
 
     def names(self, graph: SpmdGraph, known: Mapping[str, str]) -> dict[str, str]:
@@ -46,7 +55,7 @@ class ProcessGroups:
             graph: the SPMD graph, the same on all ranks.
             known: those that need not be created.
         """
-        used = (name for name in all_group_names(graph.graph) if name not in known)
+        used = (n for n in all_group_names(graph.graph) if n not in known and not process_group(n))
         made = {n: self.of(graph.mesh.groups[n]) for n in used if n in graph.mesh.groups}
         return {**known, **{name: str(group.group_name) for name, group in made.items()}}
 

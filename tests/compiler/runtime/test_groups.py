@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -30,13 +31,21 @@ def test_is_created_once_and_holds_the_ranks_of_the_mesh(gloo_pool: Any) -> None
         assert found == (True, True, members, sum(members))
 
 
-def grid(group: dist.ProcessGroup, name_axes: bool) -> dict[str, Any]:
+def may_grow(group: dist.ProcessGroup) -> bool:
+    return ProcessGroups(group).may_grow
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_only_all_ranks_of_the_job_can_make_groups(gloo_pool: Any, size: int) -> None:
+    assert gloo_pool(size).run(may_grow) == [size == 8] * size
+
+
+def grid(group: dist.ProcessGroup) -> dict[str, Any]:
     axes = [MESH.along("dp"), MESH.along("tp")]
-    own = [dist.new_group(g) for held in axes for g in held.ranks]
-    mine = [g for g in own if isinstance(g, dist.ProcessGroup) and g.size() == 2]
-    model = Grid(*mine, rank=group.rank())
-    mesh = Mesh(MESH.axes, groups={g.group_name: a.ranks for g, a in zip(mine, axes, strict=True)})
-    optimized = optimize_allreduce(model, mesh=mesh if name_axes else None, group=group)
+    every = [dist.new_group(ranks) for held in axes for ranks in held.ranks]
+    own = [g for g in every if g is not dist.GroupMember.NON_GROUP_MEMBER]
+    model = Grid(*own, rank=group.rank())
+    optimized = optimize_allreduce(model, group=group)
     x = torch.linspace(-1, 1, 3 * HIDDEN).reshape(3, HIDDEN)
     with torch.no_grad():
         optimized(x)
@@ -55,7 +64,7 @@ def grid(group: dist.ProcessGroup, name_axes: bool) -> dict[str, Any]:
 
 
 def test_all_reduces_over_orthogonal_groups_run_as_one(gloo_pool: Any) -> None:
-    for found in gloo_pool(8).run(grid, False):
+    for found in gloo_pool(8).run(grid):
         assert found["difference"] < 1e-5
         assert (found["before"], found["ran"]) == (2, 1)
         assert found["verdict"] is Verdict.EQUIVALENT
