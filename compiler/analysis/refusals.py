@@ -26,11 +26,11 @@ def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | No
         return f"{node.target} has no rule"
     if rule.casts and (why := _cast_refusal(node, known)):
         return why
+    if access.rank_constants(node):
+        return f"{node.target} takes a number that depends on the rank"
     terms = rule.terms if kind in LINEAR_KINDS else _selected(node, rule, kind)
     if terms is None:
         return _nature(node, rule, kind)
-    if access.rank_constants(node):
-        return f"{node.target} takes a number that depends on the rank"
     reasons = [why for term in terms if (why := _term_refusal(node, term, partial, known))]
     if not reasons and known.reduction.scatters:
         return _row_refusal(node, rule, partial, known)

@@ -67,4 +67,4 @@ def test_case(case: Case, update_cases: bool) -> None:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) > 15
+    assert len(CASES) > 60
