@@ -19,7 +19,6 @@ Saves     what the plan counted: fewer all_reduces, or fewer bytes in them.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -251,8 +250,8 @@ def _same_strides(left: fx.Node, right: fx.Node) -> bool:
     """Whether both are laid out alike; reducing may have changed that."""
     if left is right or not access.is_tensor(left):
         return True
-    strides = (access.tensor(x).stride() for x in (left, right))
-    return operator.eq(*(tuple(map(size_key, s)) for s in strides))
+    before, after = (tuple(map(size_key, access.tensor(x).stride())) for x in (left, right))
+    return before == after
 
 
 def _remarks(
