@@ -43,8 +43,9 @@ from compiler.ir.collectives import (
     insert_reduce_scatter,
 )
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.grown import grown
+from compiler.ir.grown import evaluate, grown
 from compiler.ir.remark import PassResult, Remark, RemarkKind
+from compiler.ir.rules.meaning import size_key
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import Stage
 from compiler.plan.place_reductions import demanded
@@ -174,7 +175,10 @@ class _Rewriter:
         if self.known.reduction.scatters and forms is self.partial and not carrier.addend:
             return grown(self.target, node, operand)
         made = self.target.node_copy(node, operand)
-        self.origins[made] = node
+        if all(_same_strides(x, operand(x)) for x in access.operands(node)):
+            self.origins[made] = node
+        else:
+            evaluate(made)
         return made
 
     def _reduced(self, node: fx.Node) -> fx.Node:
@@ -243,6 +247,14 @@ class _Rewriter:
             return True
         shape_alone = reads_shape(node) and not self.known.reduction.scatters
         return shape_alone and x in self.unreduced
+
+
+def _same_strides(left: fx.Node, right: fx.Node) -> bool:
+    """Whether both are laid out alike; reducing may have changed that."""
+    if left is right or not access.is_tensor(left):
+        return True
+    before, after = (tuple(map(size_key, access.tensor(x).stride())) for x in (left, right))
+    return before == after
 
 
 def _remarks(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,9 @@ LINEAR_KINDS = ("sum", "avg")
 
 SELECTIVE_KINDS = ("max", "min", "product")
 """Reductions that commute with selections of elements."""
+
+
+Key = tuple[ReplicaGroups, str, bool]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Reduction:
     scatters: bool = False
 
     @property
-    def key(self) -> tuple[ReplicaGroups, str, bool]:
+    def key(self) -> Key:
         """What tells reductions apart, whatever their groups are called."""
         return self.groups, self.kind, self.scatters
 
@@ -86,11 +90,21 @@ def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
 
 def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
     """The reductions of the graph, one per collective, set of groups and kind."""
-    found: dict[tuple[ReplicaGroups, str, bool], Reduction] = {}
+    found: dict[Key, Reduction] = {}
+    for reduction in _every_reduction(graph):
+        found.setdefault(reduction.key, reduction)
+    return tuple(found.values())
+
+
+def number_of(graph: SpmdGraph) -> Counter[Key]:
+    """Key of a reduction -> how many collectives of the graph do it."""
+    return Counter(reduction.key for reduction in _every_reduction(graph))
+
+
+def _every_reduction(graph: SpmdGraph) -> Iterator[Reduction]:
     for node in graph.graph.nodes:
         if node.target in OPS and (reduction := reduction_of(graph, node)) is not None:
-            found.setdefault(reduction.key, reduction)
-    return tuple(found.values())
+            yield reduction
 
 
 def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:

@@ -15,21 +15,24 @@ from torch import fx
 from compiler.analysis.reductions import LINEAR_KINDS, Facts, reduction_of
 from compiler.ir import access
 from compiler.ir.grown import grows
+from compiler.ir.rows import all_slice
 from compiler.ir.rules import Meaning, Term, elementwise, identity
 
 
 def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | None:
     """Why ``node`` may not be computed on unreduced ``partial`` operands; None if it may."""
     rule, kind = known.graph.meanings.get(node), known.reduction.kind
+    if all_slice(node) is not None:
+        return f"{node.target} takes other rows on every rank"
     if rule is None:
         return f"{node.target} has no rule"
     if rule.casts and (why := _cast_refusal(node, known)):
         return why
+    if access.rank_constants(node):
+        return f"{node.target} takes a number that depends on the rank"
     terms = rule.terms if kind in LINEAR_KINDS else _selected(node, rule, kind)
     if terms is None:
         return _nature(node, rule, kind)
-    if access.rank_constants(node):
-        return f"{node.target} takes a number that depends on the rank"
     reasons = [why for term in terms if (why := _term_refusal(node, term, partial, known))]
     if not reasons and known.reduction.scatters:
         return _row_refusal(node, rule, partial, known)

@@ -14,15 +14,14 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import sympy
 import torch
 from torch import fx
 
-from compiler.check import algebra
+from compiler.check import algebra, slices
 from compiler.check.algebra import Field, Keys
 from compiler.check.blocks import Value, aligned, blockwise
 from compiler.check.logarithms import Logarithms
-from compiler.check.sizes import RowSizes, divisible, padded_size, renamed, symbols
+from compiler.check.sizes import RowSizes, divisible, renamed, symbols
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
@@ -118,15 +117,15 @@ class Interpreter:
         read = [self.values[x] for x in access.operands(node)]
         if node.target is ALL_SLICE:
             return self._sliced_between_ranks(node, call, read[0])
-        if node.target is PAD_ROWS and (padded := _padded(call, read[0])) is not None:
+        if node.target is PAD_ROWS and (padded := slices.padded(call, read[0])) is not None:
             return padded
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         found = meaning_of(call)
         if call.target in SLICES:
-            if (rows := self._sliced(call, read[0])) is not None:
+            if (rows := slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
-            if (groups := self._owners(call)) is not None:
+            if (groups := slices.owners(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = blockwise(call, found, read)
         if act is None:
@@ -321,49 +320,6 @@ class Interpreter:
             x = replace(x, padded=x.padded or not divisible(size, x.count))
         return self._shares(node, x, found.dim, size, groups)
 
-    def _sliced(self, call: Call, x: Value) -> Value | None:
-        """A slice that cuts padding off, or takes blocks; None for any other."""
-        dim, step = call.dim(), call.arguments.get("step", 1)
-        if x.cut != (dim,) or step != 1:
-            return None
-        size, kept = call.shapes[0][dim], call.result[dim]
-        start, end = call.arguments.get("start"), call.arguments.get("end")
-        if x.padded:
-            everything = sympy.sympify(padded_size(kept, x.count) - size)
-            whole = self._cut((kept,)) == (0, x.count) and x.unit == 1
-            from_first = not isinstance(start, access.RankInt) and (start or 0) == 0
-            cuts_padding = from_first and whole and everything == 0
-            return replace(x, padded=False) if cuts_padding else None
-        if not all(isinstance(n, int) for n in (size, kept, start)) or size % x.count:
-            return None
-        block, sizes = size // x.count, (int(size), int(kept))
-        starts = _per_rank(start, self.ranks)
-        ends = _per_rank(size if end is None else end, self.ranks)
-        if isinstance(length := call.arguments.get("length"), int):
-            ends = [low + length if low >= 0 else size + low + length for low in starts]
-        taken = []
-        for r, (low, high) in enumerate(zip(starts, ends, strict=True)):
-            low, high = (min(max(b + sizes[0] * (b < 0), 0), sizes[0]) for b in (low, high))
-            if low % block or high % block or high - low != sizes[1] or not sizes[1]:
-                return None
-            taken.append(algebra.of_ranks(x.data, self.ranks)[r, low // block : high // block])
-        return replace(x, data=algebra.alike(np.stack(taken)))
-
-    def _owners(self, call: Call) -> Sequence[Sequence[int]] | None:
-        """The groups of which a slice takes every rank's own share, None if there are none."""
-        start, kept = call.arguments.get("start"), call.result[call.dim()]
-        rows = call.shapes[0][call.dim()]
-        plain = (
-            isinstance(rows, int) and isinstance(kept, int) and call.arguments.get("step", 1) == 1
-        )
-        if not plain or not kept or rows % kept or not isinstance(start, access.RankInt):
-            return None
-        for groups in self.spmd.mesh.groups.values():
-            own = [groups.group_of[r].index(r) * kept for r in range(self.ranks)]
-            if groups.axis_size * kept == rows and own == list(start.values):
-                return groups.ranks
-        return None
-
     def _exchanged(self, node: fx.Node, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """Data of all ranks of the group laid out by position: linear in every rank's tensor."""
         call = Call.of(node)
@@ -381,18 +337,3 @@ class Interpreter:
             ]
             total = algebra.added(total, algebra.multilinear(keys, [sent]))
         return algebra.alike(total)
-
-
-def _padded(call: Call, x: Value) -> Value | None:
-    """pad_rows of rows in as many blocks as it pads to; None for any other."""
-    dim, multiple = call.dim(), int(call.arguments["multiple"])
-    if x.cut != (dim,) or x.count != multiple or x.unit != 1:
-        return None
-    return replace(x, padded=x.padded or not divisible(call.shapes[0][dim], multiple))
-
-
-def _per_rank(number: Any, ranks: int) -> list[int]:
-    """A static argument as every rank's integer."""
-    if isinstance(number, access.RankInt):
-        return list(number.values)
-    return [int(number)] * ranks if isinstance(number, int) else [-1] * ranks

@@ -30,15 +30,29 @@ def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]
     for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
         if argument.name in SIZES:
             made.update_arg(i, _without_rows(made.args[i], access.shape(node)))
-    args, kwargs = fx.node.map_arg((made.args, made.kwargs), access.value)
-    assert callable(node.target), f"%{node.name} is not a call"
     try:
-        with torch.no_grad():
-            made.meta["val"] = node.target(*args, **kwargs)
+        evaluate(made)
     except (RuntimeError, IndexError, TypeError) as error:
         target.erase_node(made)
         raise ValueError(f"{node.target} states how many rows there are") from error
     return made
+
+
+def evaluate(node: fx.Node) -> None:
+    """Set ``meta["val"]`` from those of the operands.
+
+    A view that their strides do not allow becomes a reshape.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), access.value)
+    assert callable(node.target), f"%{node.name} is not a call"
+    with torch.no_grad():
+        try:
+            node.meta["val"] = node.target(*args, **kwargs)
+        except (RuntimeError, ValueError):
+            if node.target is not torch.ops.aten.view.default:
+                raise
+            node.target = torch.ops.aten.reshape.default
+            node.meta["val"] = node.target(*args, **kwargs)
 
 
 def _without_rows(stated: Any, shape: access.Shape) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from functools import partial
 from torch import fx
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata, layer_of
-from compiler.analysis.reductions import Reduction, facts, reductions
+from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
@@ -148,7 +148,16 @@ def optimize_spmd(
     """
     known = layer_metadata(source) if layers is None else layers
     with collection_paused():
-        return _optimized(source, policy, verify, known, tokens, pipeline, widen, join)
+        return _optimized(
+            source,
+            policy=policy,
+            verify=verify,
+            layers=known,
+            tokens=tokens,
+            pipeline=pipeline,
+            widen=widen,
+            join=join,
+        )
 
 
 @contextmanager
@@ -184,15 +193,15 @@ def _optimized(
         graph = pipeline.run(rewrite, graph)
     clock.lap("canonicalize")
     stages: list[Stage] = []
-    placed: set[object] = set()
+    placed: dict[object, int] = {}
     while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
         known = facts(graph, reduction, widen=widen, join=join)
         stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
         stages.append(stage)
-        placed.add(reduction.key)
         clock.lap("plan")
         for step in (PlaceReductions(stage), EliminateDeadCode()):
             graph = pipeline.run(step, graph)
+        placed[reduction.key] = number_of(graph)[reduction.key]
         clock.lap("rewrite")
     rows: list[RowStage] = []
     sparse = {layer.index for layer in layers if layer.kind == "sparse"}
@@ -240,9 +249,13 @@ def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
     return node in free or layer_of(node) in layers
 
 
-def _next_reduction(graph: SpmdGraph, placed: Collection[object]) -> Reduction | None:
-    """The first that was not placed yet: placing one may make another, over groups of both."""
-    return next((r for r in reductions(graph) if r.key not in placed), None)
+def _next_reduction(graph: SpmdGraph, placed: Mapping[object, int]) -> Reduction | None:
+    """The first that there are more of than when it was placed.
+
+    Placing one may make others, over its groups and orthogonal ones together.
+    """
+    found = number_of(graph)
+    return next((r for r in reductions(graph) if found[r.key] > placed.get(r.key, 0)), None)
 
 
 class _Clock:

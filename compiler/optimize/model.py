@@ -180,7 +180,7 @@ def optimize_capture(
     widen: bool = False,
     join: bool = True,
 ) -> tuple[OptimizationResult, ModelReport]:
-    """Plan, rewrite and prove a captured model; see ``optimize_allreduce``, ``optimize_spmd``."""
+    """Plan, rewrite and prove a captured model: ``optimize_allreduce``, ``optimize_spmd``."""
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
     result = optimize_spmd(
         captured.graph,

@@ -7,6 +7,7 @@ import torch
 
 from compiler.analysis.reductions import facts, reductions
 from compiler.check import Verdict, check
+from compiler.check.simulate import draw_inputs, simulate
 from compiler.errors import PlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
@@ -96,6 +97,26 @@ def test_keeps_an_input_whose_reduction_nothing_reads() -> None:
     )
     inputs = [n.name for n in applied(graph).graph.graph.nodes if n.op == "placeholder"]
     assert inputs == ["x", "y"]
+
+
+def test_a_view_that_strides_forbid_becomes_a_reshape() -> None:
+    """Reducing made the author's operand contiguous; what is read in its place is not."""
+    build = Builder(Mesh({"tp": 2}))
+    x, y = build.input("x", 8, 4, varies=("tp",)), build.input("y", 32, varies=("tp",))
+    turned = build.all_reduce(build.call(aten.permute.default, x, [1, 0]))
+    turned.meta["val"] = torch.empty(4, 8, dtype=torch.float64, device="meta")
+    flat = build.call(aten.view.default, build.call(aten.neg.default, turned), [32])
+    graph = build.finish(build.call(aten.add.Tensor, flat, build.all_reduce(y)))
+    after = EliminateDeadCode().apply(applied(graph).graph).graph
+    ops = [str(n.target) for n in after.graph.nodes if n.op == "call_function"]
+    assert ops[:4] == [
+        "aten.permute.default", "aten.neg.default", "aten.reshape.default", "aten.add.Tensor"
+    ]  # fmt: skip
+    negated = next(n for n in after.graph.nodes if n.target is aten.neg.default)
+    assert negated.meta["val"].stride() == (1, 4)
+    drawn = draw_inputs(graph, 0)
+    (got,), held = simulate(after, drawn, exact=True), drawn["x"]
+    assert torch.equal(got[0], -(held[0] + held[1]).t().reshape(32) + sum(drawn["y"]))
 
 
 def test_metadata_goes_along() -> None:

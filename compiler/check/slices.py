@@ -1,0 +1,84 @@
+"""Slices and pads of values whose rows are cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sympy
+
+from compiler.check import algebra
+from compiler.check.blocks import Value
+from compiler.check.sizes import divisible, padded_size
+from compiler.ir import access
+from compiler.ir.mesh import Mesh
+from compiler.ir.rules import Call
+
+
+def sliced(
+    call: Call, x: Value, ranks: int, cut: Callable[[Sequence[Any]], tuple[int | None, int]]
+) -> Value | None:
+    """A slice that cuts padding off, or takes blocks; None for any other.
+
+    Args:
+        call: of ``aten.slice.Tensor`` or ``aten.narrow.default``.
+        x: what it slices.
+        ranks: of the mesh.
+        cut: the dimension that a tensor of some shape is cut along, and into how many blocks.
+    """
+    dim, step = call.dim(), call.arguments.get("step", 1)
+    if x.cut != (dim,) or step != 1:
+        return None
+    size, kept = call.shapes[0][dim], call.result[dim]
+    start, end = call.arguments.get("start"), call.arguments.get("end")
+    if x.padded:
+        everything = sympy.sympify(padded_size(kept, x.count) - size)
+        whole = cut((kept,)) == (0, x.count) and x.unit == 1
+        from_first = not isinstance(start, access.RankInt) and (start or 0) == 0
+        cuts_padding = from_first and whole and everything == 0
+        return replace(x, padded=False) if cuts_padding else None
+    if not all(isinstance(n, int) for n in (size, kept, start)) or size % x.count:
+        return None
+    block, sizes = size // x.count, (int(size), int(kept))
+    starts = _per_rank(start, ranks)
+    ends = _per_rank(size if end is None else end, ranks)
+    if isinstance(length := call.arguments.get("length"), int):
+        ends = [low + length if low >= 0 else size + low + length for low in starts]
+    taken = []
+    for r, (low, high) in enumerate(zip(starts, ends, strict=True)):
+        low, high = (min(max(b + sizes[0] * (b < 0), 0), sizes[0]) for b in (low, high))
+        if low % block or high % block or high - low != sizes[1] or not sizes[1]:
+            return None
+        taken.append(algebra.of_ranks(x.data, ranks)[r, low // block : high // block])
+    return replace(x, data=algebra.alike(np.stack(taken)))
+
+
+def owners(call: Call, mesh: Mesh) -> Sequence[Sequence[int]] | None:
+    """The groups of which a slice takes every rank's own share, None if there are none."""
+    start, kept = call.arguments.get("start"), call.result[call.dim()]
+    rows = call.shapes[0][call.dim()]
+    plain = isinstance(rows, int) and isinstance(kept, int) and call.arguments.get("step", 1) == 1
+    if not plain or not kept or rows % kept or not isinstance(start, access.RankInt):
+        return None
+    for groups in mesh.groups.values():
+        own = [groups.group_of[rank].index(rank) * kept for rank in range(mesh.size)]
+        if groups.axis_size * kept == rows and own == list(start.values):
+            return groups.ranks
+    return None
+
+
+def padded(call: Call, x: Value) -> Value | None:
+    """pad_rows of rows in as many blocks as it pads to; None for any other."""
+    dim, multiple = call.dim(), int(call.arguments["multiple"])
+    if x.cut != (dim,) or x.count != multiple or x.unit != 1:
+        return None
+    return replace(x, padded=x.padded or not divisible(call.shapes[0][dim], multiple))
+
+
+def _per_rank(number: Any, ranks: int) -> list[int]:
+    """A static argument as every rank's integer."""
+    if isinstance(number, access.RankInt):
+        return list(number.values)
+    return [int(number)] * ranks if isinstance(number, int) else [-1] * ranks

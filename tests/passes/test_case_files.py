@@ -1,0 +1,70 @@
+"""The before/after cases in ``*.spmd`` files beside this one, on the real passes and checker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from compiler.check import check
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import PassResult
+from compiler.optimize.graph import optimize_spmd
+from compiler.pipeline import Pipeline
+from passes import Canonicalize, EliminateDeadCode
+from tests.cases import Case, Runner, all_cases
+from tests.graphs import agree
+
+
+@dataclass(frozen=True)
+class PlacedReductions:
+    """place-reductions by the plan of every reduction of a graph, as the optimizer runs it.
+
+    ``policy``, ``widen`` and ``join`` are options of the optimizer, as text.
+    """
+
+    name: ClassVar[str] = "place-reductions"
+    policy: str = "cost"
+    widen: str = "off"
+    join: str = "on"
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        pipeline = Pipeline()
+        result = optimize_spmd(
+            graph,
+            policy=self.policy,
+            verify=False,
+            tokens=None,
+            pipeline=pipeline,
+            widen=self.widen == "on",
+            join=self.join == "on",
+        )
+        changed = any(record.changed for record in result.records)
+        return PassResult(result.spmd, pipeline.remarks, changed)
+
+
+def checked(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:
+    """The checker's verdict, which ranks in lockstep must confirm."""
+    report = check(source, target)
+    if report.verdict.runs and not agree(source, target):
+        return "DISAGREE", f"in lockstep; the checker says {report.verdict}"
+    return str(report.verdict), report.explanation
+
+
+REGISTRY = {
+    "canonicalize": Canonicalize,
+    "eliminate-dead-code": EliminateDeadCode,
+    "place-reductions": PlacedReductions,
+}
+CASES = all_cases(Path(__file__).parent)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case: Case, update_cases: bool) -> None:
+    Runner(REGISTRY, check=checked).run(case, update_cases)
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) > 60
