@@ -2,7 +2,7 @@
 
 from compiler.cost.collectives import CollectiveTime, Group, Shape, Stage, shape_of
 from compiler.cost.compute import Work, compute_time_ps, work
-from compiler.cost.files import load_machine, machines
+from compiler.cost.files import load_machine, machine_with, machines
 from compiler.cost.machine import Machine
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Quantity
 
@@ -20,6 +20,7 @@ __all__ = [
     "Work",
     "compute_time_ps",
     "load_machine",
+    "machine_with",
     "machines",
     "shape_of",
     "work",

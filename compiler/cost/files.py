@@ -50,6 +50,12 @@ def load_machine(name: str | Path) -> Machine:
     return machine_of(read_json(path), path)
 
 
+def machine_with(device: str) -> Machine | None:
+    """The machine that comes with the package and has these GPUs, as the driver calls them."""
+    known = map(load_machine, machines())
+    return next((machine for machine in known if machine.device == device), None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What a machine file says, as JSON values.
 
@@ -107,6 +113,7 @@ def _machine(data: Mapping[str, Any], path: Path) -> Machine:
         launch={Launch(k): q for k, q in _quantities(data.get("launch", {}), NS, path).items()},
         tables=tuple(_table(table, path) for table in data["tables"]),
         network=_network(network, path) if network else None,
+        device=str(data.get("device", "")),
     )
 
 

@@ -31,6 +31,7 @@ class Machine:
         launch: per way of launching, what one kernel takes beside its work.
         tables: measured collectives and fused kernels.
         network: what connects nodes, None for one node.
+        device: what the driver calls its GPUs, if that names this machine alone.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Machine:
     launch: Mapping[Launch, Quantity]
     tables: tuple[Table, ...] = field(repr=False)
     network: Network | None = None
+    device: str = ""
 
     @cached_property
     def _by_kind(self) -> dict[tuple[Kind | Fused, int], tuple[Table, ...]]:

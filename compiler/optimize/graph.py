@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from torch import fx
 
-from compiler.analysis.layers import LayerMetadata, layer_metadata, layer_of
-from compiler.analysis.reductions import Reduction, facts, number_of, reductions
-from compiler.analysis.rows import at_hand, row_forms
+from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
+from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
-from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.optimize.machines import launch_of, machine_of
+from compiler.optimize.planner import POLICIES, Decided, Planner, Search
 from compiler.pipeline import Observer, PassRecord, Pipeline
-from compiler.plan.comm_plan import CommPlan, RowStage, Stage
-from compiler.plan.place_reductions import place_reductions
-from compiler.plan.prices import Bytes
-from compiler.plan.shard_rows import shard_rows
-from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
-
-POLICIES = ("cost", "merge", "boundary", "off")
-"""cost: reductions anywhere the laws allow; merge: none before the author's; boundary: merge, and
-rows shared between ranks in sparse layers; off: none moved."""
+from compiler.plan.comm_plan import CommPlan
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
 
@@ -75,7 +65,8 @@ def optimize_graph(
     *,
     mesh: Mesh,
     inputs: Inputs | None = None,
-    machine: str = "auto",
+    machine: str | Machine = "auto",
+    launch: str = "graph",
     policy: str = "cost",
     verify: bool = True,
     layers: Sequence[LayerMetadata | str] | None = None,
@@ -93,11 +84,14 @@ def optimize_graph(
         mesh: resolves the group names in the graph; no process group is needed.
         inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
             left out are Replicate, parameters left out are Varying.
-        machine: "auto"; placements are compared by payload bytes, then by number of collectives.
-        policy: "cost", "merge", "boundary" or "off", see ``POLICIES``.
+        machine: what plans are compared on: a name (``commplan machine list``), the path of a
+            machine file, or a ``Machine``. "auto": none, plans compare by payload bytes, then by
+            number of collectives.
+        launch: how kernels are launched on it, "eager" or in a CUDA "graph".
+        policy: "cost", "merge", "boundary" or "off", see ``compiler.optimize.planner.POLICIES``.
         verify: check the result; unverified graphs have verdict UNPROVED.
         layers: kind of each decoder layer, "dense" or "sparse"; default: read off the graph.
-        tokens: what symbolic sizes count as when payloads are compared; default: their hints.
+        tokens: what symbolic sizes count as when plans are compared; default: their hints.
         observers: called after every pass.
         bisect_limit: run only the first so many passes.
         check_each: check after every pass that changed something.
@@ -106,9 +100,11 @@ def optimize_graph(
 
     Raises:
         GraphError, MeshError, PlacementError: the arguments are not well-formed.
+        MachineError: no such machine, or one that does not know a collective of the graph.
         VerificationError: the result could not be shown equivalent; nothing is returned.
     """
-    check_options(machine, policy)
+    check_policy(policy)
+    known_machine, how = machine_of(machine), launch_of(launch)
     source = spmd_graph(gm, mesh, inputs)
     well_formed(source.graph)
     return optimize_spmd(
@@ -116,19 +112,20 @@ def optimize_graph(
         policy=policy,
         verify=verify,
         layers=layer_metadata(source, layers=layers),
+        machine=known_machine,
+        launch=how,
         tokens=tokens,
         pipeline=Pipeline(observers, bisect_limit, check_each),
         widen=widen,
     )
 
 
-def check_options(machine: str, policy: str) -> None:
-    """Raise CommPlanError for a machine or policy there is not."""
-    for name, found, known in (("machine", machine, ("auto",)), ("policy", policy, POLICIES)):
-        if found not in known:
-            raise CommPlanError(
-                f"unknown {name}", found=repr(found), remedy=f"one of {', '.join(known)}"
-            )
+def check_policy(policy: str) -> None:
+    """Raise CommPlanError for a policy there is not."""
+    if policy not in POLICIES:
+        raise CommPlanError(
+            "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
+        )
 
 
 def optimize_spmd(
@@ -139,25 +136,17 @@ def optimize_spmd(
     tokens: int | None,
     pipeline: Pipeline,
     layers: Sequence[LayerMetadata] | None = None,
+    machine: Machine | None = None,
+    launch: Launch = Launch.GRAPH,
     widen: bool = False,
     join: bool = True,
 ) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph that is known to be well-formed.
-
-    ``join``: all_reduces may run over groups of ranks that the mesh has no name for yet.
-    """
+    """As ``optimize_graph``, for a graph that is known to be well-formed; see ``Search``."""
     known = layer_metadata(source) if layers is None else layers
+    search = Search(policy, machine, launch, widen, join)
     with collection_paused():
-        return _optimized(
-            source,
-            policy=policy,
-            verify=verify,
-            layers=known,
-            tokens=tokens,
-            pipeline=pipeline,
-            widen=widen,
-            join=join,
-        )
+        planner = Planner(source, search, known, pipeline)
+        return finished(planner, planner.decide(tokens), tokens=tokens, verify=verify)
 
 
 @contextmanager
@@ -176,49 +165,18 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _optimized(
-    source: SpmdGraph,
-    policy: str,
-    verify: bool,
-    layers: Sequence[LayerMetadata],
-    tokens: int | None,
-    pipeline: Pipeline,
-    widen: bool,
-    join: bool,
+def finished(
+    planner: Planner, decided: Decided, *, tokens: int | None, verify: bool
 ) -> OptimizationResult:
-    seconds = {"canonicalize": 0.0, "plan": 0.0, "rewrite": 0.0, "check": 0.0}
-    clock = _Clock(seconds)
-    graph = source.own_copy()
-    for rewrite in (Canonicalize(), OwnSlices(), EliminateDeadCode()):
-        graph = pipeline.run(rewrite, graph)
-    clock.lap("canonicalize")
-    stages: list[Stage] = []
-    placed: dict[object, int] = {}
-    while policy != "off" and (reduction := _next_reduction(graph, placed)) is not None:
-        known = facts(graph, reduction, widen=widen, join=join)
-        stage = place_reductions(graph, known, tokens=tokens, hoist=policy == "cost")
-        stages.append(stage)
-        clock.lap("plan")
-        for step in (PlaceReductions(stage), EliminateDeadCode()):
-            graph = pipeline.run(step, graph)
-        placed[reduction.key] = number_of(graph)[reduction.key]
-        clock.lap("rewrite")
-    rows: list[RowStage] = []
-    sparse = {layer.index for layer in layers if layer.kind == "sparse"}
-    for group in _sharing_groups(graph) if policy != "off" else ():
-        groups = graph.mesh.group(group)
-        free = at_hand(graph, groups, row_forms(graph, groups))
-        layered = sparse if policy == "boundary" else frozenset[int]()
-        allowed = partial(_may_share, free, layered)
-        share = shard_rows(graph, group, Bytes(tokens), allowed=allowed)
-        if not share.shares:
-            continue
-        rows.append(share)
-        clock.lap("plan")
-        for move in (ShardRows(share), EliminateDeadCode()):
-            graph = pipeline.run(move, graph)
-        clock.lap("rewrite")
-    report = check(source, graph) if verify else None
+    """The planned graph, written and proved.
+
+    Raises:
+        VerificationError: the result could not be shown equivalent.
+    """
+    source, policy, clock = planner.source, planner.search.policy, planner.clock
+    written = planner.write(decided)
+    clock.lap("rewrite")
+    report = check(source, written.graph) if verify else None
     clock.lap("check")
     if report is not None and not report.verdict.runs:
         raise VerificationError(
@@ -226,48 +184,18 @@ def _optimized(
             found=report.explanation,
             remedy="report this; policy='off' leaves the graph as it is",
         )
+    remarks = written.pipeline.remarks
     return OptimizationResult(
-        graph_module=graph.module,
-        plan=CommPlan(policy, tokens, tuple(stages), tuple(rows)),
+        graph_module=written.graph.module,
+        plan=decided.plan(policy, tokens),
         report=report,
-        remarks=(*_general_remarks(source, policy, verify=verify), *pipeline.remarks),
+        remarks=(*_general_remarks(source, policy, verify=verify), *remarks),
         before=statistics(source.graph, tokens),
-        after=statistics(graph.graph, tokens),
-        spmd=graph,
-        records=tuple(pipeline.records),
-        seconds=seconds,
+        after=statistics(written.graph.graph, tokens),
+        spmd=written.graph,
+        records=tuple(written.pipeline.records),
+        seconds=dict(clock.seconds),
     )
-
-
-def _sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
-    """Names of the groups that reduce or gather, one for each set of replica groups."""
-    found = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph)}
-    return tuple(name for groups, name in found.items() if groups.axis_size > 1)
-
-
-def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
-    return node in free or layer_of(node) in layers
-
-
-def _next_reduction(graph: SpmdGraph, placed: Mapping[object, int]) -> Reduction | None:
-    """The first that there are more of than when it was placed.
-
-    Placing one may make others, over its groups and orthogonal ones together.
-    """
-    found = number_of(graph)
-    return next((r for r in reductions(graph) if found[r.key] > placed.get(r.key, 0)), None)
-
-
-class _Clock:
-    """Adds the time since the last lap to a stage."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds, self.last = seconds, time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self.last
-        self.last = now
 
 
 def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:

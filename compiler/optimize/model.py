@@ -20,7 +20,7 @@ from compiler.errors import CommPlanError, PlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.optimize.graph import OptimizationResult, check_options, optimize_spmd
+from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
@@ -136,7 +136,7 @@ def optimize_allreduce(
         PlacementError: a tensor that must be the same on all ranks differs.
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
-    check_options(machine, policy)
+    check_policy(policy)
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model

@@ -62,6 +62,11 @@ class Stage:
         return Kind.REDUCE_SCATTER if self.scatters else Kind.ALL_REDUCE
 
     @property
+    def decision(self) -> tuple[object, ...]:
+        """What tells stages apart, whatever payloads they were counted at."""
+        return self.group, self.kind, self.unreduced, self.scatters, self.widen, self.join
+
+    @property
     def after_payload_bytes(self) -> int:
         """Payload of the planned collectives."""
         return sum(r.payload_bytes for r in self.reductions)
@@ -82,6 +87,11 @@ class RowStage:
     shares: tuple[int, ...]
     reduce_scatters: int
     all_gathers: int
+
+    @property
+    def decision(self) -> tuple[object, ...]:
+        """What tells stages apart."""
+        return self.group, self.shares
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ Every carrier runs either before its reduction (label P, source side) or after i
     addend that other code reads     P
     read by anything but a carrier   R is demanded (edge of the payment's weight to the sink)
 
-Weights are integers. They compare payload bytes first, then the number of collectives, then how
-far the plan departs from where the author reduces: ties keep the author's placement.
+Weights compare prices first, then how far the plan departs from where the author reduces: ties keep
+the author's placement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from functools import cached_property
 
-import networkx as nx
 from torch import fx
 
 from compiler.analysis.carriers import Carrier, carriers
@@ -26,20 +26,93 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import PlacedReduction, Stage
+from compiler.plan.cuts import NEVER, Network
+from compiler.plan.prices import Bytes, Prices
 
-SOURCE, SINK = "unreduced", "reduced"
+UNIT = 1 << 20
+"""Weight of one unit of price; a departure from the author's placement weighs 1."""
 
-LAUNCH = 1 << 20
-"""Weight of one collective; a departure from the author's placement weighs 1."""
 
-BYTE = 1 << 40
-"""Weight of one payload byte."""
+class ReductionChoice:
+    """What there is to choose for one reduction.
+
+    Args:
+        graph: the SPMD graph.
+        known: facts about it, for the reduction.
+        hoist: whether an addend may be reduced before the author's all_reduce.
+    """
+
+    def __init__(self, graph: SpmdGraph, known: Facts, *, hoist: bool = True) -> None:
+        """Looks at the graph once, for any number of prices."""
+        self.graph, self.known, self.hoist = graph, known, hoist
+        self.found = carriers(graph, known)
+
+    def cheapest(self, prices: Prices) -> frozenset[fx.Node]:
+        """The carriers to compute before their reduction."""
+        reduced = self._network(prices).sink_side()
+        return frozenset(node for node in self.found if node not in reduced)
+
+    def stage(self, unreduced: Set[fx.Node], tokens: int | None = None) -> Stage:
+        """The choice as part of a plan, payloads counted at ``tokens``."""
+        found, known, number = self.found, self.known, self._numbers
+        sums = [n for n in found if found[n].reduces]
+        placed = tuple(
+            PlacedReduction(
+                value=number[_real(node, found)],
+                op=str(_real(node, found).target),
+                layer=access.layer_path(_real(node, found)),
+                payload_bytes=_payload_bytes(node, known, tokens),
+                merges=_merges(node, found),
+            )
+            for node in found
+            if node in unreduced and demanded(node, found, unreduced, known)
+        )
+        return Stage(
+            group=known.reduction.group,
+            kind=known.reduction.kind,
+            unreduced=tuple(sorted({number[n] for n in unreduced})),
+            reductions=placed,
+            before=len(sums),
+            before_payload_bytes=sum(_payload_bytes(n, known, tokens) for n in sums),
+            scatters=known.reduction.scatters,
+            widen=known.widen,
+            join=known.join,
+        )
+
+    @cached_property
+    def _numbers(self) -> Mapping[fx.Node, int]:
+        return numbers(self.graph.graph)
+
+    def _network(self, prices: Prices) -> Network:
+        """Edges run from what is unreduced to what is reduced."""
+        network, reduction = Network(), self.known.reduction
+        for node, carrier in self.found.items():
+            linear, others = readers(node, self.found, self.known)
+            if not carrier.operands or carrier.pinned or (carrier.addend and not self.hoist):
+                network.pay(node, sink=NEVER)
+            elif carrier.addend:
+                network.pay(node, sink=1)
+            elif not carrier.reduces:
+                network.pay(node, source=1)
+            for operand in carrier.operands:
+                network.connect(node, operand)
+            price = NEVER
+            if access.is_tensor(node):
+                parts = _parts(self.known)
+                once = prices.communication(reduction.collective, node, reduction.groups, parts)
+                price = UNIT * once + (not carrier.reduces)
+            paid = ("reduction of", node)
+            network.connect(node, paid, price)
+            network.pay(paid, source=NEVER if others and not carrier.addend else 0)
+            for reader in linear:
+                network.connect(paid, reader)
+        return network
 
 
 def place_reductions(
     graph: SpmdGraph, known: Facts, *, tokens: int | None = None, hoist: bool = True
 ) -> Stage:
-    """The cheapest placement of ``known.reduction``, by the laws of its kind.
+    """The placement of ``known.reduction`` that takes the fewest bytes, by the laws of its kind.
 
     Args:
         graph: the SPMD graph.
@@ -47,38 +120,18 @@ def place_reductions(
         tokens: value of symbolic sizes to count payloads at; None for their hints.
         hoist: whether an addend may be reduced before the author's all_reduce.
     """
-    found = carriers(graph, known)
-    unreduced = _unreduced(found, known, tokens, hoist=hoist)
-    number = numbers(graph.graph)
-    sums = [n for n in found if found[n].reduces]
-    placed = tuple(
-        PlacedReduction(
-            value=number[_real(node, found)],
-            op=str(_real(node, found).target),
-            layer=access.layer_path(_real(node, found)),
-            payload_bytes=_payload_bytes(node, known, tokens),
-            merges=_merges(node, found),
-        )
-        for node in found
-        if node in unreduced and demanded(node, found, unreduced, known)
-    )
-    return Stage(
-        group=known.reduction.group,
-        kind=known.reduction.kind,
-        unreduced=tuple(sorted({number[n] for n in unreduced})),
-        reductions=placed,
-        before=len(sums),
-        before_payload_bytes=sum(_payload_bytes(n, known, tokens) for n in sums),
-        scatters=known.reduction.scatters,
-        widen=known.widen,
-        join=known.join,
-    )
+    choice = ReductionChoice(graph, known, hoist=hoist)
+    return choice.stage(choice.cheapest(Bytes(tokens)), tokens)
+
+
+def _parts(known: Facts) -> int:
+    """Payload of the reduction of a value, in sizes of its reduced form."""
+    return known.reduction.groups.axis_size if known.reduction.scatters else 1
 
 
 def _payload_bytes(node: fx.Node, known: Facts, tokens: int | None) -> int:
     """Bytes of the unreduced form on one rank: reduce_scatters send all ranks' rows."""
-    times = known.reduction.groups.axis_size if known.reduction.scatters else 1
-    return times * access.payload_bytes(node, tokens)
+    return _parts(known) * access.payload_bytes(node, tokens)
 
 
 def _real(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> fx.Node:
@@ -121,41 +174,11 @@ def readers(
 
 
 def demanded(
-    node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node], known: Facts
+    node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: Set[fx.Node], known: Facts
 ) -> bool:
     """Whether the reduced form of ``node`` is read, given what runs unreduced."""
     linear, others = readers(node, found, known)
     return (others and not found[node].addend) or any(c not in unreduced for c in linear)
 
 
-def _unreduced(
-    found: Mapping[fx.Node, Carrier], known: Facts, tokens: int | None, *, hoist: bool
-) -> set[fx.Node]:
-    """Source side of the minimum cut."""
-    network: nx.DiGraph[object] = nx.DiGraph()
-    network.add_nodes_from((SOURCE, SINK))
-    for node, carrier in found.items():
-        linear, others = readers(node, found, known)
-        if not carrier.operands or carrier.pinned or (carrier.addend and not hoist):
-            network.add_edge(SOURCE, node)
-        elif carrier.addend:
-            network.add_edge(SOURCE, node, capacity=1)
-        elif not carrier.reduces:
-            network.add_edge(node, SINK, capacity=1)
-        for operand in carrier.operands:
-            network.add_edge(node, operand)
-        paid = ("reduction of", node)
-        if access.is_tensor(node):
-            weight = BYTE * _payload_bytes(node, known, tokens) + LAUNCH + (not carrier.reduces)
-            network.add_edge(node, paid, capacity=weight)
-        else:
-            network.add_edge(node, paid)
-        if others and not carrier.addend:
-            network.add_edge(paid, SINK)
-        for reader in linear:
-            network.add_edge(paid, reader)
-    _, (before, _) = nx.minimum_cut(network, SOURCE, SINK)
-    return {node for node in found if node in before}
-
-
-__all__ = ["demanded", "place_reductions", "readers"]
+__all__ = ["ReductionChoice", "demanded", "place_reductions", "readers"]

@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
+from compiler.analysis.rows import rows_of
 from compiler.cost import Launch, Machine, Work, work
+from compiler.cost.compute import evaluated
 from compiler.ir import access
-from compiler.ir.collectives import Kind
+from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
+from compiler.ir.rules.meaning import size_key
 
 WIRE = 1 << 30
 """Weight of a byte on the wire against one that an op reads or writes."""
 
 
 class Prices(Protocol):
-    """What work costs, in integers of one unit."""
+    """What work costs, in integers of one unit. They compare work of one set of replica groups."""
 
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
-        """A collective with the tensor of ``node``, whole, as its payload."""
+    def communication(
+        self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
+    ) -> int:
+        """A collective whose payload is ``parts`` times the tensor of ``node``."""
 
     def computation(self, node: fx.Node, shares: int) -> int:
         """The op of ``node`` on one of ``shares`` equal parts of its rows."""
 
+    def padding(self, node: fx.Node, shares: int) -> int:
+        """Rows added to ``node``, so that ``shares`` ranks can share them evenly."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to pay for, as the methods of ``Prices`` take it.
+
+    Attributes:
+        node: its value.
+        kind: the collective; None for work of this rank alone.
+        groups: the ranks of the collective.
+        shares: equal parts of the rows, of which one is computed.
+        pads: rows are added to the value, rather than the value computed.
+    """
+
+    node: fx.Node
+    kind: Kind | None = None
+    groups: ReplicaGroups | None = None
+    shares: int = 1
+    pads: bool = False
+
+    def price(self, prices: Prices) -> int:
+        """What it costs."""
+        if self.kind is not None:
+            assert self.groups is not None, "a collective has ranks"
+            return prices.communication(self.kind, self.node, self.groups)
+        if self.pads:
+            return prices.padding(self.node, self.shares)
+        return prices.computation(self.node, self.shares)
+
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes that a rank sends, then bytes of results: sharing rows never costs more.
+    """Bytes that a rank sends, then collectives, then bytes of results.
 
     Attributes:
         tokens: value of symbolic sizes; None for their hints.
@@ -40,63 +76,185 @@ class Bytes:
 
     tokens: int | None = None
 
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
-        """An all_reduce sends as much as a reduce_scatter and an all_gather."""
-        n, payload = groups.axis_size, access.payload_bytes(node, self.tokens)
-        return WIRE * payload * (n - 1) * (2 if kind is Kind.ALL_REDUCE else 1) // n
+    def communication(
+        self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
+    ) -> int:
+        """An all_reduce sends as much as a reduce_scatter and an all_gather.
+
+        A rank of n sends (n - 1) / n of the payload; the n is left out, it is the same for all.
+        """
+        payload = parts * access.payload_bytes(node, self.tokens)
+        times = 2 if kind is Kind.ALL_REDUCE else 1
+        return WIRE * payload * times * (groups.axis_size - 1) + 1
 
     def computation(self, node: fx.Node, shares: int) -> int:
         """The bytes of the result."""
         return access.payload_bytes(node, self.tokens) // shares if access.is_tensor(node) else 0
 
+    def padding(self, node: fx.Node, shares: int) -> int:
+        """Nothing is sent."""
+        return 0
+
 
 @dataclass(frozen=True)
+class Extent:
+    """A tensor's size: per dimension an int or an expression, and bytes per element."""
+
+    sizes: tuple[Any, ...]
+    itemsize: int
+
+
+Bill = tuple[tuple[Item, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class GraphWork:
-    """What the ops of a graph do and how large its tensors are, for any number of tokens."""
+    """What the ops of a graph do and how large its tensors are, for any number of tokens.
+
+    Equal works and extents are one object, so that each is evaluated once per number of tokens.
+    """
 
     graph: SpmdGraph
 
     @cached_property
-    def symbols(self) -> tuple[str, ...]:
-        """Names of the graph's size symbols."""
-        held = (n.meta.get("val") for n in access.node_of(self.graph.graph, "placeholder"))
-        sizes = (s for x in held for s in (x.shape if isinstance(x, torch.Tensor) else [x]))
-        found = (s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt))
-        return tuple(sorted({str(symbol) for symbols in found for symbol in symbols}))
+    def of(self) -> dict[fx.Node, Work]:
+        """The work of every op that does not communicate."""
+        known: dict[Work, Work] = {}
+        found = ((n, work(n)) for n in self.graph.graph.nodes if n.target not in OPS)
+        return {n: known.setdefault(done, done) for n, done in found}
 
     @cached_property
-    def of(self) -> dict[fx.Node, Work]:
-        """The work of every op."""
-        return {n: work(n) for n in self.graph.graph.nodes}
+    def extent(self) -> dict[fx.Node, Extent]:
+        """The size of every tensor."""
+        known: dict[Extent, Extent] = {}
+        found = {}
+        for node in self.graph.graph.nodes:
+            if access.is_tensor(node):
+                held = access.tensor(node)
+                extent = Extent(tuple(map(size_key, held.shape)), held.dtype.itemsize)
+                found[node] = known.setdefault(extent, extent)
+        return found
+
+    def bill(self, items: Iterable[Item]) -> Bill:
+        """Items with how many of each cost the same for any number of tokens."""
+        found: dict[object, tuple[Item, int]] = {}
+        for item in items:
+            computes = item.kind is None and not item.pads
+            held = self.of[item.node] if computes else self.extent[item.node]
+            key = id(held), item.kind, item.groups, item.shares, item.pads
+            known, count = found.get(key, (item, 0))
+            found[key] = known, count + 1
+        return tuple(found.values())
+
+    @cached_property
+    def hints(self) -> dict[str, int]:
+        """Size symbol -> what it was when the graph was made, 1 if no size tells."""
+        found: dict[str, int] = {}
+        composed: set[str] = set()
+        for node in self.graph.graph.nodes:
+            held = node.meta.get("val")
+            for size in held.shape if isinstance(held, torch.Tensor) else (held,):
+                if isinstance(size, torch.SymInt):
+                    if size.node.expr.is_Symbol:
+                        found.setdefault(str(size.node.expr), access.concrete(size))
+                    composed.update(map(str, size.node.expr.free_symbols))
+        return {**dict.fromkeys(sorted(composed), 1), **found}
+
+    @cached_property
+    def token_symbols(self) -> tuple[str, ...]:
+        """Size symbols of what is communicated, which count tokens; of everything if nothing is."""
+        waits = [n for n in self.extent if n.target is WAIT]
+        sizes = [s for n in waits for s in self.extent[n].sizes if not isinstance(s, int)]
+        found = {str(symbol) for size in sizes for symbol in size.free_symbols}
+        return tuple(sorted(found or self.hints))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Times:
     """Picoseconds on a machine.
 
     Attributes:
         machine: whose times.
-        tokens: value of every size symbol.
-        graph: the work to time.
+        tokens: value of size symbols that count tokens; others, and all for None, have their
+            hints.
+        work: that of the graph whose nodes are asked for.
         launch: whether kernels are launched one by one or in a CUDA graph.
     """
 
     machine: Machine
-    tokens: int
-    graph: GraphWork
+    tokens: int | None
+    work: GraphWork
     launch: Launch = Launch.GRAPH
+
+    def communication(
+        self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
+    ) -> int:
+        """See ``Machine.collective``."""
+        payload = parts * self.payload_bytes(node)
+        return self._once(
+            (kind, payload, groups), lambda: self._communication(kind, payload, groups)
+        )
+
+    def _communication(self, kind: Kind, payload_bytes: int, groups: ReplicaGroups) -> int:
+        if groups.axis_size == 1:
+            return 0
+        return self.machine.collective_time_ps(
+            kind, payload_bytes, groups.ranks, launch=self.launch
+        )
+
+    def computation(self, node: fx.Node, shares: int) -> int:
+        """See ``compiler.cost.compute``."""
+        done = self.work.of[node]
+
+        def time_ps() -> int:
+            return done.time_ps(self.sizes, self.machine, shards=shares, launch=self.launch)
+
+        return self._once((id(done), shares), time_ps)
+
+    def padding(self, node: fx.Node, shares: int) -> int:
+        """A copy of the tensor, unless it has rows for all at this number of tokens."""
+        if self.rows(node) % shares == 0:
+            return 0
+        moved = 2 * self.payload_bytes(node) * 10**6 // self.machine.memory_bytes_per_us
+        return moved + self.machine.launch_ps(self.launch)
+
+    def rows(self, node: fx.Node) -> int:
+        """Number of rows of a value."""
+        return evaluated(rows_of(node), tuple(self.sizes.items()))
+
+    def payload_bytes(self, node: fx.Node) -> int:
+        """Bytes of the tensor of ``node`` on one rank."""
+        extent = self.work.extent[node]
+
+        def payload() -> int:
+            count = extent.itemsize
+            for size in extent.sizes:
+                count *= evaluated(size, tuple(self.sizes.items()))
+            return count
+
+        return self._once(id(extent), payload)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Size symbol -> value."""
-        return dict.fromkeys(self.graph.symbols, self.tokens)
+        if self.tokens is None:
+            return self.work.hints
+        return self.work.hints | dict.fromkeys(self.work.token_symbols, self.tokens)
 
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
-        """See ``Machine.collective``."""
-        payload = access.payload_bytes(node, self.tokens)
-        return self.machine.collective_time_ps(kind, payload, groups.ranks, launch=self.launch)
+    @cached_property
+    def _known(self) -> dict[object, int]:
+        return {}
 
-    def computation(self, node: fx.Node, shares: int) -> int:
-        """See ``compiler.cost.compute``."""
-        done = self.graph.of[node]
-        return done.time_ps(self.sizes, self.machine, shards=shares, launch=self.launch)
+    def _once(self, key: object, find: Callable[[], int]) -> int:
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
+
+
+class LowerBounds(Times):
+    """As ``Times``, but collectives move their bytes at the rate of the link, at once."""
+
+    def _communication(self, kind: Kind, payload_bytes: int, groups: ReplicaGroups) -> int:
+        if groups.axis_size == 1:
+            return 0
+        return self.machine.lower_bound_ps(kind, payload_bytes, groups.ranks)

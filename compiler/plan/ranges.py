@@ -7,24 +7,73 @@ too: if neither plan is the cheapest there, the one that is goes between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Generic, TypeVar
 
 Plan = TypeVar("Plan", bound=Hashable)
+Made = TypeVar("Made")
+Other = TypeVar("Other")
 
 GRID_RATIO = 4
 """Ratio of neighbouring token counts that are solved in any case."""
 
+PROBE_RATIO = 1.25
+"""Ratio of neighbouring token counts at which plans are compared before a range is given up."""
+
+TOLERANCE = 0.005
+"""Part of the time that a range of its own must save."""
+
 
 @dataclass(frozen=True)
-class TokenRange(Generic[Plan]):
+class TokenRange(Generic[Made]):
     """The plan for ``first`` to ``last`` tokens, both included."""
 
     first: int
     last: int
-    plan: Plan
+    plan: Made
+
+
+@dataclass(frozen=True)
+class TokenTable(Generic[Made]):
+    """The plan for every number of tokens.
+
+    Rows that ranks cannot share evenly are padded, which costs; so there are two tables.
+
+    Attributes:
+        ranks: how many share rows.
+        even: ranges for the numbers that ``ranks`` divides, which alone are meant.
+        uneven: ranges for all others; none for one rank.
+    """
+
+    ranks: int
+    even: tuple[TokenRange[Made], ...]
+    uneven: tuple[TokenRange[Made], ...] = ()
+
+    def plan(self, tokens: int) -> Made:
+        """The plan for ``tokens`` tokens; outside the table, that of the nearest range."""
+        ranges, lasts = self._ends[tokens % self.ranks != 0]
+        return ranges[min(bisect_left(lasts, tokens), len(lasts) - 1)].plan
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[tuple[TokenRange[Made], ...], list[int]], ...]:
+        uneven = self.uneven or self.even
+        return tuple((ranges, [r.last for r in ranges]) for ranges in (self.even, uneven))
+
+    def ranges(self) -> tuple[TokenRange[Made], ...]:
+        """Those of both tables."""
+        return (*self.even, *self.uneven)
+
+    def map(self, make: Callable[[Made], Other]) -> TokenTable[Other]:
+        """The table of what is made of each plan; equal plans are asked for once each time."""
+
+        def made(ranges: Sequence[TokenRange[Made]]) -> tuple[TokenRange[Other], ...]:
+            return tuple(TokenRange(r.first, r.last, make(r.plan)) for r in ranges)
+
+        return TokenTable(self.ranks, made(self.even), made(self.uneven))
 
 
 def token_ranges(
@@ -49,6 +98,68 @@ def token_ranges(
     kept = [s for i, s in enumerate(starts) if not i or s[1] != starts[i - 1][1]]
     ends = [start - 1 for start, _ in kept[1:]] + [last]
     return tuple(TokenRange(s, e, plan) for (s, plan), e in zip(kept, ends, strict=True))
+
+
+def token_table(
+    solve: Callable[[int], Plan],
+    price: Callable[[Plan, int], int],
+    first: int,
+    last: int,
+    ranks: int,
+    limit: Callable[[int], int],
+) -> TokenTable[Plan]:
+    """The cheapest plan for every count from ``first`` to ``last``, small savings left out.
+
+    Args:
+        solve: number of tokens -> the cheapest plan.
+        price: plan, number of tokens -> what it costs there.
+        first: least number of tokens, >= 1.
+        last: greatest number of tokens.
+        ranks: how many share rows.
+        limit: number of tokens -> what no plan may cost more than, whatever that would simplify.
+    """
+    even = range(-(-first // ranks) * ranks, last + 1, ranks)
+    uneven = [count for count in range(first, last + 1) if count % ranks]
+
+    def over(counts: Sequence[int]) -> tuple[TokenRange[Plan], ...]:
+        if not counts:
+            return ()
+        found = token_ranges(
+            lambda i: solve(counts[i - 1]), lambda plan, i: price(plan, counts[i - 1]),
+            1, len(counts),
+        )  # fmt: skip
+        ranges = [TokenRange(counts[r.first - 1], counts[r.last - 1], r.plan) for r in found]
+        return tuple(_thinned(ranges, price, limit, counts))
+
+    return TokenTable(ranks, over(even), over(uneven)) if even else TokenTable(1, over(uneven))
+
+
+def _thinned(
+    ranges: list[TokenRange[Plan]],
+    price: Callable[[Plan, int], int],
+    limit: Callable[[int], int],
+    counts: Sequence[int],
+) -> list[TokenRange[Plan]]:
+    """Without ranges in which a neighbour's plan costs hardly more."""
+
+    def serves(plan: Plan, given_up: TokenRange[Plan]) -> bool:
+        at, high = bisect_left(counts, given_up.first), bisect_left(counts, given_up.last)
+        while True:
+            count = counts[at]
+            most = min(price(given_up.plan, count) * (1 + TOLERANCE), limit(count))
+            if price(plan, count) > most:
+                return False
+            if at == high:
+                return True
+            at = min(high, max(at + 1, int(at * PROBE_RATIO)))
+
+    for i, found in enumerate(ranges):
+        for j in (i - 1, i + 1):
+            if 0 <= j < len(ranges) and serves(ranges[j].plan, found):
+                low, high = min(i, j), max(i, j)
+                joined = TokenRange(ranges[low].first, ranges[high].last, ranges[j].plan)
+                return _thinned([*ranges[:low], joined, *ranges[high + 1 :]], price, limit, counts)
+    return ranges
 
 
 def _between(

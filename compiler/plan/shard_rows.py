@@ -3,7 +3,8 @@
 Every value with a share form is computed whole (W, source side) or as shares (S, sink side):
 
     W                     pay the op, or the all_reduce or all_gather, on all rows
-    S                     pay the op on one share, or the reduce_scatter; a gather is saved
+    S                     pay the op on one share, or the reduce_scatter and the padding of rows
+                          that ranks cannot share evenly; a gather is saved
     S and read whole      pay one all_gather of the value, once
     W and read as share   free: a rank cuts its share out of what it holds
     one of several results of an op is labelled as the op is
@@ -13,21 +14,19 @@ Prices are integers; a tie is W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from functools import cached_property
 
-import networkx as nx
 from torch import fx
 
-from compiler.analysis.rows import SIZE_READ, RowForm, reads_share, row_forms
+from compiler.analysis.rows import SIZE_READ, reads_share, row_forms
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
-from compiler.plan.prices import Prices
-
-WHOLE, SHARES = "whole", "shares"
+from compiler.plan.cuts import NEVER, Network
+from compiler.plan.prices import Item, Prices
 
 
 class RowChoice:
@@ -49,21 +48,23 @@ class RowChoice:
 
     def cheapest(self, prices: Prices) -> frozenset[fx.Node]:
         """The values to hold as shares."""
-        _, (_, reached) = nx.minimum_cut(self._network(prices), WHOLE, SHARES)
-        return frozenset(n for n in self.forms if n in reached)
+        shared = self._network(prices).sink_side()
+        return frozenset(n for n in self.forms if n in shared)
+
+    def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
+        """What there is to pay for, for all values with a share form, given which are shares."""
+        for node in self.forms:
+            yield from self._own[node][node in shares]
+            if node in shares and access.is_tensor(node) and self._read_whole(node, shares):
+                yield self._gather(node)
 
     def price(self, shares: Set[fx.Node], prices: Prices) -> int:
         """What all values with a share form cost, given which are shares."""
-        own = sum(self._own(node, prices)[node in shares] for node in self.forms)
-        return own + sum(
-            prices.communication(Kind.ALL_GATHER, node, self.groups)
-            for node in shares
-            if access.is_tensor(node) and self._read_whole(node, shares)
-        )
+        return sum(item.price(prices) for item in self.items(shares))
 
     def stage(self, shares: Set[fx.Node]) -> RowStage:
         """The choice as part of a plan."""
-        number = numbers(self.graph.graph)
+        number = self._numbers
         kinds = [form.communicates.kind for n, form in self.forms.items()
                  if n in shares and form.communicates is not None]  # fmt: skip
         return RowStage(
@@ -72,6 +73,10 @@ class RowChoice:
             reduce_scatters=kinds.count(Kind.ALL_REDUCE),
             all_gathers=sum(access.is_tensor(n) and self._read_whole(n, shares) for n in shares),
         )
+
+    @cached_property
+    def _numbers(self) -> Mapping[fx.Node, int]:
+        return numbers(self.graph.graph)
 
     def _read_whole(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
         """Whether somebody reads all rows of a value that is held as shares."""
@@ -93,45 +98,51 @@ class RowChoice:
             found[node] = linked, others
         return found
 
-    def _own(self, node: fx.Node, prices: Prices) -> tuple[int, int]:
-        """Price of the value itself, whole and as shares."""
-        form: RowForm = self.forms[node]
-        if form.communicates is None:
-            return tuple(prices.computation(node, n) for n in (1, self.groups.axis_size))  # type: ignore[return-value]
-        if form.communicates.kind is Kind.ALL_GATHER:
-            return prices.communication(Kind.ALL_GATHER, node, self.groups), 0
-        kinds = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
-        return tuple(prices.communication(kind, node, self.groups) for kind in kinds)  # type: ignore[return-value]
+    @cached_property
+    def _own(self) -> dict[fx.Node, tuple[tuple[Item, ...], tuple[Item, ...]]]:
+        """What each value itself costs, whole and as shares."""
+        found: dict[fx.Node, tuple[tuple[Item, ...], tuple[Item, ...]]] = {}
+        for node, form in self.forms.items():
+            n = self.groups.axis_size
+            if form.communicates is None:
+                found[node] = (Item(node),), (Item(node, shares=n),)
+            elif form.communicates.kind is Kind.ALL_GATHER:
+                found[node] = (self._gather(node),), ()
+            else:
+                scatter = Item(node, Kind.REDUCE_SCATTER, self.groups)
+                pad = Item(node, shares=n, pads=True)
+                found[node] = (Item(node, Kind.ALL_REDUCE, self.groups),), (scatter, pad)
+        return found
 
-    def _network(self, prices: Prices) -> nx.DiGraph[object]:
-        """Edges run from what is whole to what is shared; one without a capacity is never cut.
+    def _gather(self, node: fx.Node) -> Item:
+        return Item(node, Kind.ALL_GATHER, self.groups)
+
+    def _network(self, prices: Prices) -> Network:
+        """Edges run from what is whole to what is shared.
 
         A gather that one reader may ask for needs no node of its own.
         """
-        network: nx.DiGraph[object] = nx.DiGraph()
-        network.add_nodes_from((WHOLE, SHARES))
+        network = Network()
         for node in self.forms:
-            whole, share = self._own(node, prices)
+            whole, share = (sum(item.price(prices) for item in own) for own in self._own[node])
+            network.pay(node, source=whole, sink=share)
             linked, others = self._readers[node]
             if not access.is_tensor(node):  # all results of an op, or none
-                network.add_edges_from((node, reader) for reader in linked)
-                network.add_edges_from((reader, node) for reader in linked)
-                network.add_edges_from([(WHOLE, node)] if others else [])
-                network.add_edge(node, SHARES, capacity=whole - share)
+                for reader in linked:
+                    network.connect(node, reader)
+                    network.connect(reader, node)
+                network.pay(node, sink=NEVER if others else 0)
                 continue
-            gather = prices.communication(Kind.ALL_GATHER, node, self.groups)
+            gather = self._gather(node).price(prices)
             if others:
-                share += gather
+                network.pay(node, sink=gather)
             elif len(linked) == 1:
-                network.add_edge(linked[0], node, capacity=gather)
+                network.connect(linked[0], node, gather)
             elif linked:
                 gathered = ("all_gather of", node)
-                network.add_edge(gathered, node, capacity=gather)
-                network.add_edges_from((reader, gathered) for reader in linked)
-            if share > whole:
-                network.add_edge(WHOLE, node, capacity=share - whole)
-            else:
-                network.add_edge(node, SHARES, capacity=whole - share)
+                network.connect(gathered, node, gather)
+                for reader in linked:
+                    network.connect(reader, gathered)
         return network
 
 

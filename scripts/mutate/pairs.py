@@ -20,7 +20,8 @@ from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import parse_graph, print_graph
-from compiler.optimize.graph import POLICIES, optimize_spmd
+from compiler.optimize.graph import optimize_spmd
+from compiler.optimize.planner import POLICIES
 from compiler.pipeline import Pipeline
 from compiler.plan.place_reductions import place_reductions
 from compiler.plan.shard_rows import shard_rows
@@ -81,14 +82,20 @@ class RandomPrices:
     def _drawn(self, most: int, *what: object) -> int:
         return random.Random(f"{self.seed} {what}").randint(0, most)
 
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
+    def communication(
+        self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
+    ) -> int:
         """Of a collective."""
-        return self._drawn(20, kind, node.name, groups)
+        return self._drawn(20, kind, node.name, groups, parts)
 
     def computation(self, node: fx.Node, shares: int) -> int:
         """Of an op: less on fewer rows."""
         whole = self._drawn(20, node.name)
         return whole if shares == 1 else self._drawn(whole, node.name, shares)
+
+    def padding(self, node: fx.Node, shares: int) -> int:
+        """Of rows added to a value."""
+        return self._drawn(5, "padding", node.name, shares)
 
 
 def _shared(graph: SpmdGraph, group: str, rng: random.Random) -> SpmdGraph:

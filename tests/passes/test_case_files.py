@@ -31,18 +31,18 @@ class PlacedReductions:
     join: str = "on"
 
     def apply(self, graph: SpmdGraph) -> PassResult:
-        pipeline = Pipeline()
         result = optimize_spmd(
             graph,
             policy=self.policy,
             verify=False,
             tokens=None,
-            pipeline=pipeline,
+            pipeline=Pipeline(),
             widen=self.widen == "on",
             join=self.join == "on",
         )
+        remarks = tuple(remark for record in result.records for remark in record.remarks)
         changed = any(record.changed for record in result.records)
-        return PassResult(result.spmd, pipeline.remarks, changed)
+        return PassResult(result.spmd, remarks, changed)
 
 
 def checked(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:

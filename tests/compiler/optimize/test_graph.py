@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import fx
 
-import compiler.optimize.graph
+import compiler.optimize.planner
 from compiler.check import Verdict
+from compiler.cost import MachineError, machines
 from compiler.errors import CommPlanError, GraphError, MeshError, PlacementError, VerificationError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
@@ -279,14 +280,14 @@ def test_observers_and_bisection() -> None:
 
 def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclasses.dataclass(frozen=True)
-    class Wrong(compiler.optimize.graph.PlaceReductions):
+    class Wrong(compiler.optimize.planner.PlaceReductions):
         def apply(self, graph: SpmdGraph) -> object:  # type: ignore[override]
             result = super().apply(graph)
             (wait, *_) = [n for n in result.graph.graph.nodes if "wait" in str(n.target)]
             wait.replace_all_uses_with(wait.args[0].args[0])
             return result
 
-    monkeypatch.setattr(compiler.optimize.graph, "PlaceReductions", Wrong)
+    monkeypatch.setattr(compiler.optimize.planner, "PlaceReductions", Wrong)
     with pytest.raises(VerificationError) as caught:
         optimized(two_branches())
     assert caught.value.what == "the rewritten graph is NOT_EQUIVALENT: nothing was optimized"
@@ -297,8 +298,11 @@ def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_errors() -> None:
     graph, mesh = two_branches(), Mesh({"tp": 4})
     cases = [
-        ({"machine": "abacus"}, CommPlanError,
-         "unknown machine\n  found: 'abacus'\n  remedy: one of auto"),
+        ({"machine": "abacus"}, MachineError,
+         f"no machine 'abacus'\n  found: known machines: {', '.join(machines())}\n  remedy: "
+         "name one of these or a .json file written by commplan machine measure"),
+        ({"launch": "twice"}, CommPlanError,
+         "unknown launch\n  found: 'twice'\n  remedy: one of eager, graph"),
         ({"policy": "best"}, CommPlanError,
          "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, boundary, off"),
         ({"mesh": Mesh({"dp": 4})}, MeshError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 
 import pytest
@@ -18,8 +18,10 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.text import numbers, print_graph
 from compiler.plan.comm_plan import CommPlan, Stage
-from compiler.plan.place_reductions import BYTE, LAUNCH, place_reductions
+from compiler.plan.place_reductions import ReductionChoice, place_reductions
+from compiler.plan.prices import Bytes, Prices
 from passes import EliminateDeadCode, PlaceReductions
+from scripts.mutate.pairs import RandomPrices
 from tests.graphs import Builder, agree, aten, function
 from tests.random_graphs import KINDS, LINEAR, seeded
 
@@ -61,16 +63,21 @@ def reads_reduced(node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: se
     )
 
 
-def weight(known: Facts, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]) -> int:
-    total = 0
-    times = known.reduction.groups.axis_size if known.reduction.scatters else 1
+def weight(
+    known: Facts, found: Mapping[fx.Node, Carrier], unreduced: Set[fx.Node], prices: Prices
+) -> tuple[int, int]:
+    """Price, and how far the labeling is from the author's."""
+    price = departures = 0
+    reduction = known.reduction
+    parts = reduction.groups.axis_size if reduction.scatters else 1
     for node, carrier in found.items():
         if node in unreduced and reads_reduced(node, found, unreduced):
-            total += BYTE * times * access.payload_bytes(node) + LAUNCH + (not carrier.reduces)
+            price += prices.communication(reduction.collective, node, reduction.groups, parts)
+            departures += not carrier.reduces
         author_unreduced = carrier.addend
         if not carrier.reduces and (node in unreduced) is not author_unreduced:
-            total += 1
-    return total
+            departures += 1
+    return price, departures
 
 
 def labels_of(graph: SpmdGraph, found: Mapping[fx.Node, Carrier], stage: Stage) -> set[fx.Node]:
@@ -94,8 +101,11 @@ def test_cut_is_the_least_of_all_labelings() -> None:
             if sum(not forced(c, hoist=hoist) for c in found.values()) > 9:
                 continue
             chosen = labels_of(graph, found, place_reductions(graph, known, hoist=hoist))
-            best = min(weight(known, found, u) for u in labelings(found, hoist=hoist))
-            assert weight(known, found, chosen) == best, seed
+            choice = ReductionChoice(graph, known, hoist=hoist)
+            drawn = RandomPrices(seed)
+            for prices, picked in ((Bytes(), chosen), (drawn, choice.cheapest(drawn))):
+                every = (weight(known, found, u, prices) for u in labelings(found, hoist=hoist))
+                assert weight(known, found, picked, prices) == min(every), seed
             kept = {n for n, c in found.items() if c.addend or c.reduces}
             compared += len(found) > 1
             moved += chosen != kept

@@ -37,8 +37,14 @@ class Drawn:
         return random.Random(f"{self.seed} {what}")
 
     @cache  # noqa: B019 -- a test's worth of prices
-    def communication(self, kind: Kind, node: fx.Node, groups: ReplicaGroups) -> int:
-        return self.draw(kind, node.name).randint(0, 20)
+    def communication(
+        self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
+    ) -> int:
+        return self.draw(kind, node.name, parts).randint(0, 20)
+
+    @cache  # noqa: B019
+    def padding(self, node: fx.Node, shares: int) -> int:
+        return self.draw("padding", node.name, shares).randint(0, 5)
 
     @cache  # noqa: B019
     def computation(self, node: fx.Node, shares: int) -> int:
@@ -104,6 +110,7 @@ def total(
             case _:
                 kind = Kind.REDUCE_SCATTER if mine else Kind.ALL_REDUCE
                 cost += prices.communication(kind, node, groups)
+                cost += prices.padding(node, 4) if mine else 0
         wholes = [u for u in node.users
                   if not (u in shares and u in forms and node in forms[u].carrying)]  # fmt: skip
         if mine and wholes and not parts:

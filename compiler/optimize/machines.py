@@ -1,0 +1,45 @@
+"""Which machine plans are made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compiler.cost import Launch, Machine, load_machine, machine_with
+from compiler.errors import CommPlanError
+
+AUTO = "auto"
+
+
+def machine_of(named: str | Path | Machine, device: torch.device | None = None) -> Machine | None:
+    """The machine that plans compare on; None: they compare by bytes.
+
+    Args:
+        named: a machine, its name, the path of a machine file, or "auto": the machine with
+            this device, if there is one.
+        device: where the model runs; None if it is not known.
+
+    Raises:
+        MachineError: no such machine.
+    """
+    if isinstance(named, Machine):
+        return named
+    if named != AUTO:
+        return load_machine(named)
+    if device is None or device.type != "cuda":
+        return None
+    return machine_with(torch.cuda.get_device_name(device))
+
+
+def launch_of(named: str) -> Launch:
+    """How kernels are launched.
+
+    Raises:
+        CommPlanError: there is no such way.
+    """
+    try:
+        return Launch(named)
+    except ValueError:
+        known = ", ".join(map(str, Launch))
+        raise CommPlanError("unknown launch", found=repr(named), remedy=f"one of {known}") from None

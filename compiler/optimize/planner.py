@@ -1,0 +1,328 @@
+"""Plans of one graph for any number of tokens. What plans have in common is rewritten once."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+from torch import fx
+
+from compiler.analysis.layers import LayerMetadata, layer_of
+from compiler.analysis.reductions import Reduction, facts, number_of, reductions
+from compiler.analysis.rows import at_hand, row_forms
+from compiler.cost import Launch, Machine
+from compiler.ir.collectives import collectives
+from compiler.ir.graph import SpmdGraph
+from compiler.pipeline import Pass, Pipeline
+from compiler.plan.comm_plan import CommPlan, RowStage, Stage
+from compiler.plan.place_reductions import ReductionChoice
+from compiler.plan.predict import Spent, items_of, spent
+from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
+from compiler.plan.shard_rows import RowChoice
+from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
+
+POLICIES = ("cost", "merge", "boundary", "off")
+"""cost: reductions anywhere the laws allow, and rows shared between ranks where a machine is named
+and it takes less time; merge: no reduction before the author's; boundary: merge, and rows shared
+between ranks in sparse layers; off: none moved."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What plans there are to choose from, and how they compare.
+
+    Attributes:
+        policy: one of ``POLICIES``.
+        machine: plans compare by the time they take on it; None: by bytes.
+        launch: whether kernels are launched one by one or in a CUDA graph.
+        widen: reductions may move below conversions to a wider type.
+        join: all_reduces may run over groups of ranks that the mesh has no name for yet.
+    """
+
+    policy: str = "cost"
+    machine: Machine | None = None
+    launch: Launch = Launch.GRAPH
+    widen: bool = False
+    join: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A graph that some stages led to.
+
+    Attributes:
+        graph: after them.
+        pipeline: the passes that ran.
+        placed: reduction -> how many there were when it was last placed.
+    """
+
+    graph: SpmdGraph
+    pipeline: Pipeline
+    placed: Mapping[object, int] = field(default_factory=dict)
+
+    @cached_property
+    def work(self) -> GraphWork:
+        """What the graph's ops do."""
+        return GraphWork(self.graph)
+
+    @cached_property
+    def next_reduction(self) -> Reduction | None:
+        """The first that there are more of than when it was placed.
+
+        Placing one may make others, over its groups and orthogonal ones together.
+        """
+        found = number_of(self.graph)
+        every = reductions(self.graph)
+        return next((r for r in every if found[r.key] > self.placed.get(r.key, 0)), None)
+
+    @cached_property
+    def sharing_groups(self) -> tuple[str, ...]:
+        """Names of the groups that reduce or gather, one for each set of replica groups."""
+        mesh = self.graph.mesh
+        found = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
+        return tuple(name for groups, name in found.items() if groups.axis_size > 1)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A plan. Equal for equal decisions, whatever payloads they were counted at.
+
+    Attributes:
+        decisions: of every stage.
+        stages: placements of reductions.
+        rows: what ranks share.
+        at: the graph that the last choice of rows was made for.
+        choice: that choice, None if there was nothing to choose.
+        shares: the values it picked.
+    """
+
+    decisions: tuple[Hashable, ...]
+    stages: tuple[Stage, ...] = field(compare=False)
+    rows: tuple[RowStage, ...] = field(compare=False)
+    at: Written = field(compare=False)
+    choice: RowChoice | None = field(compare=False)
+    shares: frozenset[fx.Node] = field(compare=False)
+
+    def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
+        """What there is to pay for, were these the shares."""
+        graph, choice = self.at.graph, self.choice
+        forms = choice.forms if choice else {}
+        yield from items_of(graph, (n for n in graph.graph.nodes if n not in forms))
+        yield from choice.items(shares) if choice else ()
+
+    def plan(self, policy: str, tokens: int | None) -> CommPlan:
+        """As data."""
+        return CommPlan(policy, tokens, self.stages, self.rows)
+
+
+class Clock:
+    """Wall time per stage of the optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("canonicalize", "plan", "rewrite", "check"), 0.0)
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Adds the time since the last lap to ``stage``."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+
+class Planner:
+    """Plans of one graph.
+
+    Args:
+        source: the graph; it stays as it is.
+        search: what to choose from.
+        layers: metadata per decoder layer.
+        pipeline: runs the passes.
+    """
+
+    def __init__(
+        self,
+        source: SpmdGraph,
+        search: Search,
+        layers: Sequence[LayerMetadata],
+        pipeline: Pipeline,
+        clock: Clock | None = None,
+    ) -> None:
+        """Canonicalizes the graph."""
+        self.source, self.search = source, search
+        self.layers, self.clock = layers, clock or Clock()
+        first = Written(source.own_copy(), pipeline)
+        self._written: dict[tuple[Hashable, ...], Written] = {}
+        self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
+        self._bills: dict[Hashable, Bill] = {}
+        passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        self._written[()] = self._run(first, passes, first.placed)
+        self.clock.lap("canonicalize")
+
+    def under(self, policy: str) -> Planner:
+        """Plans of the same graph under another policy; graphs that both reach are one."""
+        made = copy.copy(self)
+        made.search = replace(self.search, policy=policy)
+        made.__dict__.pop("merged", None)
+        made._choices = {}
+        return made
+
+    @property
+    def compares_times(self) -> bool:
+        """Whether times decide, and any value may be shared: bytes do not tell what that costs."""
+        return self.search.policy == "cost" and self.search.machine is not None
+
+    @property
+    def canonical(self) -> Written:
+        """The graph before any decision."""
+        return self._written[()]
+
+    @cached_property
+    def as_written(self) -> Decided:
+        """No plan: the author's graph."""
+        at = Written(self.source, Pipeline())
+        return Decided(("as written",), (), (), at, None, frozenset())
+
+    @cached_property
+    def merged(self) -> Decided:
+        """The plan that merges reductions, and shares no more rows than costs nothing."""
+        return self.under("merge").decide(None)
+
+    def decide(self, tokens: int | None) -> Decided:
+        """The cheapest plan, found cut by cut; never one that takes longer than merging alone.
+
+        Args:
+            tokens: value of symbolic sizes; None for their hints.
+
+        Raises:
+            MachineError: the machine does not know a collective of the graph.
+        """
+        found = self._decided(tokens)
+        if not self.compares_times:
+            return found
+        return min(self.merged, found, key=lambda decided: self.time_ps(decided, tokens))
+
+    def _decided(self, tokens: int | None) -> Decided:
+        at, path, search = self.canonical, tuple[Hashable, ...](), self.search
+        stages: list[Stage] = []
+        rows: list[RowStage] = []
+        choice, shares = None, frozenset[fx.Node]()
+        if search.policy == "off":
+            return Decided(path, (), (), at, choice, shares)
+        while (reduction := at.next_reduction) is not None:
+            stages.append(stage := self._placement(path, at, reduction, tokens))
+            path = (*path, stage.decision)
+            at = self._after(path, at, stage, reduction)
+        for group in at.sharing_groups:
+            if shares:
+                path = (*path, rows[-1].decision)
+                at = self._after(path, at, rows[-1])
+            choice = self._row_choice((*path, group), at, group)
+            shares = choice.cheapest(self._prices(at, tokens))
+            rows += [choice.stage(shares)] if shares else []
+        self.clock.lap("plan")
+        last = (rows[-1].decision,) if shares else ()
+        return Decided((*path, *last), tuple(stages), tuple(rows), at, choice, shares)
+
+    def write(self, decided: Decided) -> Written:
+        """The graph after the plan."""
+        if not decided.shares:
+            return decided.at
+        return self._after(decided.decisions, decided.at, decided.rows[-1])
+
+    def time_ps(self, decided: Decided, tokens: int | None) -> int:
+        """What the planned graph takes on the machine, known without writing it."""
+        times, key = self._times(decided.at, tokens), decided.decisions
+        if key not in self._bills:
+            self._bills[key] = decided.at.work.bill(decided.items(decided.shares))
+        return sum(count * item.price(times) for item, count in self._bills[key])
+
+    def spent(
+        self, decided: Decided, tokens: int | None, *, bounds: bool = False
+    ) -> dict[fx.Node, Spent]:
+        """What every value takes, in the graph that the last choice of rows was made for.
+
+        Gathers count where their operand stands.
+
+        Args:
+            decided: the plan.
+            tokens: value of symbolic sizes; None for their hints.
+            bounds: collectives take what their bytes do at the rate of the links, and shares are
+                chosen for that: with the same reductions, no plan takes less.
+        """
+        times, shares = self._times(decided.at, tokens), decided.shares
+        if bounds:
+            times = LowerBounds(times.machine, tokens, times.work, times.launch)
+            shares = decided.choice.cheapest(times) if decided.choice else shares
+        found: dict[fx.Node, Spent] = {}
+        for item in decided.items(shares):
+            found[item.node] = found.get(item.node, Spent()) + spent(times, item)
+        return found
+
+    def _placement(
+        self,
+        path: tuple[Hashable, ...],
+        at: Written,
+        reduction: Reduction,
+        tokens: int | None,
+    ) -> Stage:
+        search, key = self.search, (*path, reduction.key)
+        if key not in self._choices:
+            known = facts(at.graph, reduction, widen=search.widen, join=search.join)
+            self._choices[key] = ReductionChoice(at.graph, known, hoist=search.policy == "cost")
+        choice = self._choices[key]
+        assert isinstance(choice, ReductionChoice)
+        return choice.stage(choice.cheapest(self._prices(at, tokens)), tokens)
+
+    def _row_choice(self, key: Hashable, at: Written, group: str) -> RowChoice:
+        if key not in self._choices:
+            if self.compares_times:
+                self._choices[key] = RowChoice(at.graph, group)
+            else:
+                groups = at.graph.mesh.group(group)
+                free = at_hand(at.graph, groups, row_forms(at.graph, groups))
+                sparse = {layer.index for layer in self.layers if layer.kind == "sparse"}
+                layered = sparse if self.search.policy == "boundary" else frozenset[int]()
+                allowed = partial(_may_share, free, layered)
+                self._choices[key] = RowChoice(at.graph, group, allowed=allowed)
+        found = self._choices[key]
+        assert isinstance(found, RowChoice)
+        return found
+
+    def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:
+        return self._times(at, tokens) if self.compares_times else Bytes(tokens)
+
+    def _times(self, at: Written, tokens: int | None) -> Times:
+        assert self.search.machine is not None
+        return Times(self.search.machine, tokens, at.work, self.search.launch)
+
+    def _after(
+        self,
+        path: tuple[Hashable, ...],
+        at: Written,
+        stage: Stage | RowStage,
+        reduction: Reduction | None = None,
+    ) -> Written:
+        """The graph after a stage, written once."""
+        if path not in self._written:
+            self.clock.lap("plan")
+            step = PlaceReductions(stage) if isinstance(stage, Stage) else ShardRows(stage)
+            made = self._run(at, (step, EliminateDeadCode()), at.placed)
+            if reduction is not None:
+                left = number_of(made.graph)[reduction.key]
+                made = replace(made, placed={**at.placed, reduction.key: left})
+            self._written[path] = made
+            self.clock.lap("rewrite")
+        return self._written[path]
+
+    def _run(self, at: Written, passes: Sequence[Pass], placed: Mapping[object, int]) -> Written:
+        graph, pipeline = at.graph, replace(at.pipeline, records=list(at.pipeline.records))
+        for step in passes:
+            graph = pipeline.run(step, graph)
+        return Written(graph, pipeline, placed)
+
+
+def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
+    return node in free or layer_of(node) in layers

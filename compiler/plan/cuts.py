@@ -1,0 +1,131 @@
+"""Minimum cuts of labelings: every node gets one of two labels, at the least cost.
+
+    cost = sum of what nodes pay for their label
+         + capacity of every edge that runs from a node on the source side to one on the sink side
+
+Graphs of models are long and thin. A node with at most two neighbours is eliminated: its best label
+is a function of theirs, whose cost is again that of labels and one edge, because minimizing keeps
+such costs submodular. What is left is cut by networkx. All is exact: costs are integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+NEVER = 1 << 160
+"""Capacity of an edge that no cut may cross; more than all others together."""
+
+SOURCE, SINK = "source side", "sink side"
+
+
+@dataclass
+class Network:
+    """A labeling problem. Costs may be negative, capacities not.
+
+    Attributes:
+        sides: node -> what it pays on the source side, and on the sink side.
+        edges: from -> to -> capacity; every node has an entry.
+        incoming: to -> from -> capacity, the same edges.
+    """
+
+    sides: dict[Hashable, list[int]] = field(default_factory=dict)
+    edges: dict[Hashable, dict[Hashable, int]] = field(default_factory=dict)
+    incoming: dict[Hashable, dict[Hashable, int]] = field(default_factory=dict)
+
+    def pay(self, node: Hashable, *, source: int = 0, sink: int = 0) -> None:
+        """Adds to what ``node`` pays for its label."""
+        self.edges.setdefault(node, {})
+        self.incoming.setdefault(node, {})
+        held = self.sides.setdefault(node, [0, 0])
+        held[0] += source
+        held[1] += sink
+
+    def connect(self, start: Hashable, end: Hashable, capacity: int = NEVER) -> None:
+        """Adds to what it costs to have ``start`` on the source side and ``end`` on the other."""
+        assert capacity >= 0, "the cost is not submodular"
+        self.pay(start)
+        self.pay(end)
+        if capacity and start != end:
+            self.edges[start][end] = self.edges[start].get(end, 0) + capacity
+            self.incoming[end][start] = self.edges[start][end]
+
+    def sink_side(self) -> set[Hashable]:
+        """The nodes on the sink side of the least cut, as few of them as any least cut has.
+
+        Uses the network up.
+        """
+        order: list[tuple[Hashable, list[int], list[tuple[Hashable, int, int]]]] = []
+        queue = [n for n in self.sides if self._degree(n) <= 2]
+        while queue:
+            node = queue.pop()
+            if node in self.sides and self._degree(node) <= 2:
+                near = self._neighbours(node)
+                order.append((node, self.sides[node], near))
+                self._eliminate(node, near)
+                queue += [other for other, _, _ in near if self._degree(other) <= 2]
+        found = self._cut()
+        for node, (source, sink), near in reversed(order):
+            for other, to_other, from_other in near:
+                if other in found:
+                    source += to_other
+                else:
+                    sink += from_other
+            if sink < source:
+                found.add(node)
+        return found
+
+    def _degree(self, node: Hashable) -> int:
+        outgoing, incoming = self.edges[node], self.incoming[node]
+        if not incoming or not outgoing:
+            return len(outgoing) + len(incoming)
+        return len(outgoing.keys() | incoming.keys())
+
+    def _neighbours(self, node: Hashable) -> list[tuple[Hashable, int, int]]:
+        """Each with the capacity of the edge to it and of that from it."""
+        outgoing, incoming = self.edges[node], self.incoming[node]
+        return [(x, outgoing.get(x, 0), incoming.get(x, 0)) for x in {**outgoing, **incoming}]
+
+    def _eliminate(self, node: Hashable, near: list[tuple[Hashable, int, int]]) -> None:
+        """Replaces the node by what its best label costs its neighbours."""
+        source, sink = self.sides.pop(node)
+        for other, _, _ in near:
+            self.edges[other].pop(node, None)
+            self.incoming[other].pop(node, None)
+        del self.edges[node], self.incoming[node]
+
+        def least(*labels: bool) -> int:
+            """The cost of the best label, given those of the neighbours (True: sink side)."""
+            pairs = list(zip(near, labels, strict=True))
+            return min(
+                source + sum(to_other for (_, to_other, _), label in pairs if label),
+                sink + sum(from_other for (_, _, from_other), label in pairs if not label),
+            )
+
+        if len(near) == 1:
+            self.pay(near[0][0], source=least(False), sink=least(True))
+        elif len(near) == 2:
+            (first, _, _), (second, _, _) = near
+            neither, both = least(False, False), least(True, True)
+            one, other = least(True, False), least(False, True)
+            self.pay(first, source=neither, sink=one)
+            self.pay(second, sink=both - one)
+            self.connect(first, second, one + other - neither - both)
+
+    def _cut(self) -> set[Hashable]:
+        """The sink side of what is left."""
+        network: nx.DiGraph[Hashable] = nx.DiGraph()
+        network.add_nodes_from((SOURCE, SINK))
+        for node, (source, sink) in self.sides.items():
+            if sink > source:
+                network.add_edge(SOURCE, node, capacity=sink - source)
+            else:
+                network.add_edge(node, SINK, capacity=source - sink)
+            for end, capacity in self.edges[node].items():
+                network.add_edge(node, end, capacity=capacity)
+        if not self.sides:
+            return set()
+        _, (_, reached) = nx.minimum_cut(network, SOURCE, SINK)
+        return set(reached) - {SINK}
