@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from compiler.cost import Launch, Machine, load_machine, machine_with
 from compiler.errors import CommPlanError
@@ -30,6 +32,12 @@ def machine_of(named: str | Path | Machine, device: torch.device | None = None) 
     if device is None or device.type != "cuda":
         return None
     return machine_with(torch.cuda.get_device_name(device))
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model's first parameter or buffer is; None if it has none."""
+    held = next(chain(model.parameters(), model.buffers()), None)
+    return None if held is None else held.device
 
 
 def launch_of(named: str) -> Launch:

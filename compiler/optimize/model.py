@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,15 @@ from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
 from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.capture import Capture, capture
 from compiler.check import Report, Verdict
+from compiler.cost import Launch, Machine, MachineError
 from compiler.errors import CommPlanError, PlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
+from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
+from compiler.optimize.planner import Planner, Search
+from compiler.optimize.ranges import LAST_TOKENS, Ranged, optimize_ranges
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
@@ -28,6 +32,7 @@ from compiler.runtime.groups import ProcessGroups, lowered
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
+PS_PER_MS = 10**9
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
 
@@ -45,6 +50,8 @@ class ModelReport:
         layers: metadata per decoder layer.
         assumed: what was taken to be the same on all ranks without having been compared, and why.
         seconds: wall time per stage.
+        ranged: the plans for all numbers of tokens, of which the above is the one for the call
+            that was captured; None where there is but one.
     """
 
     plan: CommPlan
@@ -55,6 +62,7 @@ class ModelReport:
     layers: tuple[LayerMetadata, ...] = ()
     assumed: tuple[str, ...] = ()
     seconds: Mapping[str, float] | None = None
+    ranged: Ranged | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -84,9 +92,31 @@ class ModelReport:
         for kind, (count, before, after) in self.by_layer_kind().items():
             if before or after:
                 lines.append(f"  {count or ''} {kind}: {dict(before)} before, {dict(after)} after")
+        lines += _range_lines(self.ranged) if self.ranged else []
         reasons = Counter((remark.kind, remark.reason) for remark in self.remarks)
         lines += [f"  {kind}: {reason} ({n} times)" for (kind, reason), n in reasons.items()]
         return "\n".join(lines)
+
+
+def _range_lines(ranged: Ranged) -> list[str]:
+    """A line per range of token counts."""
+    lines, table = [], ranged.table
+    for i, found in enumerate(table.ranges()):
+        result = ranged.results[found.plan]
+        last = "" if found.last >= LAST_TOKENS - table.ranks else found.last
+        which = ""
+        if table.ranks > 1:
+            no = "" if i < len(table.even) else "no "
+            which = f", {no}multiples of {table.ranks}"
+        line = f"  {found.first}..{last} tokens{which}: {dict(result.after.counts)}"
+        if ranged.totals:
+            at = ranged.totals[i]
+            line += (
+                f"; at {found.first} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
+                f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written"
+            )
+        lines.append(f"{line}; verdict {result.verdict}")
+    return lines
 
 
 def _kind(collective: CountedCollective, kinds: Mapping[int, str]) -> str:
@@ -100,7 +130,8 @@ def optimize_allreduce(
     *,
     mesh: Mesh | None = None,
     layers: Sequence[LayerMetadata | str] | None = None,
-    machine: str = "auto",
+    machine: str | Machine = "auto",
+    launch: str = "graph",
     policy: str = "cost",
     verify: bool = True,
     group: Any = None,
@@ -119,7 +150,11 @@ def optimize_allreduce(
         mesh: names the ranks' axes; default: from the groups that the graph uses.
         layers: kind of each decoder layer, "dense" or "sparse"; default: from ``model.config``,
             else from the graph.
-        machine: "auto"; placements are compared by payload bytes, then by number of collectives.
+        machine: what plans are compared on: a name (``commplan machine list``), the path of a
+            machine file, or a ``Machine``; with one, there is a plan per range of token counts.
+            "auto": the machine that has the model's GPUs, if there is one that knows the groups
+            of the model, else none: plans compare by payload bytes.
+        launch: how kernels are launched on it, "eager" or in a CUDA "graph".
         policy: "cost", "merge", "boundary" or "off".
         verify: check every graph before it runs; without it graphs run unproved, and say so.
         group: process group of all ranks that call this; default: all ranks of the job.
@@ -133,6 +168,7 @@ def optimize_allreduce(
     Raises:
         CaptureError: the model cannot be captured, or ranks run different programs.
         MeshError: no process group, or a group name that does not resolve.
+        MachineError: no such machine, or one that does not know a collective of the model.
         PlacementError: a tensor that must be the same on all ranks differs.
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
@@ -141,16 +177,27 @@ def optimize_allreduce(
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
 
+    search = Search(
+        policy, machine_of(machine, device_of(owner)), launch_of(launch), widen,
+        process_groups.may_grow,
+    )  # fmt: skip
+
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
         captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange)
-        result, report = optimize_capture(
-            captured, config=getattr(owner, "config", None), layers=layers, policy=policy,
-            verify=verify, widen=widen, join=process_groups.may_grow,
+        config = getattr(owner, "config", None)
+        ranged, report = optimize_captured_ranges(
+            captured, search, config=config, layers=layers, verify=verify,
+            may_fall_back=machine == AUTO,
         )  # fmt: skip
         if exchange is not None:
-            _agree(exchange, result.plan)
+            _agree(exchange, ranged)
+        modules = [
+            lowered(found.spmd, process_groups.names(found.spmd, captured.groups))
+            for found in ranged.results
+        ]
         return Prepared(
-            module=lowered(result.spmd, process_groups.names(result.spmd, captured.groups)),
+            modules=ranged.table.map(modules.__getitem__),
+            symbol=ranged.symbol,
             captured=captured,
             report=report,
             compare_inputs=partial(compare_inputs, exchange) if exchange else None,
@@ -172,6 +219,8 @@ def optimize_capture(
     config: object = None,
     layers: Sequence[LayerMetadata | str] | None = None,
     policy: str = "cost",
+    machine: Machine | None = None,
+    launch: Launch = Launch.GRAPH,
     verify: bool = True,
     tokens: int | None = None,
     observers: Sequence[Observer] = (),
@@ -185,6 +234,8 @@ def optimize_capture(
     result = optimize_spmd(
         captured.graph,
         policy=policy,
+        machine=machine,
+        launch=launch,
         verify=verify,
         layers=metadata,
         tokens=tokens,
@@ -202,6 +253,47 @@ def optimize_capture(
         layers=metadata,
         assumed=captured.assumed,
         seconds={"capture": captured.seconds, **result.seconds},
+    )
+
+
+def optimize_captured_ranges(
+    captured: Capture,
+    search: Search,
+    *,
+    config: object = None,
+    layers: Sequence[LayerMetadata | str] | None = None,
+    verify: bool = True,
+    may_fall_back: bool = False,
+) -> tuple[Ranged, ModelReport]:
+    """Plan, rewrite and prove a captured model for all numbers of tokens.
+
+    ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
+    """
+    metadata = layer_metadata(captured.graph, config=config, layers=layers)
+    notes = list(captured.remarks)
+    planner = Planner(captured.graph, search, metadata, Pipeline())
+    try:
+        ranged = optimize_ranges(planner, captured.ranges, verify=verify)
+    except MachineError as error:
+        if not may_fall_back:
+            raise
+        notes.append(f"plans compare by bytes: {error.what}")
+        planner = Planner(captured.graph, replace(search, machine=None), metadata, Pipeline())
+        ranged = optimize_ranges(planner, captured.ranges, verify=verify)
+    if search.machine is not None and ranged.symbol is None:
+        notes.append("no single size counts tokens: one plan, made for the sizes of this call")
+    tokens = planner.canonical.work.hints.get(ranged.symbol, 1) if ranged.symbol else 1
+    result = ranged.results[ranged.table.plan(tokens)]
+    return ranged, ModelReport(
+        plan=result.plan,
+        check=result.report,
+        remarks=(*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks),
+        before=result.before,
+        after=result.after,
+        layers=metadata,
+        assumed=captured.assumed,
+        seconds={"capture": captured.seconds, **planner.clock.seconds},
+        ranged=ranged if ranged.totals else None,
     )
 
 
@@ -226,9 +318,10 @@ def as_call(
     )
 
 
-def _agree(exchange: Exchange, plan: CommPlan) -> None:
-    """All ranks must hold the same plan before any of them runs it."""
-    digests = exchange.gather(plan.digest)
+def _agree(exchange: Exchange, ranged: Ranged) -> None:
+    """All ranks must hold the same plans before any of them runs one."""
+    plans = [result.plan.digest for result in ranged.results]
+    digests = exchange.gather(f"{ranged.table} {plans}")
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise PlanError(

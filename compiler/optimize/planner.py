@@ -234,7 +234,7 @@ class Planner:
 
     def time_ps(self, decided: Decided, tokens: int | None) -> int:
         """What the planned graph takes on the machine, known without writing it."""
-        times, key = self._times(decided.at, tokens), decided.decisions
+        times, key = self._times(decided.at, tokens), (decided.at, decided.decisions)
         if key not in self._bills:
             self._bills[key] = decided.at.work.bill(decided.items(decided.shares))
         return sum(count * item.price(times) for item, count in self._bills[key])

@@ -10,7 +10,7 @@ from torch import fx
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.rows import PAD_ROWS
+from compiler.ir.rows import ALL_SLICE, PAD_ROWS
 from compiler.plan.prices import Item, Times
 
 
@@ -50,7 +50,7 @@ def items_of(graph: SpmdGraph, nodes: Iterable[fx.Node]) -> list[Item]:
         elif node.target is PAD_ROWS:
             (x,), ranks = access.operands(node), int(access.arguments(node)["multiple"])
             found.append(Item(x, shares=ranks, pads=True))
-        elif node.target not in OPS:
+        elif node.target not in OPS and node.target is not ALL_SLICE:  # a view
             found.append(Item(node))
     return found
 

@@ -189,8 +189,10 @@ class Times:
     def communication(
         self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
     ) -> int:
-        """See ``Machine.collective``."""
-        payload = parts * self.payload_bytes(node)
+        """See ``Machine.collective``; shares of rows are padded to the size of the largest."""
+        payload, n = parts * self.payload_bytes(node), groups.axis_size
+        if kind is not Kind.ALL_REDUCE and parts == 1 and (rows := self.rows(node)) % n:
+            payload = payload // rows * -(-rows // n) * n
         return self._once(
             (kind, payload, groups), lambda: self._communication(kind, payload, groups)
         )
@@ -207,7 +209,13 @@ class Times:
         done = self.work.of[node]
 
         def time_ps() -> int:
-            return done.time_ps(self.sizes, self.machine, shards=shares, launch=self.launch)
+            sizes = self.sizes
+            if shares > 1:  # of which the first rank has ceil(rows / shares)
+                tokens = self.work.token_symbols
+                sizes = {
+                    s: -(-n // shares) * shares if s in tokens else n for s, n in sizes.items()
+                }
+            return done.time_ps(sizes, self.machine, shards=shares, launch=self.launch)
 
         return self._once((id(done), shares), time_ps)
 

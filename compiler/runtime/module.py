@@ -116,7 +116,7 @@ class OptimizedModule(nn.Module):
         """
         for prepared in self.prepared:
             if _covers(prepared, num_tokens):
-                return prepared.module
+                return prepared.modules.plan(num_tokens)
         raise CommPlanError(
             f"no graph is prepared for {num_tokens} tokens",
             found=f"{len(self.prepared)} graphs, for other sizes",

@@ -16,6 +16,7 @@ from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
 from compiler.ir import access
 from compiler.ir.placement import Replicate
+from compiler.plan.ranges import TokenTable
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -37,16 +38,33 @@ class Prepared:
     """A graph, and how to call it as the model is called.
 
     Attributes:
-        module: the rewritten graph with this process's group names.
+        modules: number of tokens -> the rewritten graph with this process's group names.
+        symbol: the size that counts tokens; None where one graph serves for all.
         captured: how it was captured: state, trees of arguments and results, ranges of sizes.
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
     """
 
-    module: fx.GraphModule
+    modules: TokenTable[fx.GraphModule]
+    symbol: str | None
     captured: Capture
     report: Any
     compare_inputs: Callable[[Mapping[str, torch.Tensor]], None] | None
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """One of the graphs; their inputs are the same."""
+        return self.modules.ranges()[0].plan
+
+    @cached_property
+    def counts_tokens(self) -> tuple[int, int] | None:
+        """Position of the argument, and the dimension, whose size counts tokens."""
+        tensors = [i for i, x in enumerate(self.captured.arguments) if isinstance(x, str)]
+        for at, sizes in zip(tensors, self.sizes, strict=True):
+            for dim, size in enumerate(sizes):
+                if str(size) == self.symbol:
+                    return at, dim
+        return None
 
     @cached_property
     def sizes(self) -> tuple[tuple[Any, ...], ...]:
@@ -105,6 +123,13 @@ class Prepared:
             return False
         return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
 
+    def module_for(self, given: Arguments) -> fx.GraphModule:
+        """The graph for this call, a function of its shapes alone."""
+        if self.counts_tokens is None or len(self.modules.ranges()) == 1:
+            return self.module
+        at, dim = self.counts_tokens
+        return self.modules.plan(given.leaves[at].shape[dim])
+
     def run(self, model: nn.Module, given: Arguments) -> Any:
         """The model's result for this call; writes back what the model updates in place.
 
@@ -119,7 +144,7 @@ class Prepared:
             if isinstance(argument, str):
                 inputs[argument] = leaf.contiguous()
                 written[argument] = leaf
-        outputs = self.module(*[inputs[name] for name in self.placeholders])
+        outputs = self.module_for(given)(*[inputs[name] for name in self.placeholders])
         for index, name in self.captured.mutations.items():
             written.get(name, inputs[name]).copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
