@@ -120,7 +120,13 @@ def collectives_table(rows: Sequence[Row], tokens: Sequence[int | None]) -> Tabl
     table = Table(box=SIMPLE)
     table.add_column("")
     kinds = list(
-        dict.fromkeys(k for row in rows for held in row.before.counts.values() for k in held)
+        dict.fromkeys(
+            kind
+            for row in rows
+            for side in (row.before, row.after)
+            for held in side.counts.values()
+            for kind in held
+        )
     )
     measures: list[tuple[Measure, Callable[[int, int], str]]] = []
     for kind in kinds:

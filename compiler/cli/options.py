@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli.source import ALIASES, WORLD_SIZE
+from compiler.cost import Launch
 
 
 class Policy(StrEnum):
@@ -16,6 +17,7 @@ class Policy(StrEnum):
 
     COST = "cost"
     MERGE = "merge"
+    BOUNDARY = "boundary"
     OFF = "off"
 
 
@@ -70,9 +72,23 @@ Inputs = Annotated[
 PolicyOption = Annotated[
     Policy,
     typer.Option(
-        help="`cost`: reduce where it costs least. `merge`: never before the author does. "
-        "`off`: move nothing."
+        help="`cost`: reduce, and with --machine share rows between ranks, where it costs least. "
+        "`merge`: reduce never before the author does. `boundary`: likewise, and share rows in "
+        "sparse layers. `off`: move nothing."
     ),
+]
+MachineName = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="NAME",
+        help="Plan by the time taken on a machine: a name of `commplan machine list` or a file of "
+        "`commplan machine measure`. Without, by payload bytes.",
+        show_default=False,
+    ),
+]
+LaunchOption = Annotated[
+    Launch, typer.Option("--launch", help="How kernels are launched on the machine.")
 ]
 Widen = Annotated[
     bool,

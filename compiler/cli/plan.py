@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,16 +15,27 @@ from compiler.check import Report, check
 from compiler.cli import options
 from compiler.cli.arguments import token_counts
 from compiler.cli.collectives import Row, collectives_table, rows_of
+from compiler.cli.compare import compared, print_comparison
 from compiler.cli.files import Given
+from compiler.cli.forecast import (
+    Plans,
+    forecast_table,
+    forecasts_json,
+    ranges_json,
+    ranges_table,
+    tokens_text,
+)
+from compiler.cli.plot import check_plot, draw
 from compiler.cli.progress import Stages, stderr, stdout
 from compiler.cli.remarks import Shown, assumptions, remarks_json, remarks_table
-from compiler.cli.source import Source, load
+from compiler.cli.source import load
 from compiler.cli.timing import pass_table
 from compiler.cli.verdicts import exit_code, print_report, report_json
-from compiler.ir import access
+from compiler.cost import Launch, load_machine, machines
+from compiler.errors import CommPlanError
 from compiler.ir.text import numbers
-from compiler.optimize.graph import UNVERIFIED, OptimizationResult, optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.optimize.graph import UNVERIFIED, OptimizationResult, finished
+from compiler.optimize.planner import Decided, Search
 
 DEFAULT_TOKENS = "1,64,2048,16384"
 
@@ -58,6 +70,19 @@ def plan(
     tokens: Annotated[
         str, typer.Option(metavar="N,…", help="Token counts to plan for.")
     ] = DEFAULT_TOKENS,
+    machine: options.MachineName = None,
+    launch: options.LaunchOption = Launch.GRAPH,
+    compare: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:TP],…",
+            help="Predict for these machines and world sizes too, and print only what they take.",
+        ),
+    ] = "",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw predicted times over tokens, `.png` or `.svg`."),
+    ] = None,
     policy: options.PolicyOption = options.Policy.COST,
     widen: options.Widen = False,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TABLE,
@@ -76,41 +101,57 @@ def plan(
 
     Captures MODEL, places its reductions for each token count, and checks the result.
 
-    `commplan plan step3p5 --tokens 64,4096 --set experts=ep`
+    `commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep`
     """
     stages, counts = Stages(), token_counts(tokens)
     given = Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    named = load_machine(machine) if machine else None
+    if named is None and (compare or plot):
+        raise CommPlanError(
+            f"{'--compare' if compare else '--plot'} needs a machine",
+            remedy=f"pass --machine, one of {', '.join(machines())}",
+        )
+    others = compared(compare)
+    if plot is not None:
+        check_plot(plot)
     source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
-    found = planned(source, counts, policy, stages, widen=widen)
+    search = Search(policy, named, launch, widen)
+    plans = Plans.of(source, search, stages)
+    if compare:
+        every = [plans, *(
+            Plans.of(
+                load(model, stages, tp=ranks or tp, pairs=pairs or [], given=given)
+                if ranks and ranks != source.graph.mesh.size else source,
+                replace(search, machine=other), stages,
+            )
+            for other, ranks in others
+        )]  # fmt: skip
+        print_comparison(every, counts, format is Format.JSON)
+        return 0
+    found = planned(plans, counts, stages)
+    if plot is not None:
+        draw(plans, plot)
     if timing:
         for one in found:
             stderr().print(pass_table(one.results[0].records))
     if format is Format.JSON:
-        typer.echo(json.dumps(as_json(source, found, remarks, stages), indent=1))
+        typer.echo(json.dumps(as_json(plans, found, remarks, stages), indent=1))
     else:
-        print_plans(source, found, remarks, stages)
+        print_plans(plans, found, remarks, stages)
     return max(exit_code(one.report.verdict) for one in found)
 
 
-def planned(
-    source: Source, counts: Sequence[int], policy: str, stages: Stages, *, widen: bool = False
-) -> tuple[Planned, ...]:
+def planned(plans: Plans, counts: Sequence[int], stages: Stages) -> tuple[Planned, ...]:
     """The plans for ``counts``; counts for which the same is done share one."""
-    by_graph: dict[Any, list[OptimizationResult]] = {}
-    for count in counts if _is_symbolic(source) else (None,):
-        with stages.stage("optimize", f"for {_tokens_text((count,))}"):
-            result = optimize_spmd(
-                source.graph,
-                policy=policy,
-                verify=False,
-                tokens=count,
-                pipeline=Pipeline(),
-                widen=widen,
-            )
-        moved = tuple((s.group, s.kind, s.scatters, s.unreduced) for s in result.plan.stages)
-        by_graph.setdefault(moved, []).append(result)
+    by_plan: dict[Decided, list[OptimizationResult]] = {}
+    source = plans.source
+    for count in counts if plans.symbol or plans.is_symbolic else (None,):
+        with stages.stage("optimize", f"for {tokens_text((count,))}"):
+            decided = plans.decided(count)
+            result = finished(plans.planner, decided, tokens=count, verify=False)
+        by_plan.setdefault(decided, []).append(result)
     found = []
-    for results in by_graph.values():
+    for results in by_plan.values():
         with stages.stage("check"):
             report = check(source.graph, results[0].spmd)
         rows = rows_of(source.graph, results)
@@ -119,37 +160,28 @@ def planned(
     return tuple(found)
 
 
-def _is_symbolic(source: Source) -> bool:
-    """Whether a tensor of the graph has a symbolic size."""
-    return any(
-        not all(isinstance(size, int) for size in access.shape(node))
-        for node in source.graph.graph.nodes
-        if access.is_tensor(node)
-    )
-
-
-def _tokens_text(tokens: Sequence[int | None]) -> str:
-    known = [str(count) for count in tokens if count is not None]
-    if not known:
-        return "the sizes of the graph"
-    return f"{', '.join(known)} token{'s' * (known != ['1'])}"
-
-
-def print_plans(source: Source, found: Sequence[Planned], shown: Shown, stages: Stages) -> None:
+def print_plans(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages) -> None:
     """Header, and per plan its collectives, verdict and remarks."""
-    console = stdout()
+    console, source = stdout(), plans.source
     first = found[0].results[0]
-    console.print(f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {first.plan.policy}")
+    console.print(
+        f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {first.plan.policy}{plans.title}"
+    )
     for text in assumptions(source.assumed):
         console.print(f"assumed: {text}", markup=False, highlight=False)
     for text in source.notes:
         console.print(f"note: {text}", markup=False, highlight=False)
+    if plans.planner.search.machine is not None:
+        console.print(ranges_table(plans))
     before = len(set(numbers(source.graph.graph).values()))
     for one in found:
         result = one.results[0]
         after = len(set(numbers(result.spmd.graph).values()))
-        console.print(f"\n[bold]Plan for {_tokens_text(one.tokens)}[/]  {before} → {after} values")
+        console.print(f"\n[bold]Plan for {tokens_text(one.tokens)}[/]  {before} → {after} values")
         console.print(collectives_table(one.rows, one.tokens))
+        if plans.planner.search.machine is not None:
+            for count in one.tokens:
+                console.print(forecast_table(plans, count))
         print_report(console, one.report)
         if (table := remarks_table(_remarks(result), shown)) is not None:
             console.print(table)
@@ -175,15 +207,15 @@ def _seconds(found: Sequence[Planned], stages: Stages) -> list[tuple[str, float]
     return list(total.items())
 
 
-def as_json(
-    source: Source, found: Sequence[Planned], shown: Shown, stages: Stages
-) -> dict[str, Any]:
+def as_json(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages) -> dict[str, Any]:
     """The plans as JSON values; payloads in bytes on one rank, per token count."""
+    source, known = plans.source, plans.planner.search.machine is not None
     return {
         "model": source.name,
         "world_size": source.graph.mesh.size,
         "mesh": source.graph.mesh.axes,
         "policy": found[0].results[0].plan.policy,
+        **({"ranges": ranges_json(plans)} if known else {}),
         "assumed": source.assumed,
         "notes": source.notes,
         "values": len(set(numbers(source.graph.graph).values())),
@@ -194,6 +226,7 @@ def as_json(
                 "sections": [row.to_json(one.tokens) for row in one.rows],
                 "report": report_json(one.report),
                 "remarks": remarks_json(_remarks(one.results[0]), shown),
+                **({"predicted": forecasts_json(plans, one.tokens)} if known else {}),
                 "plans": [json.loads(result.plan.to_json()) for result in one.results],
             }
             for one in found
