@@ -18,6 +18,7 @@ def test_table_of_a_graph_file(run, two_sums):
     assert "2   all_reduce moved below aten.add.Tensor" in found.out
     assert [line.split(":")[0] for line in found.err.splitlines()] == [
         f"read {two_sums}",
+        "plan",
         "optimize for 1 token",
         "optimize for 64 tokens",
         "check",
