@@ -114,9 +114,9 @@ def tune_all(console: Console) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for world_size, row_bytes in jobs:
         rows += kernel_tuning.tuned(world_size, row_bytes)
+        write_launches(rows)
         console.print(f"{world_size} ranks, {row_bytes} bytes a row: done")
         torch.cuda.empty_cache()
-    write_launches(rows)
     return rows
 
 

@@ -195,7 +195,7 @@ def check_all(ranks: StreamRanks) -> None:
         workspace.check()
 
 
-def repeated(ranks: StreamRanks, names: tuple[str, ...], *, launches: int, seed: int) -> int:
+def repeated(ranks: StreamRanks, *, launches: int, seed: int) -> int:
     """Wrong elements in ``launches`` calls one after the other, and as many in replays of a graph.
 
     Every result is compared, bit by bit and on the device, with that of the first call on the

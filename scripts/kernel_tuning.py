@@ -18,7 +18,7 @@ ROWS = {
     "two_shot_norm": (1, 8, 32, 128, 512, 2048),
 }
 """Kernel -> rows on each rank's grid."""
-ROW_BYTES = {2: (4096, 8192, 16384), 4: (4096, 8192, 16384), 8: (2048, 4096, 8192, 16384, 32768)}
+ROW_BYTES = {8: (8192, 4096, 16384), 4: (8192, 16384), 2: (8192, 16384)}
 """World size -> bytes of a row."""
 TOLERANCE = 1.02
 """Among grids this close to the fastest, the one with the fewest warps leaves most to others."""
