@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -170,6 +170,9 @@ def finished(
 ) -> OptimizationResult:
     """The planned graph, written and proved.
 
+    A graph that is not shown to be equivalent is given up: for one that shares no rows, where rows
+    are shared without having been asked for.
+
     Raises:
         VerificationError: the result could not be shown equivalent.
     """
@@ -179,17 +182,23 @@ def finished(
     report = check(source, written.graph) if verify else None
     clock.lap("check")
     if report is not None and not report.verdict.runs:
+        if decided.rows and policy != "boundary":
+            why = f"rows are not shared: the graph would be {report.verdict}: {report.explanation}"
+            result = finished(planner, planner.unshared(decided), tokens=tokens, verify=verify)
+            return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
         raise VerificationError(
             f"the rewritten graph is {report.verdict}: nothing was optimized",
             found=report.explanation,
             remedy="report this; policy='off' leaves the graph as it is",
         )
-    remarks = written.pipeline.remarks
     return OptimizationResult(
         graph_module=written.graph.module,
         plan=decided.plan(policy, tokens),
         report=report,
-        remarks=(*_general_remarks(source, policy, verify=verify), *remarks),
+        remarks=(
+            *_general_remarks(source, policy, verify=verify),
+            *written.pipeline.remarks,
+        ),
         before=statistics(source.graph, tokens),
         after=statistics(written.graph.graph, tokens),
         spmd=written.graph,

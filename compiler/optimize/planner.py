@@ -232,6 +232,11 @@ class Planner:
             return decided.at
         return self._after(decided.decisions, decided.at, decided.rows[-1])
 
+    def unshared(self, decided: Decided) -> Decided:
+        """The plan without sharing rows."""
+        path = tuple(stage.decision for stage in decided.stages)
+        return Decided(path, decided.stages, (), self._written[path], None, frozenset())
+
     def time_ps(self, decided: Decided, tokens: int | None) -> int:
         """What the planned graph takes on the machine, known without writing it."""
         times, key = self._times(decided.at, tokens), (decided.at, decided.decisions)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import fx
 
+import compiler.optimize.graph
 import compiler.optimize.planner
-from compiler.check import Verdict
+from compiler.check import Report, Verdict
 from compiler.cost import MachineError, machines
 from compiler.errors import CommPlanError, GraphError, MeshError, PlacementError, VerificationError
 from compiler.ir.graph import SpmdGraph
@@ -293,6 +294,27 @@ def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.what == "the rewritten graph is NOT_EQUIVALENT: nothing was optimized"
     assert caught.value.found.startswith("output 0 on rank 0 differs by")
     assert caught.value.remedy == "report this; policy='off' leaves the graph as it is"
+
+
+def test_rows_are_not_shared_where_that_cannot_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Builder(Mesh({"tp": 2}))
+    own = build.input("own", 2, 4, varies=("tp",))
+    x = build.call(aten.silu.default, build.all_gather(own))
+    graph = build.finish(build.all_gather(build.call(aten.neg.default, own)), x)
+    assert optimized(graph).plan.rows
+    real = compiler.optimize.graph.check
+
+    def doubtful(source: SpmdGraph, target: SpmdGraph) -> Report:
+        found = real(source, target)
+        same = found.verdict is Verdict.IDENTICAL
+        return found if same else dataclasses.replace(found, verdict=Verdict.UNPROVED)
+
+    monkeypatch.setattr(compiler.optimize.graph, "check", doubtful)
+    result = optimized(graph)
+    assert not result.plan.rows
+    assert result.verdict.runs
+    (missed,) = [r for r in result.remarks if r.kind is RemarkKind.MISSED]
+    assert missed.reason.startswith("rows are not shared: the graph would be UNPROVED")
 
 
 def test_errors() -> None:
