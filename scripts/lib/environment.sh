@@ -42,6 +42,6 @@ ensure_environment() {
     # The build backend is pinned too, so the build must not fetch another one for itself.
     local pip=("$VENV/bin/python" -m pip -qq --no-input --disable-pip-version-check)
     "${pip[@]}" install -c constraints.txt setuptools || return
-    "${pip[@]}" install -c constraints.txt --no-build-isolation -e '.[test,hf]' || return
+    "${pip[@]}" install -c constraints.txt --no-build-isolation -e '.[test,hf,plot]' || return
     installation_inputs >"$stamp"
 }
