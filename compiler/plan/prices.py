@@ -190,12 +190,14 @@ class Times:
         self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
     ) -> int:
         """See ``Machine.collective``; shares of rows are padded to the size of the largest."""
-        payload, n = parts * self.payload_bytes(node), groups.axis_size
-        if kind is not Kind.ALL_REDUCE and parts == 1 and (rows := self.rows(node)) % n:
-            payload = payload // rows * -(-rows // n) * n
-        return self._once(
-            (kind, payload, groups), lambda: self._communication(kind, payload, groups)
-        )
+
+        def time_ps() -> int:
+            payload, n = parts * self.payload_bytes(node), groups.axis_size
+            if kind is not Kind.ALL_REDUCE and parts == 1 and (rows := self.rows(node)) % n:
+                payload = payload // rows * -(-rows // n) * n
+            return self._communication(kind, payload, groups)
+
+        return self._once((kind, id(self.work.extent[node]), groups, parts), time_ps)
 
     def _communication(self, kind: Kind, payload_bytes: int, groups: ReplicaGroups) -> int:
         if groups.axis_size == 1:

@@ -18,7 +18,7 @@ Plan = TypeVar("Plan", bound=Hashable)
 Made = TypeVar("Made")
 Other = TypeVar("Other")
 
-GRID_RATIO = 4
+GRID_RATIO = 8
 """Ratio of neighbouring token counts that are solved in any case."""
 
 PROBE_RATIO = 1.25
