@@ -16,6 +16,7 @@ from compiler.optimize.planner import POLICIES, Planner, Search
 from compiler.optimize.ranges import LAST_TOKENS, decided_ranges, optimize_ranges, totals_of
 from compiler.pipeline import Pipeline
 from compiler.runtime.counting import count_collectives
+from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.compiler.optimize.models import HIDDEN, Stack
 from tests.machines import machine
 
@@ -125,3 +126,33 @@ def test_ranks_run_the_plan_of_the_range(gloo_pool: Any) -> None:
         assert "multiples of 4" in found["text"]
         assert "ms predicted" in found["text"]
         assert found["graphs"] == 2, "one for a single token, one for more"
+
+
+def step3p5(group: dist.ProcessGroup, experts: str, launch: str) -> dict[str, Any]:
+    config = Step3p5Config.small(num_hidden_layers=3)
+    model = Step3p5ForCausalLM(config, group=group, experts=experts, dtype=torch.float32).eval()
+    slow = machine(group.size(), start_ns=100_000)
+    optimized = optimize_allreduce(model, group=group, machine=slow, launch=launch)
+    found: dict[str, Any] = {"counts": set()}
+    calls = [(1, 2), (1, 9), (1, 16), (1, 33), (1, 256), (1, 257), (5, 1), (8, 1), (64, 1)]
+    for batch, tokens in calls:
+        ids = (torch.arange(batch * tokens) * 7 % config.vocab_size).reshape(batch, tokens)
+        positions = torch.arange(tokens).expand(batch, tokens).contiguous()
+        with torch.no_grad():
+            logits = [m(ids, positions, model.make_cache(batch, 300)) for m in (model, optimized)]
+        scale = logits[0].square().mean().sqrt()
+        found[f"{batch} x {tokens}"] = float((logits[0] - logits[1]).abs().max() / scale)
+        graph = optimized.graph_module(batch * tokens).graph
+        found["counts"].add(sum("reduce_scatter" in str(n.target) for n in graph.nodes))
+    found["verdicts"] = {
+        result.verdict for p in optimized.prepared for result in p.report.ranged.results
+    }
+    return found
+
+
+@pytest.mark.parametrize(("experts", "launch"), [("tp", "graph"), ("ep", "eager")])
+def test_a_model_by_ranges_of_tokens(gloo_pool: Any, experts: str, launch: str) -> None:
+    for found in gloo_pool(4).run(step3p5, experts, launch):
+        assert max(v for name, v in found.items() if " x " in name) < 5e-5
+        assert found["verdicts"] == {Verdict.EQUIVALENT}
+        assert len(found["counts"]) > 1, "not one plan for all"
