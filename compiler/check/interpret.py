@@ -8,7 +8,7 @@ by their definition. An op without a rule may communicate in secret: it is a ran
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -128,6 +128,8 @@ class Interpreter:
             if (groups := slices.owners(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = blockwise(call, found, read)
+        if act is not None and act.like.count == 1 and self._counts(call) > 1:
+            act = None  # rows of this size are shared, those they are made of are not
         if act is None:
             if any(x.padded for x in read):
                 return self._fresh(node)
@@ -172,7 +174,10 @@ class Interpreter:
 
     def _joined(self, x: Value) -> Field:
         """A value as one vector."""
-        return x.data if x.cut == (None,) else algebra.joined(self.key("join", x.count), x.data)
+        if set(x.cut) == {None}:
+            return x.data
+        key = self.key("join", x.count)
+        return self._picked(x.data, lambda blocks: algebra.joined(key, blocks))
 
     def _spread(self, data: Field, call: Call) -> Value:
         """One vector as the value of a call, in blocks where sizes say so."""
@@ -182,17 +187,26 @@ class Interpreter:
             return Value(data, (None,) * len(cuts))
         (count,) = counts
         keys = [self.key("spread", i, count) for i in range(count)]
-        return Value(algebra.spread(keys, data), tuple(dim for dim, _ in cuts))
+        blocks = self._picked(data, lambda whole: algebra.spread(keys, whole))
+        return Value(blocks, tuple(dim for dim, _ in cuts))
+
+    def _counts(self, call: Call) -> int:
+        """The most blocks that a result of the call is modelled as."""
+        return max((self._cut(shape)[1] for shape in call.result_shapes), default=1)
+
+    def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
+        """``pick`` of a value, linear, and of its logarithms."""
+        return self.logarithms.selected(
+            PICKED, None, [data], pick(data), lambda held: pick(held[0])
+        )
 
     def _projected(self, call: Call, x: Value, index: int) -> Value:
         """One result of an op of several."""
         dim = x.cut[index] if index < len(x.cut) else None
         data = x.data if dim is not None else self._joined(x)
 
-        def result(held: Sequence[Field]) -> Field:
-            return algebra.multilinear([[self.key("result", index)]], held)
-
-        picked = self.logarithms.selected(PICKED, None, [data], result([data]), result)
+        key = self.key("result", index)
+        picked = self._picked(data, lambda results: algebra.multilinear([[key]], [results]))
         return replace(x, data=picked, cut=(dim,))
 
     def _fresh(self, node: fx.Node) -> Value:
@@ -291,6 +305,8 @@ class Interpreter:
         if found.op in ("sum", "avg"):
             total = algebra.summed_over(x, groups)
             return algebra.scaled(total, Fraction(1, len(groups[0]) if found.op == "avg" else 1))
+        if not x.any():
+            return x  # the log of zeros, which are slices of zeros too, is no map of another log
         logs = algebra.summed_over(self.logarithms.log(found.op, x), groups)
         return self.logarithms.exp(found.op, logs)
 

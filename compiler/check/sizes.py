@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
+import networkx as nx
 import sympy
 import torch
 from torch import fx
@@ -44,9 +45,11 @@ def renamed(size: Any, names: Mapping[str, str]) -> Any:
 
 @dataclass(frozen=True)
 class RowSizes:
-    """In how many blocks tensors with a dimension of some size are modelled."""
+    """In how many blocks tensors with a dimension of some size are modelled.
 
-    count: int = 1
+    As few as all that share rows of a size, or of a size made from it, can do with.
+    """
+
     sizes: dict[Any, int] = field(default_factory=dict)
 
     @staticmethod
@@ -61,12 +64,16 @@ class RowSizes:
             for names in [symbols(graph)]
             for gathers, whole, part, n in _shared(graph)
         ]
-        count = lcm(*(n for *_, n in shared))
-        sizes: dict[Any, int] = {}
-        for _, whole, part, n in sorted(shared, key=lambda found: found[0]):
-            sizes.setdefault(whole, count)
-            sizes.setdefault(part, count // n)
-        return RowSizes(count, sizes)
+        related: nx.Graph[Any] = nx.Graph((whole, part) for _, whole, part, _ in shared)
+        counts: dict[Any, int] = {}
+        for sizes in nx.connected_components(related):
+            count = lcm(*(n for _, whole, _, n in shared if whole in sizes))
+            counts.update(dict.fromkeys(sizes, count))
+        found: dict[Any, int] = {}
+        for _, whole, part, n in sorted(shared, key=lambda one: one[0]):
+            found.setdefault(whole, counts[whole])
+            found.setdefault(part, counts[whole] // n)
+        return RowSizes(found)
 
     def cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
         """The dimension that is cut, and into how many blocks."""

@@ -20,7 +20,7 @@ from compiler.ir.rules import Call
 def sliced(
     call: Call, x: Value, ranks: int, cut: Callable[[Sequence[Any]], tuple[int | None, int]]
 ) -> Value | None:
-    """A slice that cuts padding off, or takes blocks; None for any other.
+    """A slice that takes everything, cuts padding off, or takes blocks; None for any other.
 
     Args:
         call: of ``aten.slice.Tensor`` or ``aten.narrow.default``.
@@ -29,9 +29,11 @@ def sliced(
         cut: the dimension that a tensor of some shape is cut along, and into how many blocks.
     """
     dim, step = call.dim(), call.arguments.get("step", 1)
+    size, kept = call.shapes[0][dim], call.result[dim]
+    if step == 1 and size == kept:
+        return x
     if x.cut != (dim,) or step != 1:
         return None
-    size, kept = call.shapes[0][dim], call.result[dim]
     start, end = call.arguments.get("start"), call.arguments.get("end")
     if x.padded:
         everything = sympy.sympify(padded_size(kept, x.count) - size)

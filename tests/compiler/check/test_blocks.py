@@ -49,6 +49,21 @@ LAWS = {
         [*whole(SUM.format("%0")), *own(SLICE.format("%5"))],
         own(SCATTER.format("%0")),
     ),
+    "one of several parts of a maximum, of rows in blocks": (
+        [*whole("comm.all_reduce(%0) {axis = tp, op = max}"), *own(SLICE.format("%1")),
+         (f"({OWN}, {OWN}, {OWN}, {OWN})", "aten.split.Tensor(%5, 2, 0)"), (OWN, "%7[1]")],
+        [(f"({OWN}, {OWN}, {OWN}, {OWN})", "aten.split.Tensor(%0, 2, 0)"), (OWN, "%5[1]"),
+         (OWN, "comm.all_reduce(%6) {axis = tp, op = max}")],
+    ),
+    "a maximum of zeros": (
+        whole("aten.sub.Tensor(%0, %0)", "comm.all_reduce(%5) {axis = tp, op = max}",
+              "aten.mul.Tensor(%6, %1)"),
+        whole("aten.sub.Tensor(%1, %1)"),
+    ),
+    "a slice of everything": (
+        whole("aten.narrow(%1, 0, rank(0, 0, 0, 0), 8)", "aten.slice.Tensor(%5, 1, 0, 6)"),
+        whole("aten.alias(%1)"),
+    ),
     "gather of shares": (
         [*own(SLICE.format("%1")), *whole(GATHER.format("%5"))],
         whole("aten.alias(%1)"),
