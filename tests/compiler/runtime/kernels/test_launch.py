@@ -56,6 +56,14 @@ def test_the_table_holds_what_was_measured() -> None:
         assert row_bytes >= 16 * 32 * warps, "a warp without work"
 
 
+def test_what_was_measured_is_what_is_launched() -> None:
+    table = json.loads(launch.LAUNCHES.read_text())
+    for kernel, world_size, row_bytes, rows, warps, blocks, _ in table["launches"]:
+        multiprocessors = 132 // world_size
+        found = choose(kernel, rows, row_bytes, peers(world_size, multiprocessors))
+        assert found == (min(rows, multiprocessors * blocks, launch.MAX_BLOCKS), warps)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((3, 4096), (6, 2048)), ((2, 5, 2880), (225, 128)), ((7, 33), (7, 33)), ((1, 1), (1, 1))],
