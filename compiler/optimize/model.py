@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,8 @@ from compiler.optimize.graph import OptimizationResult, check_options, optimize_
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
-from compiler.runtime.groups import ProcessGroups, lowered
+from compiler.runtime.groups import ProcessGroups
+from compiler.runtime.lowering import check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
@@ -106,6 +107,7 @@ def optimize_allreduce(
     group: Any = None,
     debug: bool = False,
     widen: bool = False,
+    kernels: str = "auto",
 ) -> OptimizedModule:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
@@ -125,6 +127,8 @@ def optimize_allreduce(
         group: process group of all ranks that call this; default: all ranks of the job.
         debug: compare inputs taken to be the same on all ranks at every call, not the first only.
         widen: reductions may move below conversions to a wider type, where that pays.
+        kernels: "auto" fuses reductions with the addition and RMSNorm behind them, where CUDA,
+            Triton and symmetric memory are there; "off" does not. The report says which and why.
 
     Returns:
         A module with the model's call signature, parameters and state_dict keys. ``.report``
@@ -137,6 +141,7 @@ def optimize_allreduce(
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
     check_options(machine, policy)
+    check_kernels(kernels)
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
@@ -149,10 +154,13 @@ def optimize_allreduce(
         )  # fmt: skip
         if exchange is not None:
             _agree(exchange, result.plan)
+        names = process_groups.names(result.spmd, captured.groups)
+        ready = lower(result.spmd, names, mutations=captured.mutations, kernels=kernels)
         return Prepared(
-            module=lowered(result.spmd, process_groups.names(result.spmd, captured.groups)),
+            module=ready.module,
+            in_place=ready.in_place,
             captured=captured,
-            report=report,
+            report=replace(report, remarks=(*report.remarks, *ready.remarks)),
             compare_inputs=partial(compare_inputs, exchange) if exchange else None,
         )
 

@@ -11,11 +11,16 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch.distributed.tensor import DTensor
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
 from compiler.ir import access
 from compiler.ir.placement import Replicate
+
+_Bound = tuple[
+    list[Any], list[tuple[int, dict[str, Any], str]], list[tuple[int, int]]
+]  # see Prepared._bound
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -41,12 +46,14 @@ class Prepared:
         captured: how it was captured: state, trees of arguments and results, ranges of sizes.
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
+        in_place: outputs that the graph writes into the input they are the new value of.
     """
 
     module: fx.GraphModule
     captured: Capture
     report: Any
     compare_inputs: Callable[[Mapping[str, torch.Tensor]], None] | None
+    in_place: frozenset[int] = frozenset()
 
     @cached_property
     def sizes(self) -> tuple[tuple[Any, ...], ...]:
@@ -109,21 +116,64 @@ class Prepared:
         """The model's result for this call; writes back what the model updates in place.
 
         Args:
-            model: holds the state.
+            model: holds the state, the same object at every call.
             given: the call's arguments in canonical order.
         """
-        inputs, written = dict(self.captured.constants), dict[str, torch.Tensor]()
-        for name, key in self.captured.state.items():
-            inputs[name] = local(model, key)
-        for argument, leaf in zip(self.captured.arguments, given.leaves, strict=True):
-            if isinstance(argument, str):
-                inputs[argument] = leaf.contiguous()
-                written[argument] = leaf
-        outputs = self.module(*[inputs[name] for name in self.placeholders])
-        for index, name in self.captured.mutations.items():
-            written.get(name, inputs[name]).copy_(outputs[index])
+        inputs = self.inputs(model, given)
+        outputs = self.module(*inputs)
+        for index, at, leaf in self.written:
+            whole = inputs[at]
+            into = whole if leaf is None else given.leaves[leaf]
+            if index not in self.in_place or into is not whole:
+                into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
         return pytree.tree_unflatten(leaves, self.captured.out_spec)
+
+    @torch.compiler.disable
+    def inputs(self, model: nn.Module, given: Arguments) -> list[torch.Tensor]:
+        """What the graph's placeholders stand for in this call, in their order."""
+        template, held, arguments = self._bound(model)
+        inputs = list(template)
+        for at, owner, name in held:
+            tensor = owner[name]
+            inputs[at] = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        leaves = given.leaves
+        for at, leaf in arguments:
+            tensor = leaves[leaf]
+            inputs[at] = tensor if tensor.is_contiguous() else tensor.contiguous()
+        return inputs
+
+    def _bound(self, model: nn.Module) -> _Bound:
+        """Where the inputs come from: constants, (place, owner's dict, name), (place, leaf)."""
+        if self._binding:
+            return self._binding[0]
+        at = {name: index for index, name in enumerate(self.placeholders)}
+        template: list[Any] = [self.captured.constants.get(name) for name in self.placeholders]
+        held = [
+            (at[name], *slot(model, key)) for name, key in self.captured.state.items() if name in at
+        ]
+        for place, owner, name in held:  # the same memory at every call: graphs need not copy it
+            if not isinstance(owner[name], DTensor):
+                torch._dynamo.mark_static_address(owner[name], guard=False)
+        arguments = [
+            (at[name], leaf)
+            for leaf, name in enumerate(self.captured.arguments)
+            if isinstance(name, str) and name in at
+        ]
+        self._binding.append((template, held, arguments))
+        return self._binding[0]
+
+    @cached_property
+    def _binding(self) -> list[_Bound]:
+        return []
+
+    @cached_property
+    def written(self) -> tuple[tuple[int, int, int | None], ...]:
+        """Graph output, the input it is the new value of, and the argument's leaf if it is one."""
+        at = {name: index for index, name in enumerate(self.placeholders)}
+        leaves = {n: i for i, n in enumerate(self.captured.arguments) if isinstance(n, str)}
+        written = self.captured.mutations.items()
+        return tuple((index, at[name], leaves.get(name)) for index, name in written)
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -131,10 +181,16 @@ class Prepared:
         return tuple(str(n.target) for n in access.node_of(self.module.graph, "placeholder"))
 
 
-def local(model: nn.Module, key: str) -> torch.Tensor:
-    """The parameter or buffer at ``key``; a DTensor as its local shard."""
-    held: Any = model
-    for part in key.split("."):
-        held = getattr(held, part)
-    found: torch.Tensor = held.to_local() if hasattr(held, "to_local") else held
-    return found
+def slot(model: nn.Module, key: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds the parameter or buffer at ``key``, and its name there.
+
+    Modules are looked up once; what they hold is read at every call.
+    """
+    path, _, name = key.rpartition(".")
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part)
+    for held in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
+        if name in held:
+            return held, name
+    return vars(owner), name
