@@ -59,17 +59,32 @@ class OptimizedModule(nn.Module):
         """The model's result, computed by the prepared graph for this call."""
         if self.unchanged is not None:
             return self.original(*args, **kwargs)
+        begun = self._begun(args, kwargs)
+        if begun is None:
+            return self.original(*args, **kwargs)
+        prepared, given, inputs = begun
+        with torch.no_grad():
+            outputs = prepared.module(*inputs)
+        return _finished(prepared, outputs, inputs, given)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _begun(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Prepared, Arguments, list[torch.Tensor]] | None:
+        """The graph for this call and what it reads; None for a call without tokens.
+
+        A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
+        """
         given = self._form.flatten(args, kwargs)
         if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
-            return self.original(*args, **kwargs)
+            return None
         prepared = self._graph_for(given, args, kwargs)
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
             prepared.compare_inputs(_replicated(prepared, given))
             self._compared.add(id(prepared))
-        with torch.no_grad():
-            return prepared.run(self.original, given)
+        return prepared, given, prepared.inputs(self.original, given)
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
@@ -122,6 +137,14 @@ class OptimizedModule(nn.Module):
             found=f"{len(self.prepared)} graphs, for other sizes",
             remedy="call the model with that many tokens once",
         )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def _finished(
+    prepared: Prepared, outputs: Any, inputs: list[torch.Tensor], given: Arguments
+) -> Any:
+    with torch.no_grad():
+        return prepared.result(outputs, inputs, given)
 
 
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,7 +120,10 @@ class Prepared:
             given: the call's arguments in canonical order.
         """
         inputs = self.inputs(model, given)
-        outputs = self.module(*inputs)
+        return self.result(self.module(*inputs), inputs, given)
+
+    def result(self, outputs: Sequence[Any], inputs: list[torch.Tensor], given: Arguments) -> Any:
+        """The model's result from the graph's outputs, after writing back what it updates."""
         for index, at, leaf in self.written:
             whole = inputs[at]
             into = whole if leaf is None else given.leaves[leaf]
@@ -129,7 +132,6 @@ class Prepared:
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
         return pytree.tree_unflatten(leaves, self.captured.out_spec)
 
-    @torch.compiler.disable
     def inputs(self, model: nn.Module, given: Arguments) -> list[torch.Tensor]:
         """What the graph's placeholders stand for in this call, in their order."""
         template, held, arguments = self._bound(model)
