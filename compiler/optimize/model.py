@@ -158,6 +158,7 @@ def optimize_allreduce(
         ready = lower(result.spmd, names, mutations=captured.mutations, kernels=kernels)
         return Prepared(
             module=ready.module,
+            eager=ready.eager,
             in_place=ready.in_place,
             captured=captured,
             report=replace(report, remarks=(*report.remarks, *ready.remarks)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import fx
 from torch.distributed import distributed_c10d
@@ -22,12 +21,12 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.runtime.fusing import fuse
 from compiler.runtime.groups import lowered
+from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for
 from compiler.runtime.schedule import scheduled
 
 KERNELS = ("auto", "off")
 """auto: fused kernels where CUDA, Triton and symmetric memory are there; off: none."""
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,14 @@ class Lowered:
     """What runs.
 
     Attributes:
-        module: the graph with this process's group names.
+        module: the graph with this process's group names, for compilers to read.
+        eager: the same, its all_reduces in place where they may be.
         in_place: outputs that were written into the input they are the new value of.
         remarks: what was and was not fused, and why.
     """
 
     module: fx.GraphModule
+    eager: fx.GraphModule
     in_place: frozenset[int]
     remarks: tuple[Remark, ...]
 
@@ -62,9 +63,14 @@ def lower(
     """
     fused, remarks = _fused(graph, local_groups, kernels)
     module = lowered(fused.with_graph(scheduled(fused.graph), {}), local_groups)
-    in_place = write_in_place(module.graph, mutations)
+    in_place = update_inputs(module.graph, mutations)
     module.recompile()
-    return Lowered(module, in_place, tuple(remarks))
+    eager = fx.GraphModule(module, fx.Graph())
+    copies: dict[fx.Node, fx.Node] = {}
+    eager.graph.output(eager.graph.graph_copy(module.graph, copies))
+    reduce_in_place(eager.graph)
+    eager.recompile()
+    return Lowered(module, eager, in_place, tuple(remarks))
 
 
 def _fused(
@@ -101,28 +107,6 @@ class _Availability:
             return "a fake process group has no other ranks"
         found = workspace_for(group)
         return found if isinstance(found, str) else None
-
-
-def write_in_place(graph: fx.Graph, mutations: Mapping[int, str]) -> frozenset[int]:
-    """Let ``index_put`` write into the input that its result replaces, where nobody else reads it.
-
-    Without it, a step of decoding would copy the whole cache twice.
-
-    Returns:
-        The outputs that need no copying back.
-    """
-    outputs = access.returned(graph)
-    inputs = {str(n.target): n for n in access.node_of(graph, "placeholder")}
-    found = set()
-    for index, name in mutations.items():
-        node, held = outputs[index], inputs[name]
-        if not isinstance(node, fx.Node) or node.target is not aten.index_put.default:
-            continue
-        readers = [n for n in held.users if access.is_operand(n)]
-        if node.args[0] is held and readers == [node] and node.all_input_nodes.count(held) == 1:
-            node.target = aten.index_put_.default
-            found.add(index)
-    return frozenset(found)
 
 
 def check_kernels(kernels: str) -> None:

@@ -64,7 +64,10 @@ class OptimizedModule(nn.Module):
             return self.original(*args, **kwargs)
         prepared, given, inputs = begun
         with torch.no_grad():
-            outputs = prepared.module(*inputs)
+            if torch.compiler.is_compiling():
+                outputs = prepared.module(*inputs)
+            else:
+                outputs = (prepared.eager or prepared.module)(*inputs)
         return _finished(prepared, outputs, inputs, given)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]

@@ -47,6 +47,7 @@ class Prepared:
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
         in_place: outputs that the graph writes into the input they are the new value of.
+        eager: the same graph as runs without a compiler; None: ``module`` itself.
     """
 
     module: fx.GraphModule
@@ -54,6 +55,7 @@ class Prepared:
     report: Any
     compare_inputs: Callable[[Mapping[str, torch.Tensor]], None] | None
     in_place: frozenset[int] = frozenset()
+    eager: fx.GraphModule | None = None
 
     @cached_property
     def sizes(self) -> tuple[tuple[Any, ...], ...]:
@@ -111,16 +113,6 @@ class Prepared:
         if any(expected.subs(values) != size for expected, size in derived):
             return False
         return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
-
-    def run(self, model: nn.Module, given: Arguments) -> Any:
-        """The model's result for this call; writes back what the model updates in place.
-
-        Args:
-            model: holds the state, the same object at every call.
-            given: the call's arguments in canonical order.
-        """
-        inputs = self.inputs(model, given)
-        return self.result(self.module(*inputs), inputs, given)
 
     def result(self, outputs: Sequence[Any], inputs: list[torch.Tensor], given: Arguments) -> Any:
         """The model's result from the graph's outputs, after writing back what it updates."""
