@@ -29,6 +29,7 @@ from models.step3p5.entry import real_config
 from scripts.rank_models import Call, Traffic, captured, merged_by_hand, optimized, random_model
 
 RANKS = 8
+TIMES = ("busy_us", "gaps_us", "graph_us", "compiled_us")
 FORMS = ("as written", "merged by hand", "optimized, merge", "optimized, cost")
 PUBLISHED = {"as written": 46_000, "merged by hand": 56_000}
 """Tokens/s of prompts of 8,192 on 8 H200, three all_reduces a layer and after their merge."""
@@ -148,7 +149,17 @@ def time_forms(
                 dispatch = lambda: form._begun(args, kwargs)  # noqa: B023, E731
                 measured["dispatch_us"] = device.times_us(dispatch, 50)[1]
             rows.append(measured)
-            told(f"{tokens} tokens, {name}: {measured['eager_us'] / 1e3:.2f} ms")
+            if given.compile:
+                torch._dynamo.reset()
+                mode = "reduce-overhead" if decode and device.cuda else "default"
+                start = time.perf_counter()
+                compiled = torch.compile(form, mode=mode, dynamic=False)
+                for _ in range(3):
+                    call(compiled)
+                measured["compile_s"] = time.perf_counter() - start
+                measured["compiled_us"] = device.times_us(lambda: call(compiled), 20)[0]  # noqa: B023
+            times = {k: round(x, 1) for k, x in measured.items() if isinstance(x, float)}
+            told(f"{tokens} tokens, {name}: {times}, {measured.get('kernels', 0)} kernels")
     return rows
 
 
@@ -168,7 +179,7 @@ def show(rows: list[dict[str, Any]], console: Console, machines: list[str]) -> N
     """What was measured, then what follows from it."""
     table = Table(title="MEASURED on this device: one rank, collectives free", title_justify="left")
     for column in ("call", "tokens", "form", "eager ms", "kernels", "busy ms", "gaps ms",
-                   "CUDA graph ms", "dispatch us", "to merged by hand"):  # fmt: skip
+                   "CUDA graph ms", "compiled ms", "dispatch us", "to merged by hand"):  # fmt: skip
         table.add_column(column, justify="right")
     base = {(r["decode"], r["tokens"]): r for r in rows if r["form"] == "merged by hand"}
     for r in rows:
@@ -177,7 +188,7 @@ def show(rows: list[dict[str, Any]], console: Console, machines: list[str]) -> N
         table.add_row(
             "decode" if r["decode"] else "prefill", str(r["tokens"]), r["form"],
             f"{r['eager_us'] / 1e3:.2f}", str(r.get("kernels", "")),
-            *(f"{r[k] / 1e3:.2f}" if k in r else "" for k in ("busy_us", "gaps_us", "graph_us")),
+            *(f"{r[k] / 1e3:.2f}" if k in r else "" for k in TIMES),
             f"{r['dispatch_us']:.0f}" if "dispatch_us" in r else "", f"{r[key] / by_hand[key]:.3f}",
         )  # fmt: skip
     console.print(table)
@@ -225,6 +236,7 @@ def main() -> int:
     parser.add_argument("--decode", type=integers, default=[1, 64, 256], help="batch sizes")
     parser.add_argument("--context", type=int, default=1024, help="tokens in the cache")
     parser.add_argument("--repeats", type=int, default=5, help="of each eager call")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all forms too")
     parser.add_argument("--machines", default="h200x8,h100x8", help="to predict for")
     parser.add_argument("--output", type=Path, help="JSON file")
     given = parser.parse_args()
