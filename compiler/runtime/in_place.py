@@ -18,7 +18,10 @@ from compiler.ir import access
 from compiler.ir.collectives import c10d
 
 aten = torch.ops.aten
-PRODUCTS = (aten.linear.default, aten.matmul.default, aten.einsum.default)
+OWN = (
+    *(aten.linear.default, aten.matmul.default, aten.einsum.default),
+    *(aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar),
+)
 """Composite ops that always make a tensor of their own."""
 
 
@@ -70,6 +73,6 @@ def _is_fresh(node: fx.Node) -> bool:
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         node.target.name(), "CompositeImplicitAutograd"
     )
-    if node.target.namespace != "aten" or (composite and node.target not in PRODUCTS):
+    if node.target.namespace != "aten" or (composite and node.target not in OWN):
         return False
     return all(result.alias_info is None for result in node.target._schema.returns)

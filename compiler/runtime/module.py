@@ -51,6 +51,7 @@ class OptimizedModule(nn.Module):
         self._prepare = prepare
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[Prepared]] = {}
+        self._chosen: dict[Any, Prepared] = {}
         self._compared: set[int] = set()
 
     original: nn.Module
@@ -94,6 +95,17 @@ class OptimizedModule(nn.Module):
         return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)
 
     def _graph_for(
+        self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Prepared:
+        seen = given.spec, tuple(
+            (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
+            for x in given.leaves
+        )
+        if (prepared := self._chosen.get(seen)) is None:
+            prepared = self._chosen[seen] = self._fitting(given, args, kwargs)
+        return prepared
+
+    def _fitting(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Prepared:
         known = self._graphs.setdefault(call_kind(given), [])

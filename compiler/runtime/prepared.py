@@ -80,18 +80,9 @@ class Prepared:
     def accepts(self, given: Arguments) -> bool:
         """Whether the sizes of this call are among those the graph was traced for.
 
-        A function of the shapes alone, so that all ranks decide alike, and once per shapes.
+        A function of the shapes alone, so that all ranks decide alike.
         """
-        shapes = tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor))
-        known = self.decided.get(shapes)
-        if known is None:
-            known = self.decided[shapes] = self._fits(shapes)
-        return known
-
-    @cached_property
-    def decided(self) -> dict[tuple[torch.Size, ...], bool]:
-        """Shapes of the tensor arguments seen so far -> whether the graph is for them."""
-        return {}
+        return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
         values: dict[sympy.Symbol, int] = {}
