@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from compiler.cost import load_machine
 from models.step3p5 import Step3p5Config
 from models.step3p5.entry import real_config
-from scripts.rank_models import Call, Traffic, captured, merged_by_hand, optimized, random_model
+from scripts.rank_models import Call, captured, merged_by_hand, optimized, random_model
 
 RANKS = 8
 TIMES = ("busy_us", "gaps_us", "graph_us", "compiled_us")
@@ -139,9 +139,7 @@ def time_forms(
                 with torch.no_grad():
                     return form(*args, **kwargs)
 
-            measured = row(
-                name, tokens, call, device, repeats=given.repeats, graph=decode
-            )
+            measured = row(name, tokens, call, device, repeats=given.repeats, graph=decode)
             listed = {"as written": before, "merged by hand": after}
             sent = listed[name] if traffic is None else traffic(tokens)[1]
             measured |= {"collectives": sent, "verdict": verdict, "decode": decode}

@@ -168,9 +168,7 @@ def _called(
     return call, picked[0], picked[1]
 
 
-def expanded(
-    source: SpmdGraph, fused: SpmdGraph, calls: dict[fx.Node, Composition]
-) -> SpmdGraph:
+def expanded(source: SpmdGraph, fused: SpmdGraph, calls: dict[fx.Node, Composition]) -> SpmdGraph:
     """``fused`` with every call replaced by its composition on the operands of the call."""
     target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
     results: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}

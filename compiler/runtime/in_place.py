@@ -1,9 +1,9 @@
 """Lets ops write into memory that nobody else reads any more.
 
-    index_put of an input that its result replaces    writes into the input: else every step of
-                                                      decoding would copy the whole cache twice
-    all_reduce of a value that nobody else reads      reduces it where it is: else every all_reduce
-                                                      would copy its payload first
+index_put of an input that its result replaces    writes into the input: else every step of
+                                                  decoding would copy the whole cache twice
+all_reduce of a value that nobody else reads      reduces it where it is: else every all_reduce
+                                                  would copy its payload first
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _is_fresh(node: fx.Node) -> bool:
     if not isinstance(node.target, OpOverload) or not access.tensor(node).is_contiguous():
         return False
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
-        node.target.name(), "CompositeImplicitAutograd"
+        node.target.name(),  # type: ignore[no-untyped-call]
+        "CompositeImplicitAutograd",
     )
     if node.target.namespace != "aten" or (composite and node.target not in OWN):
         return False

@@ -97,9 +97,12 @@ class OptimizedModule(nn.Module):
     def _graph_for(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Prepared:
-        seen = given.spec, tuple(
-            (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
-            for x in given.leaves
+        seen = (
+            given.spec,
+            tuple(
+                (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
+                for x in given.leaves
+            ),
         )
         if (prepared := self._chosen.get(seen)) is None:
             prepared = self._chosen[seen] = self._fitting(given, args, kwargs)

@@ -137,7 +137,7 @@ class Prepared:
         held = [
             (at[name], *slot(model, key)) for name, key in self.captured.state.items() if name in at
         ]
-        for place, owner, name in held:  # the same memory at every call: graphs need not copy it
+        for _, owner, name in held:  # the same memory at every call: graphs need not copy it
             if not isinstance(owner[name], DTensor):
                 torch._dynamo.mark_static_address(owner[name], guard=False)
         arguments = [

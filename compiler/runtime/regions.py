@@ -127,7 +127,9 @@ class Recognizer:
     ) -> tuple[float, float] | None:
         """``eps`` and ``offset`` with which the region is the kernel's norm."""
         shape = (*(2 for _ in access.shape(addition)[:-1]), access.shape(addition)[-1])
-        region = real_graph(shape, lambda emit, h, w: _copied(emit, inner, {addition: h, weight: w}))
+        region = real_graph(
+            shape, lambda emit, h, w: _copied(emit, inner, {addition: h, weight: w})
+        )
         if region is None:
             return None
         numbers = sorted({x for node in inner for x in _numbers(node)})
@@ -202,7 +204,10 @@ def _real(emit: Emit, node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> An
         return norm(emit, x, weight, eps, 0.0)
     if node.target is operator.getitem:
         return args[0] if args[1] == 0 else None
-    if node.target in (aten._to_copy.default, aten.to.dtype) and access.dtype(node).is_floating_point:
+    if (
+        node.target in (aten._to_copy.default, aten.to.dtype)
+        and access.dtype(node).is_floating_point
+    ):
         return args[0]
     if node.target is aten.square.default or (
         node.target is aten.pow.Tensor_Scalar and args[1] == 2
@@ -239,7 +244,9 @@ def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) ->
     return (
         _sizes(addition)[-1],
         len(_sizes(addition)),
-        tuple((n.target, str(fx.node.map_arg((n.args, n.kwargs), lambda x: names[x]))) for n in inner),
+        tuple(
+            (n.target, str(fx.node.map_arg((n.args, n.kwargs), lambda x: names[x]))) for n in inner
+        ),
     )
 
 

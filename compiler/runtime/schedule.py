@@ -17,29 +17,28 @@ from compiler.ir.collectives import OPS, WAIT
 
 def scheduled(graph: fx.Graph) -> fx.Graph:
     """The same values in another order. Linear in the number of values."""
-    target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    order: dict[fx.Node, None] = {}
     starts = [node for node in graph.nodes if node.target in OPS][::-1]
     waiting: dict[fx.Node, None] = {}
 
-    def emit(node: fx.Node) -> None:
+    def place(node: fx.Node) -> None:
+        waiting.pop(node, None)
         for operand in node.all_input_nodes:
             if operand in waiting:
-                del waiting[operand]
-                emit(operand)
-        copies[node] = target.node_copy(node, lambda x: copies[x])
-        while starts and all(n in copies for n in starts[-1].all_input_nodes):
-            emit(starts.pop())
+                place(operand)
+        order[node] = None
+        while starts and all(n in order for n in starts[-1].all_input_nodes):
+            place(starts.pop())
 
     for node in graph.nodes:
-        if node in copies:
-            continue
         if node.target is WAIT and node.all_input_nodes[0].target in OPS:
             waiting[node] = None
             continue
-        if node.op == "output":
-            for left in list(waiting):
-                if left in waiting:
-                    del waiting[left]
-                    emit(left)
-        emit(node)
+        for left in tuple(waiting) if node.op == "output" else ():
+            place(left)
+        if node not in order:
+            place(node)
+    target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in order:
+        copies[node] = target.node_copy(node, lambda x: copies[x])
     return target

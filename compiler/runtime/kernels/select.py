@@ -88,9 +88,7 @@ def all_reduce_add_rms_norm(
         return add_norm(total, residual, weight, eps, offset)
     peers, ops = workspace.arguments, torch.ops.commplan
     if x.numel() * x.element_size() * workspace.world_size <= ONE_SHOT_READ_BYTES:
-        fused: Pair = ops.one_shot_all_reduce_add_rms_norm(
-            x, residual, weight, eps, offset, *peers
-        )
+        fused: Pair = ops.one_shot_all_reduce_add_rms_norm(x, residual, weight, eps, offset, *peers)
         return fused
     return add_norm(ops.two_shot_all_reduce(x, *peers), residual, weight, eps, offset)
 

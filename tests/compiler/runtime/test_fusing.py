@@ -70,7 +70,9 @@ def reduced(x: Tensor) -> Tensor:
 
 
 def fused_calls(graph: SpmdGraph) -> list[fx.Node]:
-    return [n for n in graph.graph.nodes if n.target in (select.ALL_REDUCE_NORM, select.SHARED_NORM)]
+    return [
+        n for n in graph.graph.nodes if n.target in (select.ALL_REDUCE_NORM, select.SHARED_NORM)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
