@@ -212,6 +212,23 @@ def show(rows: list[dict[str, Any]], console: Console, machines: list[str]) -> N
         console.print(table)
 
 
+def finish(rows: list[dict[str, Any]], given: argparse.Namespace, layers: int) -> None:
+    """Predicts, prints and writes."""
+    machines = given.machines.split(",")
+    for r in rows:
+        r["predicted"] = {name: predicted(r, name) for name in machines}
+    show(rows, Console(width=150), machines)
+    if given.output:
+        cuda = given.device == "cuda"
+        facts = {
+            "torch": torch.__version__,
+            "layers": layers,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+        }
+        listed = [{**r, "collectives": len(r["collectives"])} for r in rows]
+        given.output.write_text(json.dumps({**facts, "rows": listed}, indent=1))
+
+
 def told(what: str) -> None:
     """Progress, on standard error."""
     print(f"[{time.perf_counter() - START:6.1f} s] {what}", file=sys.stderr, flush=True)
@@ -253,15 +270,7 @@ def main() -> int:
     for sizes in filter(None, batches):  # a batch of one is a graph of its own
         steps = {n: decode_call(model, n, given.context, given.device) for n in sizes}
         rows += time_forms(model, steps, device, given, decode=True)
-    machines = given.machines.split(",")
-    for r in rows:
-        r["predicted"] = {name: predicted(r, name) for name in machines}
-    show(rows, Console(width=150), machines)
-    if given.output:
-        facts = {"torch": torch.__version__, "layers": config.num_hidden_layers}
-        facts["device"] = torch.cuda.get_device_name() if device.cuda else "cpu"
-        listed = [{**r, "collectives": len(r["collectives"])} for r in rows]
-        given.output.write_text(json.dumps({**facts, "rows": listed}, indent=1))
+    finish(rows, given, config.num_hidden_layers)
     dist.destroy_process_group()
     return 0
 
