@@ -19,7 +19,7 @@ from torch import fx
 
 from compiler.check import algebra, slices
 from compiler.check.algebra import Field, Keys
-from compiler.check.blocks import Value, aligned, blockwise
+from compiler.check.blocks import Blockwise, Value, aligned, blockwise
 from compiler.check.logarithms import Logarithms
 from compiler.check.sizes import RowSizes, divisible, renamed, symbols
 from compiler.errors import GraphError
@@ -127,9 +127,7 @@ class Interpreter:
                 return rows
             if (groups := slices.owners(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
-        act = blockwise(call, found, read)
-        if act is not None and act.like.count == 1 and self._counts(call) > 1:
-            act = None  # rows of this size are shared, those they are made of are not
+        act = self._blockwise(call, found, read)
         if act is None:
             if any(x.padded for x in read):
                 return self._fresh(node)
@@ -190,9 +188,13 @@ class Interpreter:
         blocks = self._picked(data, lambda whole: algebra.spread(keys, whole))
         return Value(blocks, tuple(dim for dim, _ in cuts))
 
-    def _counts(self, call: Call) -> int:
-        """The most blocks that a result of the call is modelled as."""
-        return max((self._cut(shape)[1] for shape in call.result_shapes), default=1)
+    def _blockwise(
+        self, call: Call, found: Meaning | None, read: Sequence[Value]
+    ) -> Blockwise | None:
+        """As ``blockwise``; None too where rows of the result are shared and the operands' not."""
+        act = blockwise(call, found, read)
+        counts = [self._cut(shape)[1] for shape in call.result_shapes]
+        return None if act and act.like.count == 1 < max(counts, default=1) else act
 
     def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
         """``pick`` of a value, linear, and of its logarithms."""

@@ -28,7 +28,8 @@ from compiler.optimize.ranges import LAST_TOKENS, Ranged, optimize_ranges
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
-from compiler.runtime.groups import ProcessGroups, lowered
+from compiler.runtime.groups import ProcessGroups
+from compiler.runtime.lowering import check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
@@ -137,6 +138,7 @@ def optimize_allreduce(
     group: Any = None,
     debug: bool = False,
     widen: bool = False,
+    kernels: str = "auto",
 ) -> OptimizedModule:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
@@ -160,6 +162,8 @@ def optimize_allreduce(
         group: process group of all ranks that call this; default: all ranks of the job.
         debug: compare inputs taken to be the same on all ranks at every call, not the first only.
         widen: reductions may move below conversions to a wider type, where that pays.
+        kernels: "auto" fuses reductions with the addition and RMSNorm behind them, where CUDA,
+            Triton and symmetric memory are there; "off" does not. The report says which and why.
 
     Returns:
         A module with the model's call signature, parameters and state_dict keys. ``.report``
@@ -173,6 +177,7 @@ def optimize_allreduce(
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
     check_policy(policy)
+    check_kernels(kernels)
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
@@ -191,15 +196,21 @@ def optimize_allreduce(
         )  # fmt: skip
         if exchange is not None:
             _agree(exchange, ranged)
-        modules = [
-            lowered(found.spmd, process_groups.names(found.spmd, captured.groups))
+        forms = [
+            lower(
+                found.spmd,
+                process_groups.names(found.spmd, captured.groups),
+                mutations=captured.mutations,
+                kernels=kernels,
+            )
             for found in ranged.results
         ]
+        said = dict.fromkeys(remark for form in forms for remark in form.remarks)
         return Prepared(
-            modules=ranged.table.map(modules.__getitem__),
+            forms=ranged.table.map(forms.__getitem__),
             symbol=ranged.symbol,
             captured=captured,
-            report=report,
+            report=replace(report, remarks=(*report.remarks, *said)),
             compare_inputs=partial(compare_inputs, exchange) if exchange else None,
         )
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
+from compiler.runtime.lowering import Lowered
 from compiler.runtime.prepared import Prepared, call_kind
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
@@ -51,6 +52,7 @@ class OptimizedModule(nn.Module):
         self._prepare = prepare
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[Prepared]] = {}
+        self._chosen: dict[Any, tuple[Prepared, Lowered]] = {}
         self._compared: set[int] = set()
 
     original: nn.Module
@@ -59,23 +61,54 @@ class OptimizedModule(nn.Module):
         """The model's result, computed by the prepared graph for this call."""
         if self.unchanged is not None:
             return self.original(*args, **kwargs)
+        begun = self._begun(args, kwargs)
+        if begun is None:
+            return self.original(*args, **kwargs)
+        prepared, form, given, inputs = begun
+        with torch.no_grad():
+            run = form.module if torch.compiler.is_compiling() else form.eager
+            outputs = run(*inputs)
+        return _finished(prepared, form, outputs, inputs, given)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _begun(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Prepared, Lowered, Arguments, list[torch.Tensor]] | None:
+        """The graph for this call and what it reads; None for a call without tokens.
+
+        A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
+        """
         given = self._form.flatten(args, kwargs)
         if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
-            return self.original(*args, **kwargs)
-        prepared = self._graph_for(given, args, kwargs)
+            return None
+        prepared, form = self._graph_for(given, args, kwargs)
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
             prepared.compare_inputs(_replicated(prepared, given))
             self._compared.add(id(prepared))
-        with torch.no_grad():
-            return prepared.run(self.original, given)
+        return prepared, form, given, prepared.inputs(self.original, given)
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
-        return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)
+        return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)[0]
 
     def _graph_for(
+        self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Prepared, Lowered]:
+        seen = (
+            given.spec,
+            tuple(
+                (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
+                for x in given.leaves
+            ),
+        )
+        if (found := self._chosen.get(seen)) is None:
+            prepared = self._fitting(given, args, kwargs)
+            found = self._chosen[seen] = prepared, prepared.form(given)
+        return found
+
+    def _fitting(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Prepared:
         known = self._graphs.setdefault(call_kind(given), [])
@@ -116,12 +149,24 @@ class OptimizedModule(nn.Module):
         """
         for prepared in self.prepared:
             if _covers(prepared, num_tokens):
-                return prepared.modules.plan(num_tokens)
+                return prepared.forms.plan(num_tokens).module
         raise CommPlanError(
             f"no graph is prepared for {num_tokens} tokens",
             found=f"{len(self.prepared)} graphs, for other sizes",
             remedy="call the model with that many tokens once",
         )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def _finished(
+    prepared: Prepared,
+    form: Lowered,
+    outputs: Any,
+    inputs: list[torch.Tensor],
+    given: Arguments,
+) -> Any:
+    with torch.no_grad():
+        return prepared.result(form, outputs, inputs, given)
 
 
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:

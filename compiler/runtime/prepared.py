@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,18 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch.distributed.tensor import DTensor
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
 from compiler.ir import access
 from compiler.ir.placement import Replicate
 from compiler.plan.ranges import TokenTable
+from compiler.runtime.lowering import Lowered
+
+_Bound = tuple[
+    list[Any], list[tuple[int, dict[str, Any], str]], list[tuple[int, int]]
+]  # see Prepared._bound
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -38,14 +44,14 @@ class Prepared:
     """A graph, and how to call it as the model is called.
 
     Attributes:
-        modules: number of tokens -> the rewritten graph with this process's group names.
-        symbol: the size that counts tokens; None where one graph serves for all.
+        forms: number of tokens -> what runs.
+        symbol: the size that counts tokens; None where one form serves for all.
         captured: how it was captured: state, trees of arguments and results, ranges of sizes.
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
     """
 
-    modules: TokenTable[fx.GraphModule]
+    forms: TokenTable[Lowered]
     symbol: str | None
     captured: Capture
     report: Any
@@ -54,7 +60,14 @@ class Prepared:
     @cached_property
     def module(self) -> fx.GraphModule:
         """One of the graphs; their inputs are the same."""
-        return self.modules.ranges()[0].plan
+        return self.forms.ranges()[0].plan.module
+
+    def form(self, given: Arguments) -> Lowered:
+        """What runs for this call, a function of its shapes alone."""
+        if self.counts_tokens is None:
+            return self.forms.ranges()[0].plan
+        at, dim = self.counts_tokens
+        return self.forms.plan(given.leaves[at].shape[dim])
 
     @cached_property
     def counts_tokens(self) -> tuple[int, int] | None:
@@ -89,18 +102,9 @@ class Prepared:
     def accepts(self, given: Arguments) -> bool:
         """Whether the sizes of this call are among those the graph was traced for.
 
-        A function of the shapes alone, so that all ranks decide alike, and once per shapes.
+        A function of the shapes alone, so that all ranks decide alike.
         """
-        shapes = tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor))
-        known = self.decided.get(shapes)
-        if known is None:
-            known = self.decided[shapes] = self._fits(shapes)
-        return known
-
-    @cached_property
-    def decided(self) -> dict[tuple[torch.Size, ...], bool]:
-        """Shapes of the tensor arguments seen so far -> whether the graph is for them."""
-        return {}
+        return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
         values: dict[sympy.Symbol, int] = {}
@@ -123,32 +127,62 @@ class Prepared:
             return False
         return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
 
-    def module_for(self, given: Arguments) -> fx.GraphModule:
-        """The graph for this call, a function of its shapes alone."""
-        if self.counts_tokens is None or len(self.modules.ranges()) == 1:
-            return self.module
-        at, dim = self.counts_tokens
-        return self.modules.plan(given.leaves[at].shape[dim])
-
-    def run(self, model: nn.Module, given: Arguments) -> Any:
-        """The model's result for this call; writes back what the model updates in place.
-
-        Args:
-            model: holds the state.
-            given: the call's arguments in canonical order.
-        """
-        inputs, written = dict(self.captured.constants), dict[str, torch.Tensor]()
-        for name, key in self.captured.state.items():
-            inputs[name] = local(model, key)
-        for argument, leaf in zip(self.captured.arguments, given.leaves, strict=True):
-            if isinstance(argument, str):
-                inputs[argument] = leaf.contiguous()
-                written[argument] = leaf
-        outputs = self.module_for(given)(*[inputs[name] for name in self.placeholders])
-        for index, name in self.captured.mutations.items():
-            written.get(name, inputs[name]).copy_(outputs[index])
+    def result(
+        self, form: Lowered, outputs: Sequence[Any], inputs: list[torch.Tensor], given: Arguments
+    ) -> Any:
+        """The model's result from the outputs of a form, after writing back what it updates."""
+        for index, at, leaf in self.written:
+            whole = inputs[at]
+            into = whole if leaf is None else given.leaves[leaf]
+            if index not in form.in_place or into is not whole:
+                into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
         return pytree.tree_unflatten(leaves, self.captured.out_spec)
+
+    def inputs(self, model: nn.Module, given: Arguments) -> list[torch.Tensor]:
+        """What the graph's placeholders stand for in this call, in their order."""
+        template, held, arguments = self._bound(model)
+        inputs = list(template)
+        for at, owner, name in held:
+            tensor = owner[name]
+            inputs[at] = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        leaves = given.leaves
+        for at, leaf in arguments:
+            tensor = leaves[leaf]
+            inputs[at] = tensor if tensor.is_contiguous() else tensor.contiguous()
+        return inputs
+
+    def _bound(self, model: nn.Module) -> _Bound:
+        """Where the inputs come from: constants, (place, owner's dict, name), (place, leaf)."""
+        if self._binding:
+            return self._binding[0]
+        at = {name: index for index, name in enumerate(self.placeholders)}
+        template: list[Any] = [self.captured.constants.get(name) for name in self.placeholders]
+        held = [
+            (at[name], *slot(model, key)) for name, key in self.captured.state.items() if name in at
+        ]
+        for _, owner, name in held:  # the same memory at every call: graphs need not copy it
+            if not isinstance(owner[name], DTensor):
+                torch._dynamo.mark_static_address(owner[name], guard=False)
+        arguments = [
+            (at[name], leaf)
+            for leaf, name in enumerate(self.captured.arguments)
+            if isinstance(name, str) and name in at
+        ]
+        self._binding.append((template, held, arguments))
+        return self._binding[0]
+
+    @cached_property
+    def _binding(self) -> list[_Bound]:
+        return []
+
+    @cached_property
+    def written(self) -> tuple[tuple[int, int, int | None], ...]:
+        """Graph output, the input it is the new value of, and the argument's leaf if it is one."""
+        at = {name: index for index, name in enumerate(self.placeholders)}
+        leaves = {n: i for i, n in enumerate(self.captured.arguments) if isinstance(n, str)}
+        written = self.captured.mutations.items()
+        return tuple((index, at[name], leaves.get(name)) for index, name in written)
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -156,10 +190,16 @@ class Prepared:
         return tuple(str(n.target) for n in access.node_of(self.module.graph, "placeholder"))
 
 
-def local(model: nn.Module, key: str) -> torch.Tensor:
-    """The parameter or buffer at ``key``; a DTensor as its local shard."""
-    held: Any = model
-    for part in key.split("."):
-        held = getattr(held, part)
-    found: torch.Tensor = held.to_local() if hasattr(held, "to_local") else held
-    return found
+def slot(model: nn.Module, key: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds the parameter or buffer at ``key``, and its name there.
+
+    Modules are looked up once; what they hold is read at every call.
+    """
+    path, _, name = key.rpartition(".")
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part)
+    for held in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
+        if name in held:
+            return held, name
+    return vars(owner), name

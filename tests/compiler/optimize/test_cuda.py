@@ -1,5 +1,6 @@
 """The optimized model on a CUDA device: two ranks share it, and talk over gloo."""
 
+import os
 import tempfile
 import warnings
 from typing import Any
@@ -11,19 +12,21 @@ import torch.multiprocessing as mp
 
 from compiler import Verdict, optimize_allreduce
 from compiler.runtime.counting import count_collectives
+from compiler.runtime.kernels import select
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 
 RANKS = 2
+FUSED = "commplan.all_reduce_add_rms_norm.default"
 
 
-def measured(dtype: torch.dtype) -> dict[str, Any]:
+def measured(dtype: torch.dtype, kernels: str) -> dict[str, Any]:
     """Root mean square differences of hidden states, relative to a float64 model's."""
     config = Step3p5Config.small()
     placed: dict[str, Any] = {"group": dist.group.WORLD, "device": "cuda"}
     model = Step3p5ForCausalLM(config, dtype=dtype, **placed)
     oracle = Step3p5ForCausalLM(config, dtype=torch.float64, **placed)
     oracle.load_state_dict(model.state_dict())
-    optimized = optimize_allreduce(model.model)
+    optimized = optimize_allreduce(model.model, kernels=kernels)
     positions = torch.arange(48, device="cuda")[None]
     ids = positions % config.vocab_size
     optimized(ids, positions)
@@ -39,32 +42,57 @@ def measured(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "all_reduces": (before.collectives["all_reduce"], after.collectives["all_reduce"]),
         "verdict": optimized.report.verdict,
+        "fused": [str(n.target) for n in optimized.graph_module(48).graph.nodes].count(FUSED),
+        "workspaces": len(select._workspaces),
+        "remarks": [r.reason for r in optimized.report.remarks],
         "rewritten to written": gap(rewritten, written),
         "written to exact": gap(written, exact),
         "rewritten to exact": gap(rewritten, exact),
     }
 
 
-def rank(index: int, folder: str, dtype: torch.dtype) -> None:
+def rank(index: int, folder: str, dtype: torch.dtype, kernels: str, shared: bool) -> None:
+    if shared:
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
     warnings.simplefilter("ignore")
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=index, world_size=RANKS
     )
-    found = measured(dtype)
+    found = measured(dtype, kernels)
     if index == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
+def run(dtype: torch.dtype, kernels: str, *, shared: bool = True) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(rank, (folder, dtype, kernels, shared), nprocs=RANKS)
+        found: dict[str, Any] = torch.load(f"{folder}/found.pt", weights_only=False)
+    print(dtype, kernels, {k: v for k, v in found.items() if k != "remarks"})
+    assert found["verdict"] is Verdict.EQUIVALENT
+    assert found["rewritten to exact"] < 1.1 * found["written to exact"]
+    return found
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_step3p5_on_cuda(dtype: torch.dtype) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(rank, (folder, dtype), nprocs=RANKS)
-        found = torch.load(f"{folder}/found.pt", weights_only=False)
-    print(dtype, found)
-    assert found["all_reduces"] == (14, 11)
-    assert found["verdict"] is Verdict.EQUIVALENT
-    assert found["rewritten to exact"] < 1.1 * found["written to exact"]
+    found = run(dtype, "off")
+    assert (*found["all_reduces"], found["fused"]) == (14, 11, 0)
     assert found["rewritten to written"] < 0.5 * found["written to exact"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_kernels(dtype: torch.dtype) -> None:
+    found = run(dtype, "auto")
+    assert (*found["all_reduces"], found["fused"]) == (14, 1, 10), found["remarks"]
+    assert found["workspaces"] == 1
+
+
+@pytest.mark.gpu
+def test_without_symmetric_memory_the_report_says_why() -> None:
+    found = run(torch.bfloat16, "auto", shared=False)
+    assert (*found["all_reduces"], found["fused"]) == (14, 11, 0)
+    assert any("no symmetric memory" in why for why in found["remarks"]), found["remarks"]

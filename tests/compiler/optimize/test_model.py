@@ -226,3 +226,72 @@ def test_step3p5_prefill_and_decode_equal_the_dense_model(gloo_pool: Any, expert
         for gap, before, after in found:
             assert gap < 5e-5
             assert (before, after) == (as_written, as_written - sparse)
+
+
+def compiled(group: dist.ProcessGroup) -> dict[str, Any]:
+    torch._dynamo.reset()
+    model = Stack(group)
+    optimized = optimize_allreduce(model, (torch.ones(5, HIDDEN),), group=group)
+    seen: list[torch.fx.GraphModule] = []
+
+    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(gm)
+        return gm.forward
+
+    run = torch.compile(optimized, backend=backend)
+    x = torch.linspace(-1, 1, 7 * HIDDEN).reshape(7, HIDDEN)
+    with torch.no_grad():
+        before = float((run(x) - model(x)).abs().max())
+        model.layers[0].branches[0].down.mul_(2)
+        after = float((run(x) - model(x)).abs().max())
+        replaced = torch.nn.Parameter(model.layers[1].norm + 1, requires_grad=False)
+        model.layers[1].norm = replaced
+        swapped = float((optimized(x) - model(x)).abs().max())
+    starts = [n for gm in seen for n in gm.graph.nodes if "all_reduce" in str(n.target)]
+    return {"graphs": len(seen), "starts": len(starts), "gaps": (before, after, swapped)}
+
+
+def test_a_compiler_sees_one_graph_and_weights_stay_live(gloo_pool: Any) -> None:
+    for found in gloo_pool(2).run(compiled):
+        assert (found["graphs"], found["starts"]) == (1, 2)
+        assert max(found["gaps"]) < 1e-5, found
+
+
+class Rolling(torch.nn.Module):
+    """Keeps the last sums in a buffer that every call updates."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+        y = x * (self.group.rank() + 1)
+        dist.all_reduce(y, group=self.group)
+        cache.index_put_((rows,), y)
+        return y + 1
+
+
+def cached(group: dist.ProcessGroup) -> list[tuple[float, float]]:
+    model = Rolling(group)
+    optimized = optimize_allreduce(model, group=group)
+    x, rows = torch.randn(3, HIDDEN) * 0 + 2, torch.tensor([4, 0, 2])
+    found = []
+    for columns in (HIDDEN, 2 * HIDDEN):  # contiguous, then every other row of a wider tensor
+        caches = [torch.zeros(6, columns)[:, :HIDDEN] for _ in range(2)]
+        want, got = model(x, rows, caches[0]), optimized(x, rows, caches[1])
+        gaps = [float((a - b).abs().max()) for a, b in ((want, got), (caches[0], caches[1]))]
+        found.append((max(gaps), float(caches[1].abs().max())))
+    assert all(r.plan.in_place for p in optimized.prepared for r in p.forms.ranges())
+    return found
+
+
+def test_caches_are_written_in_place_whatever_their_strides(gloo_pool: Any) -> None:
+    for found in gloo_pool(2).run(cached):
+        assert [gap for gap, _ in found] == [0.0, 0.0]
+        assert [largest for _, largest in found] == [6.0, 6.0]
+
+
+def test_unknown_kernels_are_refused() -> None:
+    assert "unknown kernels" in failure(
+        lambda: optimize_allreduce(torch.nn.Linear(1, 1), kernels="fast")
+    )

@@ -1,0 +1,198 @@
+"""Replaces reductions over ranks that add + RMSNorm follow by fused ops, and proves the result.
+
+Before    t = wait(all_reduce(x));  h = t + residual;  y = norm(h)
+After     y, h = commplan.all_reduce_add_rms_norm(x, residual, weight, eps, offset)
+
+Before    t = wait(reduce_scatter(x));  h = t + residual;  g = wait(all_gather(norm(h)))
+After     g, h = commplan.reduce_scatter_add_rms_norm_all_gather(x, residual, weight, eps, offset)
+
+A fused op means the composition it replaces. ``expanded`` puts the compositions back, with the
+operands that the fused calls have, and the checker compares that with the proven graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from compiler.check import check
+from compiler.ir import access
+from compiler.ir.collectives import Collective, Kind, collective, collectives
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import Remark, RemarkKind
+from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM, refusal
+from compiler.runtime.regions import NormRegion, Recognizer
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What one fused call stands for, in values of the graph before fusion.
+
+    Attributes:
+        start: the reduction's first node.
+        reduction: the reduction.
+        region: the addition and the norm.
+        gather: the all_gather of the norm; None where all ranks hold all rows.
+    """
+
+    start: fx.Node
+    reduction: Collective
+    region: NormRegion
+    gather: fx.Node | None
+
+    @property
+    def y(self) -> fx.Node:
+        """The value that the fused call's first result replaces."""
+        if self.gather is None:
+            return self.region.y
+        found = collective(self.gather)
+        assert found is not None
+        assert found.result is not None
+        return found.result
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All of it, in an order in which it runs."""
+        assert self.reduction.result is not None
+        gathered = () if self.gather is None else (self.gather, self.y)
+        body = (self.region.addition, *self.region.inner, *gathered)
+        return (self.start, self.reduction.result, *body)
+
+
+def fuse(graph: SpmdGraph, served: Callable[[str], str | None]) -> tuple[SpmdGraph, list[Remark]]:
+    """The graph with fused ops, proven equal to ``graph``, and what was and was not fused.
+
+    Args:
+        graph: a proven graph. Not changed.
+        served: group name -> why its ranks cannot run fused ops; None if they can.
+    """
+    found, remarks = compositions(graph, served)
+    if not found:
+        return graph, remarks
+    fused, calls = _replaced(graph, found)
+    report = check(graph, expanded(graph, fused, calls))
+    if not report.verdict.runs:
+        why = f"fused ops left out: the checker says {report.verdict}, {report.explanation}"
+        return graph, [Remark(RemarkKind.MISSED, "", why)]
+    return fused, remarks
+
+
+def compositions(
+    graph: SpmdGraph, served: Callable[[str], str | None]
+) -> tuple[list[Composition], list[Remark]]:
+    """What can be fused, and a remark for every reduction."""
+    recognizer, found, remarks = Recognizer(graph), list[Composition](), list[Remark]()
+    for start, reduction in collectives(graph.graph):
+        if reduction.kind not in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
+            continue
+        matched = _composition(recognizer, start, reduction)
+        if isinstance(matched, Composition):
+            matched = served(reduction.group) or matched
+        passed = isinstance(matched, Composition)
+        why = "fused with add + RMSNorm" if passed else f"not fused: {matched}"
+        kind = RemarkKind.PASSED if passed else RemarkKind.MISSED
+        remarks.append(
+            Remark(kind, f"%{start.name}", f"{reduction.kind} {why}", access.layer_path(start))
+        )
+        if isinstance(matched, Composition):
+            found.append(matched)
+    return found, remarks
+
+
+def _composition(
+    recognizer: Recognizer, start: fx.Node, reduction: Collective
+) -> Composition | str:
+    if reduction.op != "sum" or reduction.result is None:
+        return f"it reduces by {reduction.op}"
+    operand = access.tensor(reduction.operand)
+    if why := refusal(operand.shape[-1] if operand.dim() else 0, operand.dtype):
+        return why
+    region = recognizer.behind(reduction.result)
+    if isinstance(region, str):
+        return region
+    if reduction.kind is Kind.ALL_REDUCE:
+        return Composition(start, reduction, region, None)
+    users = list(region.y.users)
+    gather = collective(users[0]) if len(users) == 1 else None
+    if gather is None or gather.kind is not Kind.ALL_GATHER or gather.group != reduction.group:
+        return "the norm of its rows is not gathered at once"
+    if operand.dim() != 2:
+        return f"its operand has {operand.dim()} dimensions"
+    return Composition(start, reduction, region, users[0])
+
+
+def _replaced(
+    graph: SpmdGraph, found: list[Composition]
+) -> tuple[SpmdGraph, dict[fx.Node, Composition]]:
+    """The graph with one call for every composition, and which call stands for which."""
+    at = {c.region.addition: c for c in found}
+    target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
+    results, calls = dict[fx.Node, fx.Node](), dict[fx.Node, Composition]()
+    for node in graph.graph.nodes:
+        if node in results:
+            copies[node] = results[node]
+        elif node in at:
+            call, y, h = _called(target, at[node], copies)
+            calls[call], results[at[node].y], copies[node] = at[node], y, h
+        else:
+            copies[node] = target.node_copy(node, lambda x: copies[x])
+            origins[copies[node]] = node
+    target.eliminate_dead_code(
+        lambda n: n.op in ("placeholder", "output") or not access.has_result(n)
+    )
+    kept = set(target.nodes)
+    return graph.with_graph(target, {c: n for c, n in origins.items() if c in kept}), calls
+
+
+def _called(
+    target: fx.Graph, found: Composition, copies: dict[fx.Node, fx.Node]
+) -> tuple[fx.Node, fx.Node, fx.Node]:
+    region, reduction = found.region, found.reduction
+    operands = tuple(copies[n] for n in (reduction.operand, region.residual, region.weight))
+    numbers = (region.eps, region.offset)
+    if found.gather is None:
+        call = target.call_function(ALL_REDUCE_NORM, (*operands, *numbers, reduction.group))
+    else:
+        size = access.arguments(found.start)["group_size"]
+        call = target.call_function(SHARED_NORM, (*operands, *numbers, size, reduction.group))
+    values = access.tensor(found.y), access.tensor(region.addition)
+    call.meta = {**region.addition.meta, "val": values}
+    picked = []
+    for index, value in enumerate(values):
+        item = target.call_function(operator.getitem, (call, index))
+        item.meta = {**region.addition.meta, "val": value}
+        picked.append(item)
+    return call, picked[0], picked[1]
+
+
+def expanded(source: SpmdGraph, fused: SpmdGraph, calls: dict[fx.Node, Composition]) -> SpmdGraph:
+    """``fused`` with every call replaced by its composition on the operands of the call."""
+    target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
+    results: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+    for node in fused.graph.nodes:
+        if node in calls:
+            results[node] = _inlined(target, calls[node], [copies[n] for n in node.args[:3]])
+        elif access.projection(node) is not None and node.args[0] in results:
+            copies[node] = results[node.args[0]][access.projection(node) or 0]
+        else:
+            copies[node] = target.node_copy(node, lambda x: copies[x])
+            if node in fused.copied:
+                origins[copies[node]] = node
+    return SpmdGraph(
+        source.root, target, fused.mesh, fused.inputs,
+        {copy: fused.copied[node] for copy, node in origins.items()},
+    )  # fmt: skip
+
+
+def _inlined(
+    target: fx.Graph, found: Composition, operands: list[fx.Node]
+) -> tuple[fx.Node, fx.Node]:
+    x, residual, weight = operands
+    region = found.region
+    known = {found.reduction.operand: x, region.residual: residual, region.weight: weight}
+    for node in found.nodes:
+        known[node] = target.node_copy(node, lambda n: known[n])
+    return known[found.y], known[region.addition]

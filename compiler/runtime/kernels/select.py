@@ -1,0 +1,143 @@
+"""The fused ops that graphs call, and which kernel runs them: chosen by payload, at every call.
+
+    all_reduce_add_rms_norm                  y, h of x, residual [..., hidden]
+    reduce_scatter_add_rms_norm_all_gather   y [rows, hidden], h [rows / n, hidden]
+
+both with h = sum over ranks of x + residual and y = h * rsqrt(mean(h * h) + eps) * (weight +
+offset); the second holds residual and h as shares of rows. What they mean is the composition that
+each replaces; without a workspace for their group, or for a payload that does not fit it, they run
+that composition with the group's own collectives. The choice depends on sizes alone: all ranks
+choose alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import rms_norm
+
+from compiler.errors import KernelError
+from compiler.runtime.kernels import launch
+from compiler.runtime.kernels.workspace import Workspace
+
+SLOT_BYTES = 128 << 20
+"""Payload up to which a workspace serves by default; it holds two of them."""
+ONE_SHOT_READ_BYTES = 4 << 20
+"""Bytes that a rank may read from all ranks together before two shots are faster."""
+
+ARGUMENTS = "Tensor x, Tensor residual, Tensor weight, float eps, float offset"
+torch.library.define(
+    "commplan::all_reduce_add_rms_norm", f"({ARGUMENTS}, str group_name) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    "commplan::reduce_scatter_add_rms_norm_all_gather",
+    f"({ARGUMENTS}, int group_size, str group_name) -> (Tensor, Tensor)",
+)
+ALL_REDUCE_NORM = torch.ops.commplan.all_reduce_add_rms_norm.default
+SHARED_NORM = torch.ops.commplan.reduce_scatter_add_rms_norm_all_gather.default
+
+_workspaces: dict[str, Workspace] = {}
+c10d = torch.ops._c10d_functional
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def workspace_for(group: dist.ProcessGroup, slot_bytes: int = SLOT_BYTES) -> Workspace | str:
+    """The workspace of a group, made at the first call, which all its ranks make together.
+
+    Returns:
+        The workspace, or why this group has none: the same reason on every rank.
+    """
+    name = str(group.group_name)
+    if name not in _workspaces:
+        try:
+            _workspaces[name] = Workspace.rendezvous(group, slot_bytes=slot_bytes)
+        except KernelError as error:
+            return f"{error.what}: {error.found}"
+    return _workspaces[name]
+
+
+def forget(group: dist.ProcessGroup) -> None:
+    """Drops the workspace of a group: its graphs run compositions from then on."""
+    _workspaces.pop(str(group.group_name), None)
+
+
+def serving(group_name: str, x: torch.Tensor) -> Workspace | None:
+    """The workspace that serves the payload ``x``, or None."""
+    found = _workspaces.get(group_name)
+    if found is None or not x.is_cuda:
+        return None
+    hidden = x.shape[-1]
+    rows = x.numel() // max(hidden, 1)
+    return found if rows and found.refusal(rows, hidden, x.dtype) is None else None
+
+
+def all_reduce_add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    group_name: str,
+) -> Pair:
+    """Runs the op: one kernel for small payloads, an all_reduce and a norm for others."""
+    workspace = serving(group_name, x)
+    if workspace is None:
+        total = c10d.wait_tensor(c10d.all_reduce(x, "sum", group_name))
+        return add_norm(total, residual, weight, eps, offset)
+    peers, ops = workspace.arguments, torch.ops.commplan
+    if x.numel() * x.element_size() * workspace.world_size <= ONE_SHOT_READ_BYTES:
+        fused: Pair = ops.one_shot_all_reduce_add_rms_norm(x, residual, weight, eps, offset, *peers)
+        return fused
+    return add_norm(ops.two_shot_all_reduce(x, *peers), residual, weight, eps, offset)
+
+
+def reduce_scatter_add_rms_norm_all_gather(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    group_size: int,
+    group_name: str,
+) -> Pair:
+    """Runs the op: one kernel."""
+    workspace = serving(group_name, x)
+    if workspace is None:
+        share = c10d.wait_tensor(c10d.reduce_scatter_tensor(x, "sum", group_size, group_name))
+        y, h = add_norm(share, residual, weight, eps, offset)
+        return c10d.wait_tensor(c10d.all_gather_into_tensor(y, group_size, group_name)), h
+    fused: Pair = torch.ops.commplan.two_shot_all_reduce_add_rms_norm(
+        x, residual, weight, eps, offset, *workspace.arguments
+    )
+    return fused
+
+
+def add_norm(
+    total: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
+) -> Pair:
+    """Y and h of one rank, each rounded once from float32."""
+    h = total + residual
+    wide = torch.promote_types(h.dtype, torch.float32)
+    scale = weight.to(wide) + offset
+    return rms_norm(h.to(wide), scale.shape, scale, eps).to(h.dtype), h
+
+
+def refusal(hidden: int | torch.SymInt, dtype: torch.dtype) -> str | None:
+    """Why no kernel serves rows of this width and type, whatever their number."""
+    if not isinstance(hidden, int):
+        return "the width of its rows is symbolic"
+    return launch.payload_refusal(1, hidden, dtype, SLOT_BYTES)
+
+
+def _fake(x: torch.Tensor, residual: torch.Tensor, *_: Any) -> Pair:
+    return x.new_empty(x.shape), residual.new_empty(residual.shape)
+
+
+for _op, _run in (
+    ("all_reduce_add_rms_norm", all_reduce_add_rms_norm),
+    ("reduce_scatter_add_rms_norm_all_gather", reduce_scatter_add_rms_norm_all_gather),
+):
+    torch.library.impl(f"commplan::{_op}", ("cpu", "cuda"), _run)
+    torch.library.register_fake(f"commplan::{_op}", _fake)

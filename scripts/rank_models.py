@@ -1,0 +1,116 @@
+"""One rank of Step-3.5 in several forms that share their weights: written, merged by hand, ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from compiler.capture import Capture, capture
+from compiler.ir.collectives import Kind
+from compiler.optimize import optimize_capture
+from compiler.plan.ranges import TokenRange, TokenTable
+from compiler.runtime.lowering import lower
+from compiler.runtime.module import OptimizedModule
+from compiler.runtime.prepared import Prepared
+from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
+from models.step3p5.attention import KVCache, Step
+from models.step3p5.model import DecoderLayer
+from models.step3p5.parallel import RankGroup
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Traffic = list[tuple[Kind, int]]
+
+
+class Unreduced(RankGroup):
+    """Ranks whose partial sums somebody else adds up."""
+
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """``partial`` as it is."""
+        return partial
+
+
+class MergedLayer(DecoderLayer):
+    """What an engineer would write: routed and shared experts share one all_reduce."""
+
+    ranks: RankGroup
+
+    def merge(self, ranks: RankGroup) -> None:
+        """Takes the sums of the sparse layer's two branches into ``forward``."""
+        self.ranks = ranks
+        if self.is_sparse:
+            silent = Unreduced(ranks.group, ranks.rank, ranks.size)
+            self.moe.ranks = self.share_expert.down_proj.ranks = silent
+
+    def forward(self, x: Tensor, step: Step, cache: KVCache | None) -> Tensor:
+        """As in the base class."""
+        if not self.is_sparse:
+            return super().forward(x, step, cache)
+        x = x + self.self_attn(self.input_layernorm(x), step, cache)
+        normed = self.post_attention_layernorm(x)
+        return x + self.ranks.all_reduce(self.moe(normed) + self.share_expert(normed))
+
+
+def random_model(config: Step3p5Config, device: str, dtype: torch.dtype) -> Step3p5ForCausalLM:
+    """The first rank's part, weights normal with deviation 0.02, for times only."""
+    model = Step3p5ForCausalLM(
+        config, group=dist.group.WORLD, device=device, dtype=dtype, seed=None
+    )
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
+    return model
+
+
+def merged_by_hand(model: Step3p5ForCausalLM) -> Step3p5ForCausalLM:
+    """A model over the same weights with one all_reduce for the experts of a layer."""
+    other = Step3p5ForCausalLM(
+        model.config, group=dist.group.WORLD, device="meta", dtype=model.lm_head.weight.dtype
+    )
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.requires_grad_(False)
+    for layer in other.model.layers:
+        layer.__class__ = MergedLayer
+        layer.merge(other.ranks)
+    return other
+
+
+@dataclass
+class Captured:
+    """A model captured for one kind of call, and the seconds that capture took."""
+
+    capture: Capture
+    seconds: float
+
+
+def captured(model: Step3p5ForCausalLM, call: Call) -> Captured:
+    """Captures ``model``; sizes over one stay symbolic."""
+    start = time.perf_counter()
+    found = capture(model, *call)
+    return Captured(found, time.perf_counter() - start)
+
+
+def optimized(
+    model: Step3p5ForCausalLM, found: Capture, policy: str
+) -> tuple[OptimizedModule, Callable[[int], tuple[Traffic, Traffic]], str]:
+    """The optimized model, its collectives before and after by tokens, and the verdict."""
+    result, report = optimize_capture(found, config=model.config, policy=policy)
+    ready = lower(result.spmd, found.groups, mutations=found.mutations)
+    report = replace(report, remarks=(*report.remarks, *ready.remarks))
+    forms = TokenTable(1, (TokenRange(1, 1, ready),))
+    prepared = Prepared(forms, None, found, report, None)
+
+    def traffic(tokens: int) -> tuple[Traffic, Traffic]:
+        from compiler.analysis.statistics import statistics
+
+        graphs = (found.graph.graph, result.spmd.graph)
+        before, after = (statistics(g, tokens).collectives for g in graphs)
+        return [(c.kind, c.payload_bytes) for c in before], [
+            (c.kind, c.payload_bytes) for c in after
+        ]
+
+    return OptimizedModule(model, lambda *_: prepared), traffic, str(report.verdict)
