@@ -6,6 +6,9 @@ After     y, h = commplan.all_reduce_add_rms_norm(x, residual, weight, eps, offs
 Before    t = wait(reduce_scatter(x));  h = t + residual;  g = wait(all_gather(norm(h)))
 After     g, h = commplan.reduce_scatter_add_rms_norm_all_gather(x, residual, weight, eps, offset)
 
+Rows that ranks cannot share evenly are padded before the reduce_scatter and cut off behind the
+all_gather; the fused op does both itself.
+
 A fused op means the composition it replaces. ``expanded`` puts the compositions back, with the
 operands that the fused calls have, and the checker compares that with the proven graph.
 """
@@ -14,17 +17,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
+from compiler.analysis.rows import SIZE_READ
 from compiler.check import check
 from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind, collective, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.ir.rows import PAD_ROWS
+from compiler.ir.rules.meaning import size_key
 from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM, refusal
 from compiler.runtime.regions import NormRegion, Recognizer
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -36,30 +45,45 @@ class Composition:
         reduction: the reduction.
         region: the addition and the norm.
         gather: the all_gather of the norm; None where all ranks hold all rows.
+        padding: adds rows to the reduction's operand, None where none are missing.
+        trim: cuts them off the gathered rows.
     """
 
     start: fx.Node
     reduction: Collective
     region: NormRegion
     gather: fx.Node | None
+    padding: fx.Node | None = None
+    trim: fx.Node | None = None
+
+    @property
+    def x(self) -> fx.Node:
+        """What is summed over ranks."""
+        return self.reduction.operand if self.padding is None else self.padding.all_input_nodes[0]
 
     @property
     def y(self) -> fx.Node:
         """The value that the fused call's first result replaces."""
         if self.gather is None:
             return self.region.y
-        found = collective(self.gather)
-        assert found is not None
-        assert found.result is not None
-        return found.result
+        return self.trim or _result(self.gather)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
-        """All of it, in an order in which it runs."""
+        """All of it but the trim, in an order in which it runs."""
         assert self.reduction.result is not None
-        gathered = () if self.gather is None else (self.gather, self.y)
+        gathered = () if self.gather is None else (self.gather, _result(self.gather))
         body = (self.region.addition, *self.region.inner, *gathered)
-        return (self.start, self.reduction.result, *body)
+        padding = () if self.padding is None else (self.padding,)
+        return (*padding, self.start, self.reduction.result, *body)
+
+
+def _result(start: fx.Node) -> fx.Node:
+    """What a collective gives."""
+    found = collective(start)
+    assert found is not None, f"%{start.name} is no collective"
+    assert found.result is not None, f"%{start.name} is not waited for"
+    return found.result
 
 
 def fuse(graph: SpmdGraph, served: Callable[[str], str | None]) -> tuple[SpmdGraph, list[Remark]]:
@@ -121,7 +145,23 @@ def _composition(
         return "the norm of its rows is not gathered at once"
     if operand.dim() != 2:
         return f"its operand has {operand.dim()} dimensions"
-    return Composition(start, reduction, region, users[0])
+    if reduction.operand.target is not PAD_ROWS:
+        return Composition(start, reduction, region, users[0])
+    found = Composition(start, reduction, region, users[0], reduction.operand)
+    trims = list(found.y.users)
+    if len(trims) != 1 or not _trims(trims[0], found.x):
+        return "the norm of its padding is read"
+    return replace(found, trim=trims[0])
+
+
+def _trims(node: fx.Node, x: fx.Node) -> bool:
+    """Whether ``node`` keeps as many rows as ``x`` has, from the first on."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    given = access.arguments(node)
+    first = (given.get("dim", 0), given.get("start") or 0, given.get("step", 1)) == (0, 0, 1)
+    kept, rows = (size_key(access.shape(n)[0]) for n in (node, x))
+    return first and bool(kept == rows)
 
 
 def _replaced(
@@ -151,7 +191,7 @@ def _called(
     target: fx.Graph, found: Composition, copies: dict[fx.Node, fx.Node]
 ) -> tuple[fx.Node, fx.Node, fx.Node]:
     region, reduction = found.region, found.reduction
-    operands = tuple(copies[n] for n in (reduction.operand, region.residual, region.weight))
+    operands = tuple(copies[n] for n in (found.x, region.residual, region.weight))
     numbers = (region.eps, region.offset)
     if found.gather is None:
         call = target.call_function(ALL_REDUCE_NORM, (*operands, *numbers, reduction.group))
@@ -192,7 +232,14 @@ def _inlined(
 ) -> tuple[fx.Node, fx.Node]:
     x, residual, weight = operands
     region = found.region
-    known = {found.reduction.operand: x, region.residual: residual, region.weight: weight}
+    known = {found.x: x, region.residual: residual, region.weight: weight}
     for node in found.nodes:
         known[node] = target.node_copy(node, lambda n: known[n])
-    return known[found.y], known[region.addition]
+    if found.trim is None:
+        return known[found.y], known[region.addition]
+    assert found.gather is not None, "what is trimmed was gathered"
+    rows = target.call_function(SIZE_READ, (x, 0))
+    rows.meta = {"val": access.shape(x)[0]}
+    trimmed = target.call_function(aten.slice.Tensor, (known[_result(found.gather)], 0, 0, rows))
+    trimmed.meta = dict(found.trim.meta)
+    return trimmed, known[region.addition]

@@ -1,13 +1,13 @@
 """The fused ops that graphs call, and which kernel runs them: chosen by payload, at every call.
 
     all_reduce_add_rms_norm                  y, h of x, residual [..., hidden]
-    reduce_scatter_add_rms_norm_all_gather   y [rows, hidden], h [rows / n, hidden]
+    reduce_scatter_add_rms_norm_all_gather   y [rows, hidden], h [ceil(rows / n), hidden]
 
 both with h = sum over ranks of x + residual and y = h * rsqrt(mean(h * h) + eps) * (weight +
-offset); the second holds residual and h as shares of rows. What they mean is the composition that
-each replaces; without a workspace for their group, or for a payload that does not fit it, they run
-that composition with the group's own collectives. The choice depends on sizes alone: all ranks
-choose alike.
+offset); the second holds residual and h as shares of rows, the last ones padded. What they mean is
+the composition that each replaces; without a workspace for their group, or for a payload that does
+not fit it, they run that composition with the group's own collectives. The choice depends on sizes
+alone: all ranks choose alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.nn.functional import rms_norm
 
 from compiler.errors import KernelError
+from compiler.ir.rows import padded_rows
 from compiler.runtime.kernels import launch
 from compiler.runtime.kernels.workspace import Workspace
 
@@ -105,9 +106,11 @@ def reduce_scatter_add_rms_norm_all_gather(
     """Runs the op: one kernel."""
     workspace = serving(group_name, x)
     if workspace is None:
-        share = c10d.wait_tensor(c10d.reduce_scatter_tensor(x, "sum", group_size, group_name))
+        whole = padded_rows(x, 0, group_size)
+        share = c10d.wait_tensor(c10d.reduce_scatter_tensor(whole, "sum", group_size, group_name))
         y, h = add_norm(share, residual, weight, eps, offset)
-        return c10d.wait_tensor(c10d.all_gather_into_tensor(y, group_size, group_name)), h
+        gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(y, group_size, group_name))
+        return gathered[: x.shape[0]], h
     fused: Pair = torch.ops.commplan.two_shot_all_reduce_add_rms_norm(
         x, residual, weight, eps, offset, *workspace.arguments
     )

@@ -15,8 +15,13 @@ from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Varying
 from compiler.ir.remark import RemarkKind
+from compiler.ir.rows import PAD_ROWS, own_share
+from compiler.ir.text import parse_graph
+from compiler.plan.prices import Bytes
+from compiler.plan.shard_rows import shard_rows
 from compiler.runtime import fusing
 from compiler.runtime.kernels import reference, select
+from passes import EliminateDeadCode, ShardRows
 
 c10d = torch.ops._c10d_functional
 RANKS, ROWS, HIDDEN, EPS = 4, 8, 16, 3e-5
@@ -144,6 +149,50 @@ def test_shared_rows() -> None:
     assert [n.target for n in fused_calls(fused)] == [select.SHARED_NORM]
 
 
+SHARED = """
+mesh <tp = 4>
+sym s0 in [2, 4096]
+func @main(
+  %0 "x": f32[s0, 16] {tp: V}, %1 "r": f32[s0, 16], %2 "w": f32[16], %3 "m": f32[16, 4] {tp: V}
+) {
+  %4: f32[s0, 16] = comm.all_reduce(%0) {axis = tp, op = sum}
+  %5: f32[s0, 16] = aten.add.Tensor(%1, %4)
+  %6: f32[s0, 16] = aten.rms_norm(%5, [16], %2, 1e-6)
+  %7: f32[s0, 4] = aten.mm(%6, %3)
+  return %7
+}
+"""
+
+
+def test_shared_rows_of_any_number() -> None:
+    """As the optimizer shares them: padded before the reduce_scatter, cut off behind the gather."""
+    whole = parse_graph(SHARED)
+    stage = shard_rows(whole, "tp", Bytes())
+    graph = EliminateDeadCode().apply(ShardRows(stage).apply(whole).graph).graph
+    assert PAD_ROWS in [n.target for n in graph.graph.nodes]
+    fused, remarks = fusing.fuse(graph, lambda _: None)
+    assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
+    (call,) = fused_calls(fused)
+    assert call.target is select.SHARED_NORM
+    targets = [n.target for n in fused.graph.nodes]
+    assert PAD_ROWS not in targets
+    assert c10d.reduce_scatter_tensor.default not in targets
+
+
+def test_padding_that_is_read_is_not_fused_away() -> None:
+    whole = parse_graph(SHARED)
+    graph = ShardRows(shard_rows(whole, "tp", Bytes())).apply(whole).graph
+    (norm,) = [n for n in graph.graph.nodes if n.target is torch.ops.aten.rms_norm.default]
+    (gather,) = norm.users
+    (wait,) = gather.users
+    graph.graph.output_node().prepend(graph.graph.node_copy(wait, lambda n: n))
+    extra = graph.graph.output_node().prev
+    extra.args, extra.target = (wait,), torch.ops.aten.neg.default
+    found, (remark,) = fusing.compositions(graph, lambda _: None)
+    assert not found
+    assert "the norm of its padding is read" in remark.reason
+
+
 def test_the_checker_refuses_a_wrong_match() -> None:
     def body(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         return functional(residual + reduced(x), weight)
@@ -174,7 +223,13 @@ def composed(group: dist.ProcessGroup) -> list[float]:
     gathered, held = ops.reduce_scatter_add_rms_norm_all_gather(
         x, residual[own].contiguous(), weight, EPS, 1.0, group.size(), name
     )
-    pairs = (y, exact[0]), (h, exact[1]), (gathered, exact[0]), (held, exact[1][own])
+    pairs = [(y, exact[0]), (h, exact[1]), (gathered, exact[0]), (held, exact[1][own])]
+    uneven = own_share(residual[:-1], 0, group.size(), group.rank())
+    gathered, held = ops.reduce_scatter_add_rms_norm_all_gather(
+        x[:-1].contiguous(), uneven, weight, EPS, 1.0, group.size(), name
+    )
+    kept = rows - (group.rank() == group.size() - 1)
+    pairs += [(gathered, exact[0][:-1]), (held[:kept], exact[1][own][:kept])]
     return [float((a.double() - b).abs().max()) for a, b in pairs]
 
 
