@@ -192,9 +192,13 @@ class Interpreter:
         self, call: Call, found: Meaning | None, read: Sequence[Value]
     ) -> Blockwise | None:
         """As ``blockwise``; None too where rows of the result are shared and the operands' not."""
+        if not self.sizes.sizes:
+            return None
         act = blockwise(call, found, read)
-        counts = [self._cut(shape)[1] for shape in call.result_shapes]
-        return None if act and act.like.count == 1 < max(counts, default=1) else act
+        if act is None or act.like.count > 1:
+            return act
+        wanted = zip(act.cut, map(self._cut, call.result_shapes), strict=True)
+        return None if any(cut == dim and n > 1 for cut, (dim, n) in wanted) else act
 
     def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
         """``pick`` of a value, linear, and of its logarithms."""

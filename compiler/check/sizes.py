@@ -48,9 +48,14 @@ class RowSizes:
     """In how many blocks tensors with a dimension of some size are modelled.
 
     As few as all that share rows of a size, or of a size made from it, can do with.
+
+    Attributes:
+        sizes: size -> number of blocks.
+        cuts: rows are cut between ranks somewhere, not gathered alone.
     """
 
     sizes: dict[Any, int] = field(default_factory=dict)
+    cuts: bool = False
 
     @staticmethod
     def of(graphs: Iterable[SpmdGraph]) -> RowSizes:
@@ -73,7 +78,7 @@ class RowSizes:
         for _, whole, part, n in sorted(shared, key=lambda one: one[0]):
             found.setdefault(whole, counts[whole])
             found.setdefault(part, counts[whole] // n)
-        return RowSizes(found)
+        return RowSizes(found, any(not gathers for gathers, *_ in shared))
 
     def cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
         """The dimension that is cut, and into how many blocks."""

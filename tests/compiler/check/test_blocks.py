@@ -60,6 +60,10 @@ LAWS = {
               "aten.mul.Tensor(%6, %1)"),
         whole("aten.sub.Tensor(%1, %1)"),
     ),
+    "a share of as many rows as columns are shared": (
+        [(OWN, "comm.reduce_scatter(%0) {axis = tp, op = sum}"), (OWN, "aten.copy(%5, %5)")],
+        [(OWN, "comm.reduce_scatter(%0) {axis = tp, op = sum}")],
+    ),
     "a slice of everything": (
         whole("aten.narrow(%1, 0, rank(0, 0, 0, 0), 8)", "aten.slice.Tensor(%5, 1, 0, 6)"),
         whole("aten.alias(%1)"),
