@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class RowForm:
     communicates: Collective | None = None
 
 
+@lru_cache(maxsize=4)  # planner and pass ask about the same graph
 def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowForm]:
     """All values that the ranks of each group may share by rows, in graph order."""
     classes = replication(graph)

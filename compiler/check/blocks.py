@@ -117,6 +117,7 @@ def _first_cut(made: Blockwise) -> int:
     return min(dim for dim in made.cut if dim is not None)
 
 
+@lru_cache(maxsize=1 << 12)
 def _on_block(call: Call, dims: Dims, factor: Any, unit: Any) -> tuple[Call, Any]:
     """The call on one block, and the unit of its results."""
 

@@ -60,6 +60,7 @@ class Interpreter:
         self.values: dict[fx.Node, Value] = {}
         self.random_calls = 0
         self._keys_made: dict[tuple[object, ...], bytes] = {}
+        self._cuts: dict[tuple[Any, ...], tuple[int | None, int]] = {}
         names = self._names = symbols(graph)
         self._renaming = {} if all(a == b for a, b in names.items()) else names
         self._pattern = re.compile("|".join(rf"\b{re.escape(n)}\b" for n in names) or r"(?!)")
@@ -94,9 +95,11 @@ class Interpreter:
             self._keys_made[parts] = text.encode()
         return self._keys_made[parts]
 
-    def _cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
+    def _cut(self, shape: tuple[Any, ...]) -> tuple[int | None, int]:
         """The dimension of a tensor that is cut, and into how many blocks."""
-        return self.sizes.cut([renamed(s, self._names) for s in shape])
+        if shape not in self._cuts:
+            self._cuts[shape] = self.sizes.cut([renamed(s, self._names) for s in shape])
+        return self._cuts[shape]
 
     def _leaf(self, node: fx.Node) -> Value:
         """Random vectors for each tensor that ranks may hold: the same for all where replicated."""

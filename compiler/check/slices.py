@@ -18,7 +18,7 @@ from compiler.ir.rules import Call
 
 
 def sliced(
-    call: Call, x: Value, ranks: int, cut: Callable[[Sequence[Any]], tuple[int | None, int]]
+    call: Call, x: Value, ranks: int, cut: Callable[[tuple[Any, ...]], tuple[int | None, int]]
 ) -> Value | None:
     """A slice that takes everything, cuts padding off, or takes blocks; None for any other.
 
