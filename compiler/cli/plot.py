@@ -52,14 +52,15 @@ def draw(plans: Plans, path: Path) -> None:
     totals = [plans.totals(count) for count in counts]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     times, savings = figure.subplots(1, 2)
-    for field, label in LINES.items():
+    for number, (field, label) in enumerate(LINES.items()):
         held = [getattr(t, field) for t in totals]
         if None in held:
             continue
-        times.loglog(counts, [ps / 1e9 for ps in held], label=label, base=2)
+        colour = f"C{number}"
+        times.loglog(counts, [ps / 1e9 for ps in held], colour, label=label, base=2)
         if field != "as_written":
             saved = [100 * (1 - ps / t.as_written) for ps, t in zip(held, totals, strict=True)]
-            savings.semilogx(counts, saved, label=label, base=2)
+            savings.semilogx(counts, saved, colour, label=label, base=2)
     for found in plans.table.even[1:]:
         for axes in (times, savings):
             axes.axvline(found.first, color="0.8", linewidth=0.8, zorder=0)

@@ -257,12 +257,14 @@ class Planner:
             bounds: collectives take what their bytes do at the rate of the links, and shares are
                 chosen for that: with the same reductions, no plan takes less.
         """
-        times, shares = self._times(decided.at, tokens), decided.shares
+        times = self._times(decided.at, tokens)
         if bounds:
             times = LowerBounds(times.machine, tokens, times.work, times.launch)
-            shares = decided.choice.cheapest(times) if decided.choice else shares
+            if decided.choice is not None:
+                choice = self._any_rows(decided.at, decided.choice.group)
+                decided = replace(decided, choice=choice, shares=choice.cheapest(times))
         found: dict[fx.Node, Spent] = {}
-        for item in decided.items(shares):
+        for item in decided.items(decided.shares):
             found[item.node] = found.get(item.node, Spent()) + spent(times, item)
         return found
 
@@ -284,7 +286,7 @@ class Planner:
     def _row_choice(self, key: Hashable, at: Written, group: str) -> RowChoice:
         if key not in self._choices:
             if self.compares_times:
-                self._choices[key] = RowChoice(at.graph, group)
+                self._choices[key] = self._any_rows(at, group)
             else:
                 groups = at.graph.mesh.group(group)
                 free = at_hand(at.graph, groups, row_forms(at.graph, groups))
@@ -292,6 +294,15 @@ class Planner:
                 layered = sparse if self.search.policy == "boundary" else frozenset[int]()
                 allowed = partial(_may_share, free, layered)
                 self._choices[key] = RowChoice(at.graph, group, allowed=allowed)
+        found = self._choices[key]
+        assert isinstance(found, RowChoice)
+        return found
+
+    def _any_rows(self, at: Written, group: str) -> RowChoice:
+        """The choice among all values that may be shares."""
+        key = at, group
+        if key not in self._choices:
+            self._choices[key] = RowChoice(at.graph, group)
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
