@@ -194,14 +194,17 @@ class Interpreter:
     def _blockwise(
         self, call: Call, found: Meaning | None, read: Sequence[Value]
     ) -> Blockwise | None:
-        """As ``blockwise``; None too where rows of the result are shared and the operands' not."""
+        """As ``blockwise``; None too where rows of the result are shared, and the operands' not."""
         if not self.sizes.sizes:
             return None
         act = blockwise(call, found, read)
         if act is None or act.like.count > 1:
             return act
+        given = zip(call.shapes, read, act.operands, strict=True)
+        whole = all(self._cut(shape)[1] == x.count for shape, x, is_cut in given if is_cut)
         wanted = zip(act.cut, map(self._cut, call.result_shapes), strict=True)
-        return None if any(cut == dim and n > 1 for cut, (dim, n) in wanted) else act
+        is_shared = any(cut == dim and n > 1 for cut, (dim, n) in wanted)
+        return None if whole and is_shared else act
 
     def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
         """``pick`` of a value, linear, and of its logarithms."""

@@ -64,6 +64,13 @@ LAWS = {
         [(OWN, "comm.reduce_scatter(%0) {axis = tp, op = sum}"), (OWN, "aten.copy(%5, %5)")],
         [(OWN, "comm.reduce_scatter(%0) {axis = tp, op = sum}")],
     ),
+    "shares of as many rows as others have in all": (
+        [("f64[16, 6]", "aten.cat([%1, %1], 0)"), ("f64[16, 6]", "aten.silu(%5)"),
+         ("f64[2, 6]", SLICE.format("%1")), (WHOLE, GATHER.format("%7")),
+         ("f64[4, 6]", 'commplan.all_slice(%6, 0, 4, "tp")')],
+        [("f64[16, 6]", "aten.cat([%1, %1], 0)"),
+         ("f64[4, 6]", 'commplan.all_slice(%5, 0, 4, "tp")'), ("f64[4, 6]", "aten.silu(%6)")],
+    ),
     "a slice of everything": (
         whole("aten.narrow(%1, 0, rank(0, 0, 0, 0), 8)", "aten.slice.Tensor(%5, 1, 0, 6)"),
         whole("aten.alias(%1)"),
