@@ -35,6 +35,7 @@ from compiler.analysis.reductions import (
     reduction_of,
     reductions,
 )
+from compiler.analysis.rows import only_own_rows_read
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import (
@@ -260,8 +261,12 @@ def _same_strides(left: fx.Node, right: fx.Node) -> bool:
 def _remarks(
     known: Facts, found: Mapping[fx.Node, Carrier], unreduced: set[fx.Node]
 ) -> list[Remark]:
-    """One remark per reduction of the source: merged, moved, or kept and why."""
+    """One remark per reduction of the source: merged, moved, or kept and why.
+
+    None where only own rows are read: whether a reduce_scatter will do is not for this pass.
+    """
     remarks, kind = [], known.reduction.collective
+    scattered = only_own_rows_read(known.graph, known.reduction.groups)
     for node, carrier in found.items():
         if not carrier.reduces:
             continue
@@ -275,7 +280,7 @@ def _remarks(
             how = "reduced with" if movers[0] in carrier.joint else "moved below"
             what = f"{kind} {how} {movers[0].target}"
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what, layer))
-        else:
+        elif node not in scattered:
             why = f"{kind} kept: {kept(node, known, found)}"
             remarks.append(Remark(RemarkKind.MISSED, f"%{node.name}", why, layer))
     return remarks

@@ -201,12 +201,23 @@ def at_hand(
         else:
             given = form.communicates.kind is Kind.ALL_GATHER
         gathered.update([node] if given else [])
-    unread: set[fx.Node] = set()
+    return frozenset(gathered) | only_own_rows_read(graph, groups)
+
+
+def only_own_rows_read(graph: SpmdGraph, groups: ReplicaGroups) -> frozenset[fx.Node]:
+    """Values of which every rank reads its own rows alone, as many as the others."""
+    if not any(reads_share(graph, node, groups) for node in graph.graph.nodes):
+        return frozenset()
+    forms, found = row_forms(graph, groups), set[fx.Node]()
     for node in reversed(list(forms)):
         readers = [u for u in node.users if u.target is not SIZE_READ]
-        if readers and all(
-            reads_share(graph, u, groups) or (u in unread and node in forms[u].carrying)
-            for u in readers
+        if (
+            rows_of(node) % groups.axis_size == 0
+            and readers
+            and all(
+                reads_share(graph, u, groups) or (u in found and node in forms[u].carrying)
+                for u in readers
+            )
         ):
-            unread.add(node)
-    return frozenset(gathered | unread)
+            found.add(node)
+    return frozenset(found)

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
+from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
+from compiler.ir import access
+from compiler.ir.collectives import Kind, collective
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
@@ -198,6 +201,7 @@ def finished(
         remarks=(
             *_general_remarks(source, policy, verify=verify),
             *written.pipeline.remarks,
+            *(_unscattered(written.graph) if policy != "off" else ()),
         ),
         before=statistics(source.graph, tokens),
         after=statistics(written.graph.graph, tokens),
@@ -205,6 +209,17 @@ def finished(
         records=tuple(written.pipeline.records),
         seconds=dict(clock.seconds),
     )
+
+
+def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
+    """All_reduces that are left although ranks read no more than their own rows."""
+    for groups in dict.fromkeys(graph.mesh.groups.values()):
+        for node in only_own_rows_read(graph, groups):
+            what = collective(node)
+            if what is not None and what.kind is Kind.ALL_REDUCE:
+                why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"
+                layer = access.layer_path(what.operand)
+                yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
 
 
 def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:
