@@ -21,12 +21,20 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from compiler.cost import load_machine
 from models.step3p5 import Step3p5Config
 from models.step3p5.entry import real_config
-from scripts.rank_models import Call, captured, merged_by_hand, optimized, random_model
+from scripts.kernel_profile import kernels
+from scripts.rank_models import (
+    Call,
+    captured,
+    decode_call,
+    merged_by_hand,
+    optimized,
+    prefill_call,
+    random_model,
+)
 
 RANKS = 8
 TIMES = ("busy_us", "gaps_us", "graph_us", "compiled_us")
@@ -59,26 +67,6 @@ class Device:
         return statistics.median(whole), statistics.median(host)
 
 
-def kernels(call: Callable[[], object], device: Device) -> dict[str, float]:
-    """Kernels of one call, their time, and the time between them, from the profiler."""
-    if not device.cuda:
-        return {}
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as seen:
-        call()
-        torch.cuda.synchronize()
-    spans = sorted(
-        (e.time_range.start, e.time_range.end)
-        for e in seen.events()
-        if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation
-    )
-    busy, until = 0.0, 0.0
-    for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    span = until - spans[0][0]
-    return {"kernels": len(spans), "busy_us": busy, "gaps_us": span - busy}
-
-
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
     """A CUDA graph of the call."""
     stream = torch.cuda.Stream()
@@ -92,19 +80,6 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def prefill_call(tokens: int, vocab: int, device: str) -> Call:
-    """One prompt; logits of its last token."""
-    ids = torch.randint(vocab, (1, tokens), device=device)
-    return (ids, torch.arange(tokens, device=device)[None]), {"logits_to_keep": 1}
-
-
-def decode_call(model: Any, batch: int, context: int, device: str) -> Call:
-    """One new token for each of ``batch`` sequences, at the end of their context."""
-    ids = torch.randint(model.config.vocab_size, (batch, 1), device=device)
-    positions = torch.full_like(ids, context - 1)
-    return (ids, positions, model.make_cache(batch, context)), {}
-
-
 def row(
     name: str, tokens: int, call: Callable[[], object], device: Device, *, repeats: int, graph: bool
 ) -> dict[str, Any]:
@@ -112,7 +87,7 @@ def row(
     call()
     eager_us, host_us = device.times_us(call, repeats)
     found: dict[str, Any] = {"form": name, "tokens": tokens, "eager_us": eager_us}
-    found |= {"host_us": host_us, **kernels(call, device)}
+    found |= {"host_us": host_us, **kernels(call, device.name)}
     if graph and device.cuda:
         found["graph_us"] = device.times_us(graphed(call), 4 * repeats)[0]
     return found

@@ -15,6 +15,7 @@ from compiler.capture import Capture, capture
 from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_capture
 from compiler.plan.ranges import TokenRange, TokenTable
+from compiler.runtime.exchange import exchange_over, ranks_of
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
@@ -56,27 +57,59 @@ class MergedLayer(DecoderLayer):
         return x + self.ranks.all_reduce(self.moe(normed) + self.share_expert(normed))
 
 
-def random_model(config: Step3p5Config, device: str, dtype: torch.dtype) -> Step3p5ForCausalLM:
-    """The first rank's part, weights normal with deviation 0.02, for times only."""
+def random_model(
+    config: Step3p5Config, device: str, dtype: torch.dtype, experts: str = "tp"
+) -> Step3p5ForCausalLM:
+    """This rank's part, weights normal with deviation 0.02, for times only.
+
+    Ranks that hold the same block of a parameter hold the same values.
+    """
     model = Step3p5ForCausalLM(
-        config, group=dist.group.WORLD, device=device, dtype=dtype, seed=None
+        config, group=dist.group.WORLD, experts=experts, device=device, dtype=dtype, seed=None
     )
-    for parameter in model.parameters():
-        parameter.normal_(std=0.02)
+    generator = torch.Generator(device)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        shard = model.shard(name)
+        block = 0 if shard is None else shard.index
+        generator.manual_seed(number * model.ranks.size + block)
+        parameter.normal_(std=0.02, generator=generator)
     return model
+
+
+def over_same_weights(model: Step3p5ForCausalLM) -> Step3p5ForCausalLM:
+    """Another model that holds the parameters of ``model``."""
+    other = Step3p5ForCausalLM(
+        model.config,
+        group=dist.group.WORLD,
+        experts=model.experts,
+        device="meta",
+        dtype=model.lm_head.weight.dtype,
+    )
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.requires_grad_(False)
+    return other
 
 
 def merged_by_hand(model: Step3p5ForCausalLM) -> Step3p5ForCausalLM:
     """A model over the same weights with one all_reduce for the experts of a layer."""
-    other = Step3p5ForCausalLM(
-        model.config, group=dist.group.WORLD, device="meta", dtype=model.lm_head.weight.dtype
-    )
-    other.load_state_dict(model.state_dict(), assign=True)
-    other.requires_grad_(False)
+    other = over_same_weights(model)
     for layer in other.model.layers:
         layer.__class__ = MergedLayer
         layer.merge(other.ranks)
     return other
+
+
+def prefill_call(tokens: int, vocab: int, device: str, kept: int = 1) -> Call:
+    """One prompt; logits of its last ``kept`` tokens."""
+    ids = torch.randint(vocab, (1, tokens), device=device)
+    return (ids, torch.arange(tokens, device=device)[None]), {"logits_to_keep": kept}
+
+
+def decode_call(model: Any, batch: int, context: int, device: str) -> Call:
+    """One new token for each of ``batch`` sequences, at the end of their context."""
+    ids = torch.randint(model.config.vocab_size, (batch, 1), device=device)
+    positions = torch.full_like(ids, context - 1)
+    return (ids, positions, model.make_cache(batch, context)), {}
 
 
 @dataclass
@@ -90,7 +123,7 @@ class Captured:
 def captured(model: Step3p5ForCausalLM, call: Call) -> Captured:
     """Captures ``model``; sizes over one stay symbolic."""
     start = time.perf_counter()
-    found = capture(model, *call)
+    found = capture(model, *call, exchange=exchange_over(ranks_of(None)))
     return Captured(found, time.perf_counter() - start)
 
 
