@@ -1,0 +1,312 @@
+"""All that takes several GPUs, measured on one node: links, kernels, Step-3.5-Flash, predictions.
+
+links        collectives by size: NCCL (gloo on CPUs) and our kernels, in and out of CUDA graphs;
+             the fitted machine file, compared with a known one
+kernels      fused kernels against an all_reduce, then a compiled addition and RMSNorm
+model        Step-3.5-Flash with random weights in four forms, outputs compared, then timed
+predictions  what the machine file predicts for these, and which targets are met
+
+Each part writes JSON into the output folder, and predictions reads it from there. Started as it is,
+the command starts one rank per GPU; under torchrun it is one of the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from compiler.cost import Machine, load_machine, machine_with
+from compiler.cost.files import machine_of
+from compiler.cost.measurements import machine_text
+from compiler.errors import CommPlanError
+from scripts.multi_gpu import tables
+from scripts.multi_gpu.kernels import measured_kernels
+from scripts.multi_gpu.links import compared, measured_links
+from scripts.multi_gpu.model import config_of, measured_model
+from scripts.multi_gpu.predictions import kernel_rows, link_rows, model_rows, targets
+from scripts.multi_gpu.ranks import USER_ERROR, Ranks, run_rank
+from scripts.multi_gpu.results import MACHINE, Results
+
+PARTS = ("links", "kernels", "model", "predictions")
+KEY = ("experts", "call", "tokens", "form")
+"""What tells rows of the model part apart."""
+MIN_BYTES, MAX_BYTES, MAX_BYTES_SMALL = 512, 1 << 28, 1 << 18
+LINKS_S, KERNELS_S = 90.0, 90.0
+"""What these parts are taken to need on eight GPUs."""
+KERNEL_ROWS = [1 << i for i in range(15)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; sizes left out depend on ``--small``."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = made.add_argument
+    add("--ranks", type=least_two, help="default: one per GPU; 2 without GPUs")
+    add("--parts", type=some_of(*PARTS), default=list(PARTS), help="default: all")
+    add("--output", type=Path, default=Path("out/multi_gpu"), help="folder; default: %(default)s")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is a GPU")
+    add("--small", action="store_true", help="a small model and few sizes, for a trial")
+    add("--experts", type=some_of("tp", "ep"), default=["tp", "ep"], help="default: tp,ep")
+    add("--layers", type=int, help="decoder layers of the real model; default: all 45")
+    add("--prefill", type=integers, help="tokens; default: 2048,8192,16384")
+    add("--decode", type=integers, help="batch sizes; default: 1,64,256")
+    add("--context", type=int, help="tokens in the cache; default: 1024")
+    add("--rows", type=integers, help="of fused kernels; default: 1 to 16384")
+    add("--rounds", type=int, default=5, help="alternating rounds; default: 5")
+    add("--max-bytes", type=int, help="largest payload on the links; default: 256 MiB")
+    add("--machine", help="plans and predictions; default: the measured one, else --compare")
+    add("--compare", help="a known machine to compare with; default: that of the GPUs")
+    add("--budget-s", type=float, default=570.0, help="seconds; default: 570")
+    add("--begun-s", type=float, default=time.time(), help=argparse.SUPPRESS)
+    return made
+
+
+def integers(text: str) -> list[int]:
+    """Numbers of one and more between commas."""
+    found = [int(one) for one in text.split(",") if one]
+    if any(one < 1 for one in found):
+        raise ValueError(text)
+    return found
+
+
+def least_two(text: str) -> int:
+    """A number of ranks that have something to send."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text} ranks send nothing; give 2 or more")
+    return int(text)
+
+
+def some_of(*known: str) -> Any:
+    """Reads names between commas, in the order of ``known``."""
+
+    def read(text: str) -> list[str]:
+        given = text.split(",")
+        for one in given:
+            if one not in known:
+                raise argparse.ArgumentTypeError(f"unknown {one!r}; known: {', '.join(known)}")
+        return [one for one in known if one in given]
+
+    return read
+
+
+def completed(given: argparse.Namespace) -> argparse.Namespace:
+    """Options with what they default to here."""
+    small = given.small
+    given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise CommPlanError("there is no CUDA device", remedy="leave --device out")
+    if given.device == "cpu" and not small and {"links", "model"} & {*given.parts}:
+        raise CommPlanError(
+            "without GPUs only a trial is possible", remedy="add --small, for a small model"
+        )
+    defaults = {
+        "ranks": torch.cuda.device_count() if given.device == "cuda" else 2,
+        "prefill": [32, 64] if small else [2048, 8192, 16384],
+        "decode": [1, 4] if small else [1, 64, 256],
+        "context": 32 if small else 1024,
+        "rows": [1, 8, 64] if small else KERNEL_ROWS,
+        "max_bytes": MAX_BYTES_SMALL if small else MAX_BYTES,
+    }
+    for name, value in defaults.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    if "WORLD_SIZE" in os.environ:
+        given.ranks = int(os.environ["WORLD_SIZE"])
+    if given.ranks < 2 and {*given.parts} != {"predictions"}:
+        raise CommPlanError(
+            "one rank sends nothing",
+            found=f"{torch.cuda.device_count()} GPUs, {given.ranks} ranks",
+            remedy="--ranks 2: ranks that share a GPU talk over gloo, for a trial",
+        )
+    for name in filter(None, (given.machine, given.compare)):
+        load_machine(name)
+    return given
+
+
+def facts_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What results must have in common to be read together."""
+    name = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
+    shared = given.device == "cuda" and torch.cuda.device_count() < given.ranks
+    return {
+        "ranks": given.ranks,
+        "device": name,
+        "ranks_share_a_gpu": shared,
+        "torch": torch.__version__,
+        "layers": config_of(given).num_hidden_layers,
+    }
+
+
+def known_machine(given: argparse.Namespace) -> Machine | None:
+    """The machine that measurements are compared with; None if there is none."""
+    if given.compare:
+        return load_machine(given.compare)
+    return machine_with(torch.cuda.get_device_name()) if given.device == "cuda" else None
+
+
+def planning_machine(given: argparse.Namespace, results: Results) -> Machine:
+    """The machine that was named, else the one measured, else the known one."""
+    if given.machine:
+        return load_machine(given.machine)
+    links = results.read("links")
+    if links is not None and links["machine"]["rows"]:
+        return machine_of(links["machine"], results.folder / MACHINE)
+    known = known_machine(given)
+    if known is None:
+        raise CommPlanError(
+            "no machine is known to plan for and to predict by",
+            found=f"no results of the links part for these ranks in {results.folder}, and no "
+            "machine file for this device",
+            remedy="run with --parts links first, or name one with --machine",
+        )
+    return known
+
+
+def links(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
+    """Measures links, and writes the machine file."""
+    if ranks.shared:
+        ranks.skip("links: the ranks share one GPU, and NCCL needs one each")
+        return
+    if not ranks.enough_time("links", 0 if given.small else LINKS_S, "run --parts links alone"):
+        return
+    sizes = [MIN_BYTES << i for i in range((given.max_bytes // MIN_BYTES).bit_length())]
+    found = measured_links(ranks, sizes, f"measured-{ranks.size}")
+    if not found:
+        return
+    known = known_machine(given)
+    if known is None:
+        ranks.skip("comparison of links: no machine file for this device; --compare names one")
+    rows = [*found["machine"]["rows"], *found["kernels"]]
+    found |= (
+        {"known": known.name if known else None, "compared": compared(rows, known)}
+        if (known)
+        else {"known": None, "compared": []}
+    )
+    results.write("links", found)
+    (results.folder / MACHINE).write_text(machine_text(found["machine"]), encoding="utf-8")
+
+
+def kernels(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
+    """Measures fused kernels."""
+    needed = 0 if given.small else KERNELS_S
+    if ranks.enough_time("kernels", needed, "run --parts kernels alone"):
+        found = measured_kernels(ranks, given.rows)
+        if ranks.rank == 0:
+            results.write("kernels", found)
+
+
+def model(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
+    """Measures the model, kind of call by kind of call."""
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        if ranks.rank == 0:
+            results.join("model", "rows", rows, KEY)
+
+    torch.distributed.barrier()  # rank 0 may have written the machine just now
+    machine = planning_machine(given, results)
+    ranks.tell(f"plans are made for {machine.name}")
+    measured_model(ranks, machine, given, write)
+
+
+def predict(given: argparse.Namespace, results: Results) -> None:
+    """Reads what the other parts found, and predicts it."""
+    found = {part: results.read(part) for part in PARTS[:3]}
+    if not any(found.values()):
+        raise CommPlanError(
+            "there is nothing to predict",
+            where=str(results.folder),
+            found="no results of other parts for this number of ranks and this device",
+            remedy="run with --parts links,kernels,model first",
+        )
+    machine, ranks = planning_machine(given, results), given.ranks
+    rows = link_rows(machine, (found["links"] or {"machine": {"rows": []}})["machine"]["rows"])
+    rows += kernel_rows(machine, (found["kernels"] or {"rows": []})["rows"], ranks)
+    measured = (found["model"] or {"rows": []})["rows"]
+    rows += model_rows(machine, measured, ranks)
+    judged = [vars(one) for one in targets(measured, rows)]
+    results.write("predictions", {"machine": machine.name, "rows": rows, "targets": judged})
+
+
+def show(given: argparse.Namespace, results: Results, skipped: list[str]) -> None:
+    """Prints the results of the parts that ran."""
+    console = Console(width=170)
+    found = {part: results.read(part) for part in given.parts}
+    console.print(json.dumps(results.facts), highlight=False)
+    if one := found.get("links"):
+        tables.show_links(console, one)
+    if one := found.get("kernels"):
+        tables.show_kernels(console, one)
+    if one := found.get("model"):
+        tables.show_model(console, one["rows"])
+    if one := found.get("predictions"):
+        tables.show_predictions(console, one)
+    for what in skipped:
+        console.print(f"skipped: {what}", highlight=False, markup=False)
+    console.print(f"JSON: {results.folder}", highlight=False, markup=False)
+
+
+def as_rank(given: argparse.Namespace) -> None:
+    """Runs the parts on this rank."""
+    warnings.simplefilter("ignore")
+    if given.device == "cpu":
+        torch.set_num_threads(1)
+    ranks = Ranks(given.device, given.begun_s, given.budget_s)
+    results = Results(given.output, facts_of(given))
+    if ranks.shared:
+        ranks.tell(f"{ranks.size} ranks share one GPU over gloo: times say nothing about links")
+    parts = {"links": links, "kernels": kernels, "model": model}
+    for name in (one for one in given.parts if one in parts):
+        parts[name](ranks, given, results)
+    if ranks.rank == 0:
+        if "predictions" in given.parts:
+            predict(given, results)
+        show(given, results, ranks.skipped)
+    torch.distributed.barrier()
+
+
+def launched(given: argparse.Namespace) -> int:
+    """Starts the ranks as torchrun does; the exit code of the one that failed first."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=given.ranks, run_id="bench_multi_gpu",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
+    )  # fmt: skip
+    command = ["-u", "-m", "scripts.bench_multi_gpu", *sys.argv[1:]]
+    try:
+        elastic_launch(config, sys.executable)(*command, "--begun-s", str(given.begun_s))
+    except ChildFailedError as error:
+        return int(error.get_first_failure()[1].exitcode) or 1
+    return 0
+
+
+def main() -> int:
+    """Starts the ranks, or is one of them; prints tables on standard output."""
+    given = parser().parse_args()
+    try:
+        completed(given)
+        if given.parts == ["predictions"]:
+            results = Results(given.output)
+            predict(given, results)
+            show(given, results, [])
+            return 0
+    except CommPlanError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return run_rank(lambda: as_rank(given)) if "RANK" in os.environ else launched(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of ``scripts/bench_multi_gpu``: links, kernels, a model, and predictions of all three."""
