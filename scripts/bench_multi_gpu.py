@@ -185,13 +185,10 @@ def links(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
     if known is None:
         ranks.skip("comparison of links: no machine file for this device; --compare names one")
     rows = [*found["machine"]["rows"], *found["kernels"]]
-    found |= (
-        {"known": known.name if known else None, "compared": compared(rows, known)}
-        if (known)
-        else {"known": None, "compared": []}
-    )
+    beside = compared(rows, known) if known else []
+    found |= {"known": known.name if known else None, "compared": beside}
     results.write("links", found)
-    (results.folder / MACHINE).write_text(machine_text(found["machine"]), encoding="utf-8")
+    results.write_text(MACHINE, machine_text(found["machine"]))
 
 
 def kernels(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
@@ -226,7 +223,8 @@ def predict(given: argparse.Namespace, results: Results) -> None:
             found="no results of other parts for this number of ranks and this device",
             remedy="run with --parts links,kernels,model first",
         )
-    machine, ranks = planning_machine(given, results), given.ranks
+    machine, facts = planning_machine(given, results), results.facts or {}
+    ranks = facts["ranks"]
     rows = link_rows(machine, (found["links"] or {"machine": {"rows": []}})["machine"]["rows"])
     rows += kernel_rows(machine, (found["kernels"] or {"rows": []})["rows"], ranks)
     measured = (found["model"] or {"rows": []})["rows"]
@@ -278,6 +276,7 @@ def launched(given: argparse.Namespace) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=given.ranks, run_id="bench_multi_gpu",

@@ -19,10 +19,9 @@ from models.step3p5.parallel import ParallelError
 
 T = TypeVar("T")
 USER_ERROR, OTHER_ERROR = 3, 1
-QUIET = {
+WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Multicast over NVLink stays off."""
 
@@ -39,7 +38,7 @@ class Ranks:
 
     def __init__(self, device: str, begun_s: float, budget_s: float) -> None:
         """Joins the group. ``begun_s``: when the command began, in seconds since the epoch."""
-        os.environ.update(QUIET)
+        os.environ.update(WITHOUT_MULTICAST)
         local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         if here != int(os.environ["WORLD_SIZE"]):
             raise CommPlanError(

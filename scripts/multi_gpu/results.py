@@ -25,9 +25,21 @@ class Results:
 
     def write(self, part: str, found: dict[str, Any]) -> None:
         """Replaces the file of a part."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"facts": self.facts, **found}, indent=1)
-        (self.folder / f"{part}.json").write_text(text + "\n", encoding="utf-8")
+        self.write_text(f"{part}.json", text + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the folder."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CommPlanError(
+                "cannot write the results",
+                where=str(self.folder / name),
+                found=str(error),
+                remedy="name another folder with --output",
+            ) from None
 
     def read(self, part: str) -> dict[str, Any] | None:
         """What a part found; None if it has not run, or ran under other circumstances."""
