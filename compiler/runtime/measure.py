@@ -276,7 +276,7 @@ def measured_machine(
 
 def measured_node(
     name: str,
-    groups: Sequence[ProcessGroup],
+    groups: Sequence[ProcessGroup | object],
     device: torch.device,
     sizes: Sequence[int],
     tell: Told = lambda _: None,
@@ -285,7 +285,8 @@ def measured_node(
 
     Args:
         name: of the machine.
-        groups: groups of the first ranks, by size; the last one has all.
+        groups: groups of the first ranks, by size, as ``new_group`` gives them: no group to ranks
+            that are not in it. The last one has all.
         device: of this rank.
         sizes: payloads in bytes, ascending.
         tell: told what is being measured.
@@ -294,12 +295,13 @@ def measured_node(
         The values of a machine file on rank 0, None on others.
     """
     everyone, source = groups[-1], _source(device)
+    assert isinstance(everyone, ProcessGroup), "the last group has all ranks"
     first = everyone.rank() == 0
     hardware = measure_hardware(device, source, tell) if first else {}
     rows: list[dict[str, Any]] = []
     for group in groups:
         dist.barrier(everyone)
-        if everyone.rank() < group.size():
+        if isinstance(group, ProcessGroup):
             rows += measure_collectives(
                 group, device, sizes, library=_library(device), source=source, tell=tell
             )
