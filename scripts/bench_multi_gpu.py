@@ -16,10 +16,10 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
-import time
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,103 +33,16 @@ from scripts.multi_gpu import tables
 from scripts.multi_gpu.kernels import measured_kernels
 from scripts.multi_gpu.links import compared, measured_links
 from scripts.multi_gpu.model import config_of, measured_model
-from scripts.multi_gpu.predictions import kernel_rows, link_rows, model_rows, targets
-from scripts.multi_gpu.ranks import USER_ERROR, Ranks, run_rank
+from scripts.multi_gpu.options import MIN_BYTES, PARTS, completed, parser
+from scripts.multi_gpu.predictions import kernel_rows, link_rows, model_rows
+from scripts.multi_gpu.ranks import OTHER_ERROR, USER_ERROR, Ranks, WrongResultError, run_rank
 from scripts.multi_gpu.results import MACHINE, Results
+from scripts.multi_gpu.targets import targets
 
-PARTS = ("links", "kernels", "model", "predictions")
 KEY = ("experts", "call", "tokens", "form")
 """What tells rows of the model part apart."""
-MIN_BYTES, MAX_BYTES, MAX_BYTES_SMALL = 512, 1 << 28, 1 << 18
 LINKS_S, KERNELS_S = 90.0, 90.0
 """What these parts are taken to need on eight GPUs."""
-KERNEL_ROWS = [1 << i for i in range(15)]
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options; sizes left out depend on ``--small``."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = made.add_argument
-    add("--ranks", type=least_two, help="default: one per GPU; 2 without GPUs")
-    add("--parts", type=some_of(*PARTS), default=list(PARTS), help="default: all")
-    add("--output", type=Path, default=Path("out/multi_gpu"), help="folder; default: %(default)s")
-    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is a GPU")
-    add("--small", action="store_true", help="a small model and few sizes, for a trial")
-    add("--experts", type=some_of("tp", "ep"), default=["tp", "ep"], help="default: tp,ep")
-    add("--layers", type=int, help="decoder layers of the real model; default: all 45")
-    add("--prefill", type=integers, help="tokens; default: 2048,8192,16384")
-    add("--decode", type=integers, help="batch sizes; default: 1,64,256")
-    add("--context", type=int, help="tokens in the cache; default: 1024")
-    add("--rows", type=integers, help="of fused kernels; default: 1 to 16384")
-    add("--rounds", type=int, default=5, help="alternating rounds; default: 5")
-    add("--max-bytes", type=int, help="largest payload on the links; default: 256 MiB")
-    add("--machine", help="plans and predictions; default: the measured one, else --compare")
-    add("--compare", help="a known machine to compare with; default: that of the GPUs")
-    add("--budget-s", type=float, default=570.0, help="seconds; default: 570")
-    add("--begun-s", type=float, default=time.time(), help=argparse.SUPPRESS)
-    return made
-
-
-def integers(text: str) -> list[int]:
-    """Numbers of one and more between commas."""
-    found = [int(one) for one in text.split(",") if one]
-    if any(one < 1 for one in found):
-        raise ValueError(text)
-    return found
-
-
-def least_two(text: str) -> int:
-    """A number of ranks that have something to send."""
-    if int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text} ranks send nothing; give 2 or more")
-    return int(text)
-
-
-def some_of(*known: str) -> Any:
-    """Reads names between commas, in the order of ``known``."""
-
-    def read(text: str) -> list[str]:
-        given = text.split(",")
-        for one in given:
-            if one not in known:
-                raise argparse.ArgumentTypeError(f"unknown {one!r}; known: {', '.join(known)}")
-        return [one for one in known if one in given]
-
-    return read
-
-
-def completed(given: argparse.Namespace) -> argparse.Namespace:
-    """Options with what they default to here."""
-    small = given.small
-    given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise CommPlanError("there is no CUDA device", remedy="leave --device out")
-    if given.device == "cpu" and not small and {"links", "model"} & {*given.parts}:
-        raise CommPlanError(
-            "without GPUs only a trial is possible", remedy="add --small, for a small model"
-        )
-    defaults = {
-        "ranks": torch.cuda.device_count() if given.device == "cuda" else 2,
-        "prefill": [32, 64] if small else [2048, 8192, 16384],
-        "decode": [1, 4] if small else [1, 64, 256],
-        "context": 32 if small else 1024,
-        "rows": [1, 8, 64] if small else KERNEL_ROWS,
-        "max_bytes": MAX_BYTES_SMALL if small else MAX_BYTES,
-    }
-    for name, value in defaults.items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    if "WORLD_SIZE" in os.environ:
-        given.ranks = int(os.environ["WORLD_SIZE"])
-    if given.ranks < 2 and {*given.parts} != {"predictions"}:
-        raise CommPlanError(
-            "one rank sends nothing",
-            found=f"{torch.cuda.device_count()} GPUs, {given.ranks} ranks",
-            remedy="--ranks 2: ranks that share a GPU talk over gloo, for a trial",
-        )
-    for name in filter(None, (given.machine, given.compare)):
-        load_machine(name)
-    return given
 
 
 def facts_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +108,11 @@ def kernels(ranks: Ranks, given: argparse.Namespace, results: Results) -> None:
     """Measures fused kernels."""
     needed = 0 if given.small else KERNELS_S
     if ranks.enough_time("kernels", needed, "run --parts kernels alone"):
-        found = measured_kernels(ranks, given.rows)
+        try:
+            found = measured_kernels(ranks, given.rows)
+        except WrongResultError as error:
+            ranks.fail("kernels", error)
+            return
         if ranks.rank == 0:
             results.write("kernels", found)
 
@@ -220,7 +137,7 @@ def predict(given: argparse.Namespace, results: Results) -> None:
         raise CommPlanError(
             "there is nothing to predict",
             where=str(results.folder),
-            found="no results of other parts for this number of ranks and this device",
+            found="; ".join(results.passed_over) or "no results of other parts",
             remedy="run with --parts links,kernels,model first",
         )
     machine, facts = planning_machine(given, results), results.facts or {}
@@ -233,8 +150,10 @@ def predict(given: argparse.Namespace, results: Results) -> None:
     results.write("predictions", {"machine": machine.name, "rows": rows, "targets": judged})
 
 
-def show(given: argparse.Namespace, results: Results, skipped: list[str]) -> None:
-    """Prints the results of the parts that ran."""
+def show(
+    given: argparse.Namespace, results: Results, skipped: Sequence[str], failed: Sequence[str]
+) -> None:
+    """Prints the results of the parts that ran, what was left out, and what went wrong."""
     console = Console(width=170)
     found = {part: results.read(part) for part in given.parts}
     console.print(json.dumps(results.facts), highlight=False)
@@ -246,13 +165,15 @@ def show(given: argparse.Namespace, results: Results, skipped: list[str]) -> Non
         tables.show_model(console, one["rows"])
     if one := found.get("predictions"):
         tables.show_predictions(console, one)
-    for what in skipped:
+    for what in (*skipped, *results.passed_over):
         console.print(f"skipped: {what}", highlight=False, markup=False)
+    for what in failed:
+        console.print(f"FAILED: {what}", highlight=False, markup=False)
     console.print(f"JSON: {results.folder}", highlight=False, markup=False)
 
 
-def as_rank(given: argparse.Namespace) -> None:
-    """Runs the parts on this rank."""
+def as_rank(given: argparse.Namespace) -> int:
+    """Runs the parts on this rank; the exit code, which tells of wrong results."""
     warnings.simplefilter("ignore")
     if given.device == "cpu":
         torch.set_num_threads(1)
@@ -265,9 +186,13 @@ def as_rank(given: argparse.Namespace) -> None:
         parts[name](ranks, given, results)
     if ranks.rank == 0:
         if "predictions" in given.parts:
-            predict(given, results)
-        show(given, results, ranks.skipped)
+            if ranks.failed and not any(results.read(part) for part in PARTS[:3]):
+                ranks.skip("predictions: the parts before failed")
+            else:
+                predict(given, results)
+        show(given, results, ranks.skipped, ranks.failed)
     torch.distributed.barrier()
+    return OTHER_ERROR if ranks.failed else 0
 
 
 def launched(given: argparse.Namespace) -> int:
@@ -276,7 +201,7 @@ def launched(given: argparse.Namespace) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # beyond its highest: progress stays readable
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=given.ranks, run_id="bench_multi_gpu",
@@ -286,7 +211,12 @@ def launched(given: argparse.Namespace) -> int:
     try:
         elastic_launch(config, sys.executable)(*command, "--begun-s", str(given.begun_s))
     except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode) or 1
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:  # the rank has said why
+            return int(failure.exitcode) or OTHER_ERROR
+        name = signal.Signals(-failure.exitcode).name
+        print(f"error: rank {rank} was ended by {name}", file=sys.stderr)
+        return OTHER_ERROR
     return 0
 
 
@@ -295,10 +225,11 @@ def main() -> int:
     given = parser().parse_args()
     try:
         completed(given)
+        Results(given.output).prepare()
         if given.parts == ["predictions"]:
             results = Results(given.output)
             predict(given, results)
-            show(given, results, [])
+            show(given, results, [], [])
             return 0
     except CommPlanError as error:
         if os.environ.get("RANK", "0") == "0":

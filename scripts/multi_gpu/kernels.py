@@ -11,12 +11,11 @@ import torch.distributed as dist
 
 from compiler.capture.digest import digests
 from compiler.cost import Launch
-from compiler.errors import CommPlanError
 from compiler.runtime.kernels.workspace import Workspace, aligned
 from scripts.kernel_checks import EPS, OPS, RUNS, Operands, deviation
 from scripts.kernel_timing import add_norm
 from scripts.multi_gpu.links import HIDDEN, fused_all_reduce, fused_shares, time_us
-from scripts.multi_gpu.ranks import Ranks
+from scripts.multi_gpu.ranks import Ranks, WrongResultError
 
 Rows = list[dict[str, Any]]
 
@@ -32,7 +31,7 @@ def measured_kernels(ranks: Ranks, sizes: Sequence[int]) -> dict[str, Any]:
     """Errors and times over numbers of rows, bf16, hidden 4,096.
 
     Raises:
-        CommPlanError: a result is further from the exact one than one rounding, or ranks differ.
+        WrongResultError: a result is further from the exact one than one rounding, or ranks differ.
     """
     if not ranks.cuda:
         ranks.skip("kernels: they run on GPUs only, and the ranks run on CPUs")
@@ -67,7 +66,7 @@ def checked(ranks: Ranks, workspace: Workspace, rows: int) -> float:
         held = ranks.gathered(digests(whole))
         others = [rank for rank, one in enumerate(held) if one != held[0]]
         if here > 1 or others:
-            raise CommPlanError(
+            raise WrongResultError(
                 f"the kernel {name!r} is wrong",
                 where=f"{rows} rows of {HIDDEN}, bf16, {ranks.size} ranks",
                 found=f"{here:.3g} times the allowed error; ranks that differ from rank 0: "

@@ -36,7 +36,11 @@ def measured_links(ranks: Ranks, sizes: Sequence[int], name: str) -> dict[str, A
     """
     groups = [dist.new_group(list(range(n))) for n in measure.group_sizes(ranks.size)]
     data = measure.measured_node(name, groups, ranks.device, sizes, by_table(ranks.tell))
-    alone, fused = kernel_rows(ranks, sizes) if ranks.cuda else ([], [])
+    if ranks.cuda:
+        alone, fused = kernel_rows(ranks, sizes)
+    else:
+        alone, fused = [], []
+        ranks.skip("links: our kernels and CUDA graphs, as the ranks run on CPUs")
     if data is None:
         return {}
     found, _ = refitted({**data, "rows": [*data["rows"], *fused]}, ())

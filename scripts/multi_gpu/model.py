@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from compiler.cost import Launch, Machine
-from compiler.errors import CommPlanError
 from compiler.runtime import measure
 from models.step3p5 import Step3p5Config
 from models.step3p5.entry import real_config
 from scripts.kernel_profile import kernels
-from scripts.multi_gpu.forms import (
-    WRITTEN,
-    Form,
-    forms_of,
-    nudged,
-    same_experts,
-)  # fmt: skip
-from scripts.multi_gpu.ranks import Ranks
+from scripts.multi_gpu.forms import WRITTEN, Form, forms_of, nudged, same_experts
+from scripts.multi_gpu.predictions import busy_us
+from scripts.multi_gpu.ranks import Ranks, WrongResultError
 from scripts.rank_models import Call, decode_call, prefill_call, random_model
 
 Rows = list[dict[str, Any]]
@@ -44,6 +38,11 @@ def config_of(given: Namespace) -> Step3p5Config:
     return Step3p5Config.small() if given.small else real_config(given.layers)
 
 
+def dtype_of(given: Namespace) -> torch.dtype:
+    """The model's dtype. Without GPUs there is no grouped matrix product of bf16 to try."""
+    return torch.float32 if given.small and given.device == "cpu" else torch.bfloat16
+
+
 def measured_model(
     ranks: Ranks, machine: Machine, given: Namespace, write: Callable[[Rows], None]
 ) -> None:
@@ -56,23 +55,29 @@ def measured_model(
         write: takes the rows of one kind of call; called on all ranks.
     """
     needed_s = 0.0 if given.small else FIRST_GUESS_S
+    wanted, dtype = list(kinds_of(given)), dtype_of(given)
+    if not ranks.graphs and given.decode:
+        ranks.skip("model: CUDA graphs of decode, which runs eagerly: " + ranks.no_graphs)
     for experts in given.experts:
         remedy = f"run again with --parts model,predictions --experts {experts}"
-        wanted = list(kinds_of(given))
-        if not wanted or not ranks.enough_time(f"model, experts {experts}", needed_s, remedy):
+        if not ranks.enough_time(f"model, experts {experts}", needed_s, remedy):
             continue
-        dtype = torch.float32 if given.small and not ranks.cuda else torch.bfloat16
         with torch.no_grad():
             model = random_model(config_of(given), str(ranks.device), dtype, experts)
         ranks.tell(f"weights made, experts by {experts}, {dtype}")
         for kind, sizes in wanted:
-            what = f"model, experts {experts}, {kind} {','.join(map(str, sizes))}"
-            again = f"{remedy} --{kind} {','.join(map(str, sizes))}, the other kind of call empty"
+            listed = ",".join(map(str, sizes))
+            what = f"model, experts {experts}, {kind} {listed}"
+            other = DECODE if kind == PREFILL else PREFILL
+            again = f"{remedy} --{kind} {listed} --{other} ''"
             if not ranks.enough_time(what, needed_s, again):
                 continue
             start = time.perf_counter()
             ranks.tell(what)
-            write(section(ranks, model, machine, given, kind, sizes))
+            try:
+                write(section(ranks, model, machine, given, kind, sizes))
+            except WrongResultError as error:
+                ranks.fail(what, error)
             needed_s = ranks.agreed(max(needed_s, time.perf_counter() - start))
         del model
         if ranks.cuda:
@@ -110,7 +115,7 @@ def section(
             about = {
                 "experts": model.experts, "call": kind, "tokens": n, "form": name,
                 "launch": str(launch), "verdict": forms[name].verdict,
-                "machine": machine.name, "collectives": sent,
+                "machine": machine.name, "collectives": sent, "context": given.context,
                 "tokens_s": n / measured["time_us"] * 1e6,
             }  # fmt: skip
             rows.append(about | measured)
@@ -179,12 +184,11 @@ def timed(
             taken[name].append(ranks.time_us(runners[name].launched, 10 if graph else 1))
     for name, times in taken.items():
         ratios = [a / b for a, b in zip(taken[WRITTEN], times, strict=True)]
-        busy = found[name].get("busy_us", statistics.median(times))
         found[name] |= {
             "rounds_us": times,
             "time_us": statistics.median(times),
             "ratio": statistics.median(ratios),
-            "communication_share": found[name]["communication_us"] / busy,
+            "communication_share": found[name]["communication_us"] / busy_us(found[name]),
         }
     return found
 
@@ -196,7 +200,7 @@ def apart(found: Tensor, wanted: Tensor, ranks: Ranks) -> float:
 
 
 def refuse_unless_equal(differences: dict[str, float], sensitivity: float) -> None:
-    """Raise CommPlanError unless every form's outputs are as near as equal forms' are.
+    """Raise WrongResultError unless every form's outputs are as near as equal forms' are.
 
     Args:
         differences: form -> how far its outputs are from those as written.
@@ -205,10 +209,10 @@ def refuse_unless_equal(differences: dict[str, float], sensitivity: float) -> No
     limit = min(TOLERANCE * sensitivity, FAR)
     for name, difference in differences.items():
         if not difference <= limit:
-            raise CommPlanError(
+            raise WrongResultError(
                 f"outputs of the form {name!r} differ from those as written",
                 found=f"relative root mean square {difference:.3g}; allowed is {limit:.3g}: "
                 f"{TOLERANCE:g} times what moving all summands of all_reduces by one unit in the "
                 f"last place does, at most {FAR}",
-                remedy="nothing was timed; see which pass or kernel is wrong",
+                remedy="this kind of call was not timed; find the wrong pass or kernel",
             )

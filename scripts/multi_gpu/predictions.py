@@ -1,42 +1,22 @@
-"""What a machine file predicts, beside what was measured, and which targets are met."""
+"""What a machine file predicts, beside what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compiler.cost import Machine, MachineError
 from compiler.cost.tables import Fused
 from compiler.ir.collectives import Kind
-from scripts.multi_gpu.forms import BY_HAND, PLANNED
 from scripts.multi_gpu.links import HIDDEN
-from scripts.multi_gpu.model import PREFILL
 
 PS_PER_US = 10**6
-GAIN, GAIN_TOKENS = 1.21, 8192
-WITHIN = 0.10
 PARTS_OF = {
     Fused.ALL_REDUCE_ADD_NORM: (Kind.ALL_REDUCE,),
     Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER: (Kind.REDUCE_SCATTER, Kind.ALL_GATHER),
 }
 """Collectives that a fused kernel stands for where its own time is not known."""
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something that had to be shown.
-
-    Attributes:
-        what: what it is.
-        met: whether it is met; None where nothing was measured.
-        found: the figures.
-    """
-
-    what: str
-    met: bool | None
-    found: str
 
 
 def sent_us(machine: Machine, kind: str, payload_bytes: int, ranks: int, launch: str) -> float:
@@ -53,6 +33,17 @@ def sent_us(machine: Machine, kind: str, payload_bytes: int, ranks: int, launch:
             return known / PS_PER_US
     times = (machine.collective_time_ps(k, payload_bytes, group, launch=launch) for k in kinds)
     return sum(times) / PS_PER_US
+
+
+def busy_us(row: Row) -> float:
+    """What the profiled call of a row of the model part took without gaps between kernels."""
+    found: float = row["busy_us"] if "busy_us" in row else row["call_us"]
+    return found
+
+
+def name_of(row: Row) -> str:
+    """A row of the model part, in words."""
+    return f"{row['experts']} {row['call']} {row['tokens']}, {row['form']}"
 
 
 def predicted(part: str, what: str, predicted_us: float, measured_us: float) -> Row:
@@ -100,7 +91,7 @@ def model_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
     """Communication, and forwards as the form's own computation and predicted communication.
 
     Nothing overlaps. Computation is what kernels took that do not communicate; without a GPU, what
-    the call took beside communication.
+    the profiled call took beside communication.
     """
     found = []
     for one in rows:
@@ -108,60 +99,8 @@ def model_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
             count * sent_us(machine, kind, size, ranks, one["launch"])
             for kind, size, count in one["collectives"]
         )
-        busy = one.get("busy_us", one["time_us"])
-        forward = busy - one["communication_us"] + sent
-        about = f"{one['experts']} {one['call']} {one['tokens']}, {one['form']}"
+        forward = busy_us(one) - one["communication_us"] + sent
+        about = name_of(one)
         found.append(predicted("communication", about, sent, one["communication_us"]))
         found.append(predicted("forward", about, forward, one["time_us"]))
     return found
-
-
-def targets(model: Sequence[Row], rows: Sequence[Row]) -> list[Target]:
-    """What had to be shown.
-
-    Args:
-        model: rows of the model part.
-        rows: predictions.
-    """
-    ratio = {(r["experts"], r["call"], r["tokens"], r["form"]): r["ratio"] for r in model}
-    found = [
-        checked(
-            f"planned >= {GAIN} x as written, prefill of {GAIN_TOKENS:,} tokens",
-            {
-                f"experts {k[0]}": value
-                for k, value in ratio.items()
-                if k[1:] == (PREFILL, GAIN_TOKENS, PLANNED)
-            },
-            lambda value: value >= GAIN,
-        ),
-        checked(
-            "planned >= merged by hand",
-            {
-                f"{k[0]} {k[1]} {k[2]}": value / ratio[(*k[:3], BY_HAND)]
-                for k, value in ratio.items()
-                if k[3] == PLANNED
-            },
-            lambda value: value >= 1,
-        ),
-    ]
-    for part in ("links", "kernels", "communication", "forward"):
-        errors = {
-            r["what"]: r["error"] for r in rows if r["part"] == part and r["error"] is not None
-        }
-        within = f"predictions within {WITHIN:.0%}: {part}"
-        found.append(checked(within, errors, lambda error: abs(error) <= WITHIN, shown=".1%"))
-    return found
-
-
-def checked(
-    what: str, values: dict[str, float], is_met: Callable[[float], bool], shown: str = ".3f"
-) -> Target:
-    """A target that every one of ``values`` has to meet; those that do not are named first."""
-    if not values:
-        return Target(what, None, "not measured")
-    missed = {name: value for name, value in values.items() if not is_met(value)}
-    listed = [f"{name} {value:{shown}}" for name, value in (missed or values).items()]
-    more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-    counted = f"{len(values) - len(missed)} of {len(values)}"
-    text = f"{counted}; {'missed' if missed else 'found'}: {', '.join(listed[:4])}{more}"
-    return Target(what, not missed, text)

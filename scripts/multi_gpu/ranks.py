@@ -26,6 +26,10 @@ WITHOUT_MULTICAST = {
 """Multicast over NVLink stays off."""
 
 
+class WrongResultError(CommPlanError):
+    """Outputs that are not what they must be. All ranks raise it together: other parts may run."""
+
+
 class Ranks:
     """This process among the ranks that torchrun started on one node.
 
@@ -34,6 +38,7 @@ class Ranks:
         cuda: whether it is a GPU.
         shared: whether ranks share a GPU, and talk over gloo: times say nothing about links.
         skipped: what was left out, and why.
+        failed: what gave wrong results.
     """
 
     def __init__(self, device: str, begun_s: float, budget_s: float) -> None:
@@ -61,16 +66,24 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.begun_s, self.budget_s = begun_s, budget_s
         self.skipped: list[str] = []
+        self.failed: list[str] = []
 
     @property
     def group(self) -> dist.ProcessGroup:
         """All ranks."""
-        return measure_group()
+        found = dist.group.WORLD
+        assert found is not None, "the process group is initialized"
+        return found
 
     @property
     def graphs(self) -> bool:
         """Whether collectives may be captured in CUDA graphs."""
         return self.cuda and not self.shared
+
+    @property
+    def no_graphs(self) -> str:
+        """Why collectives cannot be captured in CUDA graphs."""
+        return "the ranks share a GPU, over gloo" if self.shared else "the ranks run on CPUs"
 
     def tell(self, what: str) -> None:
         """Progress, on rank 0's standard error."""
@@ -116,24 +129,22 @@ class Ranks:
         self.skipped.append(what)
         self.tell(f"skipped: {what}")
 
-
-def measure_group() -> dist.ProcessGroup:
-    """The group of all ranks."""
-    found = dist.group.WORLD
-    assert found is not None, "the process group is initialized"
-    return found
+    def fail(self, what: str, error: WrongResultError) -> None:
+        """Announces a wrong result, which ends ``what`` but not the command."""
+        self.failed.append(f"{what}: {error}")
+        self.tell(f"FAILED: {self.failed[-1]}")
 
 
-def run_rank(body: Callable[[], None]) -> int:
-    """Runs ``body`` on this rank; its exit code.
+def run_rank(body: Callable[[], int]) -> int:
+    """Runs ``body`` on this rank; the exit code.
 
     The first rank to fail says why. Others, which then fail for want of it, are silent, and the
     launcher ends those that wait.
     """
     try:
-        body()
+        code = body()
         dist.destroy_process_group()
-        return 0
+        return code
     except (CommPlanError, ParallelError) as error:
         text, code = f"error: {error}", USER_ERROR
     except Exception:

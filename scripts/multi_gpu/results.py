@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from compiler.cli.files import write_text
 from compiler.errors import CommPlanError
 
 Rows = list[dict[str, Any]]
@@ -18,10 +20,31 @@ class Results:
     Attributes:
         folder: where the files are.
         facts: of this run: ranks, device, software, model; None: as whatever is there.
+        passed_over: files that ran under other circumstances, and how these differ.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
         self.folder, self.facts = folder, facts
+        self.passed_over: list[str] = []
+
+    def prepare(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            CommPlanError: there can be no folder, or no file may be made in it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            found = error.strerror or str(error)
+        else:
+            if os.access(self.folder, os.W_OK | os.X_OK):
+                return
+            found = "no permission to write"
+        raise CommPlanError(
+            "cannot write results", where=str(self.folder), found=found,
+            remedy="name another folder with --output",
+        )  # fmt: skip
 
     def write(self, part: str, found: dict[str, Any]) -> None:
         """Replaces the file of a part."""
@@ -29,17 +52,12 @@ class Results:
         self.write_text(f"{part}.json", text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the folder."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise CommPlanError(
-                "cannot write the results",
-                where=str(self.folder / name),
-                found=str(error),
-                remedy="name another folder with --output",
-            ) from None
+        """Writes a file of the folder, whole or not at all.
+
+        Raises:
+            CommPlanError: it cannot be written.
+        """
+        write_text(self.folder / name, text)
 
     def read(self, part: str) -> dict[str, Any] | None:
         """What a part found; None if it has not run, or ran under other circumstances."""
@@ -48,7 +66,7 @@ class Results:
             return None
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            facts = found["facts"]
+            facts = dict(found["facts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CommPlanError(
                 f"cannot read the results of the {part} part",
@@ -58,7 +76,14 @@ class Results:
             ) from None
         if self.facts is None:
             self.facts = facts
-        return found if facts == self.facts else None
+        if facts == self.facts:
+            return found
+        differing = {k: facts.get(k) for k, v in self.facts.items() if facts.get(k) != v}
+        note = f"{path.name} of an earlier run with {differing}, where this one has "
+        note += str({k: self.facts[k] for k in differing})
+        if note not in self.passed_over:
+            self.passed_over.append(note)
+        return None
 
     def join(self, part: str, key: str, rows: Rows, fields: tuple[str, ...]) -> None:
         """Adds rows to ``key`` of a part; those that agree in ``fields`` are replaced."""

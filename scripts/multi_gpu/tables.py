@@ -12,12 +12,17 @@ from rich.table import Table
 Row = dict[str, Any]
 
 
-def table(title: str, *columns: str) -> Table:
-    """An empty table, numbers to the right."""
-    made = Table(title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column, justify="right" if made.columns else "left")
+def table(*columns: str, text: int = 1) -> Table:
+    """An empty table; its first columns are ``text``, those after them numbers."""
+    made = Table()
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number < text else "right")
     return made
+
+
+def heading(console: Console, text: str) -> None:
+    """A line above a table, which may be narrower."""
+    console.print(f"\n{text}", style="italic", highlight=False, markup=False)
 
 
 def number(value: float | None, shown: str) -> str:
@@ -33,17 +38,20 @@ def show_links(console: Console, found: Row) -> None:
     for kind in dict.fromkeys(one["kind"] for one in mine):
         held = [one for one in mine if one["kind"] == kind]
         names = [f"{one['library']}, {', '.join(one['launches'])}" for one in held]
-        shown = table(f"{kind} over {ranks} ranks, microseconds", "bytes", *names)
+        heading(console, f"{kind} over {ranks} ranks, microseconds")
+        shown = table("bytes", *names, text=0)
         times = [dict(map(tuple, one["rows"])) for one in held]
         for payload in sorted(set().union(*times)):
             shown.add_row(f"{payload:,}", *(number(one.get(payload), ".2f") for one in times))
         console.print(shown)
-    title = f"measured / {found['known'] or 'known'} - 1, by table"
-    shown = table(title, "", "ranks", "library", "launch", "points", "known", "median", "maximum")
+    if not found["known"]:
+        return
+    heading(console, f"measured / {found['known']} - 1, by table")
+    shown = table("", "library", "launch", "known", "ranks", "points", "median", "largest", text=4)
     for one in found["compared"]:
         shown.add_row(
-            one["kind"], str(one["ranks"]), one["library"], one["launch"], str(one["points"]),
-            one["known"] or "no table", number(one["median"], "+.1%"),
+            one["kind"], one["library"], one["launch"], one["known"] or "no table",
+            str(one["ranks"]), str(one["points"]), number(one["median"], "+.1%"),
             number(one["maximum"], "+.1%"),
         )  # fmt: skip
     console.print(shown)
@@ -54,9 +62,9 @@ def show_kernels(console: Console, found: Row) -> None:
     rows = found["rows"]
     if not rows:
         return
-    title = "hidden 4,096, bf16, microseconds; deviation: error / allowed error"
+    heading(console, "hidden 4,096, bf16, microseconds; deviation: error / allowed error")
     columns = [key for key in rows[0] if key != "launch"]
-    shown = table(title, *columns)
+    shown = table(*columns, text=0)
     for row in rows:
         shown.add_row(*(f"{row[k]:,}" if k == "rows" else f"{row[k]:.2f}" for k in columns))
     console.print(shown)
@@ -64,17 +72,18 @@ def show_kernels(console: Console, found: Row) -> None:
 
 def show_model(console: Console, rows: Iterable[Row]) -> None:
     """One line per kind of call, size and form."""
+    heading(console, "Step-3.5-Flash: median of rounds; ratio to as written within each round")
     shown = table(
-        "Step-3.5: median of rounds; ratio to as written within rounds", "experts", "call",
-        "tokens", "form", "collectives", "ms", "tokens/s", "ratio", "communication",
-        "difference", "allowed", "verdict",
+        "experts", "call", "form", "verdict", "tokens", "collectives", "ms", "tokens/s", "ratio",
+        "communication", "difference", "allowed", text=4,
     )  # fmt: skip
     for row in rows:
         shown.add_row(
-            row["experts"], f"{row['call']}, {row['launch']}", f"{row['tokens']:,}", row["form"],
-            str(sum(count for *_, count in row["collectives"])), f"{row['time_us'] / 1e3:.2f}",
-            f"{row['tokens_s']:,.0f}", f"{row['ratio']:.3f}", f"{row['communication_share']:.1%}",
-            f"{row['difference']:.1e}", f"{row['allowed']:.1e}", row["verdict"],
+            row["experts"], f"{row['call']}, {row['launch']}", row["form"], row["verdict"],
+            f"{row['tokens']:,}", str(sum(count for *_, count in row["collectives"])),
+            f"{row['time_us'] / 1e3:.2f}", f"{row['tokens_s']:,.0f}", f"{row['ratio']:.3f}",
+            f"{row['communication_share']:.1%}", f"{row['difference']:.1e}",
+            f"{row['allowed']:.1e}",
         )  # fmt: skip
     console.print(shown)
 
@@ -82,9 +91,8 @@ def show_model(console: Console, rows: Iterable[Row]) -> None:
 def show_predictions(console: Console, found: Row) -> None:
     """Errors of links by table, all others one by one; then the targets."""
     rows = found["rows"]
-    shown = table(
-        f"predicted by {found['machine']}", "part", "", "predicted us", "measured us", "error"
-    )
+    heading(console, f"predicted by {found['machine']}; error: predicted / measured - 1")
+    shown = table("part", "", "predicted us", "measured us", "error", text=2)
     links = [row for row in rows if row["part"] == "links"]
     for name in dict.fromkeys(row["what"].rsplit(", ", 1)[0] for row in links):
         errors = [row["error"] for row in links if row["what"].rsplit(", ", 1)[0] == name]
@@ -97,9 +105,9 @@ def show_predictions(console: Console, found: Row) -> None:
                 f"{row['measured_us']:.1f}", number(row["error"], "+.1%"),
             )  # fmt: skip
     console.print(shown)
-    shown = table("targets", "", "", "found")
-    shown.columns[2].justify = "left"
+    heading(console, "targets")
+    shown = table("", "", "found", "a cause", text=4)
     for one in found["targets"]:
         verdict = {True: "met", False: "MISSED", None: "not measured"}[one["met"]]
-        shown.add_row(one["what"], verdict, one["found"])
+        shown.add_row(one["what"], verdict, one["found"], one["cause"])
     console.print(shown)
