@@ -10,18 +10,20 @@ from functools import cached_property, partial
 
 from torch import fx
 
+from compiler.analysis.dispatch import region
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.check.dispatch import Owners, owners
 from compiler.cost import Launch, Machine
-from compiler.ir.collectives import collectives
+from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.pipeline import Pass, Pipeline
 from compiler.plan.comm_plan import CommPlan, RowStage, Stage
 from compiler.plan.place_reductions import ReductionChoice
 from compiler.plan.predict import Spent, items_of, spent
 from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
-from compiler.plan.shard_rows import RowChoice
+from compiler.plan.shard_rows import Dispatch, RowChoice
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
 POLICIES = ("cost", "merge", "boundary", "off")
@@ -302,7 +304,8 @@ class Planner:
         """The choice among all values that may be shares."""
         key = at, group
         if key not in self._choices:
-            self._choices[key] = RowChoice(at.graph, group)
+            known = dispatches(at.graph, group) if self.compares_times else None
+            self._choices[key] = RowChoice(at.graph, group, dispatches=known)
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
@@ -338,6 +341,22 @@ class Planner:
         for step in passes:
             graph = pipeline.run(step, graph)
         return Written(graph, pipeline, placed)
+
+
+def dispatches(graph: SpmdGraph, group: str) -> dict[fx.Node, Dispatch]:
+    """All_reduces whose addends come from rows that may be sent to the ranks that need them."""
+    groups, found = graph.mesh.group(group), dict[fx.Node, Dispatch]()
+    if groups.axis_size == 1:
+        return found
+    for _, what in collectives(graph.graph):
+        is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
+        if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
+            continue
+        inner = region(graph, what.operand, groups)
+        known = owners(graph, groups, inner.inputs, inner.nodes) if inner else None
+        if isinstance(known, Owners) and inner is not None and what.result is not None:
+            found[what.result] = Dispatch(inner, known.copies)
+    return found
 
 
 def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
