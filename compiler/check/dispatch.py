@@ -198,7 +198,7 @@ class _Region:
             raise _Refused(f"%{node.name} = {node.target} mixes rows")
         if any(x.role for x in carrying):
             raise _Refused(f"%{node.name} = {node.target} computes with positions of rows")
-        return Rows(carrying[0].entries, carrying[0].order, _zero(rule, read))
+        return Rows(carrying[0].entries, carrying[0].order, _zero(node, rule, read))
 
     def _view(self, node: fx.Node, x: Rows) -> Rows:
         entries = self._entries(node)
@@ -280,8 +280,15 @@ class _Region:
         return replace(found, zero=frozenset())
 
 
-def _zero(rule: Meaning, read: Sequence[Rows | None]) -> frozenset[fx.Node]:
-    """Masks without which every term of a multilinear op has a factor that is zero."""
+def _zero(
+    node: fx.Node, rule: Meaning, read: Sequence[Rows | None]
+) -> frozenset[fx.Node]:
+    """Masks without which every term of a multilinear op has a factor that is zero.
+
+    Zero is zero in any type, so that products and conversions that round keep it too.
+    """
+    if node.target is aten.mul.Tensor or (rule.casts and len(read) == 1):
+        return frozenset().union(*(x.zero for x in read if x is not None))
     every: list[frozenset[fx.Node]] = []
     for term in rule.terms or ():
         held = [read[i] for i in term.operands]

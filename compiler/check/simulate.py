@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
 from compiler.ir.rows import AllSlice, all_slice, own_share
@@ -56,6 +57,10 @@ def simulate(
             values[node] = _communicate(graph, found, node, values[found.operand])
         elif (cut := all_slice(node)) is not None:
             values[node] = _sliced(graph, cut, values[cut.operand])
+        elif node.target in (DISPATCH_ROWS, COMBINE_ROWS):
+            read = [_read(node, values, r, exact=exact)[0] for r in ranks]
+            exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
+            values[node] = exchanged(graph, read)
         else:
             values[node] = [_execute(node, values, r, exact=exact) for r in ranks]
         for x in node.all_input_nodes:
@@ -79,7 +84,11 @@ def _widened(value: Any, *, exact: bool) -> Any:
     return value
 
 
-def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool) -> Any:
+def _read(
+    node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool
+) -> tuple[Any, Any]:
+    """The arguments of a call on one rank."""
+
     def read(item: Any) -> Any:
         if isinstance(item, fx.Node):
             return values[item][rank]
@@ -90,6 +99,11 @@ def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exa
         return _widened(item, exact=exact)
 
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), read)
+    return args, kwargs
+
+
+def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool) -> Any:
+    args, kwargs = _read(node, values, rank, exact=exact)
     assert callable(node.target), f"%{node.name} is not a call"
     return node.target(*args, **kwargs)
 
@@ -122,6 +136,33 @@ def _sliced(graph: SpmdGraph, found: AllSlice, held: Sequence[torch.Tensor]) -> 
     """Every rank's share of its own tensor."""
     groups = graph.mesh.group(found.group).group_of
     return [own_share(x, found.dim, len(groups[r]), groups[r].index(r)) for r, x in enumerate(held)]
+
+
+def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
+    """What ``dispatch_rows`` gives on every rank, from its arguments on every rank."""
+    got: dict[int, Any] = {}
+    for group in graph.mesh.group(read[0][4]).ranks:
+        wanted = {r: needed(read[r][1], read[r][2], read[r][3]) for r in group}
+        for place, r in enumerate(group):
+            rows = [
+                torch.cat([read[s][0][i][wanted[s][place]] for s in group])
+                for i in range(len(read[r][0]))
+            ]
+            sent, received = wanted[r].sum(1), torch.stack([wanted[s][place].sum() for s in group])
+            places = wanted[r].flatten().nonzero().squeeze(1)
+            got[r] = [*rows, places, torch.stack([sent, received])]
+    return [got[r] for r in range(graph.mesh.size)]
+
+
+def _combined(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
+    """What ``combine_rows`` gives on every rank, from its arguments on every rank."""
+    got: dict[int, Any] = {}
+    for group in graph.mesh.group(read[0][4]).ranks:
+        back = {r: torch.split(read[r][0], read[r][2][1].tolist()) for r in group}
+        for place, r in enumerate(group):
+            _, places, _, rows, _ = read[r]
+            got[r] = added(torch.cat([back[s][place] for s in group]), places, len(group), rows)
+    return [got[r] for r in range(graph.mesh.size)]
 
 
 def _reduced(op: str, sent: Sequence[torch.Tensor]) -> torch.Tensor:

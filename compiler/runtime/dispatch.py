@@ -63,7 +63,8 @@ def _packed(rows: Sequence[Tensor]) -> Tensor:
 def _unpacked(table: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     widths = [_as_table(x).shape[1] * x.dtype.itemsize for x in like]
     parts = zip(table.split(widths, dim=1), like, strict=True)
-    return [p.contiguous().view(x.dtype).view(-1, *x.shape[1:]) for p, x in parts]
+    copies = ((p.clone(memory_format=torch.contiguous_format), x) for p, x in parts)  # aligned
+    return [p.view(x.dtype).view(len(table), *x.shape[1:]) for p, x in copies]
 
 
 def _as_table(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from compiler.analysis.dispatch import Region, region
-from compiler.analysis.rows import SIZE_READ
+from compiler.analysis.rows import SIZE_ARGUMENTS, SIZE_READ
 from compiler.check import check
 from compiler.check.dispatch import Owners, owners
 from compiler.ir import access
@@ -225,8 +225,19 @@ def _on_rows(
         operands = {x: read(x) for x in node.all_input_nodes}
         known[node] = target.node_copy(node, operands.__getitem__)
         known[node].meta = {**node.meta, "val": _with_rows(node.meta["val"], rows, others)}
+        _state_sizes(known[node])
         written.append(known[node])
     return written
+
+
+def _state_sizes(node: fx.Node) -> None:
+    """Writes sizes that the call leaves to the op (-1), which it cannot tell where no rows are."""
+    for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
+        sizes = access.written_arguments(node).get(name)
+        if isinstance(sizes, list | tuple) and -1 in sizes:
+            known = [k if s == -1 and isinstance(k, int) else s
+                     for s, k in zip(sizes, access.shape(node), strict=True)]  # fmt: skip
+            access.set_argument(node, name, known)
 
 
 def _times(size: Any, rows: int | torch.SymInt) -> int:
