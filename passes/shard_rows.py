@@ -49,6 +49,7 @@ from compiler.plan.comm_plan import RowStage
 
 aten = torch.ops.aten
 
+SCATTERED = "all_reduce became a reduce_scatter"
 SENT = "rows go to the ranks that own their experts and back, by all_to_all: no all_reduce"
 
 
@@ -85,7 +86,8 @@ class ShardRows:
         writer = _Writer(graph, self.stage.group, shares, sent)
         target = writer.written()
         remarks = [
-            Remark(RemarkKind.PASSED, f"%{node.name}", SENT if form.communicates.operand in sent else "all_reduce became a reduce_scatter",
+            Remark(RemarkKind.PASSED, f"%{node.name}",
+                   SENT if form.communicates.operand in sent else SCATTERED,
                    access.layer_path(form.communicates.operand))
             for node, form in shares.items()
             if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE

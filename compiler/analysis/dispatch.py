@@ -56,7 +56,9 @@ def region(graph: SpmdGraph, output: fx.Node, groups: ReplicaGroups) -> Region |
             inputs[node], depends[node] = None, True
         elif node not in depends and (node.op != "call_function" or not access.is_operand(node)):
             depends[node] = False
-        elif node not in depends and (left := [x for x in node.all_input_nodes if x not in depends]):
+        elif node not in depends and (
+            left := [x for x in node.all_input_nodes if x not in depends]
+        ):
             if node.target is WAIT or node.target in OPS:
                 return None
             waiting += left

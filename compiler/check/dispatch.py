@@ -20,7 +20,7 @@ below the size of the dimension that ``topk`` chose them from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import comb, prod
@@ -88,8 +88,8 @@ class Rows:
     Attributes:
         entries: dimension 0 has so many entries per token, those of a token side by side.
         order: the argsort that they are ordered by; None: that of the tokens.
-        zero: masks without which they are zero: all of a token's entries, where none of its own
-            is set.
+        zero: masks; where none of a token's own is set in any of them, all its entries are zero.
+            None: nothing makes them zero.
         mask: the mask that they are a view of, if any.
         role: what the value is, if its elements number entries: "order", "inverse", "ends"; for
             "tokens", they number the tokens of entries.
@@ -97,12 +97,12 @@ class Rows:
 
     entries: int
     order: fx.Node | None = None
-    zero: frozenset[fx.Node] = frozenset()
+    zero: frozenset[fx.Node] | None = None
     mask: fx.Node | None = None
     role: str = ""
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A reason why rows cannot be sent."""
 
 
@@ -121,14 +121,11 @@ def owners(
         known = _Region(graph, inputs, nodes).states
         result = known[nodes[-1]]
         if result.role or result.order is not None or result.entries != 1:
-            raise _Refused("its output has not one row per token, in the order of tokens")
-        reasons = [_owned(graph, groups, mask, inputs) for mask in result.zero]
-        found = [x for x in reasons if isinstance(x, Owners)]
-        if not found:
-            why = next((x for x in reasons if isinstance(x, str)), "every rank computes all rows")
-            raise _Refused(why)
-        return found[0]
-    except _Refused as refused:
+            raise _RefusedError("its output has not one row per token, in the order of tokens")
+        if not result.zero:
+            raise _RefusedError("every rank computes all rows")
+        return _owned(graph, groups, result.zero, inputs)
+    except _RefusedError as refused:
         return str(refused)
 
 
@@ -141,8 +138,12 @@ class _Region:
         self.graph = graph
         self.rows = size_key(access.shape(inputs[0])[0])
         if isinstance(self.rows, int):
-            raise _Refused("its number of rows is fixed: sizes are written as numbers")
-        self.states: dict[fx.Node, Rows] = {x: Rows(1) for x in inputs}
+            raise _RefusedError("its number of rows is fixed: sizes are written as numbers")
+        self.states: dict[fx.Node, Rows] = {}
+        for x in inputs:
+            rule = graph.meanings.get(x)
+            is_zero = rule is not None and rule.terms == ()  # as sums begin
+            self.states[x] = Rows(1, zero=frozenset() if is_zero else None)
         for node in nodes:
             self.states[node] = self._state(node)
 
@@ -150,7 +151,7 @@ class _Region:
         read = access.operands(node)
         for x in read:
             if x not in self.states and self._mentions_rows(x):
-                raise _Refused(f"%{node.name} reads %{x.name}, which differs between rows")
+                raise _RefusedError(f"%{node.name} reads %{x.name}, which differs between rows")
         law = self._law(node)
         found = law(node, *(self.states.get(x) for x in read))
         is_mask = access.is_tensor(node) and access.dtype(node) is torch.bool
@@ -168,7 +169,7 @@ class _Region:
         return next((law for targets, law in laws if node.target in targets), self._by_labels)
 
     def _mentions_rows(self, x: fx.Node) -> bool:
-        symbols = getattr(self.rows, "free_symbols", set())
+        symbols: set[object] = getattr(self.rows, "free_symbols", set())
         sizes = shape_key(x.meta.get("val"))
         return any(symbols & getattr(s, "free_symbols", set()) for s in sizes)
 
@@ -176,13 +177,13 @@ class _Region:
         shape = access.shape(node)
         ratio = size_key(shape[0]) / self.rows if shape else None
         if ratio is None or not ratio.is_Integer:
-            raise _Refused(f"dimension 0 of %{node.name} does not count rows")
+            raise _RefusedError(f"dimension 0 of %{node.name} does not count rows")
         return int(ratio)
 
     def _by_labels(self, node: fx.Node, *read: Rows | None) -> Rows:
         rule = self.graph.meanings.get(node)
         if rule is None or rule.dims is None or rule.random or not access.is_tensor(node):
-            raise _Refused(f"%{node.name} = {node.target} has no rule that keeps rows apart")
+            raise _RefusedError(f"%{node.name} = {node.target} has no rule that keeps rows apart")
         (labels,) = rule.dims.results
         factor = labels[0] if labels else None
         carrying = [x for x in read if x is not None]
@@ -195,41 +196,41 @@ class _Region:
         )
         alike = len({(x.entries, x.order) for x in carrying}) == 1
         if factor is None or factor in labels[1:] or not apart or not alike:
-            raise _Refused(f"%{node.name} = {node.target} mixes rows")
+            raise _RefusedError(f"%{node.name} = {node.target} mixes rows")
         if any(x.role for x in carrying):
-            raise _Refused(f"%{node.name} = {node.target} computes with positions of rows")
+            raise _RefusedError(f"%{node.name} = {node.target} computes with positions of rows")
         return Rows(carrying[0].entries, carrying[0].order, _zero(node, rule, read))
 
     def _view(self, node: fx.Node, x: Rows) -> Rows:
         entries = self._entries(node)
         if x.role or (x.order is not None and entries != x.entries):
-            raise _Refused(f"%{node.name} = {node.target} regroups ordered rows")
+            raise _RefusedError(f"%{node.name} = {node.target} regroups ordered rows")
         return replace(x, entries=entries)
 
     def _argsort(self, node: fx.Node, e: Rows) -> Rows:
         if len(access.shape(node)) != 1:
-            raise _Refused(f"%{node.name} sorts within more than one dimension")
+            raise _RefusedError(f"%{node.name} sorts within more than one dimension")
         if e.role == "order":
             return Rows(e.entries, e.order, role="inverse")
         if e.role or e.order is not None:
-            raise _Refused(f"%{node.name} sorts what is ordered already")
+            raise _RefusedError(f"%{node.name} sorts what is ordered already")
         return Rows(e.entries, node, role="order")
 
     def _divided(self, node: fx.Node, x: Rows, *others: Rows | None) -> Rows:
         if x.role != "order":
             return self._by_labels(node, x, *others)
         if others or access.arguments(node)["other"] != x.entries:
-            raise _Refused(f"%{node.name} does not give the tokens of ordered entries")
+            raise _RefusedError(f"%{node.name} does not give the tokens of ordered entries")
         return replace(x, role="tokens")
 
     def _index(self, node: fx.Node, x: Rows | None, *at: Rows | None) -> Rows:
         if len(access.arguments(node)["indices"]) != 1 or len(at) != 1 or at[0] is None:
-            raise _Refused(f"%{node.name} is not indexed by one list of rows")
-        (j,) = at
+            raise _RefusedError(f"%{node.name} is not indexed by one list of rows")
+        j: Rows = at[0]
         if x is None and not j.role and len(access.shape(access.operands(node)[1])) == 1:
             return Rows(j.entries, j.order)  # a table's rows, chosen by what is in each row
         if x is None or x.role:
-            raise _Refused(f"%{node.name} picks rows by position from what has none")
+            raise _RefusedError(f"%{node.name} picks rows by position from what has none")
         in_order = x.order is None
         if j.role == "order" and in_order and x.entries == j.entries:
             return replace(x, order=j.order)
@@ -237,7 +238,7 @@ class _Region:
             return replace(x, entries=j.entries, order=j.order)
         if j.role == "inverse" and x.order is j.order and x.entries == j.entries:
             return replace(x, order=None)
-        raise _Refused(f"%{node.name} picks rows of other tokens")
+        raise _RefusedError(f"%{node.name} picks rows of other tokens")
 
     def _ends(self, node: fx.Node, entries: Rows | None, *_: Rows | None) -> Rows:
         ordered, numbers = access.operands(node)[:2]
@@ -251,8 +252,8 @@ class _Region:
         counted = access.arguments(numbers) if numbers.target is aten.arange.default else {}
         right = given.get("right") or given.get("side") == "right"
         if not is_sorted or not right or "end" not in counted or len(access.operands(node)) != 2:
-            raise _Refused(f"%{node.name} does not say where each expert's entries end")
-        return replace(entries, role="ends", zero=frozenset(), mask=None)  # type: ignore[type-var, return-value]
+            raise _RefusedError(f"%{node.name} does not say where each expert's entries end")
+        return replace(entries, role="ends", zero=None, mask=None)  # type: ignore[type-var, return-value]
 
     def _grouped(self, node: fx.Node, x: Rows | None, *others: Rows | None) -> Rows:
         tables, ends = others[:-1], others[-1]
@@ -262,54 +263,62 @@ class _Region:
             and all(t is None for t in tables) and len(tables) == 1
         )  # fmt: skip
         if not fits:
-            raise _Refused(f"%{node.name} multiplies rows by matrices of other experts")
+            raise _RefusedError(f"%{node.name} multiplies rows by matrices of other experts")
         assert x is not None, "checked above"
         return Rows(x.entries, x.order, x.zero)
 
     def _repeated(self, node: fx.Node, x: Rows) -> Rows:
         dim = access.arguments(node)["dim"]
         if x.role or x.order is not None or dim != 0:
-            raise _Refused(f"%{node.name} repeats ordered rows, or not along dimension 0")
+            raise _RefusedError(f"%{node.name} repeats ordered rows, or not along dimension 0")
         return replace(x, entries=self._entries(node), mask=None)
 
     def _where(self, node: fx.Node, mask: Rows | None, *values: Rows | None) -> Rows:
         found = self._by_labels(node, mask, *values)
         if mask is not None and mask.mask is not None and access.arguments(node)["other"] == 0:
-            kept = values[0].zero if values[0] is not None else frozenset()
-            return replace(found, zero=kept | {mask.mask})
-        return replace(found, zero=frozenset())
+            kept = values[0].zero if values[0] is not None else None
+            return replace(found, zero=kept or frozenset([mask.mask]))
+        return replace(found, zero=None)
 
 
-def _zero(
-    node: fx.Node, rule: Meaning, read: Sequence[Rows | None]
-) -> frozenset[fx.Node]:
+def _zero(node: fx.Node, rule: Meaning, read: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
     """Masks without which every term of a multilinear op has a factor that is zero.
 
     Zero is zero in any type, so that products and conversions that round keep it too.
     """
     if node.target is aten.mul.Tensor or (rule.casts and len(read) == 1):
-        return frozenset().union(*(x.zero for x in read if x is not None))
-    every: list[frozenset[fx.Node]] = []
-    for term in rule.terms or ():
-        held = [read[i] for i in term.operands]
-        every.append(frozenset().union(*(x.zero for x in held if x is not None)))
-    return frozenset.intersection(*every) if every else frozenset()
+        return _any_zero(read)
+    if rule.terms is None:
+        return None
+    every = [_any_zero([read[i] for i in term.operands]) for term in rule.terms]
+    known = [masks for masks in every if masks is not None]
+    return frozenset().union(*known) if len(known) == len(every) else None
+
+
+def _any_zero(factors: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
+    """Masks without which one factor is zero, and with it their product."""
+    return next((x.zero for x in factors if x is not None and x.zero is not None), None)
 
 
 def _owned(
-    graph: SpmdGraph, groups: ReplicaGroups, mask: fx.Node, inputs: Sequence[fx.Node]
+    graph: SpmdGraph, groups: ReplicaGroups, masks: Set[fx.Node], inputs: Sequence[fx.Node]
 ) -> Owners | str:
-    """The ids for which ``mask`` is set, rank by rank."""
+    """The ids for which a mask is set, rank by rank."""
     path: dict[fx.Node, None] = {}
-    found = [x for x in _traced(graph, mask, frozenset(inputs), path) if x is not None]
-    if len(set(found)) != 1:
-        return f"%{mask.name} is not a function of single ids"
-    ids = found[0]
-    known = _bound(ids)
+    found = set[fx.Node]()
+    for mask in masks:
+        traced = _traced(graph, mask, frozenset(inputs), path)
+        if None in traced:
+            return f"%{mask.name} is not a function of single ids"
+        found.update(x for x in traced if x is not None)
+    if len(found) != 1:
+        return f"{len(found)} inputs hold ids"
+    (ids,) = found
+    known = greatest_id(ids)
     per_row = [size_key(s) for s in access.shape(ids)[1:]]
     if known is None or not all(isinstance(s, int) for s in per_row):
         return f"%{ids.name}: nothing says how large ids may be"
-    held = [_set_for(path, ids, mask, rank, known) for rank in range(graph.mesh.size)]
+    held = [_set_for(path, ids, masks, rank, known) for rank in range(graph.mesh.size)]
     by_group = {tuple(held[r] for r in group) for group in groups.ranks}
     if len(by_group) != 1:
         return "groups deal out ids differently"
@@ -338,9 +347,9 @@ def _traced(
 
 
 def _set_for(
-    path: Mapping[fx.Node, None], ids: fx.Node, mask: fx.Node, rank: int, known: int
+    path: Mapping[fx.Node, None], ids: fx.Node, masks: Set[fx.Node], rank: int, known: int
 ) -> tuple[int, int] | None:
-    """The interval of ids below ``known`` for which ``mask`` is set on ``rank``."""
+    """The interval of ids below ``known`` for which a mask is set on ``rank``."""
     values: dict[fx.Node, Any] = {ids: torch.arange(known, dtype=access.dtype(ids))}
 
     def read(item: Any) -> Any:
@@ -352,15 +361,15 @@ def _set_for(
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), read)
         assert callable(node.target), f"%{node.name} is not a call"
         values[node] = node.target(*args, **kwargs)
-    owned = values[mask].nonzero().flatten().tolist()
+    owned = torch.stack([values[mask] for mask in masks]).any(0).nonzero().flatten().tolist()
     if not owned:
         return 0, 0
     first, end = owned[0], owned[-1] + 1
     return (first, end) if end - first == len(owned) else None
 
 
-def _bound(node: fx.Node) -> int | None:
-    """A number that integers of this value stay below, read off the topk they come from."""
+def greatest_id(node: fx.Node) -> int | None:
+    """What integers of this value stay below, read off the topk they come from; None: unknown."""
     while node.op == "call_function":
         if access.projection(node) == 1 and access.operands(node)[0].target is aten.topk.default:
             (topk,) = access.operands(node)

@@ -39,34 +39,40 @@ def simulate(
     ranks = range(graph.mesh.size)
     values: dict[fx.Node, PerRank] = {}
     last_use = {x: node for node in graph.graph.nodes for x in node.all_input_nodes}
-    outputs: list[PerRank] = []
     for node in graph.graph.nodes:
         if node.op == "output":
-            outputs = [values[x] for x in access.results(node)]
-        elif node.op in ("placeholder", "get_attr"):
+            return [values[x] for x in access.results(node)]
+        if node.op in ("placeholder", "get_attr"):
             held = inputs.get(str(node.target))
             if held is None and node.op == "get_attr":
                 held = [_attribute(graph.root, str(node.target))] * len(ranks)
             assert held is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in held]
-        elif node.target is WAIT:
-            values[node] = values[access.operands(node)[0]]
-        elif node.target in OPS:
-            found = collective(node)
-            assert found is not None, f"%{node.name} is no collective"
-            values[node] = _communicate(graph, found, node, values[found.operand])
-        elif (cut := all_slice(node)) is not None:
-            values[node] = _sliced(graph, cut, values[cut.operand])
-        elif node.target in (DISPATCH_ROWS, COMBINE_ROWS):
-            read = [_read(node, values, r, exact=exact)[0] for r in ranks]
-            exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
-            values[node] = exchanged(graph, read)
         else:
-            values[node] = [_execute(node, values, r, exact=exact) for r in ranks]
+            values[node] = _called(graph, node, values, exact=exact)
         for x in node.all_input_nodes:
             if last_use[x] is node:
                 del values[x]
-    return outputs
+    raise AssertionError("a graph has an output")
+
+
+def _called(
+    graph: SpmdGraph, node: fx.Node, values: Mapping[fx.Node, PerRank], *, exact: bool
+) -> PerRank:
+    """What a call gives on every rank."""
+    ranks = range(graph.mesh.size)
+    if node.target is WAIT:
+        return values[access.operands(node)[0]]
+    if node.target in OPS:
+        found = collective(node)
+        assert found is not None, f"%{node.name} is no collective"
+        return _communicate(graph, found, node, values[found.operand])
+    if (cut := all_slice(node)) is not None:
+        return _sliced(graph, cut, values[cut.operand])
+    if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
+        exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
+        return exchanged(graph, [_read(node, values, r, exact=exact)[0] for r in ranks])
+    return [_execute(node, values, r, exact=exact) for r in ranks]
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

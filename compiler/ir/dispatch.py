@@ -3,10 +3,10 @@
     dispatch_rows   each rank's rows, to every rank that owns one of the rows' ids
     combine_rows    every rank's results for the rows it was sent, to where they came from; added up
 
-Together they are what all_gather and reduce_scatter are to a computation that treats rows alike and
-gives zero for rows of which a rank owns no id: less is sent, and the results are the same.
+Together they are what all_gather and reduce_scatter are to a computation that treats rows alike
+and gives zero for rows of which a rank owns no id: less is sent, and the results are the same.
 
-``dispatch_rows`` gives the rows received, operand by operand, then two tensors for ``combine_rows``:
+``dispatch_rows`` gives the rows received, tensor by tensor, and what ``combine_rows`` needs:
 
     places   [rows sent], int64; row t sent to rank d is d * rows + t
     counts   [2, ranks], int64, on the host; rows sent to each rank, rows received from each
@@ -59,7 +59,7 @@ def added(back: torch.Tensor, places: torch.Tensor, ranks: int, rows: int) -> to
     every = back.new_zeros(ranks * rows, *back.shape[1:])
     every[places] = back
     wide = torch.promote_types(back.dtype, torch.float32) if back.is_floating_point() else None
-    return every.unflatten(0, (ranks, rows)).sum(0, dtype=wide).to(back.dtype)
+    return every.view(ranks, rows, *back.shape[1:]).sum(0, dtype=wide).to(back.dtype)
 
 
 def _received(

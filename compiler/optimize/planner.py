@@ -14,7 +14,7 @@ from compiler.analysis.dispatch import region
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
-from compiler.check.dispatch import Owners, owners
+from compiler.check.dispatch import Owners, greatest_id, owners
 from compiler.cost import Launch, Machine
 from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
@@ -159,6 +159,7 @@ class Planner:
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
         self._bills: dict[Hashable, Bill] = {}
+        self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
         self._written[()] = self._run(first, passes, first.placed)
         self.clock.lap("canonicalize")
@@ -304,11 +305,24 @@ class Planner:
         """The choice among all values that may be shares."""
         key = at, group
         if key not in self._choices:
-            known = dispatches(at.graph, group) if self.compares_times else None
+            known, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
             self._choices[key] = RowChoice(at.graph, group, dispatches=known)
+            self._unsent[key] = refused
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
+
+    def unsent(self, decided: Decided) -> Iterator[tuple[fx.Node, str]]:
+        """Sums of rows that ranks compute for each other's, by experts, but are not sent, and why.
+
+        Nodes are those of the graph that the last choice of rows was made for.
+        """
+        if decided.choice is None:
+            return
+        yield from self._unsent.get((decided.at, decided.choice.group), {}).items()
+        for node, found in decided.choice.dispatches.items():
+            if found.region.output not in decided.shares:
+                yield node, "that takes longer on this machine"
 
     def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:
         return self._times(at, tokens) if self.compares_times else Bytes(tokens)
@@ -343,20 +357,28 @@ class Planner:
         return Written(graph, pipeline, placed)
 
 
-def dispatches(graph: SpmdGraph, group: str) -> dict[fx.Node, Dispatch]:
-    """All_reduces whose addends come from rows that may be sent to the ranks that need them."""
-    groups, found = graph.mesh.group(group), dict[fx.Node, Dispatch]()
+def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
+    """All_reduces whose addends come from rows that may be sent to the ranks that need them.
+
+    And those of which rows are routed, but may not be sent, with the reason.
+    """
+    groups = graph.mesh.group(group)
+    found, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
     if groups.axis_size == 1:
-        return found
+        return found, refused
     for _, what in collectives(graph.graph):
         is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
         if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
             continue
         inner = region(graph, what.operand, groups)
-        known = owners(graph, groups, inner.inputs, inner.nodes) if inner else None
-        if isinstance(known, Owners) and inner is not None and what.result is not None:
+        if inner is None or what.result is None or not any(map(greatest_id, inner.inputs)):
+            continue
+        known = owners(graph, groups, inner.inputs, inner.nodes)
+        if isinstance(known, Owners):
             found[what.result] = Dispatch(inner, known.copies)
-    return found
+        else:
+            refused[what.result] = known
+    return found, refused
 
 
 def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:

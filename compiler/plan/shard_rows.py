@@ -96,14 +96,20 @@ class RowChoice:
     def stage(self, shares: Set[fx.Node]) -> RowStage:
         """The choice as part of a plan."""
         number = self._numbers
-        kinds = [form.communicates.kind for n, form in self.forms.items()
-                 if n in shares and form.communicates is not None and not self._sends(n, shares)]  # fmt: skip
+        kinds = [
+            form.communicates.kind
+            for n, form in self.forms.items()
+            if n in shares and form.communicates is not None and not self._sends(n, shares)
+        ]
         return RowStage(
             group=self.group,
             shares=tuple(number[n] for n in self.forms if n in shares),
             reduce_scatters=kinds.count(Kind.ALL_REDUCE),
-            all_gathers=sum(access.is_tensor(n) and self._read_whole(n, shares) 
-                            for n in shares if n in self.forms),
+            all_gathers=sum(
+                access.is_tensor(n) and self._read_whole(n, shares)
+                for n in shares
+                if n in self.forms
+            ),
             dispatches=tuple(number[n] for n in self._sent if n in shares),
         )
 

@@ -62,7 +62,7 @@ def _packed(rows: Sequence[Tensor]) -> Tensor:
 
 def _unpacked(table: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     widths = [_as_table(x).shape[1] * x.dtype.itemsize for x in like]
-    parts = zip(table.split(widths, dim=1), like, strict=True)
+    parts = zip(torch.split(table, widths, dim=1), like, strict=True)
     copies = ((p.clone(memory_format=torch.contiguous_format), x) for p, x in parts)  # aligned
     return [p.view(x.dtype).view(len(table), *x.shape[1:]) for p, x in copies]
 

@@ -92,7 +92,9 @@ def send_rows(graph: SpmdGraph) -> tuple[SpmdGraph, list[Remark]]:
     target = _Dispatched(graph, found).written()
     report = check(graph, _expanded(graph, target, found))
     if not report.verdict.runs:
-        why = f"rows are gathered, not sent: the checker says {report.verdict}, {report.explanation}"
+        why = (
+            f"rows are gathered, not sent: the checker says {report.verdict}, {report.explanation}"
+        )
         return graph, [*remarks, Remark(RemarkKind.MISSED, "", why)]
     kept = target.graph
     kept.eliminate_dead_code(
@@ -209,7 +211,9 @@ def _on_rows(
     def size(times: int) -> fx.Node:
         if times not in sizes:
             call: tuple[Any, Any] = SIZE_READ, (received[0], 0)
-            sizes[times] = target.call_function(*(call if times == 1 else (operator.mul, (size(1), times))))
+            sizes[times] = target.call_function(
+                *(call if times == 1 else (operator.mul, (size(1), times)))
+            )
             sizes[times].meta = {"val": others * times}
             written.append(sizes[times])
         return sizes[times]
@@ -311,5 +315,8 @@ def _added_up(target: fx.Graph, s: Sent, partial: fx.Node, like: fx.Node) -> fx.
     rows = s.count.meta["val"]
     if not divides(ranks, rows):
         held, partial = partial, target.call_function(PAD_ROWS, (partial, 0, ranks))
-        partial.meta = {**held.meta, "val": resized(access.tensor(held), 0, share(rows, ranks) * ranks)}
+        partial.meta = {
+            **held.meta,
+            "val": resized(access.tensor(held), 0, share(rows, ranks) * ranks),
+        }
     return insert_reduce_scatter(target, partial, "sum", group, ranks, access.tensor(like))

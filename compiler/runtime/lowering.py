@@ -21,9 +21,9 @@ from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kernels)
 from compiler.runtime.dispatching import send_rows
 from compiler.runtime.fusing import fuse
-from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kernels)
 from compiler.runtime.groups import lowered
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for

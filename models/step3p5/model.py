@@ -143,7 +143,9 @@ class Step3p5ForCausalLM(nn.Module):
         if experts not in ("tp", "ep"):
             raise ParallelError(f"experts must be 'tp' or 'ep', found {experts!r}")
         if share_expert not in ("tp", "replicated"):
-            raise ParallelError(f"share_expert must be 'tp' or 'replicated', found {share_expert!r}")
+            raise ParallelError(
+                f"share_expert must be 'tp' or 'replicated', found {share_expert!r}"
+            )
         self.config = config
         self.ranks = RankGroup.of(group)
         self.experts, self.share_expert = experts, share_expert

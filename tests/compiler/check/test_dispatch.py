@@ -110,7 +110,7 @@ def every_other(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def computed_ids(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    local, owned = owned_rows(self, (weights * EXPERTS).long())
+    _, owned = owned_rows(self, (weights * EXPERTS).long())
     return (x @ self.experts[0]) * torch.where(owned, weights, 0).sum(1, keepdim=True)
 
 

@@ -29,9 +29,7 @@ def skewed(model: Step3p5ForCausalLM) -> None:
                 held.copy_(torch.linspace(4, -4, experts))
 
 
-def step3p5(
-    group: dist.ProcessGroup, dtype: torch.dtype, routing: str
-) -> dict[str, Any]:
+def step3p5(group: dist.ProcessGroup, dtype: torch.dtype, routing: str) -> dict[str, Any]:
     config = Step3p5Config.small(num_hidden_layers=3)
     model = Step3p5ForCausalLM(
         config, group=group, experts="ep", share_expert="replicated", dtype=dtype
@@ -60,7 +58,9 @@ def step3p5(
         result.verdict for p in optimized.prepared for result in p.report.ranged.results
     }
     ranged = [p.report.ranged for p in optimized.prepared]
-    found["remarks"] = [str(r) for table in ranged for result in table.results for r in result.remarks]
+    found["remarks"] = [
+        str(r) for table in ranged for result in table.results for r in result.remarks
+    ]
     form = optimized.prepared[0].forms.plan(4096)
     targets = [[n.target for n in m.graph.nodes] for m in (form.eager, form.module)]
     found["calls"] = [t.count(DISPATCH_ROWS) + t.count(COMBINE_ROWS) for t in targets]
