@@ -32,6 +32,9 @@ and it takes less time; merge: no reduction before the author's; boundary: merge
 between ranks in sparse layers; off: none moved."""
 
 
+PS_PER_US = 10**6
+
+
 @dataclass(frozen=True)
 class Search:
     """What plans there are to choose from, and how they compare.
@@ -312,8 +315,8 @@ class Planner:
         assert isinstance(found, RowChoice)
         return found
 
-    def unsent(self, decided: Decided) -> Iterator[tuple[fx.Node, str]]:
-        """Sums of rows that ranks compute for each other's, by experts, but are not sent, and why.
+    def unsent(self, decided: Decided, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
+        """Sums over experts of rows that are not sent to them, and why.
 
         Nodes are those of the graph that the last choice of rows was made for.
         """
@@ -322,7 +325,9 @@ class Planner:
         yield from self._unsent.get((decided.at, decided.choice.group), {}).items()
         for node, found in decided.choice.dispatches.items():
             if found.region.output not in decided.shares:
-                yield node, "that takes longer on this machine"
+                times = self._times(decided.at, tokens)
+                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_ps(node, times))
+                yield node, f"that takes {sent:.1f} us, to gather and scatter all {gathered:.1f} us"
 
     def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:
         return self._times(at, tokens) if self.compares_times else Bytes(tokens)

@@ -118,6 +118,12 @@ class RowChoice:
         found = self.dispatches.get(node)
         return found is not None and found.region.output in shares
 
+    def dispatch_ps(self, node: fx.Node, times: Prices) -> tuple[int, int]:
+        """What it takes to send rows for the sum ``node``, and what to gather and scatter all."""
+        rows = self.dispatches[node].region.inputs
+        all_rows = [*map(self._gather, rows), *self._own[node][True]]
+        return self._dispatch(node).price(times), sum(item.price(times) for item in all_rows)
+
     def _dispatch(self, node: fx.Node) -> Item:
         found = self.dispatches[node]
         return Item(
