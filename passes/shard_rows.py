@@ -17,7 +17,7 @@ Saves     what the plan counted: work on rows, and all_gathers where nobody read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,6 +40,7 @@ from compiler.ir.collectives import (
     insert_all_gather,
     insert_reduce_scatter,
 )
+from compiler.ir.dispatch import MARK
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.rows import ALL_SLICE, PAD_ROWS, divides, resized, share
@@ -47,6 +48,9 @@ from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
 
 aten = torch.ops.aten
+
+SCATTERED = "all_reduce became a reduce_scatter"
+SENT = "rows go to the ranks that own their experts and back, by all_to_all: no all_reduce"
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ class ShardRows:
                 found=f"{len(self.stage.shares)} values, of which {len(shares)} can be shared",
                 remedy="plan again for this graph",
             )
-        writer = _Writer(graph, self.stage.group, shares)
+        sent = {n for n in graph.graph.nodes if number.get(n) in set(self.stage.dispatches)}
+        writer = _Writer(graph, self.stage.group, shares, sent)
         target = writer.written()
         remarks = [
-            Remark(RemarkKind.PASSED, f"%{node.name}", "all_reduce became a reduce_scatter",
+            Remark(RemarkKind.PASSED, f"%{node.name}",
+                   SENT if form.communicates.operand in sent else SCATTERED,
                    access.layer_path(form.communicates.operand))
             for node, form in shares.items()
             if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE
@@ -97,6 +103,7 @@ class _Writer:
         graph: the source.
         group: name of the replica groups that share rows.
         shares: the values held as shares.
+        sent: partial sums for which rows are sent to the ranks that need them, at run time.
         whole: value -> its whole form in the target.
         own: value -> its share in the target.
         sized: number of rows -> a value in which they are whole, and the dimension.
@@ -105,6 +112,7 @@ class _Writer:
     graph: SpmdGraph
     group: str
     shares: Mapping[fx.Node, RowForm]
+    sent: Set[fx.Node] = frozenset()
     target: fx.Graph = field(default_factory=fx.Graph)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     own: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -151,6 +159,8 @@ class _Writer:
             self.own[node] = self._whole(found.operand)
         else:
             self.own[node] = self._scattered(node, self._whole(found.operand), found.op)
+            if found.operand in self.sent:
+                self._start.meta[MARK] = True
 
     def _scattered(self, node: fx.Node, addends: fx.Node, op: str) -> fx.Node:
         rows, dim = _rows(node)
@@ -160,6 +170,7 @@ class _Writer:
             x = self._call(x, PAD_ROWS, 0, self.ranks)
         gives = resized(access.tensor(x), 0, share(rows, self.ranks))
         x = insert_reduce_scatter(self.target, x, op, self.group, self.ranks, gives)
+        self._start = x.all_input_nodes[0]
         return self._raised(x, dim)
 
     def _lowered(self, x: fx.Node, dim: int) -> fx.Node:

@@ -13,7 +13,12 @@ SOURCE = "made up for tests"
 
 
 def data(
-    ranks: int, *, memory: int = 1000, link: bool = True, start_ns: int = 100
+    ranks: int,
+    *,
+    memory: int = 1000,
+    link: bool = True,
+    start_ns: int = 100,
+    all_to_all_fs: int | None = None,
 ) -> dict[str, Any]:
     """A machine file: collectives of any payload take a start, and a nanosecond per byte or two.
 
@@ -22,6 +27,7 @@ def data(
         memory: bytes per microsecond; the less, the more sharing rows pays.
         link: whether it states its links.
         start_ns: what a collective takes for no bytes.
+        all_to_all_fs: what an all_to_all takes per byte; None: the machine knows none.
     """
 
     def quantity(value: int, unit: str) -> dict[str, Any]:
@@ -35,14 +41,17 @@ def data(
             "regimes": [[0, alpha_ps, beta_fs]], "source": SOURCE,
         }
         for kind, beta_fs in (("all_reduce", 1_900_000), ("reduce_scatter", 1_000_000),
-                              ("all_gather", 1_000_000))
+                              ("all_gather", 1_000_000), ("all_to_all", all_to_all_fs))
+        if beta_fs is not None
     ]  # fmt: skip
     return {
         "name": "round", "title": "round numbers", "ranks_per_node": ranks,
         "in_switch_reduction": False, "device": "NVIDIA Round",
         **({"link": quantity(2000, "bytes/us")} if link else {}),
         "memory": quantity(memory, "bytes/us"),
-        "matmul": {"float32": quantity(10**6, "FLOP/us")},
+        "matmul": {
+            "float32": quantity(10**6, "FLOP/us"), "bfloat16": quantity(10**7, "FLOP/us"),
+        },
         "launch": {"eager": quantity(50, "ns"), "graph": quantity(5, "ns")},
         "tables": tables,
     }  # fmt: skip

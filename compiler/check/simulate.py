@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
 from compiler.ir.rows import AllSlice, all_slice, own_share
@@ -38,30 +39,40 @@ def simulate(
     ranks = range(graph.mesh.size)
     values: dict[fx.Node, PerRank] = {}
     last_use = {x: node for node in graph.graph.nodes for x in node.all_input_nodes}
-    outputs: list[PerRank] = []
     for node in graph.graph.nodes:
         if node.op == "output":
-            outputs = [values[x] for x in access.results(node)]
-        elif node.op in ("placeholder", "get_attr"):
+            return [values[x] for x in access.results(node)]
+        if node.op in ("placeholder", "get_attr"):
             held = inputs.get(str(node.target))
             if held is None and node.op == "get_attr":
                 held = [_attribute(graph.root, str(node.target))] * len(ranks)
             assert held is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in held]
-        elif node.target is WAIT:
-            values[node] = values[access.operands(node)[0]]
-        elif node.target in OPS:
-            found = collective(node)
-            assert found is not None, f"%{node.name} is no collective"
-            values[node] = _communicate(graph, found, node, values[found.operand])
-        elif (cut := all_slice(node)) is not None:
-            values[node] = _sliced(graph, cut, values[cut.operand])
         else:
-            values[node] = [_execute(node, values, r, exact=exact) for r in ranks]
+            values[node] = _called(graph, node, values, exact=exact)
         for x in node.all_input_nodes:
             if last_use[x] is node:
                 del values[x]
-    return outputs
+    raise AssertionError("a graph has an output")
+
+
+def _called(
+    graph: SpmdGraph, node: fx.Node, values: Mapping[fx.Node, PerRank], *, exact: bool
+) -> PerRank:
+    """What a call gives on every rank."""
+    ranks = range(graph.mesh.size)
+    if node.target is WAIT:
+        return values[access.operands(node)[0]]
+    if node.target in OPS:
+        found = collective(node)
+        assert found is not None, f"%{node.name} is no collective"
+        return _communicate(graph, found, node, values[found.operand])
+    if (cut := all_slice(node)) is not None:
+        return _sliced(graph, cut, values[cut.operand])
+    if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
+        exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
+        return exchanged(graph, [_read(node, values, r, exact=exact)[0] for r in ranks])
+    return [_execute(node, values, r, exact=exact) for r in ranks]
 
 
 def _attribute(module: nn.Module, target: str) -> Any:
@@ -79,7 +90,11 @@ def _widened(value: Any, *, exact: bool) -> Any:
     return value
 
 
-def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool) -> Any:
+def _read(
+    node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool
+) -> tuple[Any, Any]:
+    """The arguments of a call on one rank."""
+
     def read(item: Any) -> Any:
         if isinstance(item, fx.Node):
             return values[item][rank]
@@ -90,6 +105,11 @@ def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exa
         return _widened(item, exact=exact)
 
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), read)
+    return args, kwargs
+
+
+def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool) -> Any:
+    args, kwargs = _read(node, values, rank, exact=exact)
     assert callable(node.target), f"%{node.name} is not a call"
     return node.target(*args, **kwargs)
 
@@ -122,6 +142,33 @@ def _sliced(graph: SpmdGraph, found: AllSlice, held: Sequence[torch.Tensor]) -> 
     """Every rank's share of its own tensor."""
     groups = graph.mesh.group(found.group).group_of
     return [own_share(x, found.dim, len(groups[r]), groups[r].index(r)) for r, x in enumerate(held)]
+
+
+def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
+    """What ``dispatch_rows`` gives on every rank, from its arguments on every rank."""
+    got: dict[int, Any] = {}
+    for group in graph.mesh.group(read[0][4]).ranks:
+        wanted = {r: needed(read[r][1], read[r][2], read[r][3]) for r in group}
+        for place, r in enumerate(group):
+            rows = [
+                torch.cat([read[s][0][i][wanted[s][place]] for s in group])
+                for i in range(len(read[r][0]))
+            ]
+            sent, received = wanted[r].sum(1), torch.stack([wanted[s][place].sum() for s in group])
+            places = wanted[r].flatten().nonzero().squeeze(1)
+            got[r] = [*rows, places, torch.stack([sent, received])]
+    return [got[r] for r in range(graph.mesh.size)]
+
+
+def _combined(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
+    """What ``combine_rows`` gives on every rank, from its arguments on every rank."""
+    got: dict[int, Any] = {}
+    for group in graph.mesh.group(read[0][4]).ranks:
+        back = {r: torch.split(read[r][0], read[r][2][1].tolist()) for r in group}
+        for place, r in enumerate(group):
+            _, places, _, rows, _ = read[r]
+            got[r] = added(torch.cat([back[s][place] for s in group]), places, len(group), rows)
+    return [got[r] for r in range(graph.mesh.size)]
 
 
 def _reduced(op: str, sent: Sequence[torch.Tensor]) -> torch.Tensor:

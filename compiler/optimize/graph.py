@@ -202,6 +202,7 @@ def finished(
             *_general_remarks(source, policy, verify=verify),
             *written.pipeline.remarks,
             *(_unscattered(written.graph) if policy != "off" else ()),
+            *_unsent(planner, decided, tokens),
         ),
         before=statistics(source.graph, tokens),
         after=statistics(written.graph.graph, tokens),
@@ -220,6 +221,16 @@ def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
                 why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"
                 layer = access.layer_path(what.operand)
                 yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
+
+
+def _unsent(planner: Planner, decided: Decided, tokens: int | None) -> Iterator[Remark]:
+    """Experts whose rows are not sent to the ranks that own them."""
+    for node, why in planner.unsent(decided, tokens):
+        what = collective(node)
+        layer = access.layer_path(what.operand) if what else ""
+        yield Remark(
+            RemarkKind.MISSED, f"%{node.name}", f"rows are not sent to experts: {why}", layer
+        )
 
 
 def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:

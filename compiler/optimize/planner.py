@@ -10,24 +10,29 @@ from functools import cached_property, partial
 
 from torch import fx
 
+from compiler.analysis.dispatch import region
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.check.dispatch import Owners, greatest_id, owners
 from compiler.cost import Launch, Machine
-from compiler.ir.collectives import collectives
+from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.pipeline import Pass, Pipeline
 from compiler.plan.comm_plan import CommPlan, RowStage, Stage
 from compiler.plan.place_reductions import ReductionChoice
 from compiler.plan.predict import Spent, items_of, spent
 from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
-from compiler.plan.shard_rows import RowChoice
+from compiler.plan.shard_rows import Dispatch, RowChoice
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
 POLICIES = ("cost", "merge", "boundary", "off")
 """cost: reductions anywhere the laws allow, and rows shared between ranks where a machine is named
 and it takes less time; merge: no reduction before the author's; boundary: merge, and rows shared
 between ranks in sparse layers; off: none moved."""
+
+
+PS_PER_US = 10**6
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ class Planner:
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
         self._bills: dict[Hashable, Bill] = {}
+        self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
         self._written[()] = self._run(first, passes, first.placed)
         self.clock.lap("canonicalize")
@@ -302,10 +308,26 @@ class Planner:
         """The choice among all values that may be shares."""
         key = at, group
         if key not in self._choices:
-            self._choices[key] = RowChoice(at.graph, group)
+            known, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
+            self._choices[key] = RowChoice(at.graph, group, dispatches=known)
+            self._unsent[key] = refused
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
+
+    def unsent(self, decided: Decided, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
+        """Sums over experts of rows that are not sent to them, and why.
+
+        Nodes are those of the graph that the last choice of rows was made for.
+        """
+        if decided.choice is None:
+            return
+        yield from self._unsent.get((decided.at, decided.choice.group), {}).items()
+        for node, found in decided.choice.dispatches.items():
+            if found.region.output not in decided.shares:
+                times = self._times(decided.at, tokens)
+                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_ps(node, times))
+                yield node, f"that takes {sent:.1f} us, to gather and scatter all {gathered:.1f} us"
 
     def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:
         return self._times(at, tokens) if self.compares_times else Bytes(tokens)
@@ -338,6 +360,30 @@ class Planner:
         for step in passes:
             graph = pipeline.run(step, graph)
         return Written(graph, pipeline, placed)
+
+
+def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
+    """All_reduces whose addends come from rows that may be sent to the ranks that need them.
+
+    And those of which rows are routed, but may not be sent, with the reason.
+    """
+    groups = graph.mesh.group(group)
+    found, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
+    if groups.axis_size == 1:
+        return found, refused
+    for _, what in collectives(graph.graph):
+        is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
+        if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
+            continue
+        inner = region(graph, what.operand, groups)
+        if inner is None or what.result is None or not any(map(greatest_id, inner.inputs)):
+            continue
+        known = owners(graph, groups, inner.inputs, inner.nodes)
+        if isinstance(known, Owners):
+            found[what.result] = Dispatch(inner, known.copies)
+        else:
+            refused[what.result] = known
+    return found, refused
 
 
 def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:

@@ -81,17 +81,20 @@ class RowStage:
         shares: numbers of the values, in the graph the stage applies to.
         reduce_scatters: how many all_reduces become one.
         all_gathers: how many values are gathered where all rows are read.
+        dispatches: numbers of the partial sums for which ranks send each other rows, instead of
+            gathering all and adding up with a reduce_scatter.
     """
 
     group: str
     shares: tuple[int, ...]
     reduce_scatters: int
     all_gathers: int
+    dispatches: tuple[int, ...] = ()
 
     @property
     def decision(self) -> tuple[object, ...]:
         """What tells stages apart."""
-        return self.group, self.shares
+        return self.group, self.shares, self.dispatches
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,14 @@ class CommPlan:
                 for stage in found.pop("stages")
             )
             rows = tuple(
-                RowStage(**{**r, "shares": tuple(r["shares"])}) for r in found.pop("rows", ())
+                RowStage(
+                    **{
+                        **r,
+                        "shares": tuple(r["shares"]),
+                        "dispatches": tuple(r.get("dispatches", ())),
+                    }
+                )
+                for r in found.pop("rows", ())
             )
             return CommPlan(**found, stages=stages, rows=rows)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

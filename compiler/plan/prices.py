@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -18,6 +19,12 @@ from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.rules.meaning import size_key
+
+DISPATCH_KERNELS = 24
+"""Kernels that find, pack and unpack the rows of a dispatch, and add up the results."""
+
+HOST_WAIT_LAUNCHES = 2
+"""What a wait of the host for the device is counted as: to and fro."""
 
 WIRE = 1 << 30
 """Weight of a byte on the wire against one that an op reads or writes."""
@@ -37,6 +44,11 @@ class Prices(Protocol):
     def padding(self, node: fx.Node, shares: int) -> int:
         """Rows added to ``node``, so that ``shares`` ranks can share them evenly."""
 
+    def dispatch(
+        self, node: fx.Node, rows: Sequence[fx.Node], groups: ReplicaGroups, copies: Fraction
+    ) -> int:
+        """Rows of ``rows`` sent to ``copies`` ranks each, and those of ``node`` sent back."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -48,6 +60,8 @@ class Item:
         groups: the ranks of the collective.
         shares: equal parts of the rows, of which one is computed.
         pads: rows are added to the value, rather than the value computed.
+        rows: for an all_to_all, the values whose rows are sent; the value's are sent back.
+        copies: ranks that each of these rows goes to on average.
     """
 
     node: fx.Node
@@ -55,9 +69,14 @@ class Item:
     groups: ReplicaGroups | None = None
     shares: int = 1
     pads: bool = False
+    rows: tuple[fx.Node, ...] = ()
+    copies: Fraction = Fraction(1)
 
     def price(self, prices: Prices) -> int:
         """What it costs."""
+        if self.rows:
+            assert self.groups is not None, "rows go from rank to rank"
+            return prices.dispatch(self.node, self.rows, self.groups, self.copies)
         if self.kind is not None:
             assert self.groups is not None, "a collective has ranks"
             return prices.communication(self.kind, self.node, self.groups)
@@ -94,6 +113,13 @@ class Bytes:
     def padding(self, node: fx.Node, shares: int) -> int:
         """Nothing is sent."""
         return 0
+
+    def dispatch(
+        self, node: fx.Node, rows: Sequence[fx.Node], groups: ReplicaGroups, copies: Fraction
+    ) -> int:
+        """A rank keeps the rows that it needs itself."""
+        payload = sum(access.payload_bytes(x, self.tokens) for x in (node, *rows))
+        return int(WIRE * payload * copies * (groups.axis_size - 1) / groups.axis_size) + 3
 
 
 @dataclass(frozen=True)
@@ -141,7 +167,8 @@ class GraphWork:
         for item in items:
             computes = item.kind is None and not item.pads
             held = self.of[item.node] if computes else self.extent[item.node]
-            key = id(held), item.kind, item.groups, item.shares, item.pads
+            sent = tuple(id(self.extent[x]) for x in item.rows)
+            key = id(held), item.kind, item.groups, item.shares, item.pads, sent, item.copies
             known, count = found.get(key, (item, 0))
             found[key] = known, count + 1
         return tuple(found.values())
@@ -227,6 +254,29 @@ class Times:
             return 0
         moved = 2 * self.payload_bytes(node) * 10**6 // self.machine.memory_bytes_per_us
         return moved + self.machine.launch_ps(self.launch)
+
+    def dispatch(
+        self, node: fx.Node, rows: Sequence[fx.Node], groups: ReplicaGroups, copies: Fraction
+    ) -> int:
+        """Counts and rows to and fro, and what packs them; the computation itself costs the same.
+
+        In a CUDA graph every rank is sent every row.
+        """
+        n, graphed = groups.axis_size, self.launch is Launch.GRAPH
+        copies = Fraction(n) if graphed else copies
+
+        def time_ps() -> int:
+            own = {x: -(-self.payload_bytes(x) // n) for x in (node, *rows)}
+            sent, back = int(copies * sum(own[x] for x in rows)), int(copies * own[node])
+            payloads = [sent, back] if graphed else [8 * n, sent, back]
+            wire = sum(self._communication(Kind.ALL_TO_ALL, p, groups) for p in payloads)
+            moved = 6 * sent + 2 * back + 3 * n * own[node]  # packed, unpacked; put in place, added
+            launches = DISPATCH_KERNELS + (0 if graphed else HOST_WAIT_LAUNCHES)
+            memory = moved * 10**6 // self.machine.memory_bytes_per_us
+            return wire + memory + launches * self.machine.launch_ps(self.launch)
+
+        sizes = tuple(id(self.work.extent[x]) for x in (node, *rows))
+        return self._once(("dispatch", sizes, groups, copies), time_ps)
 
     def rows(self, node: fx.Node) -> int:
         """Number of rows of a value."""

@@ -7,6 +7,9 @@ Every value with a share form is computed whole (W, source side) or as shares (S
                           that ranks cannot share evenly; a gather is saved
     S and read whole      pay one all_gather of the value, once
     W and read as share   free: a rank cuts its share out of what it holds
+    a computation between S and S that may be given any rows (``Dispatch``) has a label of its own:
+                          S sends rows to the ranks that need them; instead of gathers of its
+                          operands and the reduce_scatter of its result, that exchange is paid
     one of several results of an op is labelled as the op is
 
 Prices are integers; a tie is W.
@@ -15,10 +18,13 @@ Prices are integers; a tie is W.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 from torch import fx
 
+from compiler.analysis.dispatch import Region
 from compiler.analysis.rows import SIZE_READ, reads_share, row_forms
 from compiler.ir import access
 from compiler.ir.collectives import Kind
@@ -29,6 +35,19 @@ from compiler.plan.cuts import NEVER, Network
 from compiler.plan.prices import Item, Prices
 
 
+@dataclass(frozen=True)
+class Dispatch:
+    """A computation that gives the same for rows sent to the ranks that need them.
+
+    Attributes:
+        region: what it computes; its output is the operand of an all_reduce.
+        copies: ranks that a row goes to on average.
+    """
+
+    region: Region
+    copies: Fraction
+
+
 class RowChoice:
     """What there is to choose for the replica groups of one name.
 
@@ -36,25 +55,37 @@ class RowChoice:
         graph: the SPMD graph, reductions placed.
         group: name of the replica groups that share rows.
         allowed: whether a value may be held as shares; others stay whole.
+        dispatches: all_reduce of a partial sum -> how its rows may be sent instead of gathered.
     """
 
     def __init__(
-        self, graph: SpmdGraph, group: str, *, allowed: Callable[[fx.Node], bool] = lambda _: True
+        self,
+        graph: SpmdGraph,
+        group: str,
+        *,
+        allowed: Callable[[fx.Node], bool] = lambda _: True,
+        dispatches: Mapping[fx.Node, Dispatch] | None = None,
     ) -> None:
         """Looks at the graph once, for any number of prices."""
         self.graph, self.group = graph, group
         self.groups = graph.mesh.group(group)
         self.forms = {n: form for n, form in row_forms(graph, self.groups).items() if allowed(n)}
+        self.dispatches = {n: d for n, d in (dispatches or {}).items() if n in self.forms}
+        self._sent = {d.region.output: d for d in self.dispatches.values()}
+        self._reads = {n: d.region.output for d in self.dispatches.values() for n in d.region.nodes}
 
     def cheapest(self, prices: Prices) -> frozenset[fx.Node]:
-        """The values to hold as shares."""
+        """The values to hold as shares, and partial sums for which rows are sent."""
         shared = self._network(prices).sink_side()
-        return frozenset(n for n in self.forms if n in shared)
+        return frozenset(n for n in (*self.forms, *self._sent) if n in shared)
 
     def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
         """What there is to pay for, for all values with a share form, given which are shares."""
         for node in self.forms:
-            yield from self._own[node][node in shares]
+            if self._sends(node, shares):
+                yield self._dispatch(node)
+            else:
+                yield from self._own[node][node in shares]
             if node in shares and access.is_tensor(node) and self._read_whole(node, shares):
                 yield self._gather(node)
 
@@ -65,13 +96,38 @@ class RowChoice:
     def stage(self, shares: Set[fx.Node]) -> RowStage:
         """The choice as part of a plan."""
         number = self._numbers
-        kinds = [form.communicates.kind for n, form in self.forms.items()
-                 if n in shares and form.communicates is not None]  # fmt: skip
+        kinds = [
+            form.communicates.kind
+            for n, form in self.forms.items()
+            if n in shares and form.communicates is not None and not self._sends(n, shares)
+        ]
         return RowStage(
             group=self.group,
             shares=tuple(number[n] for n in self.forms if n in shares),
             reduce_scatters=kinds.count(Kind.ALL_REDUCE),
-            all_gathers=sum(access.is_tensor(n) and self._read_whole(n, shares) for n in shares),
+            all_gathers=sum(
+                access.is_tensor(n) and self._read_whole(n, shares)
+                for n in shares
+                if n in self.forms
+            ),
+            dispatches=tuple(number[n] for n in self._sent if n in shares),
+        )
+
+    def _sends(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
+        """Whether rows are sent for the partial sum that the all_reduce ``node`` adds up."""
+        found = self.dispatches.get(node)
+        return found is not None and found.region.output in shares
+
+    def dispatch_ps(self, node: fx.Node, times: Prices) -> tuple[int, int]:
+        """What it takes to send rows for the sum ``node``, and what to gather and scatter all."""
+        rows = self.dispatches[node].region.inputs
+        all_rows = [*map(self._gather, rows), *self._own[node][True]]
+        return self._dispatch(node).price(times), sum(item.price(times) for item in all_rows)
+
+    def _dispatch(self, node: fx.Node) -> Item:
+        found = self.dispatches[node]
+        return Item(
+            node, Kind.ALL_TO_ALL, self.groups, rows=found.region.inputs, copies=found.copies
         )
 
     @cached_property
@@ -93,9 +149,11 @@ class RowChoice:
                 form = self.forms.get(user)
                 if form is not None and node in form.carrying:
                     linked.append(user)
+                elif user in self._reads:
+                    linked.append(self._reads[user])
                 elif user.target is not SIZE_READ:
                     others |= not reads_share(self.graph, user, self.groups)
-            found[node] = linked, others
+            found[node] = list(dict.fromkeys(linked)), others
         return found
 
     @cached_property
@@ -125,6 +183,12 @@ class RowChoice:
         network = Network()
         for node in self.forms:
             whole, share = (sum(item.price(prices) for item in own) for own in self._own[node])
+            if node in self.dispatches:
+                sender = self.dispatches[node].region.output
+                network.pay(sender, sink=self._dispatch(node).price(prices))
+                network.connect(sender, node, share)
+                network.connect(node, sender, NEVER)
+                share = 0
             network.pay(node, source=whole, sink=share)
             linked, others = self._readers[node]
             if not access.is_tensor(node):  # all results of an op, or none

@@ -16,8 +16,9 @@ NAMES = {
     "allgather_": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
     "_reduce_scatter_base_": "reduce_scatter", "all_to_all_single": "all_to_all",
     "alltoall_base_": "all_to_all", "broadcast": "broadcast", "broadcast_": "broadcast",
+    "dispatch_rows": "all_to_all", "combine_rows": "all_to_all",
 }  # fmt: skip
-"""Op of the namespaces c10d and _c10d_functional -> kind."""
+"""Op of the namespaces c10d, _c10d_functional and commplan -> kind."""
 
 
 @dataclass
@@ -47,7 +48,7 @@ class count_collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Counts collectives, and runs everything."""
-        if func.namespace in ("c10d", "_c10d_functional"):
+        if func.namespace in ("c10d", "_c10d_functional", "commplan"):
             kind = NAMES.get(func._schema.name.split("::")[1])
             leaves = torch.utils._pytree.tree_leaves((args, kwargs))
             tensors = [x for x in leaves if isinstance(x, torch.Tensor)]

@@ -1,13 +1,15 @@
 """From a proven graph to the module that this process runs.
 
-In this order: reductions with add + RMSNorm become fused ops where the group has a workspace;
+In this order: rows go to the ranks that need them where the plan says so, but for compilers, which
+need sizes that do not depend on data; reductions with add + RMSNorm become fused ops where the
+group has a workspace;
 collectives start early and are waited for late; inputs that the model updates are written in place;
 mesh names become this process's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -19,6 +21,8 @@ from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kernels)
+from compiler.runtime.dispatching import send_rows
 from compiler.runtime.fusing import fuse
 from compiler.runtime.groups import lowered
 from compiler.runtime.in_place import reduce_in_place, update_inputs
@@ -61,20 +65,44 @@ def lower(
         mutations: graph output -> placeholder whose tensor it is written back to.
         kernels: one of ``KERNELS``.
     """
-    fused, remarks = _fused(graph, local_groups, kernels)
+    available = _Availability(local_groups)
+    sent, remarks = send_rows(graph)
+    if sent is not graph:
+        said = "rows are sent to the ranks that need them; under torch.compile they are gathered"
+        remarks.append(Remark(RemarkKind.NOTE, "", said))
+    module, in_place, fused = _module(graph, local_groups, mutations, kernels, available)
+    eager = module
+    if sent is not graph:
+        eager, in_place, fused = _module(sent, local_groups, mutations, kernels, available)
+    eager = fx.GraphModule(eager, _copied(eager.graph))
+    reduce_in_place(eager.graph)
+    eager.recompile()
+    return Lowered(module, eager, in_place, (*remarks, *fused))
+
+
+def _module(
+    graph: SpmdGraph,
+    local_groups: Mapping[str, str],
+    mutations: Mapping[int, str],
+    kernels: str,
+    available: Callable[[str], str | None],
+) -> tuple[fx.GraphModule, frozenset[int], list[Remark]]:
+    """One form of the graph, outputs that it writes in place, and what was and was not fused."""
+    fused, remarks = _fused(graph, kernels, available)
     module = lowered(fused.with_graph(scheduled(fused.graph), {}), local_groups)
     in_place = update_inputs(module.graph, mutations)
     module.recompile()
-    eager = fx.GraphModule(module, fx.Graph())
-    copies: dict[fx.Node, fx.Node] = {}
-    eager.graph.output(eager.graph.graph_copy(module.graph, copies))
-    reduce_in_place(eager.graph)
-    eager.recompile()
-    return Lowered(module, eager, in_place, tuple(remarks))
+    return module, in_place, remarks
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    made.output(made.graph_copy(graph, copies))
+    return made
 
 
 def _fused(
-    graph: SpmdGraph, local_groups: Mapping[str, str], kernels: str
+    graph: SpmdGraph, kernels: str, available: Callable[[str], str | None]
 ) -> tuple[SpmdGraph, list[Remark]]:
     """The graph with fused ops, and remarks; on other devices than CUDA there is nothing to say."""
     payloads = [access.tensor(c.operand) for _, c in collectives(graph.graph)]
@@ -82,7 +110,7 @@ def _fused(
         return graph, []
     if kernels == "off":
         return graph, [Remark(RemarkKind.NOTE, "", "kernels 'off': no reduction was fused")]
-    fused, remarks = fuse(graph, _Availability(local_groups))
+    fused, remarks = fuse(graph, available)
     limit = f"payloads over {SLOT_BYTES} bytes run as the group's own collectives, then a norm"
     if fused is not graph:
         remarks.append(Remark(RemarkKind.NOTE, "", f"fused ops: {limit}"))

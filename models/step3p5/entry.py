@@ -32,15 +32,24 @@ def real_config(layers: int | None = None) -> Step3p5Config:
     )
 
 
-def _model(experts: str, layers: int | None) -> Step3p5ForCausalLM:
+def _model(experts: str, share_expert: str, layers: int | None) -> Step3p5ForCausalLM:
     group = dist.group.WORLD if dist.is_initialized() else None
     return Step3p5ForCausalLM(
-        real_config(layers), group=group, experts=experts, device="meta", dtype=torch.bfloat16
+        real_config(layers),
+        group=group,
+        experts=experts,
+        share_expert=share_expert,
+        device="meta",
+        dtype=torch.bfloat16,
     )
 
 
 def prefill(
-    tokens: int = 64, experts: str = "tp", layers: int | None = None, cache: bool = False
+    tokens: int = 64,
+    experts: str = "tp",
+    layers: int | None = None,
+    cache: bool = False,
+    share_expert: str = "tp",
 ) -> Call:
     """One sequence of ``tokens`` new tokens; with ``cache``, into a cache of twice that many.
 
@@ -49,15 +58,20 @@ def prefill(
         experts: "tp" slices every expert over the ranks, "ep" deals out whole experts.
         layers: decoder layers; default: all 45.
         cache: pass a cache to fill.
+        share_expert: "tp" slices the shared expert, "replicated" gives every rank all of it.
     """
-    return _call(_model(experts, layers), 1, tokens, 2 * tokens if cache else None)
+    return _call(_model(experts, share_expert, layers), 1, tokens, 2 * tokens if cache else None)
 
 
 def decode(
-    batch: int = 8, max_tokens: int = 4096, experts: str = "tp", layers: int | None = None
+    batch: int = 8,
+    max_tokens: int = 4096,
+    experts: str = "tp",
+    layers: int | None = None,
+    share_expert: str = "tp",
 ) -> Call:
     """One new token for each of ``batch`` sequences with a cache of ``max_tokens``."""
-    return _call(_model(experts, layers), batch, 1, max_tokens)
+    return _call(_model(experts, share_expert, layers), batch, 1, max_tokens)
 
 
 def _call(model: Step3p5ForCausalLM, batch: int, tokens: int, max_tokens: int | None) -> Call:

@@ -35,6 +35,7 @@ class DecoderLayer(nn.Module):
         layer: LayerConfig,
         ranks: RankGroup,
         by_expert: bool,
+        shared: RankGroup,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = GemmaRMSNorm(hidden, eps, **factory)
         if self.is_sparse:
             self.moe = MoE(config, layer, ranks, by_expert, **factory)
-            self.share_expert = MLP(hidden, config.share_expert_dim, limit, ranks, **factory)
+            self.share_expert = MLP(hidden, config.share_expert_dim, limit, shared, **factory)
         else:
             self.mlp = MLP(hidden, config.intermediate_size, limit, ranks, **factory)
 
@@ -62,7 +63,12 @@ class Step3p5Model(nn.Module):
     """Embedding, decoder layers and final norm."""
 
     def __init__(
-        self, config: Step3p5Config, ranks: RankGroup, by_expert: bool, **factory: Any
+        self,
+        config: Step3p5Config,
+        ranks: RankGroup,
+        by_expert: bool,
+        shared: RankGroup,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.config = config
@@ -70,7 +76,8 @@ class Step3p5Model(nn.Module):
             config.vocab_size, config.hidden_size, ranks, **factory
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, ranks, by_expert, **factory) for layer in config.layers
+            DecoderLayer(config, layer, ranks, by_expert, shared, **factory)
+            for layer in config.layers
         )
         self.norm = GemmaRMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
 
@@ -109,6 +116,8 @@ class Step3p5ForCausalLM(nn.Module):
         group: ranks that share the model: a process group, a 1-D device mesh, or None for one
             process that holds all of it.
         experts: "tp" slices every routed expert over the ranks, "ep" deals out whole experts.
+        share_expert: "tp" slices the shared expert over the ranks, "replicated" gives each all of
+            it: more memory, no sum over the ranks.
         device: of the parameters.
         dtype: of parameters and activations; norms and the router compute in float32 or wider.
             Default: torch's default dtype.
@@ -125,6 +134,7 @@ class Step3p5ForCausalLM(nn.Module):
         *,
         group: dist.ProcessGroup | DeviceMesh | None = None,
         experts: str = "tp",
+        share_expert: str = "tp",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = 0,
@@ -132,12 +142,17 @@ class Step3p5ForCausalLM(nn.Module):
         super().__init__()
         if experts not in ("tp", "ep"):
             raise ParallelError(f"experts must be 'tp' or 'ep', found {experts!r}")
+        if share_expert not in ("tp", "replicated"):
+            raise ParallelError(
+                f"share_expert must be 'tp' or 'replicated', found {share_expert!r}"
+            )
         self.config = config
         self.ranks = RankGroup.of(group)
-        self.experts = experts
+        self.experts, self.share_expert = experts, share_expert
         factory: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
-        check_divisible(config, self.ranks, experts, factory["dtype"])
-        self.model = Step3p5Model(config, self.ranks, experts == "ep", **factory)
+        shared = RankGroup.of(None) if share_expert == "replicated" else self.ranks
+        check_divisible(config, self.ranks, experts, factory["dtype"], shared)
+        self.model = Step3p5Model(config, self.ranks, experts == "ep", shared, **factory)
         vocab_per_rank = self.model.embed_tokens.vocab_per_rank
         self.lm_head = nn.Linear(config.hidden_size, vocab_per_rank, bias=False, **factory)
         self.requires_grad_(False)  # for serving: the sums over ranks have no backward
@@ -193,8 +208,11 @@ class Step3p5ForCausalLM(nn.Module):
         """
         by_expert = self.experts == "ep"
         columns = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.g_proj"
-        columns += " mlp.gate_proj mlp.up_proj share_expert.gate_proj share_expert.up_proj"
-        rows = "self_attn.o_proj mlp.down_proj share_expert.down_proj"
+        columns += " mlp.gate_proj mlp.up_proj"
+        rows = "self_attn.o_proj mlp.down_proj"
+        if self.share_expert == "tp":
+            columns += " share_expert.gate_proj share_expert.up_proj"
+            rows += " share_expert.down_proj"
         styles = {
             **dict.fromkeys(columns.split(), "colwise"),
             **dict.fromkeys(rows.split(), "rowwise"),
@@ -235,7 +253,11 @@ class Step3p5ForCausalLM(nn.Module):
 
 
 def check_divisible(
-    config: Step3p5Config, ranks: RankGroup, experts: str, dtype: torch.dtype
+    config: Step3p5Config,
+    ranks: RankGroup,
+    experts: str,
+    dtype: torch.dtype,
+    shared: RankGroup,
 ) -> None:
     """Raises ParallelError for the first dimension that does not divide over the ranks."""
     for attention, heads in {layer.attention: layer.num_heads for layer in config.layers}.items():
@@ -246,8 +268,9 @@ def check_divisible(
             f"num_attention_groups = {kv_heads} key-value heads can be neither divided over nor "
             f"repeated on {ranks.size} ranks; use a world size that divides or is a multiple of it"
         )
-    for key in ("vocab_size", "intermediate_size", "share_expert_dim"):
+    for key in ("vocab_size", "intermediate_size"):
         ranks.split(key, getattr(config, key))
+    shared.split("share_expert_dim", config.share_expert_dim)
     if experts == "ep":
         ranks.split("moe_num_experts", config.moe_num_experts)
         return

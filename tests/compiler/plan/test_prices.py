@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -144,6 +145,26 @@ def test_items_are_priced_by_what_they_are() -> None:
     assert gather.price(prices) == prices.communication(Kind.ALL_GATHER, waited, groups)
     assert Item(gate, shares=4).price(prices) == prices.computation(gate, 4)
     assert Item(waited, shares=4, pads=True).price(prices) == prices.padding(waited, 4) > 0
+
+
+def test_sent_rows_are_counted_as_often_as_they_are_sent() -> None:
+    graph, waited, gate = open_tokens()
+    groups, work = graph.mesh.group("tp"), GraphWork(graph)
+    machine = load_machine(MACHINE)
+    eager = Times(machine, 1 << 20, work, Launch.EAGER)
+    once, twice, everywhere = (
+        Item(waited, Kind.ALL_TO_ALL, groups, rows=(gate,), copies=Fraction(n)).price(eager)
+        for n in (1, 2, 4)
+    )
+    assert once < twice < everywhere
+    least = eager._communication(Kind.ALL_TO_ALL, (1 << 20) * 32 // 4, groups)
+    assert once > 2 * least, "rows to, results from"
+    graphed = Times(machine, 1 << 20, work, Launch.GRAPH)
+    prices = {graphed.dispatch(waited, (gate,), groups, Fraction(n)) for n in (1, 2, 4)}
+    assert len(prices) == 1, "in a CUDA graph all rows go everywhere"
+    assert Bytes(8).dispatch(waited, (gate,), groups, Fraction(4)) > Bytes(8).dispatch(
+        waited, (gate,), groups, Fraction(1)
+    )
 
 
 def test_a_bill_adds_up_to_what_its_items_cost_at_any_number_of_tokens() -> None:

@@ -7,11 +7,14 @@ import operator
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
+from types import MappingProxyType
 
 import pytest
 from torch import fx
 
+from compiler.analysis.dispatch import Region
 from compiler.analysis.rows import RowForm, row_forms
 from compiler.check import Verdict, check
 from compiler.ir import access
@@ -19,7 +22,7 @@ from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import numbers
-from compiler.plan.shard_rows import shard_rows
+from compiler.plan.shard_rows import Dispatch, RowChoice, shard_rows
 from passes import EliminateDeadCode, ShardRows
 from tests.graphs import Builder, agree, aten
 
@@ -50,6 +53,12 @@ class Drawn:
     def computation(self, node: fx.Node, shares: int) -> int:
         whole = self.draw(node.name).randint(0, 20)
         return whole if shares == 1 else self.draw(node.name, shares).randint(0, whole)
+
+    @cache  # noqa: B019
+    def dispatch(
+        self, node: fx.Node, rows: tuple[fx.Node, ...], groups: ReplicaGroups, copies: Fraction
+    ) -> int:
+        return self.draw("dispatch", node.name).randint(0, 40)
 
 
 def grown(seed: int, length: int = 9) -> SpmdGraph:
@@ -93,10 +102,20 @@ def grown(seed: int, length: int = 9) -> SpmdGraph:
 
 
 def total(
-    graph: SpmdGraph, forms: Mapping[fx.Node, RowForm], shares: set[fx.Node], prices: Drawn
+    graph: SpmdGraph,
+    forms: Mapping[fx.Node, RowForm],
+    shares: set[fx.Node],
+    prices: Drawn,
+    sent: Mapping[fx.Node, Dispatch] = MappingProxyType({}),
 ) -> int | None:
-    """What a labeling costs, by the definition; None where a value of several parts is split."""
+    """What a labeling costs, by the definition; None for one that there is not.
+
+    A value of several parts is not split, and rows are sent for sums of which shares are held.
+    """
     groups, cost = graph.mesh.group("tp"), 0
+    if not set(sent) <= shares:
+        return None
+    exchanged = {n for d in sent.values() for n in d.region.nodes}
     for node, form in forms.items():
         mine = node in shares
         parts = [u for u in node.users if access.projection(u) is not None]
@@ -107,12 +126,18 @@ def total(
                 cost += prices.computation(node, 4 if mine else 1)
             case Kind.ALL_GATHER:
                 cost += 0 if mine else prices.communication(Kind.ALL_GATHER, node, groups)
+            case _ if node in sent:
+                rows = sent[node].region.inputs
+                cost += prices.dispatch(node, rows, groups, sent[node].copies)
             case _:
                 kind = Kind.REDUCE_SCATTER if mine else Kind.ALL_REDUCE
                 cost += prices.communication(kind, node, groups)
                 cost += prices.padding(node, 4) if mine else 0
-        wholes = [u for u in node.users
-                  if not (u in shares and u in forms and node in forms[u].carrying)]  # fmt: skip
+        wholes = [
+            u
+            for u in node.users
+            if u not in exchanged and not (u in shares and u in forms and node in forms[u].carrying)
+        ]
         if mine and wholes and not parts:
             cost += prices.communication(Kind.ALL_GATHER, node, groups)
     return cost
@@ -132,6 +157,52 @@ def test_the_cut_is_the_best_of_all_labelings(seed: int) -> None:
     chosen = {n for n in forms if number[n] in stage.shares}
     costs = [total(graph, forms, shares, prices) for shares in labelings(forms)]
     assert total(graph, forms, chosen, prices) == min(c for c in costs if c is not None)
+
+
+def with_experts(seed: int) -> tuple[SpmdGraph, dict[fx.Node, Dispatch]]:
+    """A random graph with sums for which rows may be sent, and these."""
+    draw, build = random.Random(seed), Builder(MESH)
+    weights = [build.input(f"w{i}", ROWS, WIDTH, varies=("tp",)) for i in range(2)]
+    whole = [build.all_reduce(build.input("x", ROWS, WIDTH, varies=("tp",)))]
+    found = {}
+    for weight in weights:
+        read = draw.sample(whole, min(len(whole), 2))
+        inner = [build.call(aten.mul.Tensor, read[0], weight)]
+        inner += [build.call(aten.mul.Tensor, inner[-1], x) for x in read[1:]]
+        total = build.all_reduce(inner[-1])
+        found[total] = Dispatch(Region(tuple(read), tuple(inner)), Fraction(3, 2))
+        whole += [total, build.call(aten.add.Tensor, total, draw.choice(whole))]
+        if draw.random() < 0.5:
+            whole.append(build.call(aten.cumsum.default, draw.choice(whole), 0))
+    return build.finish(*draw.sample(whole, 2)), found
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -> None:
+    (graph, sums), prices = with_experts(seed), Drawn(seed)
+    choice = RowChoice(graph, "tp", dispatches=sums)
+    shares = choice.cheapest(prices)
+    costs = []
+    for labels in labelings(choice.forms):
+        for some in labelings(sums):
+            sent = {n: sums[n] for n in some}
+            costs.append(total(graph, choice.forms, labels, prices, sent))
+    chosen = {n: d for n, d in sums.items() if d.region.output in shares}
+    least = min(c for c in costs if c is not None)
+    assert total(graph, choice.forms, set(shares), prices, chosen) == least
+    assert choice.price(shares, prices) == least
+    stage = choice.stage(shares)
+    number = numbers(graph.graph)
+    assert set(stage.dispatches) == {number[d.region.output] for d in chosen.values()}
+
+
+def test_some_sums_are_sent_and_some_are_not() -> None:
+    sent = 0
+    for seed in range(20):
+        graph, sums = with_experts(seed)
+        choice = RowChoice(graph, "tp", dispatches=sums)
+        sent += len(choice.stage(choice.cheapest(Drawn(seed))).dispatches)
+    assert 4 < sent < 36
 
 
 @pytest.mark.parametrize("seed", range(40))
