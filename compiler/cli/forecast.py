@@ -171,8 +171,12 @@ def counts_text(counts: Mapping[str, int]) -> str:
 def collective_counts(plans: Plans, decided: Decided, section: str | None) -> Counter[str]:
     """Collectives of a plan, in one section of the model or in all."""
     at = sections(decided.at.graph)
-    items = (item for item in decided.items(decided.shares) if item.kind is not None)
-    return Counter(str(item.kind) for item in items if section in (None, at[item.node]))
+    items = (part for item in decided.items(decided.shares) for part in item.parts or (item,))
+    return Counter(
+        str(item.kind)
+        for item in items
+        if item.kind is not None and section in (None, at[item.node])
+    )
 
 
 def sections(graph: SpmdGraph) -> dict[fx.Node, str]:
@@ -228,9 +232,21 @@ def forecast_table(plans: Plans, tokens: int | None) -> Table:
             known = total.get(heading, Spent())
             total[heading] = None if time is None or known is None else known + time
     table.add_section()
+    table.caption, table.caption_justify = fused_text(plans, tokens), "left"
     cells = (_us_text(total.get(heading), 1) for heading in plans.columns(tokens))
     table.add_row("total", counts_text(collective_counts(plans, decided, None)), *cells)
     return table
+
+
+def fused_text(plans: Plans, tokens: int | None) -> str:
+    """Which kernels the plan counts on, how often, and what their parts would take."""
+    decided, found = plans.decided(tokens), Counter[tuple[str, int, int]]()
+    for item, kernel_ps, apart_ps in plans.planner.kernels(decided, tokens):
+        found[str(item.fused), kernel_ps, apart_ps] += 1
+    return "\n".join(
+        f"fused: {n} {kind}, {kernel / PS_PER_US:.1f} us each; apart {apart / PS_PER_US:.1f} us"
+        for (kind, kernel, apart), n in found.items()
+    )
 
 
 def _us_text(time: Spent | None, many: int) -> str:

@@ -184,7 +184,7 @@ def optimize_allreduce(
 
     search = Search(
         policy, machine_of(machine, device_of(owner)), launch_of(launch), widen,
-        process_groups.may_grow,
+        process_groups.may_grow, fuse=kernels != "off",
     )  # fmt: skip
 
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:

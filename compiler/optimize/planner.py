@@ -16,14 +16,17 @@ from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
 from compiler.check.dispatch import Owners, greatest_id, owners
 from compiler.cost import Launch, Machine
+from compiler.cost.tables import Fused
 from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.pipeline import Pass, Pipeline
 from compiler.plan.comm_plan import CommPlan, RowStage, Stage
+from compiler.plan.fused import NormBehind
 from compiler.plan.place_reductions import ReductionChoice
 from compiler.plan.predict import Spent, items_of, spent
 from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
 from compiler.plan.shard_rows import Dispatch, RowChoice
+from compiler.runtime.regions import NormRegion, Recognizer
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
 POLICIES = ("cost", "merge", "boundary", "off")
@@ -45,6 +48,7 @@ class Search:
         launch: whether kernels are launched one by one or in a CUDA graph.
         widen: reductions may move below conversions to a wider type.
         join: all_reduces may run over groups of ranks that the mesh has no name for yet.
+        fuse: kernels that the machine knows for reductions with addition and norm may be counted.
     """
 
     policy: str = "cost"
@@ -52,6 +56,15 @@ class Search:
     launch: Launch = Launch.GRAPH
     widen: bool = False
     join: bool = True
+    fuse: bool = True
+
+    def has_kernels(self, ranks: int) -> bool:
+        """Whether the machine knows a fused kernel for so many ranks."""
+        return (
+            self.fuse
+            and self.machine is not None
+            and any(self.machine.tables_of(kind, ranks) for kind in Fused)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +175,7 @@ class Planner:
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
         self._bills: dict[Hashable, Bill] = {}
+        self._fused: dict[tuple[Written, str], list[NormBehind]] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
         self._written[()] = self._run(first, passes, first.placed)
@@ -299,7 +313,8 @@ class Planner:
                 sparse = {layer.index for layer in self.layers if layer.kind == "sparse"}
                 layered = sparse if self.search.policy == "boundary" else frozenset[int]()
                 allowed = partial(_may_share, free, layered)
-                self._choices[key] = RowChoice(at.graph, group, allowed=allowed)
+                norms = self._norms(at, group)
+                self._choices[key] = RowChoice(at.graph, group, allowed=allowed, norms=norms)
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
@@ -309,11 +324,37 @@ class Planner:
         key = at, group
         if key not in self._choices:
             known, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
-            self._choices[key] = RowChoice(at.graph, group, dispatches=known)
+            norms = self._norms(at, group)
+            self._choices[key] = RowChoice(at.graph, group, dispatches=known, norms=norms)
             self._unsent[key] = refused
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
+
+    def kernels(self, decided: Decided, tokens: int | None) -> Iterator[tuple[Item, int, int]]:
+        """Fused kernels that the plan counts on, what each takes, and what its parts would."""
+        times = self._times(decided.at, tokens)
+        for item in decided.items(decided.shares):
+            if item.fused is not None and (kernel := item.kernel_price(times)) is not None:
+                apart = sum(part.price(times) for part in item.parts)
+                if kernel <= apart:
+                    yield item, kernel, apart
+
+    def _norms(self, at: Written, group: str) -> list[NormBehind]:
+        """What fused kernels of the machine may do behind sums over the group."""
+        groups = at.graph.mesh.group(group)
+        if not self.search.has_kernels(groups.axis_size):
+            return []
+        if (at, group) not in self._fused:
+            recognizer, found = Recognizer(at.graph), []
+            for _, what in collectives(at.graph.graph):
+                if what.kind is not Kind.ALL_REDUCE or at.graph.mesh.group(what.group) != groups:
+                    continue
+                norm = recognizer.fusable(what)
+                if isinstance(norm, NormRegion) and what.result is not None:
+                    found.append(NormBehind(what.result, norm.rows))
+            self._fused[at, group] = found
+        return self._fused[at, group]
 
     def unsent(self, decided: Decided, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
         """Sums over experts of rows that are not sent to them, and why.

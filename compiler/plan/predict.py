@@ -57,5 +57,10 @@ def items_of(graph: SpmdGraph, nodes: Iterable[fx.Node]) -> list[Item]:
 
 def spent(times: Times, item: Item, count: int = 1) -> Spent:
     """What ``count`` items take."""
+    if item.fused is not None:
+        kernel, apart = item.kernel_price(times), sum(part.price(times) for part in item.parts)
+        if kernel is not None and kernel <= apart:
+            return Spent(count * kernel)
+        return sum((spent(times, part, count) for part in item.parts), Spent())
     price = count * item.price(times)
     return Spent(price) if item.kind is not None else Spent(computation_ps=price)

@@ -14,6 +14,7 @@ from torch import fx
 from compiler.analysis.rows import rows_of
 from compiler.cost import Launch, Machine, Work, work
 from compiler.cost.compute import evaluated
+from compiler.cost.tables import Fused
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
@@ -49,6 +50,9 @@ class Prices(Protocol):
     ) -> int:
         """Rows of ``rows`` sent to ``copies`` ranks each, and those of ``node`` sent back."""
 
+    def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
+        """A kernel that reduces ``node``, adds and normalizes; None if nobody knows."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -62,6 +66,8 @@ class Item:
         pads: rows are added to the value, rather than the value computed.
         rows: for an all_to_all, the values whose rows are sent; the value's are sent back.
         copies: ranks that each of these rows goes to on average.
+        fused: a kernel that does what ``parts`` do, where it is known and takes less.
+        parts: what the kernel stands for.
     """
 
     node: fx.Node
@@ -71,9 +77,15 @@ class Item:
     pads: bool = False
     rows: tuple[fx.Node, ...] = ()
     copies: Fraction = Fraction(1)
+    fused: Fused | None = None
+    parts: tuple[Item, ...] = ()
 
     def price(self, prices: Prices) -> int:
         """What it costs."""
+        if self.fused is not None:
+            apart = sum(part.price(prices) for part in self.parts)
+            kernel = self.kernel_price(prices)
+            return apart if kernel is None else min(apart, kernel)
         if self.rows:
             assert self.groups is not None, "rows go from rank to rank"
             return prices.dispatch(self.node, self.rows, self.groups, self.copies)
@@ -83,6 +95,12 @@ class Item:
         if self.pads:
             return prices.padding(self.node, self.shares)
         return prices.computation(self.node, self.shares)
+
+    def kernel_price(self, prices: Prices) -> int | None:
+        """What the fused kernel costs; None where it is not known."""
+        assert self.fused is not None, "not fused"
+        assert self.groups is not None, "a fused kernel communicates"
+        return prices.fused(self.fused, self.node, self.groups)
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,10 @@ class Bytes:
         """A rank keeps the rows that it needs itself."""
         payload = sum(access.payload_bytes(x, self.tokens) for x in (node, *rows))
         return int(WIRE * payload * copies * (groups.axis_size - 1) / groups.axis_size) + 3
+
+    def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
+        """Bytes do not tell."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,13 +187,19 @@ class GraphWork:
         """Items with how many of each cost the same for any number of tokens."""
         found: dict[object, tuple[Item, int]] = {}
         for item in items:
-            computes = item.kind is None and not item.pads
-            held = self.of[item.node] if computes else self.extent[item.node]
-            sent = tuple(id(self.extent[x]) for x in item.rows)
-            key = id(held), item.kind, item.groups, item.shares, item.pads, sent, item.copies
+            key = self._key(item)
             known, count = found.get(key, (item, 0))
             found[key] = known, count + 1
         return tuple(found.values())
+
+    def _key(self, item: Item) -> object:
+        """Equal for items that cost the same."""
+        if item.fused is not None:
+            return item.fused, id(self.extent[item.node]), tuple(map(self._key, item.parts))
+        computes = item.kind is None and not item.pads
+        held = self.of[item.node] if computes else self.extent[item.node]
+        sent = tuple(id(self.extent[x]) for x in item.rows)
+        return id(held), item.kind, item.groups, item.shares, item.pads, sent, item.copies
 
     @cached_property
     def hints(self) -> dict[str, int]:
@@ -278,6 +306,14 @@ class Times:
         sizes = tuple(id(self.work.extent[x]) for x in (node, *rows))
         return self._once(("dispatch", sizes, groups, copies), time_ps)
 
+    def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
+        """See ``Machine.fused_time_ps``; padding is the kernel's own."""
+        if groups.axis_size == 1:
+            return None
+        return self.machine.fused_time_ps(
+            kind, self.payload_bytes(node), groups.ranks, launch=self.launch
+        )
+
     def rows(self, node: fx.Node) -> int:
         """Number of rows of a value."""
         return evaluated(rows_of(node), tuple(self.sizes.items()))
@@ -318,3 +354,9 @@ class LowerBounds(Times):
         if groups.axis_size == 1:
             return 0
         return self.machine.lower_bound_ps(kind, payload_bytes, groups.ranks)
+
+    def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
+        """The bytes that its collectives move."""
+        if super().fused(kind, node, groups) is None:
+            return None
+        return self._communication(Kind.ALL_REDUCE, self.payload_bytes(node), groups)

@@ -17,7 +17,7 @@ Prices are integers; a tie is W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -32,6 +32,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
 from compiler.plan.cuts import NEVER, Network
+from compiler.plan.fused import FusedForm, NormBehind, fused_forms
 from compiler.plan.prices import Item, Prices
 
 
@@ -56,6 +57,7 @@ class RowChoice:
         group: name of the replica groups that share rows.
         allowed: whether a value may be held as shares; others stay whole.
         dispatches: all_reduce of a partial sum -> how its rows may be sent instead of gathered.
+        norms: what fused kernels may do behind sums.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class RowChoice:
         *,
         allowed: Callable[[fx.Node], bool] = lambda _: True,
         dispatches: Mapping[fx.Node, Dispatch] | None = None,
+        norms: Sequence[NormBehind] = (),
     ) -> None:
         """Looks at the graph once, for any number of prices."""
         self.graph, self.group = graph, group
         self.groups = graph.mesh.group(group)
         self.forms = {n: form for n, form in row_forms(graph, self.groups).items() if allowed(n)}
         self.dispatches = {n: d for n, d in (dispatches or {}).items() if n in self.forms}
+        self.norms = norms
         self._sent = {d.region.output: d for d in self.dispatches.values()}
         self._reads = {n: d.region.output for d in self.dispatches.values() for n in d.region.nodes}
 
@@ -81,6 +85,15 @@ class RowChoice:
 
     def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
         """What there is to pay for, for all values with a share form, given which are shares."""
+        fused = [form for form in self.fused if form.fits(shares)]
+        yield from (form.item for form in fused)
+        parts = {part for form in fused for part in form.item.parts}
+        for item in self._apart(shares):
+            if item not in parts:
+                yield item
+
+    def _apart(self, shares: Set[fx.Node]) -> Iterator[Item]:
+        """What there is to pay for without fused kernels."""
         for node in self.forms:
             if self._sends(node, shares):
                 yield self._dispatch(node)
@@ -88,6 +101,13 @@ class RowChoice:
                 yield from self._own[node][node in shares]
             if node in shares and access.is_tensor(node) and self._read_whole(node, shares):
                 yield self._gather(node)
+
+    @cached_property
+    def fused(self) -> tuple[FusedForm, ...]:
+        """Kernels that may take the place of others."""
+        gathers = {n: self._gather(n) for n, (_, others) in self._readers.items() if others}
+        sent = self.dispatches.keys()
+        return tuple(fused_forms(self.norms, self._own, gathers, sent))
 
     def price(self, shares: Set[fx.Node], prices: Prices) -> int:
         """What all values with a share form cost, given which are shares."""
@@ -181,6 +201,8 @@ class RowChoice:
         A gather that one reader may ask for needs no node of its own.
         """
         network = Network()
+        for form in self.fused:
+            form.add_to(network, prices)
         for node in self.forms:
             whole, share = (sum(item.price(prices) for item in own) for own in self._own[node])
             if node in self.dispatches:

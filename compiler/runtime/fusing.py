@@ -28,9 +28,9 @@ from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind, collective, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.ir.rows import PAD_ROWS
+from compiler.ir.rows import ALL_SLICE, PAD_ROWS
 from compiler.ir.rules.meaning import size_key
-from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM, refusal
+from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.runtime.regions import NormRegion, Recognizer
 
 aten = torch.ops.aten
@@ -129,29 +129,29 @@ def compositions(
 def _composition(
     recognizer: Recognizer, start: fx.Node, reduction: Collective
 ) -> Composition | str:
-    if reduction.op != "sum" or reduction.result is None:
-        return f"it reduces by {reduction.op}"
-    operand = access.tensor(reduction.operand)
-    if why := refusal(operand.shape[-1] if operand.dim() else 0, operand.dtype):
-        return why
-    region = recognizer.behind(reduction.result)
+    region = recognizer.fusable(reduction)
     if isinstance(region, str):
         return region
+    operand = access.tensor(reduction.operand)
     if reduction.kind is Kind.ALL_REDUCE:
         return Composition(start, reduction, region, None)
-    users = list(region.y.users)
-    gather = collective(users[0]) if len(users) == 1 else None
-    if gather is None or gather.kind is not Kind.ALL_GATHER or gather.group != reduction.group:
-        return "the norm of its rows is not gathered at once"
+    gathers = [u for u in region.y.users if _gathers(u, reduction.group)]
+    if len(gathers) != 1:
+        return f"the norm of its rows is gathered {len(gathers)} times"
     if operand.dim() != 2:
         return f"its operand has {operand.dim()} dimensions"
     if reduction.operand.target is not PAD_ROWS:
-        return Composition(start, reduction, region, users[0])
-    found = Composition(start, reduction, region, users[0], reduction.operand)
+        return Composition(start, reduction, region, gathers[0])
+    found = Composition(start, reduction, region, gathers[0], reduction.operand)
     trims = list(found.y.users)
     if len(trims) != 1 or not _trims(trims[0], found.x):
         return "the norm of its padding is read"
     return replace(found, trim=trims[0])
+
+
+def _gathers(node: fx.Node, group: str) -> bool:
+    found = collective(node)
+    return found is not None and found.kind is Kind.ALL_GATHER and found.group == group
 
 
 def _trims(node: fx.Node, x: fx.Node) -> bool:
@@ -169,11 +169,14 @@ def _replaced(
 ) -> tuple[SpmdGraph, dict[fx.Node, Composition]]:
     """The graph with one call for every composition, and which call stands for which."""
     at = {c.region.addition: c for c in found}
+    shares = {c.region.y: c for c in found if c.gather is not None and len(c.region.y.users) > 1}
     target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
     results, calls = dict[fx.Node, fx.Node](), dict[fx.Node, Composition]()
     for node in graph.graph.nodes:
         if node in results:
             copies[node] = results[node]
+        elif node in shares:
+            copies[node] = _share(target, results[shares[node].y], shares[node])
         elif node in at:
             call, y, h = _called(target, at[node], copies)
             calls[call], results[at[node].y], copies[node] = at[node], y, h
@@ -185,6 +188,14 @@ def _replaced(
     )
     kept = set(target.nodes)
     return graph.with_graph(target, {c: n for c, n in origins.items() if c in kept}), calls
+
+
+def _share(target: fx.Graph, whole: fx.Node, found: Composition) -> fx.Node:
+    """This rank's rows of the gathered norm, for those that read no others."""
+    size = access.arguments(found.start)["group_size"]
+    made = target.call_function(ALL_SLICE, (whole, 0, size, found.reduction.group))
+    made.meta = dict(found.region.y.meta)
+    return made
 
 
 def _called(

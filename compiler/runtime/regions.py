@@ -22,9 +22,11 @@ from torch import fx, nn
 
 from compiler.check import Verdict, check
 from compiler.ir import access
+from compiler.ir.collectives import Collective
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import size_key
+from compiler.runtime.kernels.select import refusal
 
 aten = torch.ops.aten
 MAX_NODES = 24
@@ -57,6 +59,15 @@ class NormRegion:
         """The normalized rows."""
         return self.inner[-1]
 
+    @property
+    def rows(self) -> tuple[fx.Node, ...]:
+        """The addition and what is computed from it; not what is computed from the weight."""
+        found = {self.addition: None}
+        for node in self.inner:
+            if not found.keys().isdisjoint(node.all_input_nodes):
+                found[node] = None
+        return tuple(found)
+
 
 class Recognizer:
     """Finds norm regions in one graph; every spelling is checked once.
@@ -68,6 +79,15 @@ class Recognizer:
     def __init__(self, graph: SpmdGraph) -> None:
         self.graph = graph
         self._known: dict[object, tuple[float, float] | None] = {}
+
+    def fusable(self, reduction: Collective) -> NormRegion | str:
+        """The region behind a reduction that a kernel takes, or why there is none."""
+        if reduction.op != "sum" or reduction.result is None:
+            return f"it reduces by {reduction.op}"
+        operand = access.tensor(reduction.operand)
+        if why := refusal(operand.shape[-1] if operand.dim() else 0, operand.dtype):
+            return why
+        return self.behind(reduction.result)
 
     def behind(self, total: fx.Node) -> NormRegion | str:
         """The region that reads the sum ``total``, or why there is none."""

@@ -17,11 +17,13 @@ from torch import fx
 from compiler.analysis.dispatch import Region
 from compiler.analysis.rows import RowForm, row_forms
 from compiler.check import Verdict, check
+from compiler.cost.tables import Fused
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import numbers
+from compiler.plan.fused import NormBehind
 from compiler.plan.shard_rows import Dispatch, RowChoice, shard_rows
 from passes import EliminateDeadCode, ShardRows
 from tests.graphs import Builder, agree, aten
@@ -53,6 +55,11 @@ class Drawn:
     def computation(self, node: fx.Node, shares: int) -> int:
         whole = self.draw(node.name).randint(0, 20)
         return whole if shares == 1 else self.draw(node.name, shares).randint(0, whole)
+
+    @cache  # noqa: B019
+    def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
+        drawn = self.draw(kind, node.name)
+        return None if drawn.random() < 0.2 else drawn.randint(0, 60)
 
     @cache  # noqa: B019
     def dispatch(
@@ -194,6 +201,64 @@ def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -
     stage = choice.stage(shares)
     number = numbers(graph.graph)
     assert set(stage.dispatches) == {number[d.region.output] for d in chosen.values()}
+
+
+def with_norms(seed: int) -> tuple[SpmdGraph, list[NormBehind]]:
+    """A random graph of sums with additions and row ops behind them, and these."""
+    draw, build = random.Random(seed), Builder(MESH)
+    whole = [build.all_reduce(build.input("x", ROWS, WIDTH, varies=("tp",)))]
+    found = []
+    for i in range(3):
+        total = build.all_reduce(build.input(f"p{i}", ROWS, WIDTH, varies=("tp",)))
+        h = build.call(aten.add.Tensor, total, draw.choice(whole))
+        y = build.call(aten.silu.default, h)
+        found.append(NormBehind(total, (h, y)))
+        whole += [h] + [y] * draw.randint(0, 1)
+        if draw.random() < 0.6:
+            whole.append(build.call(aten.cumsum.default, y, 0))
+    return build.finish(*draw.sample(whole, 2)), found
+
+
+def with_kernels(choice: RowChoice, shares: set[fx.Node], prices: Drawn) -> int | None:
+    """What a labeling costs where kernels run that take less than their parts, by definition."""
+    cost = total(choice.graph, choice.forms, shares, prices)
+    groups = choice.groups
+    for one in choice.norms if cost is not None else ():
+        y = one.inner[-1]
+        labels = {n in shares for n in one.nodes}
+        always = any(u.op == "output" or u.target is aten.cumsum.default for u in y.users)
+        if len(labels) != 1 or (labels == {True} and not always):
+            continue
+        if labels == {True}:
+            kind = Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER
+            apart = prices.communication(Kind.REDUCE_SCATTER, one.total, groups)
+            apart += prices.padding(one.total, 4)
+            apart += prices.communication(Kind.ALL_GATHER, y, groups)
+        else:
+            kind = Fused.ALL_REDUCE_ADD_NORM
+            apart = prices.communication(Kind.ALL_REDUCE, one.total, groups)
+        apart += sum(prices.computation(n, 4 if labels == {True} else 1) for n in one.inner)
+        kernel = prices.fused(kind, one.total, groups)
+        cost -= max(0, apart - kernel) if kernel is not None else 0
+    return cost
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_the_cut_is_the_best_of_all_labelings_and_kernels(seed: int) -> None:
+    (graph, norms), prices = with_norms(seed), Drawn(seed)
+    choice = RowChoice(graph, "tp", norms=norms)
+    shares = choice.cheapest(prices)
+    costs = [with_kernels(choice, labels, prices) for labels in labelings(choice.forms)]
+    least = min(c for c in costs if c is not None)
+    assert with_kernels(choice, set(shares), prices) == least
+    assert choice.price(shares, prices) == least
+
+
+def test_a_value_is_in_one_kernel() -> None:
+    graph, (first, second, _) = with_norms(1)
+    both = NormBehind(second.total, first.inner)
+    choice = RowChoice(graph, "tp", norms=[first, both])
+    assert {form.values for form in choice.fused} == {first}
 
 
 def test_some_sums_are_sent_and_some_are_not() -> None:

@@ -15,7 +15,7 @@ from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Varying
 from compiler.ir.remark import RemarkKind
-from compiler.ir.rows import PAD_ROWS, own_share
+from compiler.ir.rows import ALL_SLICE, PAD_ROWS, own_share
 from compiler.ir.text import parse_graph
 from compiler.plan.prices import Bytes
 from compiler.plan.shard_rows import shard_rows
@@ -177,6 +177,23 @@ def test_shared_rows_of_any_number() -> None:
     targets = [n.target for n in fused.graph.nodes]
     assert PAD_ROWS not in targets
     assert c10d.reduce_scatter_tensor.default not in targets
+
+
+def test_rows_of_the_norm_that_are_read_as_shares() -> None:
+    """A router reads its own rows of what others read whole."""
+
+    def body(x: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        t = c10d.wait_tensor(c10d.reduce_scatter_tensor(x, "sum", RANKS, "tp"))
+        h = t + r
+        y = functional(h, w)
+        return c10d.wait_tensor(c10d.all_gather_into_tensor(y, RANKS, "tp")), torch.sigmoid(y), h
+
+    graph = graph_of(body, torch.float32, rows=ROWS // RANKS)
+    fused, remarks = fusing.fuse(graph, lambda _: None)
+    assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
+    targets = [n.target for n in fused.graph.nodes]
+    assert targets.count(select.SHARED_NORM) == targets.count(ALL_SLICE) == 1
+    assert not any("rms_norm" in str(t) for t in targets if t is not select.SHARED_NORM)
 
 
 def test_padding_that_is_read_is_not_fused_away() -> None:
