@@ -36,6 +36,8 @@ between ranks in sparse layers; off: none moved."""
 
 
 PS_PER_US = 10**6
+MOST_PRICED = 64
+"""Numbers of tokens whose prices are remembered."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Planner:
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
         self._bills: dict[Hashable, Bill] = {}
         self._fused: dict[tuple[Written, str], list[NormBehind]] = {}
+        self._priced: dict[tuple[Written, int | None], Times] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
         self._written[()] = self._run(first, passes, first.placed)
@@ -325,7 +328,9 @@ class Planner:
         if key not in self._choices:
             known, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
             norms = self._norms(at, group)
-            self._choices[key] = RowChoice(at.graph, group, dispatches=known, norms=norms)
+            self._choices[key] = RowChoice(
+                at.graph, group, dispatches=known, norms=norms, key=at.work.key
+            )
             self._unsent[key] = refused
         found = self._choices[key]
         assert isinstance(found, RowChoice)
@@ -375,7 +380,12 @@ class Planner:
 
     def _times(self, at: Written, tokens: int | None) -> Times:
         assert self.search.machine is not None
-        return Times(self.search.machine, tokens, at.work, self.search.launch)
+        if (at, tokens) not in self._priced:
+            if len(self._priced) > MOST_PRICED:
+                self._priced.clear()
+            made = Times(self.search.machine, tokens, at.work, self.search.launch)
+            self._priced[at, tokens] = made
+        return self._priced[at, tokens]
 
     def _after(
         self,

@@ -46,8 +46,9 @@ class Network:
     def connect(self, start: Hashable, end: Hashable, capacity: int = NEVER) -> None:
         """Adds to what it costs to have ``start`` on the source side and ``end`` on the other."""
         assert capacity >= 0, "the cost is not submodular"
-        self.pay(start)
-        self.pay(end)
+        for node in (start, end):
+            if node not in self.sides:
+                self.pay(node)
         if capacity and start != end:
             self.edges[start][end] = self.edges[start].get(end, 0) + capacity
             self.incoming[end][start] = self.edges[start][end]
@@ -96,20 +97,17 @@ class Network:
             self.incoming[other].pop(node, None)
         del self.edges[node], self.incoming[node]
 
-        def least(*labels: bool) -> int:
-            """The cost of the best label, given those of the neighbours (True: sink side)."""
-            pairs = list(zip(near, labels, strict=True))
-            return min(
-                source + sum(to_other for (_, to_other, _), label in pairs if label),
-                sink + sum(from_other for (_, _, from_other), label in pairs if not label),
-            )
-
+        # The cost of the best label, given which neighbours are on the sink side.
         if len(near) == 1:
-            self.pay(near[0][0], source=least(False), sink=least(True))
+            ((other_node, to_other, from_other),) = near
+            self.pay(other_node, source=min(source, sink + from_other),
+                     sink=min(source + to_other, sink))  # fmt: skip
         elif len(near) == 2:
-            (first, _, _), (second, _, _) = near
-            neither, both = least(False, False), least(True, True)
-            one, other = least(True, False), least(False, True)
+            (first, to_first, from_first), (second, to_second, from_second) = near
+            neither = min(source, sink + from_first + from_second)
+            both = min(source + to_first + to_second, sink)
+            one = min(source + to_first, sink + from_second)
+            other = min(source + to_second, sink + from_first)
             self.pay(first, source=neither, sink=one)
             self.pay(second, sink=both - one)
             self.connect(first, second, one + other - neither - both)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -187,15 +187,15 @@ class GraphWork:
         """Items with how many of each cost the same for any number of tokens."""
         found: dict[object, tuple[Item, int]] = {}
         for item in items:
-            key = self._key(item)
+            key = self.key(item)
             known, count = found.get(key, (item, 0))
             found[key] = known, count + 1
         return tuple(found.values())
 
-    def _key(self, item: Item) -> object:
-        """Equal for items that cost the same."""
+    def key(self, item: Item) -> Hashable:
+        """Equal for items that cost the same, at any number of tokens."""
         if item.fused is not None:
-            return item.fused, id(self.extent[item.node]), tuple(map(self._key, item.parts))
+            return item.fused, id(self.extent[item.node]), tuple(map(self.key, item.parts))
         computes = item.kind is None and not item.pads
         held = self.of[item.node] if computes else self.extent[item.node]
         sent = tuple(id(self.extent[x]) for x in item.rows)

@@ -17,7 +17,7 @@ Prices are integers; a tie is W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -58,6 +58,8 @@ class RowChoice:
         allowed: whether a value may be held as shares; others stay whole.
         dispatches: all_reduce of a partial sum -> how its rows may be sent instead of gathered.
         norms: what fused kernels may do behind sums.
+        key: item -> what is equal for items that cost the same, whatever the prices; by default
+            every item has a price of its own.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class RowChoice:
         allowed: Callable[[fx.Node], bool] = lambda _: True,
         dispatches: Mapping[fx.Node, Dispatch] | None = None,
         norms: Sequence[NormBehind] = (),
+        key: Callable[[Item], Hashable] = lambda item: item,
     ) -> None:
         """Looks at the graph once, for any number of prices."""
         self.graph, self.group = graph, group
         self.groups = graph.mesh.group(group)
         self.forms = {n: form for n, form in row_forms(graph, self.groups).items() if allowed(n)}
         self.dispatches = {n: d for n, d in (dispatches or {}).items() if n in self.forms}
-        self.norms = norms
+        self.norms, self.key = norms, key
         self._sent = {d.region.output: d for d in self.dispatches.values()}
         self._reads = {n: d.region.output for d in self.dispatches.values() for n in d.region.nodes}
 
@@ -195,16 +198,37 @@ class RowChoice:
     def _gather(self, node: fx.Node) -> Item:
         return Item(node, Kind.ALL_GATHER, self.groups)
 
+    @cached_property
+    def _priced(self) -> tuple[list[Item], dict[fx.Node, tuple[list[int], list[int], list[int]]]]:
+        """Items of different prices; which of them make up a value: whole, shared, gathered."""
+        places: dict[Hashable, int] = {}
+        items: list[Item] = []
+
+        def place(item: Item) -> int:
+            found = places.setdefault(self.key(item), len(items))
+            if found == len(items):
+                items.append(item)
+            return found
+
+        made = {}
+        for node in self.forms:
+            whole, share = (list(map(place, own)) for own in self._own[node])
+            gather = [place(self._gather(node))] if access.is_tensor(node) else []
+            made[node] = whole, share, gather
+        return items, made
+
     def _network(self, prices: Prices) -> Network:
         """Edges run from what is whole to what is shared.
 
         A gather that one reader may ask for needs no node of its own.
         """
+        items, made = self._priced
+        price = [item.price(prices) for item in items]
         network = Network()
         for form in self.fused:
             form.add_to(network, prices)
         for node in self.forms:
-            whole, share = (sum(item.price(prices) for item in own) for own in self._own[node])
+            whole, share, gather = (sum([price[i] for i in own]) for own in made[node])
             if node in self.dispatches:
                 sender = self.dispatches[node].region.output
                 network.pay(sender, sink=self._dispatch(node).price(prices))
@@ -219,7 +243,6 @@ class RowChoice:
                     network.connect(reader, node)
                 network.pay(node, sink=NEVER if others else 0)
                 continue
-            gather = self._gather(node).price(prices)
             if others:
                 network.pay(node, sink=gather)
             elif len(linked) == 1:

@@ -151,7 +151,7 @@ class Step3p5ForCausalLM(nn.Module):
         self.experts, self.share_expert = experts, share_expert
         factory: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         shared = RankGroup.of(None) if share_expert == "replicated" else self.ranks
-        check_divisible(config, self.ranks, experts, factory["dtype"], shared)
+        check_divisible(config, self.ranks, experts, factory["dtype"], share_expert)
         self.model = Step3p5Model(config, self.ranks, experts == "ep", shared, **factory)
         vocab_per_rank = self.model.embed_tokens.vocab_per_rank
         self.lm_head = nn.Linear(config.hidden_size, vocab_per_rank, bias=False, **factory)
@@ -257,7 +257,7 @@ def check_divisible(
     ranks: RankGroup,
     experts: str,
     dtype: torch.dtype,
-    shared: RankGroup,
+    share_expert: str = "tp",
 ) -> None:
     """Raises ParallelError for the first dimension that does not divide over the ranks."""
     for attention, heads in {layer.attention: layer.num_heads for layer in config.layers}.items():
@@ -268,9 +268,10 @@ def check_divisible(
             f"num_attention_groups = {kv_heads} key-value heads can be neither divided over nor "
             f"repeated on {ranks.size} ranks; use a world size that divides or is a multiple of it"
         )
-    for key in ("vocab_size", "intermediate_size"):
+    sliced = ["vocab_size", "intermediate_size"]
+    sliced += ["share_expert_dim"] if share_expert == "tp" else []
+    for key in sliced:
         ranks.split(key, getattr(config, key))
-    shared.split("share_expert_dim", config.share_expert_dim)
     if experts == "ep":
         ranks.split("moe_num_experts", config.moe_num_experts)
         return
