@@ -58,7 +58,9 @@ class Normed(nn.Module):
             for i, count in enumerate((1, 2, 1))
         )
         weights = torch.linspace(0.5, 1.5, 4 * HIDDEN).view(4, HIDDEN)
-        self.weights = nn.Parameter(weights.to(device, torch.bfloat16), False)
+        self.weights = nn.ParameterList(
+            nn.Parameter(weight.to(device, torch.bfloat16), False) for weight in weights
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for weight, branches in zip(self.weights, self.layers, strict=False):
@@ -115,10 +117,12 @@ def captured(optimized: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
 def in_every_range(group: dist.ProcessGroup) -> dict[str, Any]:
     model, oracle = Normed(group), Normed(group).double()
     optimized = optimize_allreduce(model, (tokens_of(5, 0),), machine=round_machine())
-    workspace = select._workspaces[str(group.group_name)]
+    reasons = [r.reason for r in optimized.report.remarks]
+    workspace = select._workspaces.get(str(group.group_name))
+    assert workspace is not None, reasons
     found: dict[str, Any] = {
         "verdict": optimized.report.verdict,
-        "remarks": [r.reason for r in optimized.report.remarks],
+        "remarks": reasons,
         "slot_bytes": workspace.slot_bytes,
         "ranges": {},
     }
