@@ -3,6 +3,7 @@
 One process holds rank 0's slice with random weights under torch's fake process group: collectives
 cost nothing, all else runs as in a group. Measured: compute per forward, kernels, gaps, dispatch.
 Predicted: communication, from a machine file; forwards, as compute + communication, not overlapped.
+Plans are those for the first machine named, at each number of tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from models.step3p5.entry import real_config
 from scripts.kernel_profile import kernels
 from scripts.rank_models import (
     Call,
+    Traffic,
     captured,
     decode_call,
     merged_by_hand,
@@ -35,12 +37,16 @@ from scripts.rank_models import (
     prefill_call,
     random_model,
 )
+from scripts.rank_plans import Plans, savings
+from scripts.rank_published import beside_published
 
 RANKS = 8
-TIMES = ("busy_us", "gaps_us", "graph_us", "compiled_us")
-FORMS = ("as written", "merged by hand", "optimized, merge", "optimized, cost")
-PUBLISHED = {"as written": 46_000, "merged by hand": 56_000}
-"""Tokens/s of prompts of 8,192 on 8 H200, three all_reduces a layer and after their merge."""
+FORMS = WRITTEN, BY_HAND, MERGED, PLANNED = (
+    "as written", "merged by hand", "optimized, merge", "planned"
+)  # fmt: skip
+TIMES = ("busy_us", "gaps_us", "graph_us")
+MODES = {False: ("default",), True: ("default", "reduce-overhead")}
+"""Of torch.compile, in prefill and in decode, whose launches count."""
 
 
 class Device:
@@ -80,17 +86,48 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def row(
-    name: str, tokens: int, call: Callable[[], object], device: Device, *, repeats: int, graph: bool
-) -> dict[str, Any]:
-    """Times of one form at one size."""
+def times_of(call: Callable[[], object], device: Device, repeats: int) -> dict[str, Any]:
+    """Times of one eager form at one size."""
     call()
     eager_us, host_us = device.times_us(call, repeats)
-    found: dict[str, Any] = {"form": name, "tokens": tokens, "eager_us": eager_us}
-    found |= {"host_us": host_us, **kernels(call, device.name)}
-    if graph and device.cuda:
-        found["graph_us"] = device.times_us(graphed(call), 4 * repeats)[0]
-    return found
+    return {"eager_us": eager_us, "host_us": host_us, **kernels(call, device.name)}
+
+
+def graph_times(calls: dict[str, Callable[[], object]], device: Device, rounds: int) -> list[float]:
+    """Median microseconds of replays of each call's CUDA graph.
+
+    Calls take turns, since the device grows slower or faster over a second by more than they
+    differ.
+    """
+    replays = [graphed(call) for call in calls.values()]
+    taken = [[device.times_us(replay, 1)[0] for replay in replays] for _ in range(rounds)]
+    return [statistics.median(times) for times in zip(*taken, strict=True)]
+
+
+def compiled_times(form: Any, mode: str, call: Call, device: Device) -> dict[str, Any]:
+    """Times of one form under ``torch.compile``."""
+    torch._dynamo.reset()
+    start = time.perf_counter()
+    compiled = torch.compile(form, mode=mode, dynamic=False)
+    run = caller(compiled, call)
+    for _ in range(3):
+        run()
+    seconds = time.perf_counter() - start
+    found = kernels(run, device.name)
+    return {
+        "us": device.times_us(run, 20)[0], "kernels": found.get("kernels"),
+        "busy_us": found.get("busy_us"), "compile_s": seconds,
+    }  # fmt: skip
+
+
+def caller(form: Any, call: Call) -> Callable[[], object]:
+    """The call of one form, without gradients."""
+
+    def run() -> object:
+        with torch.no_grad():
+            return form(*call[0], **call[1])
+
+    return run
 
 
 def time_forms(
@@ -99,41 +136,43 @@ def time_forms(
     """All forms of the model at all sizes of one kind of call, captured once."""
     found = captured(model, calls[max(calls)])
     told(f"captured in {found.seconds:.1f} s")
-    forms: dict[str, tuple[Any, Any, str]] = {
-        "as written": (model, None, ""),
-        "merged by hand": (merged_by_hand(model), None, ""),
-    }
-    for policy in ("merge", "cost"):
-        forms[f"optimized, {policy}"] = optimized(model, found.capture, policy)
-    rows = []
-    for tokens, (args, kwargs) in calls.items():
-        before, after = forms["optimized, merge"][1](tokens)
-        for name, (form, traffic, verdict) in forms.items():
-
-            def call(form: Any = form, args: Any = args, kwargs: Any = kwargs) -> Any:
-                with torch.no_grad():
-                    return form(*args, **kwargs)
-
-            measured = row(name, tokens, call, device, repeats=given.repeats, graph=decode)
-            listed = {"as written": before, "merged by hand": after}
-            sent = listed[name] if traffic is None else traffic(tokens)[1]
-            measured |= {"collectives": sent, "verdict": verdict, "decode": decode}
-            if traffic is not None:
-                dispatch = lambda: form._begun(args, kwargs)  # noqa: B023, E731
-                measured["dispatch_us"] = device.times_us(dispatch, 50)[1]
-            rows.append(measured)
-            if given.compile:
-                torch._dynamo.reset()
-                mode = "reduce-overhead" if decode and device.cuda else "default"
-                start = time.perf_counter()
-                compiled = torch.compile(form, mode=mode, dynamic=False)
-                for _ in range(3):
-                    call(compiled)
-                measured["compile_s"] = time.perf_counter() - start
-                measured["compiled_us"] = device.times_us(lambda: call(compiled), 20)[0]  # noqa: B023
-            times = {k: round(x, 1) for k, x in measured.items() if isinstance(x, float)}
-            told(f"{tokens} tokens, {name}: {times}, {measured.get('kernels', 0)} kernels")
+    by_hand = merged_by_hand(model)
+    merged, traffic, verdict = optimized(model, found.capture, "merge")
+    plans, rows = Plans(model, found.capture, given.machines.split(",")[0]), list[dict[str, Any]]()
+    for tokens, call in calls.items():
+        plan, (before, after) = plans.at(tokens), traffic(tokens)
+        forms: dict[str, tuple[Any, Traffic, str]] = {
+            WRITTEN: (model, before, ""), BY_HAND: (by_hand, after, ""),
+            MERGED: (merged, after, verdict), PLANNED: (plan.module, plan.traffic, plan.verdict),
+        }  # fmt: skip
+        here = []
+        for name, (form, sent, proven) in forms.items():
+            measured = times_of(caller(form, call), device, given.repeats)
+            facts = {"form": name, "tokens": tokens, "decode": decode, "verdict": proven}
+            here.append({**facts, "collectives": sent, **measured})
+            if name in (MERGED, PLANNED):
+                begin = lambda: form._begun(*call)  # noqa: B023, E731
+                here[-1]["dispatch_us"] = device.times_us(begin, 50)[1]
+            if name == PLANNED:
+                here[-1]["savings_us"] = savings(plan.spent)
+            told(f"{tokens} tokens, {name}: {floats(here[-1])}")
+        if decode and device.cuda:
+            runs = {name: caller(form, call) for name, (form, *_) in forms.items()}
+            for r, graph_us in zip(here, graph_times(runs, device, given.rounds), strict=True):
+                r["graph_us"] = graph_us
+            told(f"{tokens} tokens, CUDA graphs: {[round(r['graph_us']) for r in here]}")
+        for mode in MODES[decode] if given.compile else ():
+            for r in here:
+                if r["form"] != PLANNED:  # its stand-ins for collectives do not compile
+                    r[mode] = compiled_times(forms[r["form"]][0], mode, call, device)
+                    told(f"{tokens} tokens, {r['form']}, {mode}: {floats(r[mode])}")
+        rows += here
     return rows
+
+
+def floats(row: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a row, rounded."""
+    return {k: round(x, 1) for k, x in row.items() if isinstance(x, int | float)}
 
 
 def predicted(measured: dict[str, Any], machine: str) -> dict[str, float]:
@@ -142,49 +181,111 @@ def predicted(measured: dict[str, Any], machine: str) -> dict[str, float]:
     known, traffic = load_machine(machine), measured["collectives"]
     group = [list(range(RANKS))]
     sent = sum(known.collective_time_ps(k, b, group, launch=launch) for k, b in traffic) / 1e6
-    # Prompts are long enough for launches to run ahead of the device: kernels count, not gaps.
-    compute = measured.get("graph_us", measured.get("busy_us", measured["eager_us"]))
-    forward = compute + sent
+    forward = compute_us(measured) + sent
     return {"sent_us": sent, "forward_us": forward, "tokens_s": measured["tokens"] / forward * 1e6}
+
+
+def table_of(title: str, *columns: str) -> Table:
+    """A table with the call, the tokens and the form before other columns."""
+    table = Table(title=title, title_justify="left")
+    for column in ("call", "tokens", "form", *columns):
+        table.add_column(column, justify="right")
+    return table
+
+
+def head(row: dict[str, Any]) -> tuple[str, str, str]:
+    """The first cells of a row."""
+    return "decode" if row["decode"] else "prefill", f"{row['tokens']:,}", row["form"]
+
+
+def ms(row: dict[str, Any], key: str) -> str:
+    """Microseconds as milliseconds, if they are there."""
+    return "" if row.get(key) is None else f"{row[key] / 1e3:.2f}"
 
 
 def show(rows: list[dict[str, Any]], console: Console, machines: list[str]) -> None:
     """What was measured, then what follows from it."""
-    table = Table(title="MEASURED on this device: one rank, collectives free", title_justify="left")
-    for column in ("call", "tokens", "form", "eager ms", "kernels", "busy ms", "gaps ms",
-                   "CUDA graph ms", "compiled ms", "dispatch us", "to merged by hand"):  # fmt: skip
-        table.add_column(column, justify="right")
-    base = {(r["decode"], r["tokens"]): r for r in rows if r["form"] == "merged by hand"}
-    for r in rows:
-        by_hand = base[r["decode"], r["tokens"]]
-        key = next(k for k in ("graph_us", "busy_us", "eager_us") if k in r)
-        table.add_row(
-            "decode" if r["decode"] else "prefill", str(r["tokens"]), r["form"],
-            f"{r['eager_us'] / 1e3:.2f}", str(r.get("kernels", "")),
-            *(f"{r[k] / 1e3:.2f}" if k in r else "" for k in TIMES),
-            f"{r['dispatch_us']:.0f}" if "dispatch_us" in r else "", f"{r[key] / by_hand[key]:.3f}",
-        )  # fmt: skip
-    console.print(table)
+    console.print(measured_table(rows))
+    if any(mode in r for r in rows for mode in MODES[True]):
+        console.print(compiled_table(rows))
     for machine in machines:
-        title = f"PREDICTED for {machine}: compute measured here + communication of its file"
-        table = Table(title=title, title_justify="left")
-        for column in ("call", "tokens", "form", "collectives", "comm ms", "forward ms",
-                       "tokens/s", "to written", "published"):  # fmt: skip
-            table.add_column(column, justify="right")
-        for r in rows:
-            found, kind = r["predicted"][machine], "decode" if r["decode"] else "prefill"
-            written = next(
-                x for x in rows
-                if (x["decode"], x["tokens"], x["form"]) == (r["decode"], r["tokens"], FORMS[0])
-            )["predicted"][machine]  # fmt: skip
-            shown = PUBLISHED.get(r["form"]) if (kind, r["tokens"]) == ("prefill", 8192) else None
-            table.add_row(
-                kind, str(r["tokens"]), r["form"], str(len(r["collectives"])),
-                f"{found['sent_us'] / 1e3:.2f}", f"{found['forward_us'] / 1e3:.2f}",
-                f"{found['tokens_s']:,.0f}", f"{written['forward_us'] / found['forward_us']:.3f}",
-                f"{shown:,}" if shown and machine == "h200x8" else "",
-            )  # fmt: skip
-        console.print(table)
+        console.print(predicted_table(rows, machine, machines[0]))
+    console.print(savings_table(rows, machines[0]))
+    for line in beside_published(rows, "h200x8") if "h200x8" in machines else ():
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def beside(rows: list[dict[str, Any]], row: dict[str, Any], form: str) -> dict[str, Any]:
+    """The row of another form for the same call."""
+    same = ((r["decode"], r["tokens"], r["form"]) for r in rows)
+    return rows[list(same).index((row["decode"], row["tokens"], form))]
+
+
+def compute_us(row: dict[str, Any]) -> float:
+    """What a call computes: in a graph where there is one, else while some kernel runs.
+
+    Prompts are long enough for launches to run ahead of the device: kernels count, not gaps.
+    """
+    return float(next(row[k] for k in ("graph_us", "busy_us", "eager_us") if k in row))
+
+
+def measured_table(rows: list[dict[str, Any]]) -> Table:
+    """Times on this device."""
+    table = table_of(
+        "MEASURED on this device: one rank, collectives free",
+        "eager ms", "kernels", "busy ms", "gaps ms", "CUDA graph ms", "dispatch us", "to by hand",
+    )  # fmt: skip
+    for r in rows:
+        table.add_row(
+            *head(r), ms(r, "eager_us"), str(r.get("kernels", "")), *(ms(r, k) for k in TIMES),
+            f"{r['dispatch_us']:.0f}" if "dispatch_us" in r else "",
+            f"{compute_us(r) / compute_us(beside(rows, r, BY_HAND)):.3f}",
+        )  # fmt: skip
+    return table
+
+
+def compiled_table(rows: list[dict[str, Any]]) -> Table:
+    """Times on this device under ``torch.compile``."""
+    columns = ("mode", "ms", "kernels", "busy ms", "compile s", "to by hand")
+    table = table_of("MEASURED under torch.compile", *columns)
+    for r in rows:
+        for mode in MODES[True]:
+            if (found := r.get(mode)) is not None:
+                ratio = found["us"] / beside(rows, r, BY_HAND)[mode]["us"]
+                table.add_row(
+                    *head(r), mode, ms(found, "us"), str(found["kernels"] or ""),
+                    ms(found, "busy_us"), f"{found['compile_s']:.0f}", f"{ratio:.3f}",
+                )  # fmt: skip
+    return table
+
+
+def predicted_table(rows: list[dict[str, Any]], machine: str, planned_for: str) -> Table:
+    """Forwards of all ranks."""
+    table = table_of(
+        f"PREDICTED for {machine}: compute measured here + communication of its file; planned for "
+        f"{planned_for}", "collectives", "comm ms", "forward ms", "tokens/s", "gain",
+    )  # fmt: skip
+    for r in rows:
+        found, first = (x["predicted"][machine] for x in (r, beside(rows, r, WRITTEN)))
+        table.add_row(
+            *head(r), str(len(r["collectives"])), ms(found, "sent_us"), ms(found, "forward_us"),
+            f"{found['tokens_s']:,.0f}", f"{first['forward_us'] / found['forward_us'] - 1:.1%}",
+        )  # fmt: skip
+    return table
+
+
+def savings_table(rows: list[dict[str, Any]], machine: str) -> Table:
+    """What the plans save, by part of the forward."""
+    planned = [r for r in rows if r["form"] == PLANNED]
+    title = f"PREDICTED for {machine}, compute by its file too: ms saved, one kernel per op"
+    table = Table(title=title, title_justify="left")
+    for column in ("call", "tokens", *planned[0]["savings_us"], "compute saved, measured"):
+        table.add_column(column, justify="right")
+    for r in planned:
+        saved = compute_us(beside(rows, r, MERGED)) - compute_us(r)
+        listed = (*r["savings_us"].values(), saved)
+        table.add_row(*head(r)[:2], *(f"{us / 1e3:.2f}" for us in listed))
+    return table
 
 
 def finish(rows: list[dict[str, Any]], given: argparse.Namespace, layers: int) -> None:
@@ -192,7 +293,7 @@ def finish(rows: list[dict[str, Any]], given: argparse.Namespace, layers: int) -
     machines = given.machines.split(",")
     for r in rows:
         r["predicted"] = {name: predicted(r, name) for name in machines}
-    show(rows, Console(width=150), machines)
+    show(rows, Console(width=160), machines)
     if given.output:
         cuda = given.device == "cuda"
         facts = {
@@ -226,7 +327,8 @@ def main() -> int:
     parser.add_argument("--decode", type=integers, default=[1, 64, 256], help="batch sizes")
     parser.add_argument("--context", type=int, default=1024, help="tokens in the cache")
     parser.add_argument("--repeats", type=int, default=5, help="of each eager call")
-    parser.add_argument("--compile", action="store_true", help="torch.compile all forms too")
+    parser.add_argument("--rounds", type=int, default=20, help="of replays of CUDA graphs")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--machines", default="h200x8,h100x8", help="to predict for")
     parser.add_argument("--output", type=Path, help="JSON file")
     given = parser.parse_args()

@@ -29,7 +29,7 @@ from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
 from compiler.runtime.groups import ProcessGroups
-from compiler.runtime.lowering import check_kernels, lower
+from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
@@ -196,16 +196,15 @@ def optimize_allreduce(
         )  # fmt: skip
         if exchange is not None:
             _agree(exchange, ranged)
-        forms = [
-            lower(
-                found.spmd,
-                process_groups.names(found.spmd, captured.groups),
-                mutations=captured.mutations,
-                kernels=kernels,
-            )
-            for found in ranged.results
-        ]
-        said = dict.fromkeys(remark for form in forms for remark in form.remarks)
+        most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
+        forms = dict[int, Lowered]()
+        for at in sorted(range(len(most)), key=lambda at: -max(most[at].values(), default=1 << 62)):
+            found = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
+            forms[at] = lower(
+                found, process_groups.names(found, captured.groups),
+                mutations=captured.mutations, kernels=kernels, most=most[at],
+            )  # fmt: skip
+        said = dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
         return Prepared(
             forms=ranged.table.map(forms.__getitem__),
             symbol=ranged.symbol,

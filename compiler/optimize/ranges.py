@@ -52,6 +52,19 @@ class Ranged:
     results: tuple[OptimizationResult, ...]
     totals: tuple[Totals, ...] = ()
 
+    def most(self, result: int, sizes: Mapping[str, tuple[int, int | None]]) -> dict[str, int]:
+        """Size symbol -> the greatest value for which a result runs; those without one left out.
+
+        Args:
+            result: position of the result.
+            sizes: size symbol -> least and greatest value.
+        """
+        found = {name: last for name, (_, last) in sizes.items() if last is not None}
+        last = max(r.last for r in self.table.ranges() if r.plan == result)
+        if self.symbol is not None and last <= LAST_TOKENS - self.table.ranks:
+            found[self.symbol] = min(last, found.get(self.symbol, last))
+        return found
+
 
 def optimize_ranges(
     planner: Planner, sizes: Mapping[str, tuple[int, int | None]], *, verify: bool

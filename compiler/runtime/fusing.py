@@ -16,7 +16,7 @@ operands that the fused calls have, and the checker compares that with the prove
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,12 +86,16 @@ def _result(start: fx.Node) -> fx.Node:
     return found.result
 
 
-def fuse(graph: SpmdGraph, served: Callable[[str], str | None]) -> tuple[SpmdGraph, list[Remark]]:
+Served = Callable[[str, Sequence[fx.Node]], str | None]
+"""Group name, what its fused ops would reduce -> why its ranks cannot run them, or None."""
+
+
+def fuse(graph: SpmdGraph, served: Served) -> tuple[SpmdGraph, list[Remark]]:
     """The graph with fused ops, proven equal to ``graph``, and what was and was not fused.
 
     Args:
         graph: a proven graph. Not changed.
-        served: group name -> why its ranks cannot run fused ops; None if they can.
+        served: asked once for every group with something to fuse.
     """
     found, remarks = compositions(graph, served)
     if not found:
@@ -104,17 +108,22 @@ def fuse(graph: SpmdGraph, served: Callable[[str], str | None]) -> tuple[SpmdGra
     return fused, remarks
 
 
-def compositions(
-    graph: SpmdGraph, served: Callable[[str], str | None]
-) -> tuple[list[Composition], list[Remark]]:
+def compositions(graph: SpmdGraph, served: Served) -> tuple[list[Composition], list[Remark]]:
     """What can be fused, and a remark for every reduction."""
     recognizer, found, remarks = Recognizer(graph), list[Composition](), list[Remark]()
-    for start, reduction in collectives(graph.graph):
-        if reduction.kind not in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
-            continue
-        matched = _composition(recognizer, start, reduction)
+    matches = [
+        (start, reduction, _composition(recognizer, start, reduction))
+        for start, reduction in collectives(graph.graph)
+        if reduction.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
+    ]
+    operands: dict[str, list[fx.Node]] = {}
+    for _, reduction, matched in matches:
         if isinstance(matched, Composition):
-            matched = served(reduction.group) or matched
+            operands.setdefault(reduction.group, []).append(matched.x)
+    refused = {group: served(group, reduced) for group, reduced in operands.items()}
+    for start, reduction, matched in matches:
+        if isinstance(matched, Composition):
+            matched = refused[reduction.group] or matched
         passed = isinstance(matched, Composition)
         why = "fused with add + RMSNorm" if passed else f"not fused: {matched}"
         kind = RemarkKind.PASSED if passed else RemarkKind.MISSED

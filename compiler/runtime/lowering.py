@@ -9,9 +9,10 @@ mesh names become this process's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import fx
 from torch.distributed import distributed_c10d
@@ -27,6 +28,7 @@ from compiler.runtime.fusing import fuse
 from compiler.runtime.groups import lowered
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for
+from compiler.runtime.kernels.workspace import SLOTS
 from compiler.runtime.schedule import scheduled
 
 KERNELS = ("auto", "off")
@@ -56,6 +58,7 @@ def lower(
     *,
     mutations: Mapping[int, str],
     kernels: str = "auto",
+    most: Mapping[str, int] | None = None,
 ) -> Lowered:
     """The module of a proven graph. All ranks call it together, since workspaces may be made.
 
@@ -64,16 +67,17 @@ def lower(
         local_groups: group name in the graph -> name of the process group here.
         mutations: graph output -> placeholder whose tensor it is written back to.
         kernels: one of ``KERNELS``.
+        most: size symbol -> its greatest value, by which workspaces are sized; any for others.
     """
-    available = _Availability(local_groups)
+    workspaces = _Workspaces(local_groups, most or {})
     sent, remarks = send_rows(graph)
     if sent is not graph:
         said = "rows are sent to the ranks that need them; under torch.compile they are gathered"
         remarks.append(Remark(RemarkKind.NOTE, "", said))
-    module, in_place, fused = _module(graph, local_groups, mutations, kernels, available)
+    module, in_place, fused = _module(graph, local_groups, mutations, kernels, workspaces)
     eager = module
     if sent is not graph:
-        eager, in_place, fused = _module(sent, local_groups, mutations, kernels, available)
+        eager, in_place, fused = _module(sent, local_groups, mutations, kernels, workspaces)
     eager = fx.GraphModule(eager, _copied(eager.graph))
     reduce_in_place(eager.graph)
     eager.recompile()
@@ -85,10 +89,10 @@ def _module(
     local_groups: Mapping[str, str],
     mutations: Mapping[int, str],
     kernels: str,
-    available: Callable[[str], str | None],
+    workspaces: _Workspaces,
 ) -> tuple[fx.GraphModule, frozenset[int], list[Remark]]:
     """One form of the graph, outputs that it writes in place, and what was and was not fused."""
-    fused, remarks = _fused(graph, kernels, available)
+    fused, remarks = _fused(graph, kernels, workspaces)
     module = lowered(fused.with_graph(scheduled(fused.graph), {}), local_groups)
     in_place = update_inputs(module.graph, mutations)
     module.recompile()
@@ -102,7 +106,7 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 
 def _fused(
-    graph: SpmdGraph, kernels: str, available: Callable[[str], str | None]
+    graph: SpmdGraph, kernels: str, workspaces: _Workspaces
 ) -> tuple[SpmdGraph, list[Remark]]:
     """The graph with fused ops, and remarks; on other devices than CUDA there is nothing to say."""
     payloads = [access.tensor(c.operand) for _, c in collectives(graph.graph)]
@@ -110,31 +114,62 @@ def _fused(
         return graph, []
     if kernels == "off":
         return graph, [Remark(RemarkKind.NOTE, "", "kernels 'off': no reduction was fused")]
-    fused, remarks = fuse(graph, available)
-    limit = f"payloads over {SLOT_BYTES} bytes run as the group's own collectives, then a norm"
+    fused, remarks = fuse(graph, workspaces)
     if fused is not graph:
-        remarks.append(Remark(RemarkKind.NOTE, "", f"fused ops: {limit}"))
+        remarks += [Remark(RemarkKind.NOTE, "", why) for why in dict.fromkeys(workspaces.notes)]
     return fused, remarks
 
 
-class _Availability:
-    """Group name -> why its ranks have no workspace, asked once; None if they have one."""
+class _Workspaces:
+    """Makes the workspace of each group for what its fused ops reduce.
 
-    def __init__(self, local_groups: Mapping[str, str]) -> None:
-        self._local, self._known = local_groups, dict[str, str | None]()
+    Attributes:
+        notes: what the workspaces serve.
+    """
 
-    def __call__(self, group: str) -> str | None:
-        if group not in self._known:
-            self._known[group] = self._asked(self._local.get(group, group))
-        return self._known[group]
+    def __init__(self, local_groups: Mapping[str, str], most: Mapping[str, int]) -> None:
+        self._local, self._most = local_groups, most
+        self.notes: list[str] = []
 
-    @staticmethod
-    def _asked(name: str) -> str | None:
+    def __call__(self, group_name: str, operands: Sequence[fx.Node]) -> str | None:
+        """See ``fusing.Served``."""
+        name = self._local.get(group_name, group_name)
         group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
         if dist.get_backend(group) == "fake":
             return "a fake process group has no other ranks"
-        found = workspace_for(group)
-        return found if isinstance(found, str) else None
+        needed = [largest_bytes(node, self._most) for node in operands]
+        largest = max((n for n in needed if n is not None), default=0)
+        slot_bytes = SLOT_BYTES if None in needed else min(largest, SLOT_BYTES)
+        found = workspace_for(group, slot_bytes)
+        if isinstance(found, str):
+            return found
+        note = (
+            f"fused ops of group {group_name!r} have a workspace of {SLOTS} x {found.slot_bytes} "
+        )
+        if None in needed or largest > found.slot_bytes:
+            up_to = "any number of tokens" if None in needed else f"{largest} bytes"
+            note += (
+                f"bytes, and payloads of {up_to}: those that do not fit run as the group's own "
+                "collectives, then a norm"
+            )
+        else:
+            note += f"bytes; no payload has more than {largest}"
+        self.notes.append(note)
+        return None
+
+
+def largest_bytes(node: fx.Node, most: Mapping[str, int]) -> int | None:
+    """Bytes of a tensor where size symbols have their greatest values; None if one has none."""
+    held = access.tensor(node)
+    count = held.element_size()
+    for size in held.shape:
+        if isinstance(size, torch.SymInt):
+            expression = size.node.expr
+            if any(str(symbol) not in most for symbol in expression.free_symbols):
+                return None
+            size = int(expression.subs({s: most[str(s)] for s in expression.free_symbols}))
+        count *= size
+    return count
 
 
 def check_kernels(kernels: str) -> None:

@@ -24,7 +24,7 @@ from compiler.runtime.kernels import launch
 from compiler.runtime.kernels.workspace import Workspace
 
 SLOT_BYTES = 128 << 20
-"""Payload up to which a workspace serves by default; it holds two of them."""
+"""Payload up to which a workspace serves at most, unless asked for more; it holds two of them."""
 ONE_SHOT_READ_BYTES = 4 << 20
 """Bytes that a rank may read from all ranks together before two shots are faster."""
 
@@ -47,15 +47,21 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 def workspace_for(group: dist.ProcessGroup, slot_bytes: int = SLOT_BYTES) -> Workspace | str:
     """The workspace of a group, made at the first call, which all its ranks make together.
 
+    A later call for more bytes makes a larger one. The former stays: graphs may have been captured
+    with its addresses.
+
     Returns:
-        The workspace, or why this group has none: the same reason on every rank.
+        The workspace, smaller than asked for if there was one and a larger could not be made; or
+        why this group has none. All ranks get the same.
     """
     name = str(group.group_name)
-    if name not in _workspaces:
-        try:
-            _workspaces[name] = Workspace.rendezvous(group, slot_bytes=slot_bytes)
-        except KernelError as error:
-            return f"{error.what}: {error.found}"
+    former = _workspaces.get(name)
+    if former is not None and former.slot_bytes >= slot_bytes:
+        return former
+    try:
+        _workspaces[name] = Workspace.rendezvous(group, slot_bytes=slot_bytes, former=former)
+    except KernelError as error:
+        return former or f"{error.what}: {error.found}"
     return _workspaces[name]
 
 
@@ -87,7 +93,7 @@ def all_reduce_add_rms_norm(
     if workspace is None:
         total = c10d.wait_tensor(c10d.all_reduce(x, "sum", group_name))
         return add_norm(total, residual, weight, eps, offset)
-    peers, ops = workspace.arguments, torch.ops.commplan
+    peers, ops = workspace.on_current_stream(), torch.ops.commplan
     if x.numel() * x.element_size() * workspace.world_size <= ONE_SHOT_READ_BYTES:
         fused: Pair = ops.one_shot_all_reduce_add_rms_norm(x, residual, weight, eps, offset, *peers)
         return fused
@@ -112,7 +118,7 @@ def reduce_scatter_add_rms_norm_all_gather(
         gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(y, group_size, group_name))
         return gathered[: x.shape[0]], h
     fused: Pair = torch.ops.commplan.two_shot_all_reduce_add_rms_norm(
-        x, residual, weight, eps, offset, *workspace.arguments
+        x, residual, weight, eps, offset, *workspace.on_current_stream()
     )
     return fused
 

@@ -26,9 +26,10 @@ class Workspace:
     """One rank's part of a group's symmetric memory, and the addresses of all parts.
 
     The memory holds the signals, two staging slots and, behind them, tensors placed by ``empty``.
-    All kernels of one workspace belong on one stream: they are numbered in the order in which
-    they run, and every rank must run the same ones. Nothing is allocated after construction, so
-    calls may be captured in CUDA graphs.
+    Kernels of one workspace run one after the other: they are numbered in the order in which they
+    run, and every rank must run the same ones. ``on_current_stream`` sees to that where calls come
+    from several streams. Nothing is allocated after construction, so calls may be captured in CUDA
+    graphs.
 
     Attributes:
         buffer: uint8 [total_bytes], this rank's memory. It stays where it is.
@@ -69,6 +70,7 @@ class Workspace:
         self.buffer, self.rank, self.world_size = buffer, rank, len(addresses)
         self.slot_bytes = slot_bytes
         self._owner = owner
+        self._last: dict[bool, torch.cuda.Stream] = {}  # that a call was captured on, or ran on
         self._free_from = self.signal_bytes(self.world_size) + SLOTS * slot_bytes
         table = torch.tensor(addresses, dtype=torch.int64)
         self.peers = Peers(
@@ -96,6 +98,22 @@ class Workspace:
     def arguments(self) -> tuple[Any, ...]:
         """The last arguments of every op."""
         return tuple(self.peers)
+
+    def on_current_stream(self) -> tuple[Any, ...]:
+        """``arguments``, for one call on the current stream that runs after those made before.
+
+        A call on another stream than the last waits for that stream; captured calls wait for
+        captured ones. Replays of a graph are seen by nobody: those who replay on several streams
+        must order the replays among each other and with other calls, as for any memory that
+        they write.
+        """
+        stream = torch.cuda.current_stream(self.buffer.device)
+        capturing = torch.cuda.is_current_stream_capturing()
+        last = self._last.get(capturing)
+        if last is not None and last != stream and _is_capturing(last) == capturing:
+            stream.wait_stream(last)
+        self._last[capturing] = stream
+        return self.arguments
 
     def refusal(self, rows: int, hidden: int, dtype: torch.dtype) -> str | None:
         """Why a staged call on [rows, hidden] would be refused; None if it is served.
@@ -154,6 +172,7 @@ class Workspace:
         device: torch.device | None = None,
         max_blocks: int = MAX_BLOCKS,
         spin_limit: int = 0,
+        former: Workspace | None = None,
     ) -> Workspace:
         """Makes the workspace of a process group. Every rank calls it, with the same sizes.
 
@@ -164,6 +183,7 @@ class Workspace:
             device: this rank's; default: the current CUDA device.
             max_blocks: of one kernel; fewer leave room to kernels on other streams.
             spin_limit: looks for a peer before a fault is recorded; 0: wait forever.
+            former: a workspace of the group to keep alive as long as this one.
 
         Raises:
             KernelError: on every rank, if symmetric memory is missing on one.
@@ -190,8 +210,14 @@ class Workspace:
             multiprocessors=min(shares),
             max_blocks=max_blocks,
             spin_limit=spin_limit,
-            owner=handle,
+            owner=(handle, former),
         )
+
+
+def _is_capturing(stream: torch.cuda.Stream) -> bool:
+    """Whether what is enqueued on ``stream`` goes into a CUDA graph."""
+    with torch.cuda.stream(stream):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _facts(device: torch.device | None, sizes: tuple[int, ...]) -> dict[str, Any]:

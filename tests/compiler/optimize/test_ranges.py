@@ -13,8 +13,15 @@ from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture, capture
 from compiler.cost import Launch, MachineError
 from compiler.optimize.planner import POLICIES, Planner, Search
-from compiler.optimize.ranges import LAST_TOKENS, decided_ranges, optimize_ranges, totals_of
+from compiler.optimize.ranges import (
+    LAST_TOKENS,
+    Ranged,
+    decided_ranges,
+    optimize_ranges,
+    totals_of,
+)
 from compiler.pipeline import Pipeline
+from compiler.plan.ranges import TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.compiler.optimize.models import HIDDEN, Stack
@@ -156,3 +163,13 @@ def test_a_model_by_ranges_of_tokens(gloo_pool: Any, experts: str, launch: str) 
         assert max(v for name, v in found.items() if " x " in name) < 5e-5
         assert found["verdicts"] == {Verdict.EQUIVALENT}
         assert len(found["counts"]) > 1, "not one plan for all"
+
+
+def test_the_most_that_a_result_runs_for() -> None:
+    even = (TokenRange(2, 64, 0), TokenRange(66, LAST_TOKENS, 1))
+    uneven = (TokenRange(1, 99, 0), TokenRange(101, LAST_TOKENS - 1, 1))
+    ranged = Ranged("s0", TokenTable(2, even, uneven), ())
+    assert ranged.most(0, {"s0": (1, None), "s1": (1, 5)}) == {"s0": 99, "s1": 5}
+    assert ranged.most(1, {"s0": (1, None)}) == {}, "the last range serves for more"
+    assert ranged.most(1, {"s0": (1, 4096)}) == {"s0": 4096}
+    assert ranged.most(0, {"s0": (1, 50)}) == {"s0": 50}

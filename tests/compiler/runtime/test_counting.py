@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
-from compiler.runtime.counting import count_collectives
+from compiler.runtime.counting import FUSED, count_collectives
+from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM
 
 
 def counted(group: dist.ProcessGroup) -> Any:
@@ -26,3 +27,25 @@ def test_counts(gloo_pool: Any) -> None:
     for collectives, payload_bytes in gloo_pool(2).run(counted):
         assert collectives == {"all_reduce": 2, "all_gather": 1}
         assert payload_bytes == {"all_reduce": 64, "all_gather": 64}
+
+
+def counted_fused(group: dist.ProcessGroup) -> Any:
+    x, residual, weight = torch.ones(6, 8), torch.ones(6, 8), torch.ones(8)
+    name, size = str(group.group_name), group.size()
+    with count_collectives() as counts:
+        funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
+        ALL_REDUCE_NORM(x, residual, weight, 1e-5, 0.0, name)
+        SHARED_NORM(x, residual[: 6 // size], weight, 1e-5, 0.0, size, name)
+    return dict(counts.collectives), +counts.fused, dict(counts.payload_bytes)
+
+
+def test_fused_ops_count_as_what_they_stand_for(gloo_pool: Any) -> None:
+    for collectives, fused, payload_bytes in gloo_pool(2).run(counted_fused):
+        assert collectives == {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1}
+        assert fused == {"all_reduce": 1, "reduce_scatter": 1, "all_gather": 1}
+        assert payload_bytes == {"all_reduce": 384, "reduce_scatter": 192, "all_gather": 192}
+
+
+def test_every_fused_op_is_known() -> None:
+    names = {op._schema.name.split("::")[1] for op in (ALL_REDUCE_NORM, SHARED_NORM)}
+    assert names == set(FUSED)

@@ -90,7 +90,7 @@ def test_spellings(norm: Norm, offset: float, dtype: torch.dtype) -> None:
         return norm(h, weight).exp(), h
 
     graph = graph_of(body, dtype)
-    fused, remarks = fusing.fuse(graph, lambda _: None)
+    fused, remarks = fusing.fuse(graph, lambda *_: None)
     assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
     (call,) = fused_calls(fused)
     assert call.args[3:] == (EPS, offset, "tp")
@@ -103,7 +103,7 @@ def test_what_is_no_rms_norm_stays(norm: Norm) -> None:
         return norm(residual + reduced(x), weight)
 
     graph = graph_of(body, torch.float32)
-    fused, (remark,) = fusing.fuse(graph, lambda _: None)
+    fused, (remark,) = fusing.fuse(graph, lambda *_: None)
     assert fused is graph
     assert "no RMSNorm" in remark.reason
 
@@ -121,7 +121,7 @@ def test_what_is_no_rms_norm_stays(norm: Norm) -> None:
 )  # fmt: skip
 def test_refusals(why: str, body: Any) -> None:
     graph = graph_of(body, torch.float32)
-    fused, (remark,) = fusing.fuse(graph, lambda _: None)
+    fused, (remark,) = fusing.fuse(graph, lambda *_: None)
     assert fused is graph
     assert why in remark.reason
 
@@ -130,9 +130,9 @@ def test_groups_without_a_workspace_and_types_without_a_kernel() -> None:
     def body(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         return functional(residual + reduced(x), weight)
 
-    _, (remark,) = fusing.fuse(graph_of(body, torch.float32), lambda name: f"{name} is too far")
+    _, (remark,) = fusing.fuse(graph_of(body, torch.float32), lambda name, _: f"{name} is too far")
     assert "tp is too far" in remark.reason
-    _, (remark,) = fusing.fuse(graph_of(body, torch.float64), lambda _: None)
+    _, (remark,) = fusing.fuse(graph_of(body, torch.float64), lambda *_: None)
     assert "torch.float64 is not one of" in remark.reason
 
 
@@ -144,7 +144,7 @@ def shared(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
 
 def test_shared_rows() -> None:
     graph = graph_of(shared, torch.float32, rows=ROWS // RANKS)
-    fused, remarks = fusing.fuse(graph, lambda _: None)
+    fused, remarks = fusing.fuse(graph, lambda *_: None)
     assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
     assert [n.target for n in fused_calls(fused)] == [select.SHARED_NORM]
 
@@ -170,7 +170,7 @@ def test_shared_rows_of_any_number() -> None:
     stage = shard_rows(whole, "tp", Bytes())
     graph = EliminateDeadCode().apply(ShardRows(stage).apply(whole).graph).graph
     assert PAD_ROWS in [n.target for n in graph.graph.nodes]
-    fused, remarks = fusing.fuse(graph, lambda _: None)
+    fused, remarks = fusing.fuse(graph, lambda *_: None)
     assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
     (call,) = fused_calls(fused)
     assert call.target is select.SHARED_NORM
@@ -205,7 +205,7 @@ def test_padding_that_is_read_is_not_fused_away() -> None:
     graph.graph.output_node().prepend(graph.graph.node_copy(wait, lambda n: n))
     extra = graph.graph.output_node().prev
     extra.args, extra.target = (wait,), torch.ops.aten.neg.default
-    found, (remark,) = fusing.compositions(graph, lambda _: None)
+    found, (remark,) = fusing.compositions(graph, lambda *_: None)
     assert not found
     assert "the norm of its padding is read" in remark.reason
 
@@ -215,7 +215,7 @@ def test_the_checker_refuses_a_wrong_match() -> None:
         return functional(residual + reduced(x), weight)
 
     graph = graph_of(body, torch.float32)
-    found, _ = fusing.compositions(graph, lambda _: None)
+    found, _ = fusing.compositions(graph, lambda *_: None)
     fused, calls = fusing._replaced(graph, found)
     (call,) = calls
     x, residual, *rest = call.args

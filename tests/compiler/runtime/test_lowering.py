@@ -1,6 +1,7 @@
 """What a graph on CUDA tensors becomes, and what is said of what was not fused."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compiler.errors import CommPlanError
+from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
-from compiler.runtime.lowering import check_kernels, lower
+from compiler.runtime import lowering
+from compiler.runtime.kernels import select
+from compiler.runtime.lowering import check_kernels, largest_bytes, lower
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 
@@ -60,6 +64,77 @@ def test_every_fall_back_is_said(
     assert c10d.all_reduce_.default in [n.target for n in found.eager.graph.nodes]
     assert all(n.args[2] == group_name for n in found.module.graph.nodes if "sum" in n.args)
     assert "tp" in [a for n in source.graph.nodes for a in n.args], "the source is not changed"
+
+
+def symbolic_graph() -> SpmdGraph:
+    """rms_norm(x + all_reduce(x)) of x [s, 16] on CUDA, and its symbol's name."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    rows = mode.from_tensor(torch.empty(6, 16)).shape[0]
+    graph = fx.Graph()
+    with mode:
+        held = {"x": torch.empty(rows, 16, device="cuda"), "weight": torch.empty(16, device="cuda")}
+        nodes = [graph.placeholder(name) for name in held]
+        for node in nodes:
+            node.meta["val"] = held[str(node.target)]
+
+        def emit(target: object, *args: object) -> fx.Node:
+            node = graph.call_function(target, args)  # type: ignore[arg-type]
+            node.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))  # type: ignore
+            return node
+
+        doubled = emit(aten.mul.Tensor, nodes[0], 2)
+        total = emit(c10d.wait_tensor.default, emit(c10d.all_reduce.default, doubled, "sum", "tp"))
+        h = emit(aten.add.Tensor, nodes[0], total)
+        graph.output((emit(aten.rms_norm.default, h, [16], nodes[1], 1e-6),))
+    return spmd_graph(fx.GraphModule(torch.nn.Module(), graph), Mesh({"tp": 4}))
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "said"),
+    [
+        (100, 6400, "2 x 6400 bytes; no payload has more than 6400"),
+        (
+            None, 8192, "2 x 8192 bytes, and payloads of any number of tokens: those that do not "
+            "fit run as the group's own collectives, then a norm",
+        ),
+        (
+            200, 8192, "2 x 8192 bytes, and payloads of 12800 bytes: those that do not fit run as "
+            "the group's own collectives, then a norm",
+        ),
+    ],
+)  # fmt: skip
+def test_a_workspace_is_sized_by_the_plan(
+    most: int | None, asked: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def made(group: dist.ProcessGroup, slot_bytes: int) -> SimpleNamespace:
+        sizes.append(slot_bytes)
+        return SimpleNamespace(slot_bytes=slot_bytes)
+
+    monkeypatch.setattr(lowering, "workspace_for", made)
+    monkeypatch.setattr(lowering, "SLOT_BYTES", 8192)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        source = symbolic_graph()
+        (symbol,) = access.shape(access.node_of(source.graph, "placeholder")[0])[
+            0
+        ].node.expr.free_symbols
+        bounds = {} if most is None else {str(symbol): most}
+        name = str(dist.distributed_c10d._get_default_group().group_name)
+        found = lower(source, {"tp": name}, mutations={}, most=bounds)
+    finally:
+        dist.destroy_process_group()
+    assert sizes == [asked]
+    assert [r.reason for r in found.remarks] == [
+        "all_reduce fused with add + RMSNorm",
+        f"fused ops of group 'tp' have a workspace of {said}",
+    ]
+    assert select.ALL_REDUCE_NORM in [n.target for n in found.module.graph.nodes]
+    payload = next(n for n in source.graph.nodes if n.target is aten.mul.Tensor)
+    assert largest_bytes(payload, bounds) == (None if most is None else 64 * most)
 
 
 def test_unknown_kernels() -> None:
