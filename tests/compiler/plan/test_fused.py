@@ -59,7 +59,7 @@ def test_the_runtime_fuses_what_the_plan_counts_on() -> None:
     assert result.report is not None
     assert result.report.verdict.runs
     assert result.spmd is not None
-    fused, _ = fuse(result.spmd, lambda _: None)
+    fused, _ = fuse(result.spmd, lambda *_: None)
     targets = [n.target for n in fused.graph.nodes]
     assert targets.count(SHARED_NORM) == 1
     assert ALL_REDUCE_NORM not in targets

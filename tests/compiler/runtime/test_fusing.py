@@ -189,7 +189,7 @@ def test_rows_of_the_norm_that_are_read_as_shares() -> None:
         return c10d.wait_tensor(c10d.all_gather_into_tensor(y, RANKS, "tp")), torch.sigmoid(y), h
 
     graph = graph_of(body, torch.float32, rows=ROWS // RANKS)
-    fused, remarks = fusing.fuse(graph, lambda _: None)
+    fused, remarks = fusing.fuse(graph, lambda *_: None)
     assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks
     targets = [n.target for n in fused.graph.nodes]
     assert targets.count(select.SHARED_NORM) == targets.count(ALL_SLICE) == 1
