@@ -26,6 +26,7 @@ from compiler.plan.place_reductions import ReductionChoice
 from compiler.plan.predict import Spent, items_of, spent
 from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
 from compiler.plan.shard_rows import Dispatch, RowChoice
+from compiler.runtime.kernels.select import SLOT_BYTES
 from compiler.runtime.regions import NormRegion, Recognizer
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
@@ -282,7 +283,7 @@ class Planner:
         """
         times = self._times(decided.at, tokens)
         if bounds:
-            times = LowerBounds(times.machine, tokens, times.work, times.launch)
+            times = LowerBounds(times.machine, tokens, times.work, times.launch, times.fused_bytes)
             if decided.choice is not None:
                 choice = self._any_rows(decided.at, decided.choice.group)
                 decided = replace(decided, choice=choice, shares=choice.cheapest(times))
@@ -383,7 +384,8 @@ class Planner:
         if (at, tokens) not in self._priced:
             if len(self._priced) > MOST_PRICED:
                 self._priced.clear()
-            made = Times(self.search.machine, tokens, at.work, self.search.launch)
+            most = SLOT_BYTES if self.search.fuse else 0
+            made = Times(self.search.machine, tokens, at.work, self.search.launch, most)
             self._priced[at, tokens] = made
         return self._priced[at, tokens]
 

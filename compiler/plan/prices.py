@@ -234,12 +234,14 @@ class Times:
             hints.
         work: that of the graph whose nodes are asked for.
         launch: whether kernels are launched one by one or in a CUDA graph.
+        fused_bytes: greatest payload that fused kernels take; 0: none run.
     """
 
     machine: Machine
     tokens: int | None
     work: GraphWork
     launch: Launch = Launch.GRAPH
+    fused_bytes: int = 0
 
     def communication(
         self, kind: Kind, node: fx.Node, groups: ReplicaGroups, parts: int = 1
@@ -308,11 +310,10 @@ class Times:
 
     def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
         """See ``Machine.fused_time_ps``; padding is the kernel's own."""
-        if groups.axis_size == 1:
+        payload = self.payload_bytes(node)
+        if groups.axis_size == 1 or payload > self.fused_bytes:
             return None
-        return self.machine.fused_time_ps(
-            kind, self.payload_bytes(node), groups.ranks, launch=self.launch
-        )
+        return self.machine.fused_time_ps(kind, payload, groups.ranks, launch=self.launch)
 
     def rows(self, node: fx.Node) -> int:
         """Number of rows of a value."""

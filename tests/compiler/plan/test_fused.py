@@ -12,7 +12,7 @@ from compiler.optimize.graph import finished
 from compiler.optimize.planner import Planner, Search
 from compiler.pipeline import Pipeline
 from compiler.runtime.fusing import fuse
-from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM
+from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM, SLOT_BYTES
 from tests.graphs import function
 
 HIDDEN = 1024
@@ -68,6 +68,13 @@ def test_the_runtime_fuses_what_the_plan_counts_on() -> None:
 def test_small_payloads_are_not_counted_as_fused_where_nobody_measured_them() -> None:
     found = planner("h100x8")
     assert not list(found.kernels(found.decide(8), 8))
+
+
+def test_payloads_that_no_workspace_holds_are_not_counted_as_fused() -> None:
+    found = planner("h100x8")
+    most = SLOT_BYTES // (2 * HIDDEN)
+    assert list(found.kernels(found.decide(most), most))
+    assert not list(found.kernels(found.decide(2 * most), 2 * most))
 
 
 @pytest.mark.parametrize("machine", machines())
