@@ -142,6 +142,20 @@ def test_experts_however_they_are_written(body: Body) -> None:
     assert (known.known, known.per_row) == (EXPERTS, CHOSEN)
 
 
+def test_experts_may_be_dealt_out_over_one_axis_and_sliced_over_another() -> None:
+    def mixed(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        local = ids - dist.get_rank() // 2 * 8
+        owned = (local >= 0) & (local < 8)
+        return (x @ self.experts[0]) * torch.where(owned, weights, 0).sum(1, keepdim=True)
+
+    known = found(mixed)
+    assert isinstance(known, Owners), known
+    assert known.first == (0, 0, 8, 8)
+    assert known.end == (8, 8, 16, 16)
+    both_halves = 2 * (1 - Fraction(comb(8, 3), comb(16, 3)))
+    assert known.copies == 2 * both_halves
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [

@@ -64,6 +64,25 @@ def test_rows_there_and_back(gloo_pool: Any, routing: str, rows: int, equal: boo
     assert sum(f["sent"] for f in everyone) == sum(f["received"] for f in everyone)
 
 
+def sliced(group: dist.ProcessGroup) -> float:
+    """Experts dealt out over two pairs of ranks, each rank of a pair with half of each."""
+    first, end = [0, 0, 6, 6], [6, 6, 12, 12]
+    torch.manual_seed(group.rank())
+    x, ids = torch.randn(5, WIDTH), torch.randint(0, IDS, (5, 3))
+    name = str(group.group_name)
+    received, numbers, places, counts = torch.ops.commplan.dispatch_rows(
+        [x, ids], ids, first, end, name
+    )
+    here = (numbers >= first[group.rank()]) & (numbers < end[group.rank()])
+    partial = received * ((numbers + 1) * here).sum(1, keepdim=True) / 2
+    got = torch.ops.commplan.combine_rows(partial, places, counts, 5, name)
+    return float((got - x * (ids + 1).sum(1, keepdim=True)).abs().max())
+
+
+def test_all_ranks_that_own_an_id_are_added(gloo_pool: Any) -> None:
+    assert max(gloo_pool(RANKS).run(sliced)) < 1e-5
+
+
 def test_a_row_goes_once_to_each_rank_that_owns_one_of_its_ids() -> None:
     ids = torch.tensor([[0, 1, 2], [0, 3, 11], [5, 5, 5]])
     assert needed(ids, FIRST, END).tolist() == [
