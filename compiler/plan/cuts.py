@@ -37,9 +37,10 @@ class Network:
 
     def pay(self, node: Hashable, *, source: int = 0, sink: int = 0) -> None:
         """Adds to what ``node`` pays for its label."""
-        self.edges.setdefault(node, {})
-        self.incoming.setdefault(node, {})
-        held = self.sides.setdefault(node, [0, 0])
+        held = self.sides.get(node)
+        if held is None:
+            self.edges[node], self.incoming[node] = {}, {}
+            held = self.sides[node] = [0, 0]
         held[0] += source
         held[1] += sink
 

@@ -65,7 +65,7 @@ class ReductionChoice:
                 merges=_merges(node, found),
             )
             for node in found
-            if node in unreduced and demanded(node, found, unreduced, known)
+            if node in unreduced and self._demanded(node, unreduced)
         )
         return Stage(
             group=known.reduction.group,
@@ -83,11 +83,18 @@ class ReductionChoice:
     def _numbers(self) -> Mapping[fx.Node, int]:
         return numbers(self.graph.graph)
 
+    @cached_property
+    def _readers(self) -> Mapping[fx.Node, tuple[list[fx.Node], bool]]:
+        return {node: readers(node, self.found, self.known) for node in self.found}
+
+    def _demanded(self, node: fx.Node, unreduced: Set[fx.Node]) -> bool:
+        return _is_demanded(self.found[node], *self._readers[node], unreduced)
+
     def _network(self, prices: Prices) -> Network:
         """Edges run from what is unreduced to what is reduced."""
         network, reduction = Network(), self.known.reduction
         for node, carrier in self.found.items():
-            linear, others = readers(node, self.found, self.known)
+            linear, others = self._readers[node]
             if not carrier.operands or carrier.pinned or (carrier.addend and not self.hoist):
                 network.pay(node, sink=NEVER)
             elif carrier.addend:
@@ -177,8 +184,13 @@ def demanded(
     node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: Set[fx.Node], known: Facts
 ) -> bool:
     """Whether the reduced form of ``node`` is read, given what runs unreduced."""
-    linear, others = readers(node, found, known)
-    return (others and not found[node].addend) or any(c not in unreduced for c in linear)
+    return _is_demanded(found[node], *readers(node, found, known), unreduced)
+
+
+def _is_demanded(
+    carrier: Carrier, linear: list[fx.Node], others: bool, unreduced: Set[fx.Node]
+) -> bool:
+    return (others and not carrier.addend) or any(c not in unreduced for c in linear)
 
 
 __all__ = ["ReductionChoice", "demanded", "place_reductions", "readers"]
