@@ -104,20 +104,25 @@ def graph_times(calls: dict[str, Callable[[], object]], device: Device, rounds: 
     return [statistics.median(times) for times in zip(*taken, strict=True)]
 
 
-def compiled_times(form: Any, mode: str, call: Call, device: Device) -> dict[str, Any]:
-    """Times of one form under ``torch.compile``."""
+def compiled_times(
+    forms: dict[str, Any], mode: str, call: Call, device: Device, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Times of forms under ``torch.compile``; they take turns, as in ``graph_times``."""
     torch._dynamo.reset()
-    start = time.perf_counter()
-    compiled = torch.compile(form, mode=mode, dynamic=False)
-    run = caller(compiled, call)
-    for _ in range(3):
-        run()
-    seconds = time.perf_counter() - start
-    found = kernels(run, device.name)
-    return {
-        "us": device.times_us(run, 20)[0], "kernels": found.get("kernels"),
-        "busy_us": found.get("busy_us"), "compile_s": seconds,
-    }  # fmt: skip
+    found, runs = dict[str, dict[str, Any]](), dict[str, Callable[[], object]]()
+    for name, form in forms.items():
+        runs[name] = caller(torch.compile(form, mode=mode, dynamic=False), call)
+        start = time.perf_counter()
+        for _ in range(3):
+            runs[name]()
+        device.synchronize()
+        found[name] = {"compile_s": time.perf_counter() - start}
+    taken = [[device.times_us(run, 1)[0] for run in runs.values()] for _ in range(rounds)]
+    for (name, run), times in zip(runs.items(), zip(*taken, strict=True), strict=True):
+        seen = kernels(run, device.name)
+        found[name] |= {"us": statistics.median(times), "kernels": seen.get("kernels")}
+        found[name]["busy_us"] = seen.get("busy_us")
+    return found
 
 
 def caller(form: Any, call: Call) -> Callable[[], object]:
@@ -162,10 +167,12 @@ def time_forms(
                 r["graph_us"] = graph_us
             told(f"{tokens} tokens, CUDA graphs: {[round(r['graph_us']) for r in here]}")
         for mode in MODES[decode] if given.compile else ():
-            for r in here:
-                if r["form"] != PLANNED:  # its stand-ins for collectives do not compile
-                    r[mode] = compiled_times(forms[r["form"]][0], mode, call, device)
-                    told(f"{tokens} tokens, {r['form']}, {mode}: {floats(r[mode])}")
+            # the planned form's stand-ins for collectives do not compile
+            ours = {name: form for name, (form, *_) in forms.items() if name != PLANNED}
+            by_form = compiled_times(ours, mode, call, device, given.rounds)
+            for r in here[: len(ours)]:
+                r[mode] = by_form[r["form"]]
+                told(f"{tokens} tokens, {r['form']}, {mode}: {floats(r[mode])}")
         rows += here
     return rows
 
@@ -327,7 +334,7 @@ def main() -> int:
     parser.add_argument("--decode", type=integers, default=[1, 64, 256], help="batch sizes")
     parser.add_argument("--context", type=int, default=1024, help="tokens in the cache")
     parser.add_argument("--repeats", type=int, default=5, help="of each eager call")
-    parser.add_argument("--rounds", type=int, default=20, help="of replays of CUDA graphs")
+    parser.add_argument("--rounds", type=int, default=20, help="of CUDA graphs and compiled forms")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--machines", default="h200x8,h100x8", help="to predict for")
     parser.add_argument("--output", type=Path, help="JSON file")

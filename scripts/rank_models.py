@@ -109,7 +109,10 @@ def decode_call(model: Any, batch: int, context: int, device: str) -> Call:
     """One new token for each of ``batch`` sequences, at the end of their context."""
     ids = torch.randint(model.config.vocab_size, (batch, 1), device=device)
     positions = torch.full_like(ids, context - 1)
-    return (ids, positions, model.make_cache(batch, context)), {}
+    cache = model.make_cache(batch, context)
+    for tensor in torch.utils._pytree.tree_leaves(cache):  # else no CUDA graphs of a compiled step
+        torch._dynamo.mark_static_address(tensor)
+    return (ids, positions, cache), {}
 
 
 @dataclass
