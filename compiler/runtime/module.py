@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
 from compiler.runtime.lowering import Lowered
 from compiler.runtime.prepared import Prepared, call_kind
+from compiler.runtime.seen import Arranged, canonical_order, walked
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
 
@@ -53,6 +54,7 @@ class OptimizedModule(nn.Module):
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[Prepared]] = {}
         self._chosen: dict[Any, tuple[Prepared, Lowered]] = {}
+        self._seen: dict[Hashable, tuple[Prepared, Lowered, Arranged]] = {}
         self._compared: set[int] = set()
 
     original: nn.Module
@@ -78,10 +80,18 @@ class OptimizedModule(nn.Module):
 
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
-        given = self._form.flatten(args, kwargs)
-        if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
-            return None
-        prepared, form = self._graph_for(given, args, kwargs)
+        call = walked(args, kwargs)
+        if call is not None and call.key in self._seen:
+            prepared, form, arranged = self._seen[call.key]
+            given = arranged(call.tensors)
+        else:
+            given = self._form.flatten(args, kwargs)
+            if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
+                return None
+            prepared, form = self._graph_for(given, args, kwargs)
+            if call is not None:
+                arranged = canonical_order(self._form, args, kwargs)
+                self._seen[call.key] = prepared, form, arranged
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
