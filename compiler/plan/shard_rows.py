@@ -199,36 +199,35 @@ class RowChoice:
         return Item(node, Kind.ALL_GATHER, self.groups)
 
     @cached_property
-    def _priced(self) -> tuple[list[Item], dict[fx.Node, tuple[list[int], list[int], list[int]]]]:
-        """Items of different prices; which of them make up a value: whole, shared, gathered."""
+    def _kinds(self) -> tuple[list[tuple[tuple[Item, ...], ...]], dict[fx.Node, int]]:
+        """Values that cost the same: what there is to pay, whole, shared, gathered; which is which.
+
+        Only tensors are gathered.
+        """
         places: dict[Hashable, int] = {}
-        items: list[Item] = []
-
-        def place(item: Item) -> int:
-            found = places.setdefault(self.key(item), len(items))
-            if found == len(items):
-                items.append(item)
-            return found
-
-        made = {}
+        items: list[tuple[tuple[Item, ...], ...]] = []
+        at = {}
         for node in self.forms:
-            whole, share = (list(map(place, own)) for own in self._own[node])
-            gather = [place(self._gather(node))] if access.is_tensor(node) else []
-            made[node] = whole, share, gather
-        return items, made
+            gather = (self._gather(node),) if access.is_tensor(node) else ()
+            parts = (*self._own[node], gather)
+            key = tuple([tuple(map(self.key, part)) for part in parts])
+            at[node] = places.setdefault(key, len(items))
+            if at[node] == len(items):
+                items.append(parts)
+        return items, at
 
     def _network(self, prices: Prices) -> Network:
         """Edges run from what is whole to what is shared.
 
         A gather that one reader may ask for needs no node of its own.
         """
-        items, made = self._priced
-        price = [item.price(prices) for item in items]
+        kinds, at = self._kinds
+        costs = [[sum(i.price(prices) for i in part) for part in parts] for parts in kinds]
         network = Network()
         for form in self.fused:
             form.add_to(network, prices)
         for node in self.forms:
-            whole, share, gather = (sum([price[i] for i in own]) for own in made[node])
+            whole, share, gather = costs[at[node]]
             if node in self.dispatches:
                 sender = self.dispatches[node].region.output
                 network.pay(sender, sink=self._dispatch(node).price(prices))
@@ -237,7 +236,7 @@ class RowChoice:
                 share = 0
             network.pay(node, source=whole, sink=share)
             linked, others = self._readers[node]
-            if not access.is_tensor(node):  # all results of an op, or none
+            if not kinds[at[node]][2]:  # all results of an op, or none
                 for reader in linked:
                     network.connect(node, reader)
                     network.connect(reader, node)
