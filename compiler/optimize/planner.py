@@ -10,24 +10,22 @@ from functools import cached_property, partial
 
 from torch import fx
 
-from compiler.analysis.dispatch import region
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of, reductions
 from compiler.analysis.rows import at_hand, row_forms
-from compiler.check.dispatch import Owners, greatest_id, owners
 from compiler.cost import Launch, Machine
 from compiler.cost.tables import Fused
-from compiler.ir.collectives import Kind, collectives
+from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
+from compiler.optimize.forms import dispatches, norms_behind
 from compiler.pipeline import Pass, Pipeline
 from compiler.plan.comm_plan import CommPlan, RowStage, Stage
 from compiler.plan.fused import NormBehind
 from compiler.plan.place_reductions import ReductionChoice
 from compiler.plan.predict import Spent, items_of, spent
 from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
-from compiler.plan.shard_rows import Dispatch, RowChoice
+from compiler.plan.shard_rows import RowChoice
 from compiler.runtime.kernels.select import SLOT_BYTES
-from compiler.runtime.regions import NormRegion, Recognizer
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
 POLICIES = ("cost", "merge", "boundary", "off")
@@ -348,18 +346,10 @@ class Planner:
 
     def _norms(self, at: Written, group: str) -> list[NormBehind]:
         """What fused kernels of the machine may do behind sums over the group."""
-        groups = at.graph.mesh.group(group)
-        if not self.search.has_kernels(groups.axis_size):
+        if not self.search.has_kernels(at.graph.mesh.group(group).axis_size):
             return []
         if (at, group) not in self._fused:
-            recognizer, found = Recognizer(at.graph), []
-            for _, what in collectives(at.graph.graph):
-                if what.kind is not Kind.ALL_REDUCE or at.graph.mesh.group(what.group) != groups:
-                    continue
-                norm = recognizer.fusable(what)
-                if isinstance(norm, NormRegion) and what.result is not None:
-                    found.append(NormBehind(what.result, norm.rows))
-            self._fused[at, group] = found
+            self._fused[at, group] = norms_behind(at.graph, group)
         return self._fused[at, group]
 
     def unsent(self, decided: Decided, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
@@ -413,30 +403,6 @@ class Planner:
         for step in passes:
             graph = pipeline.run(step, graph)
         return Written(graph, pipeline, placed)
-
-
-def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
-    """All_reduces whose addends come from rows that may be sent to the ranks that need them.
-
-    And those of which rows are routed, but may not be sent, with the reason.
-    """
-    groups = graph.mesh.group(group)
-    found, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
-    if groups.axis_size == 1:
-        return found, refused
-    for _, what in collectives(graph.graph):
-        is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
-        if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
-            continue
-        inner = region(graph, what.operand, groups)
-        if inner is None or what.result is None or not any(map(greatest_id, inner.inputs)):
-            continue
-        known = owners(graph, groups, inner.inputs, inner.nodes)
-        if isinstance(known, Owners):
-            found[what.result] = Dispatch(inner, known.copies)
-        else:
-            refused[what.result] = known
-    return found, refused
 
 
 def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
