@@ -2,7 +2,8 @@
 
 Plans are solved on a geometric grid. Where two neighbours differ, the first count at which the
 right one is cheaper than the left is found by bisecting their prices, which is quick, and solved
-too: if neither plan is the cheapest there, the one that is goes between them.
+too: if a third plan is cheaper there by more than a tolerance, it goes between them. Were prices
+linear in the count, a third plan would save nowhere more than there.
 """
 
 from __future__ import annotations
@@ -76,8 +77,16 @@ class TokenTable(Generic[Made]):
         return TokenTable(self.ranks, made(self.even), made(self.uneven))
 
 
+def _less(cost: int, than: int, count: int) -> bool:
+    return cost < than
+
+
 def token_ranges(
-    solve: Callable[[int], Plan], price: Callable[[Plan, int], int], first: int, last: int
+    solve: Callable[[int], Plan],
+    price: Callable[[Plan, int], int],
+    first: int,
+    last: int,
+    saves: Callable[[int, int, int], bool] = _less,
 ) -> tuple[TokenRange[Plan], ...]:
     """The cheapest plan for every count from ``first`` to ``last``.
 
@@ -86,6 +95,8 @@ def token_ranges(
         price: plan, number of tokens -> what it costs there.
         first: least number of tokens, >= 1.
         last: greatest number of tokens.
+        saves: cost of a plan, cost of another, number of tokens -> whether the first saves enough
+            for a range of its own.
     """
     grid = [first]
     while grid[-1] * GRID_RATIO < last:
@@ -94,7 +105,7 @@ def token_ranges(
     solved = {count: solve(count) for count in grid}
     starts = [(first, solved[first])]
     for low, high in pairwise(grid):
-        starts += _between(solve, price, (low, solved[low]), (high, solved[high]))
+        starts += _between(solve, price, saves, (low, solved[low]), (high, solved[high]))
     kept = [s for i, s in enumerate(starts) if not i or s[1] != starts[i - 1][1]]
     ends = [start - 1 for start, _ in kept[1:]] + [last]
     return tuple(TokenRange(s, e, plan) for (s, plan), e in zip(kept, ends, strict=True))
@@ -121,12 +132,15 @@ def token_table(
     even = range(-(-first // ranks) * ranks, last + 1, ranks)
     uneven = [count for count in range(first, last + 1) if count % ranks]
 
+    def saves(cost: int, than: int, count: int) -> bool:
+        return cost < than and (cost * (1 + TOLERANCE) < than or than > limit(count))
+
     def over(counts: Sequence[int]) -> tuple[TokenRange[Plan], ...]:
         if not counts:
             return ()
         found = token_ranges(
             lambda i: solve(counts[i - 1]), lambda plan, i: price(plan, counts[i - 1]),
-            1, len(counts),
+            1, len(counts), lambda cost, than, i: saves(cost, than, counts[i - 1]),
         )  # fmt: skip
         ranges = [TokenRange(counts[r.first - 1], counts[r.last - 1], r.plan) for r in found]
         return tuple(_thinned(ranges, price, limit, counts))
@@ -165,6 +179,7 @@ def _thinned(
 def _between(
     solve: Callable[[int], Plan],
     price: Callable[[Plan, int], int],
+    saves: Callable[[int, int, int], bool],
     left: tuple[int, Plan],
     right: tuple[int, Plan],
 ) -> list[tuple[int, Plan]]:
@@ -182,7 +197,9 @@ def _between(
     for count in (meets, apart):
         if low < count < high:
             best = solve(count)
-            if price(best, count) < min(price(before, count), price(after, count)):
+            least = min(price(before, count), price(after, count))
+            if saves(price(best, count), least, count):
                 here = (count, best)
-                return [*_between(solve, price, left, here), *_between(solve, price, here, right)]
+                sides = ((left, here), (here, right))
+                return [start for side in sides for start in _between(solve, price, saves, *side)]
     return [(meets, after)]

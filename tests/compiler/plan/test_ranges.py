@@ -148,6 +148,20 @@ def test_no_range_is_given_up_for_a_plan_beyond_the_limit() -> None:
     assert [plan for *_, plan in kept] == [HARDLY, EVEN_PRICE]
 
 
+RISING: Curve = (0, ((0, 10_000),))
+BETWEEN: Curve = (149_700, ((0, -5_000), (10, 15_000)))
+"""99,700 at 10 tokens, where ``RISING`` and ``EVEN_PRICE`` cross at 100,000."""
+
+
+@pytest.mark.parametrize(("limit", "inserted"), [(UNLIMITED, False), (99_900, True)])
+def test_a_plan_that_saves_hardly_anything_where_two_cross_is_for_the_limit_alone(
+    limit: int, inserted: bool
+) -> None:
+    assert cheapest([RISING, EVEN_PRICE, BETWEEN], 10) == BETWEEN
+    plans = [plan for *_, plan in table_of([RISING, EVEN_PRICE, BETWEEN], limit)]
+    assert plans == ([RISING, BETWEEN, EVEN_PRICE] if inserted else [RISING, EVEN_PRICE])
+
+
 def test_tokens_that_ranks_cannot_share_evenly_have_their_own_plans() -> None:
     padded: Curve = (50, ())
 
