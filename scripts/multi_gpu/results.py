@@ -12,6 +12,8 @@ from compiler.errors import CommPlanError
 
 Rows = list[dict[str, Any]]
 MACHINE = "machine.json"
+FORMAT = 2
+"""Of the files. Raise it whenever a part writes something else: older files are passed over."""
 
 
 class Results:
@@ -24,7 +26,8 @@ class Results:
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any] | None = None) -> None:
-        self.folder, self.facts = folder, facts
+        self.folder = folder
+        self.facts = None if facts is None else {"format": FORMAT, **facts}
         self.passed_over: list[str] = []
 
     def prepare(self) -> None:
@@ -74,13 +77,14 @@ class Results:
                 found=f"{type(error).__name__}: {error}",
                 remedy=f"remove the file, or run with --parts {part}",
             ) from None
-        if self.facts is None:
+        if self.facts is None and facts.get("format") == FORMAT:
             self.facts = facts
         if facts == self.facts:
             return found
-        differing = {k: facts.get(k) for k, v in self.facts.items() if facts.get(k) != v}
+        wanted = self.facts or {"format": FORMAT}
+        differing = {k: facts.get(k) for k, v in wanted.items() if facts.get(k) != v}
         note = f"{path.name} of an earlier run with {differing}, where this one has "
-        note += str({k: self.facts[k] for k in differing})
+        note += str({k: wanted[k] for k in differing})
         if note not in self.passed_over:
             self.passed_over.append(note)
         return None

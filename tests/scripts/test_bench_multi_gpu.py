@@ -137,6 +137,16 @@ def test_nothing_to_predict(
         assert "cannot read the results of the links part" in err
 
 
+def test_results_of_an_older_version_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "links.json").write_text('{"facts": {"ranks": 8, "format": 1}, "rows": []}')
+    options = ("--parts", "predictions", "--output", str(tmp_path))
+    code, err = refused(monkeypatch, capsys, *options)
+    assert (code, "there is nothing to predict" in err) == (3, True)
+    assert "links.json of an earlier run with {'format': 1}, where this one has" in err
+
+
 def test_results_of_other_circumstances_are_named(tmp_path: Path) -> None:
     Results(tmp_path, {"ranks": 8}).join("model", "rows", [{"form": "a", "x": 1}], ("form",))
     same = Results(tmp_path, {"ranks": 8})

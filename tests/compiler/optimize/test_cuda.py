@@ -1,28 +1,24 @@
 """The optimized model on a CUDA device: two ranks share it, and talk over gloo."""
 
-import os
-import tempfile
-import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from compiler import Verdict, optimize_allreduce
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
+from tests.one_gpu import on_one_gpu
 
-RANKS = 2
 FUSED = "commplan.all_reduce_add_rms_norm.default"
 
 
-def measured(dtype: torch.dtype, kernels: str) -> dict[str, Any]:
+def measured(group: dist.ProcessGroup, dtype: torch.dtype, kernels: str) -> dict[str, Any]:
     """Root mean square differences of hidden states, relative to a float64 model's."""
     config = Step3p5Config.small()
-    placed: dict[str, Any] = {"group": dist.group.WORLD, "device": "cuda"}
+    placed: dict[str, Any] = {"group": group, "device": "cuda"}
     model = Step3p5ForCausalLM(config, dtype=dtype, **placed)
     oracle = Step3p5ForCausalLM(config, dtype=torch.float64, **placed)
     oracle.load_state_dict(model.state_dict())
@@ -52,24 +48,8 @@ def measured(dtype: torch.dtype, kernels: str) -> dict[str, Any]:
     }
 
 
-def rank(index: int, folder: str, dtype: torch.dtype, kernels: str, shared: bool) -> None:
-    if shared:
-        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
-    warnings.simplefilter("ignore")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=index, world_size=RANKS
-    )
-    found = measured(dtype, kernels)
-    if index == 0:
-        torch.save(found, f"{folder}/found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run(dtype: torch.dtype, kernels: str, *, shared: bool = True) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(rank, (folder, dtype, kernels, shared), nprocs=RANKS)
-        found: dict[str, Any] = torch.load(f"{folder}/found.pt", weights_only=False)
+def run(dtype: torch.dtype, kernels: str, *, symmetric: bool = True) -> dict[str, Any]:
+    found: dict[str, Any] = on_one_gpu(measured, dtype, kernels, symmetric=symmetric)[0]
     print(dtype, kernels, {k: v for k, v in found.items() if k != "remarks"})
     assert found["verdict"] is Verdict.EQUIVALENT
     assert found["rewritten to exact"] < 1.1 * found["written to exact"]
@@ -95,6 +75,6 @@ def test_fused_kernels(dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 def test_without_symmetric_memory_the_report_says_why() -> None:
-    found = run(torch.bfloat16, "auto", shared=False)
+    found = run(torch.bfloat16, "auto", symmetric=False)
     assert (*found["all_reduces"], found["fused"]) == (14, 11, 0)
     assert any("no symmetric memory" in why for why in found["remarks"]), found["remarks"]

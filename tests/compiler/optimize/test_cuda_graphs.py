@@ -1,8 +1,5 @@
 """Whole models with fused kernels, compiled and in CUDA graphs: two ranks share a device."""
 
-import os
-import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from compiler import Verdict, optimize_allreduce
@@ -20,8 +16,9 @@ from compiler.ir.collectives import OPS
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
 from tests.machines import data
+from tests.one_gpu import RANKS, on_one_gpu
 
-RANKS, HIDDEN, INNER, EPS = 2, 256, 512, 1e-5
+HIDDEN, INNER, EPS = 256, 512, 1e-5
 LARGEST = 256
 """Token counts over this are not run: the ranks take turns on the device at every barrier."""
 
@@ -208,28 +205,9 @@ def on_two_streams(group: dist.ProcessGroup) -> dict[str, Any]:
     }
 
 
-def rank(index: int, folder: str, body: Callable[[dist.ProcessGroup], Any]) -> None:
-    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
-    warnings.simplefilter("ignore")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=index, world_size=RANKS
-    )
-    with torch.no_grad():
-        found = body(dist.group.WORLD)
-    torch.save(found, f"{folder}/{index}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run(body: Callable[[dist.ProcessGroup], Any]) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(rank, (folder, body), nprocs=RANKS)
-        return [torch.load(f"{folder}/{i}.pt", weights_only=False) for i in range(RANKS)]
-
-
 @pytest.mark.gpu
 def test_every_range_of_tokens() -> None:
-    for found in run(in_every_range):
+    for found in on_one_gpu(in_every_range):
         print({k: v for k, v in found.items() if k != "remarks"})
         assert found["verdict"] is Verdict.EQUIVALENT
         assert found["slot_bytes"] == found["slot_bytes after"], "sized once"
@@ -247,7 +225,7 @@ def test_every_range_of_tokens() -> None:
 
 @pytest.mark.gpu
 def test_calls_from_several_streams_run_one_after_the_other() -> None:
-    for found in run(on_two_streams):
+    for found in on_one_gpu(on_two_streams):
         assert max(found["alternating"], found["forked"]) < 2**-7, found
         assert found["grown"] == (True, True)
         assert found["slots"] == (64 * HIDDEN, 2 * 64 * HIDDEN)

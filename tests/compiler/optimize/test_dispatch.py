@@ -14,6 +14,7 @@ from compiler.runtime import dispatch
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.machines import machine
+from tests.one_gpu import on_one_gpu
 
 CALLS = [(1, 2), (1, 9), (1, 16), (1, 256), (1, 257), (5, 1), (64, 1)]
 ROUNDED = {torch.float32: 5e-5, torch.bfloat16: 0.2}
@@ -29,10 +30,12 @@ def skewed(model: Step3p5ForCausalLM) -> None:
                 held.copy_(torch.linspace(4, -4, experts))
 
 
-def step3p5(group: dist.ProcessGroup, dtype: torch.dtype, routing: str) -> dict[str, Any]:
+def step3p5(
+    group: dist.ProcessGroup, dtype: torch.dtype, routing: str, device: str = "cpu"
+) -> dict[str, Any]:
     config = Step3p5Config.small(num_hidden_layers=3)
     model = Step3p5ForCausalLM(
-        config, group=group, experts="ep", share_expert="replicated", dtype=dtype
+        config, group=group, experts="ep", share_expert="replicated", dtype=dtype, device=device
     ).eval()
     if routing == "skewed":
         skewed(model)
@@ -40,8 +43,10 @@ def step3p5(group: dist.ProcessGroup, dtype: torch.dtype, routing: str) -> dict[
     optimized = optimize_allreduce(model, group=group, machine=cheap, launch="eager")
     found: dict[str, Any] = {"sent": set()}
     for batch, tokens in CALLS:
-        ids = (torch.arange(batch * tokens) * 7 % config.vocab_size).reshape(batch, tokens)
-        positions = torch.arange(tokens).expand(batch, tokens).contiguous()
+        ids = (torch.arange(batch * tokens, device=device) * 7 % config.vocab_size).reshape(
+            batch, tokens
+        )
+        positions = torch.arange(tokens, device=device).expand(batch, tokens).contiguous()
         with torch.no_grad():
             caches = [model.make_cache(batch, 300) for _ in range(2)]
             want = model(ids, positions, caches[0])
@@ -67,15 +72,30 @@ def step3p5(group: dist.ProcessGroup, dtype: torch.dtype, routing: str) -> dict[
     return found
 
 
-@pytest.mark.parametrize(
+def assert_sent(found: dict[str, Any], dtype: torch.dtype) -> None:
+    assert max(v for name, v in found.items() if " x " in name) < ROUNDED[dtype]
+    assert found["verdicts"] == {Verdict.EQUIVALENT}
+    assert found["calls"] == [2, 0], "one sparse layer; compilers get gathers"
+    assert len(found["sent"]) > 1, "rows are not sent at every count"
+    assert any("by all_to_all" in remark for remark in found["remarks"])
+
+
+ROUTINGS = pytest.mark.parametrize(
     ("dtype", "routing"), [(torch.float32, "skewed"), (torch.bfloat16, "any")], ids=str
 )
+
+
+@ROUTINGS
 def test_a_model_whose_rows_go_to_their_experts(
     gloo_pool: Any, dtype: torch.dtype, routing: str
 ) -> None:
     for found in gloo_pool(4).run(step3p5, dtype, routing):
-        assert max(v for name, v in found.items() if " x " in name) < ROUNDED[dtype]
-        assert found["verdicts"] == {Verdict.EQUIVALENT}
-        assert found["calls"] == [2, 0], "one sparse layer; compilers get gathers"
-        assert len(found["sent"]) > 1, "rows are not sent at every count"
-        assert any("by all_to_all" in remark for remark in found["remarks"])
+        assert_sent(found, dtype)
+
+
+@pytest.mark.gpu
+@ROUTINGS
+def test_rows_go_to_their_experts_on_cuda(dtype: torch.dtype, routing: str) -> None:
+    for found in on_one_gpu(step3p5, dtype, routing, "cuda"):
+        print(found)
+        assert_sent(found, dtype)
