@@ -16,6 +16,7 @@ from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_capture
 from compiler.plan.ranges import TokenRange, TokenTable
 from compiler.runtime.exchange import exchange_over, ranks_of
+from compiler.runtime.host_memory import through_host
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
@@ -26,6 +27,19 @@ from models.step3p5.parallel import RankGroup
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Traffic = list[tuple[Kind, int]]
+
+
+class HostGathering(RankGroup):
+    """Ranks that gather by way of host memory where their group cannot gather CUDA tensors."""
+
+    def all_gather_columns(self, shard: Tensor) -> Tensor:
+        """As in the base class, which is what a trace shows."""
+        group = self.group
+        if torch.compiler.is_compiling() or group is None:
+            return super().all_gather_columns(shard)
+        if not through_host(shard, str(group.group_name)):
+            return super().all_gather_columns(shard)
+        return super().all_gather_columns(shard.cpu()).to(shard.device)
 
 
 class Unreduced(RankGroup):
@@ -67,6 +81,7 @@ def random_model(
     model = Step3p5ForCausalLM(
         config, group=dist.group.WORLD, experts=experts, device=device, dtype=dtype, seed=None
     )
+    gather_anywhere(model)
     generator = torch.Generator(device)
     for number, (name, parameter) in enumerate(model.named_parameters()):
         shard = model.shard(name)
@@ -74,6 +89,11 @@ def random_model(
         generator.manual_seed(number * model.ranks.size + block)
         parameter.normal_(std=0.02, generator=generator)
     return model
+
+
+def gather_anywhere(model: Step3p5ForCausalLM) -> None:
+    """Lets ranks that share a GPU gather logits."""
+    model.ranks = HostGathering(model.ranks.group, model.ranks.rank, model.ranks.size)
 
 
 def over_same_weights(model: Step3p5ForCausalLM) -> Step3p5ForCausalLM:
@@ -85,6 +105,7 @@ def over_same_weights(model: Step3p5ForCausalLM) -> Step3p5ForCausalLM:
         device="meta",
         dtype=model.lm_head.weight.dtype,
     )
+    gather_anywhere(other)
     other.load_state_dict(model.state_dict(), assign=True)
     other.requires_grad_(False)
     return other

@@ -28,6 +28,8 @@ OWN = (
 def update_inputs(graph: fx.Graph, mutations: Mapping[int, str]) -> frozenset[int]:
     """Let ``index_put`` write into the input that its result is the new value of.
 
+    The graph then returns the input: compilers handle every other output at every call.
+
     Args:
         graph: changed in place.
         mutations: graph output -> placeholder whose tensor it is written back to.
@@ -35,7 +37,7 @@ def update_inputs(graph: fx.Graph, mutations: Mapping[int, str]) -> frozenset[in
     Returns:
         The outputs that need no copying back.
     """
-    outputs = access.returned(graph)
+    outputs = list(access.returned(graph))
     inputs = {str(n.target): n for n in access.node_of(graph, "placeholder")}
     found = set()
     for index, name in mutations.items():
@@ -46,7 +48,9 @@ def update_inputs(graph: fx.Graph, mutations: Mapping[int, str]) -> frozenset[in
         readers = [n for n in held.users if access.is_operand(n)]
         if written is held and held not in others and readers == [node]:
             node.target = aten.index_put_.default
+            outputs[index] = held
             found.add(index)
+    graph.output_node().args = (tuple(outputs),)
     return frozenset(found)
 
 

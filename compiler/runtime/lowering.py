@@ -3,8 +3,8 @@
 In this order: rows go to the ranks that need them where the plan says so, but for compilers, which
 need sizes that do not depend on data; reductions with add + RMSNorm become fused ops where the
 group has a workspace;
-collectives start early and are waited for late; inputs that the model updates are written in place;
-mesh names become this process's.
+collectives start early and are waited for late; mesh names become this process's; gloo gathers
+CUDA tensors in host memory; inputs that the model updates are written in place.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kern
 from compiler.runtime.dispatching import send_rows
 from compiler.runtime.fusing import fuse
 from compiler.runtime.groups import lowered
+from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for
 from compiler.runtime.kernels.workspace import SLOTS
@@ -94,6 +95,9 @@ def _module(
     """One form of the graph, outputs that it writes in place, and what was and was not fused."""
     fused, remarks = _fused(graph, kernels, workspaces)
     module = lowered(fused.with_graph(scheduled(fused.graph), {}), local_groups)
+    if count := gather_in_host_memory(module.graph):
+        why = f"{count} all_gathers go through host memory: gloo cannot gather CUDA tensors"
+        remarks.append(Remark(RemarkKind.NOTE, "", why))
     in_place = update_inputs(module.graph, mutations)
     module.recompile()
     return module, in_place, remarks

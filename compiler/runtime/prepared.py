@@ -20,9 +20,8 @@ from compiler.ir.placement import Replicate
 from compiler.plan.ranges import TokenTable
 from compiler.runtime.lowering import Lowered
 
-_Bound = tuple[
-    list[Any], list[tuple[int, dict[str, Any], str]], list[tuple[int, int]]
-]  # see Prepared._bound
+_Bound = tuple[list[Any], list[tuple[dict[str, Any], str]], list[int], list[int]]
+"""See ``Prepared._bound``."""
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -141,35 +140,37 @@ class Prepared:
 
     def inputs(self, model: nn.Module, given: Arguments) -> list[torch.Tensor]:
         """What the graph's placeholders stand for in this call, in their order."""
-        template, held, arguments = self._bound(model)
-        inputs = list(template)
-        for at, owner, name in held:
-            tensor = owner[name]
-            inputs[at] = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        leaves = given.leaves
-        for at, leaf in arguments:
-            tensor = leaves[leaf]
-            inputs[at] = tensor if tensor.is_contiguous() else tensor.contiguous()
-        return inputs
+        constants, held, arguments, order = self._bound(model)
+        tensors = [owner[name] for owner, name in held]
+        if DTensor in set(map(type, tensors)):
+            tensors = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+        given_here = [given.leaves[i] for i in arguments]
+        tensors += [x if x.is_contiguous() else x.contiguous() for x in given_here]
+        tensors += constants
+        return [tensors[i] for i in order]
 
     def _bound(self, model: nn.Module) -> _Bound:
-        """Where the inputs come from: constants, (place, owner's dict, name), (place, leaf)."""
+        """Where inputs come from.
+
+        Constants, (owner's dict, name) of what the model holds, leaves of the call that are read;
+        and for every placeholder its place among held tensors, leaves and constants.
+        """
         if self._binding:
             return self._binding[0]
-        at = {name: index for index, name in enumerate(self.placeholders)}
-        template: list[Any] = [self.captured.constants.get(name) for name in self.placeholders]
-        held = [
-            (at[name], *slot(model, key)) for name, key in self.captured.state.items() if name in at
-        ]
-        for _, owner, name in held:  # the same memory at every call: graphs need not copy it
-            if not isinstance(owner[name], DTensor):
-                torch._dynamo.mark_static_address(owner[name], guard=False)
-        arguments = [
-            (at[name], leaf)
-            for leaf, name in enumerate(self.captured.arguments)
-            if isinstance(name, str) and name in at
-        ]
-        self._binding.append((template, held, arguments))
+        wanted, state = set(self.placeholders), self.captured.state.items()
+        held = {name: slot(model, key) for name, key in state if name in wanted}
+        for owner, key in held.values():  # the same memory at every call: graphs need not copy it
+            if not isinstance(owner[key], DTensor):
+                torch._dynamo.mark_static_address(owner[key], guard=False)
+        leaves = {x: i for i, x in enumerate(self.captured.arguments) if isinstance(x, str)}
+        leaves = {name: i for name, i in leaves.items() if name in wanted}
+        others = [name for name in self.placeholders if name not in held and name not in leaves]
+        constants = {name: self.captured.constants.get(name) for name in others}
+        at = {name: i for i, name in enumerate((*held, *leaves, *constants))}
+        self._binding.append((
+            list(constants.values()), list(held.values()), list(leaves.values()),
+            [at[name] for name in self.placeholders],
+        ))  # fmt: skip
         return self._binding[0]
 
     @cached_property

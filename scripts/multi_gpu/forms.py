@@ -28,6 +28,7 @@ from models.step3p5.parallel import RankGroup
 from scripts.multi_gpu.ranks import Ranks
 from scripts.rank_models import (
     Call,
+    HostGathering,
     captured,
     merged_by_hand,
     optimized,
@@ -127,7 +128,7 @@ def planned(
     )
 
 
-class Nudged(RankGroup):
+class Nudged(HostGathering):
     """Ranks that move every summand by up to one unit in its last place."""
 
     def all_reduce(self, partial: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.functional import rms_norm
 
 from compiler.errors import KernelError
 from compiler.ir.rows import padded_rows
+from compiler.runtime.host_memory import gathered
 from compiler.runtime.kernels import launch
 from compiler.runtime.kernels.workspace import Workspace
 
@@ -115,8 +116,7 @@ def reduce_scatter_add_rms_norm_all_gather(
         whole = padded_rows(x, 0, group_size)
         share = c10d.wait_tensor(c10d.reduce_scatter_tensor(whole, "sum", group_size, group_name))
         y, h = add_norm(share, residual, weight, eps, offset)
-        gathered = c10d.wait_tensor(c10d.all_gather_into_tensor(y, group_size, group_name))
-        return gathered[: x.shape[0]], h
+        return gathered(y, group_size, group_name)[: x.shape[0]], h
     fused: Pair = torch.ops.commplan.two_shot_all_reduce_add_rms_norm(
         x, residual, weight, eps, offset, *workspace.on_current_stream()
     )

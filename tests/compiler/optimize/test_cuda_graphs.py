@@ -231,6 +231,28 @@ def test_calls_from_several_streams_run_one_after_the_other() -> None:
         assert found["slots"] == (64 * HIDDEN, 2 * 64 * HIDDEN)
 
 
+def without_kernels(group: dist.ProcessGroup) -> dict[str, Any]:
+    """Differences from the float64 model, and remarks, where gloo gathers shares."""
+    model, oracle = Normed(group), Normed(group).double()
+    optimized = optimize_allreduce(
+        model, (tokens_of(5, 0),), machine=round_machine(), kernels="off"
+    )
+    found: dict[str, Any] = {"remarks": [r.reason for r in optimized.report.remarks], "gaps": {}}
+    for count in counts_of(optimized):
+        x = tokens_of(count, 0)
+        exact = oracle(x.double())
+        found["gaps"][count] = gap(optimized(x), exact), gap(model(x), exact)
+    return found
+
+
+@pytest.mark.gpu
+def test_shares_are_gathered_in_host_memory() -> None:
+    for found in on_one_gpu(without_kernels):
+        assert any("all_gathers go through host memory" in why for why in found["remarks"])
+        for count, (ours, written) in found["gaps"].items():
+            assert ours < 1.2 * written, count
+
+
 def ranges_on_cpu(group: dist.ProcessGroup) -> tuple[list[int], list[set[str]], list[str]]:
     """As ``in_every_range`` begins, where nothing is fused."""
     optimized = optimize_allreduce(

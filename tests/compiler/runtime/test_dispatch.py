@@ -80,11 +80,19 @@ def test_rows_there_and_back(gloo_pool: Any, routing: str, rows: int, equal: boo
     assert_returned(gloo_pool(RANKS).run(on_ranks, routing, rows, equal), rows, equal)
 
 
+def all_on_cuda(group: dist.ProcessGroup) -> dict[bool, list[dict[str, Any]]]:
+    return {
+        equal: [on_ranks(group, routing, 7, equal, "cuda") for routing in ROUTING]
+        for equal in (False, True)
+    }
+
+
 @pytest.mark.gpu
-@SPLITS
-@ROUTINGS
-def test_rows_there_and_back_on_cuda(routing: str, equal: bool) -> None:
-    assert_returned(on_one_gpu(on_ranks, routing, 7, equal, "cuda"), 7, equal)
+def test_rows_there_and_back_on_cuda() -> None:
+    everyone = on_one_gpu(all_on_cuda)
+    for equal in (False, True):
+        for found in zip(*(one[equal] for one in everyone), strict=True):
+            assert_returned(list(found), 7, equal)
 
 
 @pytest.mark.gpu
