@@ -21,6 +21,8 @@ from compiler.runtime import measure
 CPU = torch.device("cpu")
 SIZES = (4, 4096, 65536)
 KINDS = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER, Kind.ALL_TO_ALL)
+WAYS = {Kind.ALL_REDUCE: ((Kind.ALL_REDUCE,), (Kind.REDUCE_SCATTER, Kind.ALL_GATHER))}
+"""What a kind may be done by: whichever was the faster when it was measured."""
 
 
 def measured(group: dist.ProcessGroup) -> Any:
@@ -40,9 +42,11 @@ def test_two_ranks_write_a_machine_that_loads(gloo_pool: Any, tmp_path: Path) ->
         (kind, 2, ("eager",)) for kind in KINDS
     }
     for kind in KINDS:
-        (stage,) = machine.collective(kind, 4096, [[0, 1]], launch="eager").stages
-        assert stage.time_ps > 0
-        assert stage.library == f"gloo {torch.__version__}"
+        stages = machine.collective(kind, 4096, [[0, 1]], launch="eager").stages
+        assert tuple(stage.kind for stage in stages) in WAYS.get(kind, ((kind,),))
+        for stage in stages:
+            assert stage.time_ps > 0
+            assert stage.library == f"gloo {torch.__version__}"
         with pytest.raises(MachineError, match="over 2 ranks takes"):
             machine.collective(kind, 4096, [[0, 1]], launch="graph")
     assert machine.launch_ps("eager") > 0
