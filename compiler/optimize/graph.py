@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import fx
 
@@ -68,7 +69,7 @@ def optimize_graph(
     *,
     mesh: Mesh,
     inputs: Inputs | None = None,
-    machine: str | Machine = "auto",
+    machine: str | Path | Machine | None = "auto",
     launch: str = "graph",
     policy: str = "cost",
     verify: bool = True,
@@ -88,8 +89,8 @@ def optimize_graph(
         inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
             left out are Replicate, parameters left out are Varying.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
-            machine file, or a ``Machine``. "auto": none, plans compare by payload bytes, then by
-            number of collectives.
+            machine file, or a ``Machine``. "auto" and None: none, plans compare by payload bytes,
+            then by number of collectives.
         launch: how kernels are launched on it, "eager" or in a CUDA "graph".
         policy: "cost", "merge", "boundary" or "off", see ``compiler.optimize.planner.POLICIES``.
         verify: check the result; unverified graphs have verdict UNPROVED.

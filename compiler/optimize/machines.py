@@ -8,25 +8,33 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compiler.cost import Launch, Machine, load_machine, machine_with
+from compiler.cost import Launch, Machine, MachineError, load_machine, machine_with
 from compiler.errors import CommPlanError
 
 AUTO = "auto"
 
 
-def machine_of(named: str | Path | Machine, device: torch.device | None = None) -> Machine | None:
+def machine_of(
+    named: str | Path | Machine | None, device: torch.device | None = None
+) -> Machine | None:
     """The machine that plans compare on; None: they compare by bytes.
 
     Args:
-        named: a machine, its name, the path of a machine file, or "auto": the machine with
-            this device, if there is one.
+        named: a machine, its name, the path of a machine file, None for none, or "auto": the
+            machine with this device, if there is one.
         device: where the model runs; None if it is not known.
 
     Raises:
         MachineError: no such machine.
     """
-    if isinstance(named, Machine):
+    if named is None or isinstance(named, Machine):
         return named
+    if not isinstance(named, str | Path):
+        raise MachineError(
+            "machine= is no machine",
+            found=type(named).__name__,
+            remedy='give a name, the path of a machine file, a Machine, None, or "auto"',
+        )
     if named != AUTO:
         return load_machine(named)
     if device is None or device.type != "cuda":

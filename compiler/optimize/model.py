@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def optimize_allreduce(
     *,
     mesh: Mesh | None = None,
     layers: Sequence[LayerMetadata | str] | None = None,
-    machine: str | Machine = "auto",
+    machine: str | Path | Machine | None = "auto",
     launch: str = "graph",
     policy: str = "cost",
     verify: bool = True,
@@ -155,7 +156,7 @@ def optimize_allreduce(
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
             machine file, or a ``Machine``; with one, there is a plan per range of token counts.
             "auto": the machine that has the model's GPUs, if there is one that knows the groups
-            of the model, else none: plans compare by payload bytes.
+            of the model, else none, as None says: plans compare by payload bytes.
         launch: how kernels are launched on it, "eager" or in a CUDA "graph".
         policy: "cost", "merge", "boundary" or "off".
         verify: check every graph before it runs; without it graphs run unproved, and say so.
