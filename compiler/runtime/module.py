@@ -18,6 +18,18 @@ from compiler.runtime.seen import Arranged, canonical_order, walked
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
 
 
+class _Call:
+    """A call whose graph is chosen.
+
+    No dataclass: compilers look into frozen ones, and would check all they hold at every call.
+    """
+
+    def __init__(
+        self, prepared: Prepared, form: Lowered, values: list[Any], given: Arguments
+    ) -> None:
+        self.prepared, self.form, self.values, self.given = prepared, form, values, given
+
+
 class OptimizedModule(nn.Module):
     """Runs a model through graphs that were rewritten and proven equivalent.
 
@@ -63,19 +75,18 @@ class OptimizedModule(nn.Module):
         """The model's result, computed by the prepared graph for this call."""
         if self.unchanged is not None:
             return self.original(*args, **kwargs)
-        begun = self._begun(args, kwargs)
+        begun = self._begun(args, kwargs, compiling=torch.compiler.is_compiling())
         if begun is None:
             return self.original(*args, **kwargs)
-        prepared, form, given, inputs = begun
+        run, inputs, call = begun
         with torch.no_grad():
-            run = form.module if torch.compiler.is_compiling() else form.eager
             outputs = run(*inputs)
-        return _finished(prepared, form, outputs, inputs, given)
+        return _finished(outputs, call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def _begun(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Prepared, Lowered, Arguments, list[torch.Tensor]] | None:
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, compiling: bool = False
+    ) -> tuple[nn.Module, list[torch.Tensor], _Call] | None:
         """The graph for this call and what it reads; None for a call without tokens.
 
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
@@ -97,7 +108,11 @@ class OptimizedModule(nn.Module):
         ):
             prepared.compare_inputs(_replicated(prepared, given))
             self._compared.add(id(prepared))
-        return prepared, form, given, prepared.inputs(self.original, given)
+        values = prepared.values(self.original, given)
+        chosen = _Call(prepared, form, values, given)
+        if compiling:
+            return *prepared.compiled(form, values), chosen
+        return form.eager, prepared.inputs(values), chosen
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
@@ -168,15 +183,9 @@ class OptimizedModule(nn.Module):
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def _finished(
-    prepared: Prepared,
-    form: Lowered,
-    outputs: Any,
-    inputs: list[torch.Tensor],
-    given: Arguments,
-) -> Any:
+def _finished(outputs: Any, call: _Call) -> Any:
     with torch.no_grad():
-        return prepared.result(form, outputs, inputs, given)
+        return call.prepared.result(call.form, outputs, call.values, call.given)
 
 
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:

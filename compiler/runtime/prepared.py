@@ -11,17 +11,14 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch.distributed.tensor import DTensor
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
 from compiler.ir import access
 from compiler.ir.placement import Replicate
 from compiler.plan.ranges import TokenTable
+from compiler.runtime.held import Held, HoldingGraph, compilers_read_modules
 from compiler.runtime.lowering import Lowered
-
-_Bound = tuple[list[Any], list[tuple[dict[str, Any], str]], list[int], list[int]]
-"""See ``Prepared._bound``."""
 
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
@@ -126,61 +123,68 @@ class Prepared:
             return False
         return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
 
+    def values(self, model: nn.Module, given: Arguments) -> list[Any]:
+        """All that the graph reads in this call: what the model holds, then the call's tensors."""
+        held, leaves, _ = self._bound(model)
+        tensors = [given.leaves[i] for i in leaves]
+        return held.tensors() + [x if x.is_contiguous() else x.contiguous() for x in tensors]
+
+    def inputs(self, values: list[Any]) -> list[Any]:
+        """The values in the order of the graph's placeholders."""
+        return [values[i] for i in self._binding[0][2]]
+
+    def compiled(self, form: Lowered, values: list[Any]) -> tuple[nn.Module, list[Any]]:
+        """A form for compilers, and what to call it with."""
+        names = self._binding[0][0].names
+        if id(form) not in self._holding:
+            live = compilers_read_modules()
+            self._holding[id(form)] = HoldingGraph(form.module, names) if live else None
+        if (graph := self._holding[id(form)]) is None:
+            return form.module, self.inputs(values)
+        graph.hold(values[: len(names)])
+        return graph, values[len(names) :]
+
     def result(
-        self, form: Lowered, outputs: Sequence[Any], inputs: list[torch.Tensor], given: Arguments
+        self, form: Lowered, outputs: Sequence[Any], values: list[Any], given: Arguments
     ) -> Any:
         """The model's result from the outputs of a form, after writing back what it updates."""
         for index, at, leaf in self.written:
-            whole = inputs[at]
+            whole = values[at]
             into = whole if leaf is None else given.leaves[leaf]
             if index not in form.in_place or into is not whole:
                 into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
         return pytree.tree_unflatten(leaves, self.captured.out_spec)
 
-    def inputs(self, model: nn.Module, given: Arguments) -> list[torch.Tensor]:
-        """What the graph's placeholders stand for in this call, in their order."""
-        constants, held, arguments, order = self._bound(model)
-        tensors = [owner[name] for owner, name in held]
-        if DTensor in set(map(type, tensors)):
-            tensors = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
-        given_here = [given.leaves[i] for i in arguments]
-        tensors += [x if x.is_contiguous() else x.contiguous() for x in given_here]
-        tensors += constants
-        return [tensors[i] for i in order]
-
-    def _bound(self, model: nn.Module) -> _Bound:
-        """Where inputs come from.
-
-        Constants, (owner's dict, name) of what the model holds, leaves of the call that are read;
-        and for every placeholder its place among held tensors, leaves and constants.
-        """
-        if self._binding:
-            return self._binding[0]
-        wanted, state = set(self.placeholders), self.captured.state.items()
-        held = {name: slot(model, key) for name, key in state if name in wanted}
-        for owner, key in held.values():  # the same memory at every call: graphs need not copy it
-            if not isinstance(owner[key], DTensor):
-                torch._dynamo.mark_static_address(owner[key], guard=False)
-        leaves = {x: i for i, x in enumerate(self.captured.arguments) if isinstance(x, str)}
-        leaves = {name: i for name, i in leaves.items() if name in wanted}
-        others = [name for name in self.placeholders if name not in held and name not in leaves]
-        constants = {name: self.captured.constants.get(name) for name in others}
-        at = {name: i for i, name in enumerate((*held, *leaves, *constants))}
-        self._binding.append((
-            list(constants.values()), list(held.values()), list(leaves.values()),
-            [at[name] for name in self.placeholders],
-        ))  # fmt: skip
+    def _bound(self, model: nn.Module) -> tuple[Held, list[int], list[int]]:
+        """What the model holds, leaves that are read, place of each placeholder's value."""
+        if not self._binding:
+            arguments = enumerate(self.captured.arguments)
+            at = {name: i for i, name in arguments if isinstance(name, str)}
+            leaves = {name: at[name] for name in self.placeholders if name in at}
+            state = {
+                name: key for name, key in self.captured.state.items() if name in self.placeholders
+            }
+            others = [n for n in self.placeholders if n not in leaves and n not in state]
+            held = Held(model, state, {n: self.captured.constants.get(n) for n in others})
+            place = {name: i for i, name in enumerate((*held.names, *leaves))}
+            order = [place[name] for name in self.placeholders]
+            self._binding.append((held, list(leaves.values()), order))
         return self._binding[0]
 
     @cached_property
-    def _binding(self) -> list[_Bound]:
+    def _binding(self) -> list[tuple[Held, list[int], list[int]]]:
         return []
 
     @cached_property
+    def _holding(self) -> dict[int, HoldingGraph | None]:
+        return {}
+
+    @cached_property
     def written(self) -> tuple[tuple[int, int, int | None], ...]:
-        """Graph output, the input it is the new value of, and the argument's leaf if it is one."""
-        at = {name: index for index, name in enumerate(self.placeholders)}
+        """Graph output, the value that it is the new one of, and its leaf if it is an argument."""
+        order = self._binding[0][2]
+        at = {name: order[index] for index, name in enumerate(self.placeholders)}
         leaves = {n: i for i, n in enumerate(self.captured.arguments) if isinstance(n, str)}
         written = self.captured.mutations.items()
         return tuple((index, at[name], leaves.get(name)) for index, name in written)
@@ -189,18 +193,3 @@ class Prepared:
     def placeholders(self) -> tuple[str, ...]:
         """Names of the graph's inputs in order."""
         return tuple(str(n.target) for n in access.node_of(self.module.graph, "placeholder"))
-
-
-def slot(model: nn.Module, key: str) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds the parameter or buffer at ``key``, and its name there.
-
-    Modules are looked up once; what they hold is read at every call.
-    """
-    path, _, name = key.rpartition(".")
-    owner: Any = model
-    for part in path.split(".") if path else ():
-        owner = getattr(owner, part)
-    for held in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
-        if name in held:
-            return held, name
-    return vars(owner), name

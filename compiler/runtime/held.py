@@ -1,0 +1,107 @@
+"""What a graph reads besides the arguments of a call: the model's state, and constants.
+
+Run as it is, a graph takes all of it as inputs. A compiler gets a graph that holds it as a module
+holds buffers: torch.compile checks those by the versions of a module's dictionaries, and inputs one
+by one, at every call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.distributed.tensor import DTensor
+
+from compiler.ir import access
+
+
+def compilers_read_modules() -> bool:
+    """Whether torch.compile reads the tensors of modules at every call, as it does by default.
+
+    Up to torch 2.12 it may be told to take them for constants; then they must not be replaced.
+    """
+    with warnings.catch_warnings():  # since 2.13, reading what has no effect any more warns
+        warnings.simplefilter("ignore", FutureWarning)
+        return bool(getattr(torch._dynamo.config, "inline_inbuilt_nn_modules", True))
+
+
+class Held:
+    """Tensors of one model by the names of placeholders.
+
+    Attributes:
+        names: the placeholders.
+    """
+
+    def __init__(
+        self, model: nn.Module, state: Mapping[str, str], constants: Mapping[str, Any]
+    ) -> None:
+        """Looks the model's modules up, once.
+
+        Args:
+            model: holds the state.
+            state: placeholder -> key of a parameter or buffer.
+            constants: placeholder -> tensor that the model's code made.
+        """
+        self.names = (*state, *constants)
+        self._slots = [slot(model, key) for key in state.values()]
+        self._constants = list(constants.values())
+
+    def tensors(self) -> list[Any]:
+        """What is held now, in the order of ``names``; of DTensors, this rank's part."""
+        found = [owner[key] for owner, key in self._slots]
+        if DTensor in set(map(type, found)):
+            found = [x.to_local() if isinstance(x, DTensor) else x for x in found]
+        return found + self._constants
+
+
+class HoldingGraph(nn.Module):
+    """A graph that holds tensors in the place of some of its inputs; called with the others."""
+
+    def __init__(self, module: fx.GraphModule, names: tuple[str, ...]) -> None:
+        """Holds nothing yet.
+
+        Args:
+            module: not changed.
+            names: the placeholders whose tensors are held.
+        """
+        super().__init__()
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        self._attributes = {name: f"held_{i}" for i, name in enumerate(names)}
+        for node in access.node_of(module.graph, "placeholder"):
+            attribute = self._attributes.get(str(node.target))
+            copies[node] = graph.get_attr(attribute) if attribute else graph.node_copy(node)
+        graph.output(graph.graph_copy(module.graph, copies))
+        own = access.node_of(module.graph, "get_attr")
+        held: dict[str, Any] = {str(n.target): attrgetter(str(n.target))(module) for n in own}
+        held |= dict.fromkeys(self._attributes.values(), torch.empty(0))
+        self.module = fx.GraphModule(held, graph)
+
+    def hold(self, tensors: list[Any]) -> None:
+        """Takes tensors in the order of the names."""
+        held = self.module._buffers
+        for attribute, tensor in zip(self._attributes.values(), tensors, strict=True):
+            if held[attribute] is not tensor:
+                held[attribute] = tensor
+
+    def forward(self, *arguments: torch.Tensor) -> Any:
+        """What the graph returns."""
+        return self.module(*arguments)
+
+
+def slot(model: nn.Module, key: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds the parameter or buffer at ``key``, and its name there.
+
+    Modules are looked up once; what they hold is read at every call.
+    """
+    path, _, name = key.rpartition(".")
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part)
+    for held in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
+        if name in held:
+            return held, name
+    return vars(owner), name
