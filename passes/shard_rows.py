@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import fx
 
 from compiler.analysis.rows import (
@@ -29,25 +28,18 @@ from compiler.analysis.rows import (
     SIZE_READ,
     RowForm,
     reads_share,
-    row_dim,
     row_forms,
+    rows_and_dim,
+    share_of,
 )
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import (
-    OPS,
-    Kind,
-    insert_all_gather,
-    insert_reduce_scatter,
-)
-from compiler.ir.dispatch import MARK
+from compiler.ir.collectives import OPS, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.rows import ALL_SLICE, PAD_ROWS, divides, resized, share
+from compiler.ir.row_sharing import RowSharing
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
-
-aten = torch.ops.aten
 
 SCATTERED = "all_reduce became a reduce_scatter"
 SENT = "rows go to the ranks that own their experts and back, by all_to_all: no all_reduce"
@@ -106,7 +98,6 @@ class _Writer:
         sent: partial sums for which rows are sent to the ranks that need them, at run time.
         whole: value -> its whole form in the target.
         own: value -> its share in the target.
-        sized: number of rows -> a value in which they are whole, and the dimension.
     """
 
     graph: SpmdGraph
@@ -116,12 +107,11 @@ class _Writer:
     target: fx.Graph = field(default_factory=fx.Graph)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     own: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    sized: dict[str, tuple[fx.Node, int]] = field(default_factory=dict)
 
     def written(self) -> SpmdGraph:
         """The target."""
         self.groups = self.graph.mesh.group(self.group)
-        self.ranks = self.groups.axis_size
+        self.sharing = RowSharing(self.group, self.groups.axis_size)
         origins: dict[fx.Node, fx.Node] = {}
         for node in self.graph.graph.nodes:
             if node in self.shares:
@@ -142,13 +132,12 @@ class _Writer:
         (x,) = node.all_input_nodes
         if x not in self.shares or x in self.whole:
             return None
-        rows, dim = _rows(x)
+        rows, dim = rows_and_dim(x)
         if node.args[1] != dim:
             made = self.target.call_function(SIZE_READ, (self.own[x], node.args[1]))
             made.meta = dict(node.meta)
             return made
-        found = self._count(rows) if str(rows) in self.sized else None
-        return found if isinstance(found, fx.Node) else None
+        return self.sharing.count(rows)
 
     def _share(self, node: fx.Node, form: RowForm) -> None:
         """Writes the share of a value."""
@@ -158,37 +147,8 @@ class _Writer:
         elif found.kind is Kind.ALL_GATHER:
             self.own[node] = self._whole(found.operand)
         else:
-            self.own[node] = self._scattered(node, self._whole(found.operand), found.op)
-            if found.operand in self.sent:
-                self._start.meta[MARK] = True
-
-    def _scattered(self, node: fx.Node, addends: fx.Node, op: str) -> fx.Node:
-        rows, dim = _rows(node)
-        self.sized.setdefault(str(rows), (addends, dim))
-        x = self._lowered(addends, dim)
-        if not divides(self.ranks, rows):
-            x = self._call(x, PAD_ROWS, 0, self.ranks)
-        gives = resized(access.tensor(x), 0, share(rows, self.ranks))
-        x = insert_reduce_scatter(self.target, x, op, self.group, self.ranks, gives)
-        self._start = x.all_input_nodes[0]
-        return self._raised(x, dim)
-
-    def _lowered(self, x: fx.Node, dim: int) -> fx.Node:
-        """``x`` without the dimensions of size one before rows: collectives cut the first."""
-        return self._call(x, aten.squeeze.dims, list(range(dim))) if dim else x
-
-    def _raised(self, x: fx.Node, dim: int) -> fx.Node:
-        """``x`` with dimensions of size one before its first, so that rows are ``dim``."""
-        for _ in range(dim):
-            x = self._call(x, aten.unsqueeze.default, 0)
-        return x
-
-    def _call(self, x: fx.Node, op: Any, *arguments: Any) -> fx.Node:
-        """``op`` of ``x``; it comes from where ``x`` does."""
-        made = self.target.call_function(op, (x, *arguments))
-        known = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
-        made.meta = {**x.meta, "val": op(access.tensor(x), *known)}
-        return made
+            addends, sent = self._whole(found.operand), found.operand in self.sent
+            self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), found.op, sent=sent)
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
         made = self.target.node_copy(
@@ -199,55 +159,21 @@ class _Writer:
             if isinstance(sizes, list | tuple) and sizes:
                 stated = list(access.shape(node))  # what another -1 stands for
                 known = [stated[d] if size == -1 else size for d, size in enumerate(sizes)]
-                known[_rows(node)[1]] = -1
+                known[rows_and_dim(node)[1]] = -1
                 access.set_argument(made, name, known)
-        made.meta = dict(node.meta, val=self._share_of(access.value(node)))
+        made.meta = dict(node.meta, val=share_of(access.value(node), self.groups.axis_size))
         return made
 
     def _own(self, node: fx.Node) -> fx.Node:
         """The share of a value, cut out of the whole where it is not computed as one."""
         if node not in self.own:
-            whole, (rows, dim) = self.whole[node], _rows(node)
-            self.sized.setdefault(str(rows), (whole, dim))
-            self.own[node] = self._call(whole, ALL_SLICE, dim, self.ranks, self.group)
+            self.own[node] = self.sharing.cut(self.whole[node], *rows_and_dim(node))
         return self.own[node]
 
     def _whole(self, node: fx.Node) -> fx.Node:
         """The whole of a value, gathered where it is computed as shares."""
-        if node in self.whole:
-            return self.whole[node]
-        rows, dim = _rows(node)
-        x = self._lowered(self.own[node], dim)
-        gives = resized(access.tensor(x), 0, self._padded(rows))
-        x = self._raised(insert_all_gather(self.target, x, self.group, self.ranks, gives), dim)
-        if not divides(self.ranks, rows):
-            x = self._call(x, aten.slice.Tensor, dim, 0, self._count(rows))
-        x.meta = dict(node.meta)
-        self.whole[node] = x
-        return x
-
-    def _count(self, rows: int | torch.SymInt) -> int | fx.Node:
-        """The number of all rows: a number, or read off a value in which they are whole."""
-        if isinstance(rows, int):
-            return rows
-        made = self.target.call_function(SIZE_READ, self.sized[str(rows)])
-        made.meta = {"val": rows}
-        return made
-
-    def _padded(self, rows: int | torch.SymInt) -> int | torch.SymInt:
-        return rows if divides(self.ranks, rows) else share(rows, self.ranks) * self.ranks
-
-    def _share_of(self, held: Any) -> Any:
-        if isinstance(held, list | tuple):
-            return type(held)(self._share_of(x) for x in held)
-        dim = row_dim(held)
-        return held if dim is None else resized(held, dim, share(held.shape[dim], self.ranks))
-
-
-def _rows(node: fx.Node) -> tuple[int | torch.SymInt, int]:
-    """Number of rows of the value, and the dimension that counts them."""
-    held = access.value(node)
-    part = held[0] if isinstance(held, list | tuple) else held
-    dim = row_dim(part)
-    assert dim is not None, f"%{node.name} has no rows"
-    return part.shape[dim], dim
+        if node not in self.whole:
+            made = self.sharing.gather(self.own[node], *rows_and_dim(node))
+            made.meta = dict(node.meta)
+            self.whole[node] = made
+        return self.whole[node]

@@ -22,8 +22,9 @@ from compiler.capture import Capture
 from compiler.cost import load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.optimize.graph import collection_paused
-from compiler.optimize.planner import Planner, Search
+from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import decided_ranges, totals_of
+from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from scripts.bench_compile import captured
 

@@ -17,8 +17,10 @@ from compiler.cost import load_machine
 from compiler.ir import access
 from compiler.ir.collectives import c10d
 from compiler.ir.rows import own_share
+from compiler.optimize.decided import Decided
 from compiler.optimize.graph import finished
-from compiler.optimize.planner import Decided, Planner, Search
+from compiler.optimize.planner import Planner
+from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from compiler.plan.ranges import TokenRange, TokenTable
 from compiler.runtime.lowering import lower

@@ -13,7 +13,8 @@ from compiler.errors import GraphError, PlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements, Replicate
 from compiler.ir.text import print_graph
-from tests.cases import CaseError, CaseFailedError, Runner, all_cases, read_cases
+from tests.case_files import CaseError, CaseFailedError, all_cases, read_cases
+from tests.case_runner import Runner
 
 RELU = torch.ops.aten.relu.default
 

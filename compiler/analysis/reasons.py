@@ -1,4 +1,4 @@
-"""Why a reduction stays where its author put it: the text of a missed remark."""
+"""What became of the author's reductions, and why one stays where it was: the text of remarks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,50 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from compiler.analysis.carriers import Carrier, carriers
+from compiler.analysis.carrier_forms import Labels
+from compiler.analysis.carriers import Carrier, addend, carriers
 from compiler.analysis.reductions import Facts, facts, reads_shape, reduction_of
 from compiler.analysis.refusals import refusal, widens
+from compiler.analysis.rows import only_own_rows_read
 from compiler.ir import access
 from compiler.ir.collectives import OPS, collective
 from compiler.ir.mesh import product
+from compiler.ir.remark import Remark, RemarkKind
 
 
-def kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
+def remarks(labels: Labels) -> tuple[Remark, ...]:
+    """One remark per reduction of the source: merged, moved, or kept and why.
+
+    None where only own rows are read: whether a reduce_scatter will do is known when rows are
+    shared.
+    """
+    known, found, said = labels.known, labels.found, list[Remark]()
+    scattered = only_own_rows_read(known.graph, known.reduction.groups)
+    for node, carrier in found.items():
+        if not carrier.reduces:
+            continue
+        what, layer = f"{known.reduction.collective} ", access.layer_path(addend(node))
+        if moved := _moved(node, labels):
+            said.append(Remark(RemarkKind.PASSED, f"%{node.name}", what + moved, layer))
+        elif node not in scattered:
+            why = f"kept: {_kept(node, known, found)}"
+            said.append(Remark(RemarkKind.MISSED, f"%{node.name}", what + why, layer))
+    return tuple(said)
+
+
+def _moved(node: fx.Node, labels: Labels) -> str:
+    """Where the reduction with result ``node`` went, empty if it stays."""
+    if node not in labels.unreduced:
+        return f"hoisted above {addend(node).target}"
+    joint = labels.found[node].joint
+    movers = [*(user for user in node.users if user in labels.unreduced), *joint]
+    if not movers or labels.demanded(node):
+        return ""
+    how = "reduced with" if movers[0] in joint else "moved below"
+    return f"{how} {movers[0].target}"
+
+
+def _kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
     """Why the reduction with result ``node`` was not moved.
 
     The first of its readers that needs it reduced; that nothing is saved, if all could do without.
@@ -71,4 +106,4 @@ def _widened(node: fx.Node, user: fx.Node, known: Facts) -> str:
     return ""
 
 
-__all__ = ["kept"]
+__all__ = ["remarks"]

@@ -29,7 +29,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
-from compiler.ir.rows import all_slice
+from compiler.ir.rows import all_slice, resized, share
 from compiler.ir.rules.meaning import size_key
 
 SIZE_READ = torch.ops.aten.sym_size.int
@@ -82,6 +82,22 @@ def rows_of(node: fx.Node) -> Any:
     dims = [(x, row_dim(x)) for x in _parts(node)]
     sizes = {None if d is None else size_key(x.shape[d]) for x, d in dims}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def rows_and_dim(node: fx.Node) -> tuple[int | torch.SymInt, int]:
+    """Number of rows of a value that has some, and the dimension that counts them."""
+    part, *_ = _parts(node)
+    dim = row_dim(part)
+    assert dim is not None, f"%{node.name} has no rows"
+    return part.shape[dim], dim
+
+
+def share_of(held: Any, ranks: int) -> Any:
+    """Empty tensors like ``held``, with the rows that each of ``ranks`` ranks holds of it."""
+    if isinstance(held, list | tuple):
+        return type(held)(share_of(x, ranks) for x in held)
+    dim = row_dim(held)
+    return held if dim is None else resized(held, dim, share(held.shape[dim], ranks))
 
 
 def _parts(node: fx.Node) -> Sequence[Any]:

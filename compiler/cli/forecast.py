@@ -19,8 +19,10 @@ from compiler.cli.source import Source
 from compiler.cost import MachineError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
-from compiler.optimize.planner import Decided, Planner, Search
+from compiler.optimize.decided import Decided
+from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import LAST_TOKENS, Totals, decided_ranges, totals_of
+from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from compiler.plan.predict import Spent
 from compiler.plan.ranges import TokenRange, TokenTable

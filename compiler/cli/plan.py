@@ -34,8 +34,9 @@ from compiler.cli.verdicts import exit_code, print_report, report_json
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.text import numbers
+from compiler.optimize.decided import Decided
 from compiler.optimize.graph import UNVERIFIED, OptimizationResult, finished
-from compiler.optimize.planner import Decided, Search
+from compiler.optimize.search import Search
 
 DEFAULT_TOKENS = "1,64,2048,16384"
 

@@ -22,8 +22,10 @@ from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.optimize.decided import Decided
 from compiler.optimize.machines import launch_of, machine_of
-from compiler.optimize.planner import POLICIES, Decided, Planner, Search
+from compiler.optimize.planner import Planner
+from compiler.optimize.search import POLICIES, Search
 from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.plan.comm_plan import CommPlan
 
@@ -92,7 +94,7 @@ def optimize_graph(
             machine file, or a ``Machine``. "auto" and None: none, plans compare by payload bytes,
             then by number of collectives.
         launch: how kernels are launched on it, "eager" or in a CUDA "graph".
-        policy: "cost", "merge", "boundary" or "off", see ``compiler.optimize.planner.POLICIES``.
+        policy: "cost", "merge", "boundary" or "off", see ``compiler.optimize.search.POLICIES``.
         verify: check the result; unverified graphs have verdict UNPROVED.
         layers: kind of each decoder layer, "dense" or "sparse"; default: read off the graph.
         tokens: what symbolic sizes count as when plans are compared; default: their hints.

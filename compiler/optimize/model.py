@@ -24,8 +24,9 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
-from compiler.optimize.planner import Planner, Search
+from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import LAST_TOKENS, Ranged, optimize_ranges
+from compiler.optimize.search import Search
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of

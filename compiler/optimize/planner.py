@@ -5,136 +5,31 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 from torch import fx
 
 from compiler.analysis.layers import LayerMetadata, layer_of
-from compiler.analysis.reductions import Reduction, facts, number_of, reductions
+from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.rows import at_hand, row_forms
-from compiler.cost import Launch, Machine
-from compiler.cost.tables import Fused
-from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
+from compiler.optimize.decided import Decided, Written
 from compiler.optimize.forms import dispatches, norms_behind
+from compiler.optimize.search import Search
 from compiler.pipeline import Pass, Pipeline
-from compiler.plan.comm_plan import CommPlan, RowStage, Stage
+from compiler.plan.comm_plan import RowStage, Stage
 from compiler.plan.fused import NormBehind
 from compiler.plan.place_reductions import ReductionChoice
-from compiler.plan.predict import Spent, items_of, spent
-from compiler.plan.prices import Bill, Bytes, GraphWork, Item, LowerBounds, Times
+from compiler.plan.predict import Spent, spent
+from compiler.plan.prices import Bill, Bytes, Item, LowerBounds, Times
 from compiler.plan.shard_rows import RowChoice
 from compiler.runtime.kernels.select import SLOT_BYTES
 from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
 
-POLICIES = ("cost", "merge", "boundary", "off")
-"""cost: reductions anywhere the laws allow, and rows shared between ranks where a machine is named
-and it takes less time; merge: no reduction before the author's; boundary: merge, and rows shared
-between ranks in sparse layers; off: none moved."""
-
-
 PS_PER_US = 10**6
 MOST_PRICED = 64
 """Numbers of tokens whose prices are remembered."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """What plans there are to choose from, and how they compare.
-
-    Attributes:
-        policy: one of ``POLICIES``.
-        machine: plans compare by the time they take on it; None: by bytes.
-        launch: whether kernels are launched one by one or in a CUDA graph.
-        widen: reductions may move below conversions to a wider type.
-        join: all_reduces may run over groups of ranks that the mesh has no name for yet.
-        fuse: kernels that the machine knows for reductions with addition and norm may be counted.
-    """
-
-    policy: str = "cost"
-    machine: Machine | None = None
-    launch: Launch = Launch.GRAPH
-    widen: bool = False
-    join: bool = True
-    fuse: bool = True
-
-    def has_kernels(self, ranks: int) -> bool:
-        """Whether the machine knows a fused kernel for so many ranks."""
-        return (
-            self.fuse
-            and self.machine is not None
-            and any(self.machine.tables_of(kind, ranks) for kind in Fused)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Written:
-    """A graph that some stages led to.
-
-    Attributes:
-        graph: after them.
-        pipeline: the passes that ran.
-        placed: reduction -> how many there were when it was last placed.
-    """
-
-    graph: SpmdGraph
-    pipeline: Pipeline
-    placed: Mapping[object, int] = field(default_factory=dict)
-
-    @cached_property
-    def work(self) -> GraphWork:
-        """What the graph's ops do."""
-        return GraphWork(self.graph)
-
-    @cached_property
-    def next_reduction(self) -> Reduction | None:
-        """The first that there are more of than when it was placed.
-
-        Placing one may make others, over its groups and orthogonal ones together.
-        """
-        found = number_of(self.graph)
-        every = reductions(self.graph)
-        return next((r for r in every if found[r.key] > self.placed.get(r.key, 0)), None)
-
-    @cached_property
-    def sharing_groups(self) -> tuple[str, ...]:
-        """Names of the groups that reduce or gather, one for each set of replica groups."""
-        mesh = self.graph.mesh
-        found = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
-        return tuple(name for groups, name in found.items() if groups.axis_size > 1)
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A plan. Equal for equal decisions, whatever payloads they were counted at.
-
-    Attributes:
-        decisions: of every stage.
-        stages: placements of reductions.
-        rows: what ranks share.
-        at: the graph that the last choice of rows was made for.
-        choice: that choice, None if there was nothing to choose.
-        shares: the values it picked.
-    """
-
-    decisions: tuple[Hashable, ...]
-    stages: tuple[Stage, ...] = field(compare=False)
-    rows: tuple[RowStage, ...] = field(compare=False)
-    at: Written = field(compare=False)
-    choice: RowChoice | None = field(compare=False)
-    shares: frozenset[fx.Node] = field(compare=False)
-
-    def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
-        """What there is to pay for, were these the shares."""
-        graph, choice = self.at.graph, self.choice
-        forms = choice.forms if choice else {}
-        yield from items_of(graph, (n for n in graph.graph.nodes if n not in forms))
-        yield from choice.items(shares) if choice else ()
-
-    def plan(self, policy: str, tokens: int | None) -> CommPlan:
-        """As data."""
-        return CommPlan(policy, tokens, self.stages, self.rows)
 
 
 class Clock:

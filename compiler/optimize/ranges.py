@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compiler.cost import MachineError
+from compiler.optimize.decided import Decided
 from compiler.optimize.graph import OptimizationResult, collection_paused, finished
-from compiler.optimize.planner import Decided, Planner
+from compiler.optimize.planner import Planner
 from compiler.plan.ranges import TokenRange, TokenTable, token_table
 
 LAST_TOKENS = 1 << 16

@@ -20,8 +20,9 @@ from functools import cached_property
 
 from torch import fx
 
+from compiler.analysis.carrier_forms import Readers, readers
 from compiler.analysis.carriers import Carrier, carriers
-from compiler.analysis.reductions import Facts, reads_shape
+from compiler.analysis.reductions import Facts
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
@@ -65,7 +66,7 @@ class ReductionChoice:
                 merges=_merges(node, found),
             )
             for node in found
-            if node in unreduced and self._demanded(node, unreduced)
+            if node in unreduced and self._readers[node].demand_reduced(unreduced)
         )
         return Stage(
             group=known.reduction.group,
@@ -84,17 +85,14 @@ class ReductionChoice:
         return numbers(self.graph.graph)
 
     @cached_property
-    def _readers(self) -> Mapping[fx.Node, tuple[list[fx.Node], bool]]:
+    def _readers(self) -> Mapping[fx.Node, Readers]:
         return {node: readers(node, self.found, self.known) for node in self.found}
-
-    def _demanded(self, node: fx.Node, unreduced: Set[fx.Node]) -> bool:
-        return _is_demanded(self.found[node], *self._readers[node], unreduced)
 
     def _network(self, prices: Prices) -> Network:
         """Edges run from what is unreduced to what is reduced."""
         network, reduction = Network(), self.known.reduction
         for node, carrier in self.found.items():
-            linear, others = self._readers[node]
+            reads = self._readers[node]
             if not carrier.operands or carrier.pinned or (carrier.addend and not self.hoist):
                 network.pay(node, sink=NEVER)
             elif carrier.addend:
@@ -110,8 +108,8 @@ class ReductionChoice:
                 price = UNIT * once + (not carrier.reduces)
             paid = ("reduction of", node)
             network.connect(node, paid, price)
-            network.pay(paid, source=NEVER if others and not carrier.addend else 0)
-            for reader in linear:
+            network.pay(paid, source=NEVER if reads.others else 0)
+            for reader in reads.linear:
                 network.connect(paid, reader)
         return network
 
@@ -160,37 +158,4 @@ def _merges(node: fx.Node, found: Mapping[fx.Node, Carrier]) -> int:
     return sum(found[n].reduces for n in seen)
 
 
-def readers(
-    node: fx.Node, found: Mapping[fx.Node, Carrier], known: Facts
-) -> tuple[list[fx.Node], bool]:
-    """Carriers linear in ``node``, and whether anything else needs the form the graph holds.
-
-    Joint all_reduces take either form. So does what reads the shape, where both have the same.
-    """
-    linear: list[fx.Node] = []
-    others = False
-    for user in node.users:
-        if user in found[node].joint or (reads_shape(user) and not known.reduction.scatters):
-            continue
-        reads = next((w for w in user.users if w in found and found[w].reduces), user)
-        if reads in found and node in found[reads].operands:
-            linear.append(reads)
-        else:
-            others = True
-    return linear, others
-
-
-def demanded(
-    node: fx.Node, found: Mapping[fx.Node, Carrier], unreduced: Set[fx.Node], known: Facts
-) -> bool:
-    """Whether the reduced form of ``node`` is read, given what runs unreduced."""
-    return _is_demanded(found[node], *readers(node, found, known), unreduced)
-
-
-def _is_demanded(
-    carrier: Carrier, linear: list[fx.Node], others: bool, unreduced: Set[fx.Node]
-) -> bool:
-    return (others and not carrier.addend) or any(c not in unreduced for c in linear)
-
-
-__all__ = ["ReductionChoice", "demanded", "place_reductions", "readers"]
+__all__ = ["ReductionChoice", "place_reductions"]

@@ -18,7 +18,7 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.optimize.model import optimize_captured_ranges
-from compiler.optimize.planner import Search
+from compiler.optimize.search import Search
 from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule

@@ -21,7 +21,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import parse_graph, print_graph
 from compiler.optimize.graph import optimize_spmd
-from compiler.optimize.planner import POLICIES
+from compiler.optimize.search import POLICIES
 from compiler.pipeline import Pipeline
 from compiler.plan.place_reductions import place_reductions
 from compiler.plan.shard_rows import shard_rows

@@ -14,7 +14,8 @@ from compiler.ir.remark import PassResult
 from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
 from passes import Canonicalize, EliminateDeadCode
-from tests.cases import Case, Runner, all_cases
+from tests.case_files import Case, all_cases
+from tests.case_runner import Runner
 from tests.graphs import agree
 
 

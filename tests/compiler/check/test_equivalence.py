@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-import random
-from collections import Counter
-
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from compiler.check import Report, Verdict, check
-from compiler.check.simulate import draw_inputs, simulate
+from compiler.check import Verdict, check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence
-from passes import EliminateDeadCode
-from scripts.mutate import MUTATIONS, ROUNDING, NothingToBreakError, Outcome, Pair, judged, mutant
-from tests.graphs import Builder, agree, aten, function, inputs_of
-from tests.random_graphs import random_graph, rank_int, seeded
+from tests.compiler.check.verdicts import SEPARATE, XY, X, reduce, refuted, verdict
+from tests.graphs import Builder, aten, function, inputs_of
+from tests.random_graphs import rank_int
 
-X = '%0 "x": f64[4] {tp: V}'
-XY = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}'
-XYR = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}, %2 "r": f64[4]'
 GRID = 'mesh <dp = 2, tp = 2>\ngroup "both" = <dp, tp>'
-
-
-def reduce(value: str, axis: str = "tp", op: str = "sum") -> str:
-    return f"f64[4] = comm.all_reduce({value}) {{axis = {axis}, op = {op}}}"
-
-
-SEPARATE = function(
-    XY,
-    f"%2: {reduce('%0')}",
-    f"%3: {reduce('%1')}",
-    "%4: f64[4] = aten.add.Tensor(%2, %3)",
-    "return %4",
-)
 MERGED = function(XY, "%2: f64[4] = aten.add.Tensor(%0, %1)", f"%3: {reduce('%2')}", "return %3")
-
-
-def verdict(source: SpmdGraph, target: SpmdGraph) -> Verdict:
-    """The verdict; one that refutes must come with inputs that refute, again and again."""
-    report = check(source, target)
-    if report.verdict is Verdict.NOT_EQUIVALENT:
-        assert refuted(source, target, report)
-    return report.verdict
-
-
-def refuted(source: SpmdGraph, target: SpmdGraph, report: Report) -> bool:
-    """Whether the counterexample's seed alone leads to its difference."""
-    found = report.counterexample
-    assert found is not None
-    drawn = draw_inputs(source, found.seed)
-    want, got = (simulate(g, drawn, exact=True)[found.output][found.rank] for g in (source, target))
-    gap = float((want - got).abs().max()) / max(float(want.abs().max()), 1e-3)
-    return gap == pytest.approx(found.difference) and gap > 1e-6
 
 
 def test_identical() -> None:
@@ -140,124 +98,6 @@ def test_inputs_too_large_to_simulate_are_unproved() -> None:
     )
 
 
-def in_place(target: object) -> SpmdGraph:
-    build = Builder(Mesh({"tp": 4}))
-    x = build.input("x", 4)
-    y = build.call(aten.neg.default, x)
-    node = build.graph.call_function(target, (y, 0, 1.0) if target is operator.setitem else (y, x))  # type: ignore[arg-type]
-    node.meta["val"] = y.meta["val"]
-    return build.finish(y)
-
-
-def starts_only() -> SpmdGraph:
-    return function(
-        X,
-        "%1: f64[4] = comm.all_reduce_start(%0) {axis = tp, op = sum}",
-        "%2: f64[4] = aten.neg(%1)",
-        "%3: f64[4] = comm.wait(%1)",
-        "return %2, %3",
-    )
-
-
-@pytest.mark.parametrize(
-    ("target", "explanation"),
-    [
-        pytest.param(
-            in_place(aten.add_.Tensor),
-            "target: op aten.add_.Tensor of value %add__tensor mutates its operand\n"
-            "  remedy: functionalize: run_decompositions({}) on the exported program",
-            id="op that mutates",
-        ),
-        pytest.param(
-            in_place(operator.setitem),
-            "target: op operator.setitem of value %setitem mutates its operand\n"
-            "  remedy: functionalize: run_decompositions({}) on the exported program",
-            id="assignment to a slice",
-        ),
-        pytest.param(
-            starts_only(),
-            "target: %v2 uses collective %v1 before its wait_tensor\n"
-            "  remedy: wait for the collective first",
-            id="use before wait",
-        ),
-        pytest.param(
-            function(XY, "return %0"),
-            "source has 1 placeholders, target has 2",
-            id="number of inputs",
-        ),
-        pytest.param(
-            function(X, "return %0, %0"),
-            "source has 1 outputs, target has 2",
-            id="number of outputs",
-        ),
-        pytest.param(
-            function('%0 "x": f64[5] {tp: V}', "return %0"),
-            "placeholder 0 is float64[4] in the source and float64[5] in the target",
-            id="shape of an input",
-        ),
-        pytest.param(
-            function(X, "%1: f32[4] = aten._to_copy(%0, dtype = f32)", "return %1"),
-            "output 0 is float64[4] in the source and float32[4] in the target",
-            id="element type of an output",
-        ),
-        pytest.param(
-            function(X, "return (%0,)"),
-            "source returns %, target returns (%,)",
-            id="nesting of outputs",
-        ),
-        pytest.param(
-            function(X, "return %0", mesh="mesh <tp = 2>"),
-            "the meshes differ: source Mesh({'tp': 4}), target Mesh({'tp': 2})",
-            id="mesh",
-        ),
-    ],
-)  # fmt: skip
-def test_invalid(target: SpmdGraph, explanation: str) -> None:
-    report = check(function(X, "return %0"), target)
-    assert (report.verdict, report.explanation) == (Verdict.INVALID, explanation)
-    assert not report.verdict.runs
-
-
-def test_constants_and_sizes_that_are_returned_are_compared() -> None:
-    mesh = "mesh <tp = 4>\nsym s0 in [2, 64]\nsym s1 in [2, 64]"
-    inputs = '%0 "x": f64[s0, 4], %1 "y": f64[s1, 4]'
-    sizes = [
-        function(inputs, f"%2: sym({s}) = aten.sym_size.int(%{i}, 0)", "return %0, %2", mesh=mesh)
-        for i, s in enumerate(("s0", "s1"))
-    ]
-    numbers = [function(X, f"return %0, {number}") for number in (3, 4)]
-    found = [check(*sizes), check(*numbers)]
-    assert [(r.verdict, r.explanation) for r in found] == [
-        (Verdict.INVALID, "output 1 is size size0 in the source and size size1 in the target"),
-        (Verdict.INVALID, "source returns (%, 3), target returns (%, 4)"),
-    ]
-
-
-def test_graph_that_cannot_be_read_is_invalid() -> None:
-    build = Builder(Mesh({"tp": 4}))
-    x = build.input("x", 4)
-    node = build.graph.call_method("neg", (x,))
-    node.meta["val"] = x.meta["val"]
-    report = check(function(X, "%1: f64[4] = aten.neg(%0)", "return (%1,)"), build.finish(node))
-    assert (report.verdict, report.explanation) == (
-        Verdict.INVALID,
-        "%neg is a call_method node\n  remedy: capture to ATen ops, for example with torch.export",
-    )
-
-
-def test_group_the_mesh_does_not_know_is_a_verdict() -> None:
-    known = function(X, f"%1: {reduce('%0')}", "return %1")
-    other = Builder(Mesh({"tp": 4, "pp": 1}))
-    unknown = other.finish(other.all_reduce(other.input("x", 4, varies=("tp",)), "pp"))
-    report = check_equivalence(known.module, unknown.module, mesh=known.mesh)
-    assert (report.verdict, report.explanation) == (
-        Verdict.INVALID,
-        "target: group name 'pp' does not resolve\n"
-        "  found: the mesh knows ['tp']\n"
-        "  remedy: pass mesh= with this name as an axis or in groups=",
-    )
-
-
 def attribute(held: float, name: str = "w") -> SpmdGraph:
     build = Builder(Mesh({"tp": 2}), {name: torch.full((4,), held, dtype=torch.float64)})
     x, w = build.input("x", 4), build.attribute(name)
@@ -338,66 +178,6 @@ def test_inputs_correspond_by_position_whatever_their_names() -> None:
     assert check(source, swapped).verdict is Verdict.NOT_EQUIVALENT
 
 
-# Mistakes that shipped in serving engines, as graphs. -----------------------------------------
-
-ONCE = function(X, f"%1: {reduce('%0')}", "return %1")
-
-MISTAKES = {
-    "reduced twice": (
-        ONCE,
-        function(X, f"%1: {reduce('%0')}", f"%2: {reduce('%1')}", "return %2"),
-    ),
-    "not reduced": (ONCE, function(X, "return %0")),
-    "part of the sum reduced twice": (
-        SEPARATE,
-        function(XY, f"%2: {reduce('%0')}", "%3: f64[4] = aten.add.Tensor(%2, %1)",
-                 f"%4: {reduce('%3')}", "return %4"),
-    ),
-    "replicated term counted once per rank": (
-        function(XYR, f"%3: {reduce('%0')}", "%4: f64[4] = aten.add.Tensor(%3, %2)", "return %4"),
-        function(XYR, "%3: f64[4] = aten.add.Tensor(%0, %2)", f"%4: {reduce('%3')}", "return %4"),
-    ),
-    "bias counted once per rank": (
-        function(X, f"%1: {reduce('%0')}", "%2: f64[4] = aten.add.Tensor(%1, 1)", "return %2"),
-        function(X, "%1: f64[4] = aten.add.Tensor(%0, 1)", f"%2: {reduce('%1')}", "return %2"),
-    ),
-    "nonlinear op on a partial sum": (
-        function(X, f"%1: {reduce('%0')}", "%2: f64[4] = aten.silu(%1)", "return %2"),
-        function(X, "%1: f64[4] = aten.silu(%0)", f"%2: {reduce('%1')}", "return %2"),
-    ),
-    "partial sums multiplied": (
-        function(XY, f"%2: {reduce('%0')}", f"%3: {reduce('%1')}",
-                 "%4: f64[4] = aten.mul.Tensor(%2, %3)", "return %4"),
-        function(XY, "%2: f64[4] = aten.mul.Tensor(%0, %1)", f"%3: {reduce('%2')}", "return %3"),
-    ),
-    "wrong reduction": (
-        SEPARATE,
-        function(XY, "%2: f64[4] = aten.add.Tensor(%0, %1)", f"%3: {reduce('%2', op='avg')}",
-                 "return %3"),
-    ),
-    "stale residual": (
-        function(XYR, f"%3: {reduce('%0')}", "%4: f64[4] = aten.add.Tensor(%3, %2)",
-                 f"%5: {reduce('%1')}", "%6: f64[4] = aten.add.Tensor(%5, %4)", "return %6"),
-        function(XYR, f"%3: {reduce('%0')}", "%4: f64[4] = aten.add.Tensor(%3, %2)",
-                 f"%5: {reduce('%1')}", "%6: f64[4] = aten.add.Tensor(%5, %2)", "return %6"),
-    ),
-    "branch left out": (SEPARATE, function(XY, f"%2: {reduce('%0')}", "return %2")),
-    "gather of scattered rows left out": (
-        function('%0 "x": f64[4, 2] {tp: V}',
-                 "%1: f64[4, 2] = comm.all_reduce(%0) {axis = tp, op = sum}", "return %1"),
-        function('%0 "x": f64[4, 2] {tp: V}',
-                 "%1: f64[1, 2] = comm.reduce_scatter(%0) {axis = tp, op = sum}",
-                 "%2: f64[4, 2] = aten.repeat(%1, [4, 1])", "return %2"),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_that_shipped_elsewhere_are_refuted(name: str) -> None:
-    source, target = MISTAKES[name]
-    assert verdict(source, target) is Verdict.NOT_EQUIVALENT
-
-
 def grid(*lines: str) -> SpmdGraph:
     return function('%0 "x": f64[4] {dp: V, tp: V}', *lines, mesh=GRID)
 
@@ -460,44 +240,6 @@ def test_random_values_are_fresh_in_program_order() -> None:
     assert check(drawn, drawn.own_copy()).verdict is Verdict.IDENTICAL
     assert not check(drawn, back).verdict.runs
     assert not check(drawn, graph("%1", "%1")).verdict.runs
-
-
-# Interpretation against simulation. -------------------------------------------------------------
-
-
-@st.composite
-def graphs(draw: st.DrawFn, count: int) -> SpmdGraph:
-    return random_graph(lambda options: draw(st.sampled_from(options)), count)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(graphs(7), st.sampled_from(list(MUTATIONS)), st.integers(0, 99))
-def test_no_mutant_that_computes_something_else_is_accepted(
-    source: SpmdGraph, mutation: str, seed: int
-) -> None:
-    try:
-        target = mutant(source, mutation, random.Random(seed))
-    except NothingToBreakError:
-        return
-    if verdict(source, target).runs:
-        assert agree(source, target, seeds=(seed, seed + 100))
-
-
-def test_what_the_checker_accepts_simulates_alike_and_what_simulates_otherwise_is_refuted() -> None:
-    found: Counter[Outcome] = Counter()
-    for seed in range(250):
-        source, rng = EliminateDeadCode().apply(seeded(seed)).graph, random.Random(seed)
-        pair = Pair(f"random graph {seed}", source, source, bound=4)
-        for name in rng.sample(list(MUTATIONS), 2):
-            try:
-                target = mutant(source, name, rng)
-            except NothingToBreakError:
-                continue
-            outcome, report, _ = judged(pair, target, exact=name not in ROUNDING)
-            found[outcome] += 1
-            assert outcome not in (Outcome.ACCEPTED, Outcome.REFUTED), (seed, report)
-    assert found[Outcome.NOT_EQUIVALENT] > 150, found
-    assert found[Outcome.UNPROVED] < 20, found
 
 
 def test_public_check_takes_placements_of_the_source() -> None:

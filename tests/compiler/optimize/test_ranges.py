@@ -12,7 +12,7 @@ from compiler import Verdict, optimize_allreduce
 from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture, capture
 from compiler.cost import Launch, MachineError
-from compiler.optimize.planner import POLICIES, Planner, Search
+from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import (
     LAST_TOKENS,
     Ranged,
@@ -20,6 +20,7 @@ from compiler.optimize.ranges import (
     optimize_ranges,
     totals_of,
 )
+from compiler.optimize.search import POLICIES, Search
 from compiler.pipeline import Pipeline
 from compiler.plan.ranges import TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives

@@ -9,7 +9,8 @@ from compiler.cost import load_machine, machines
 from compiler.cost.tables import Fused
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.graph import finished
-from compiler.optimize.planner import Planner, Search
+from compiler.optimize.planner import Planner
+from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from compiler.runtime.fusing import fuse
 from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM, SLOT_BYTES

@@ -18,7 +18,8 @@ from compiler.ir.collectives import Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, MARK
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.graph import finished
-from compiler.optimize.planner import Planner, Search
+from compiler.optimize.planner import Planner
+from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from compiler.runtime.dispatching import send_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
