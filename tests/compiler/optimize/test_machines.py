@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compiler import CommPlanError
-from compiler.cost import Launch, MachineError, load_machine
+from compiler.cost import Launch, MachineError
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
 
 CUDA = torch.device("cuda", 0)
@@ -22,7 +22,8 @@ def test_no_machine(named: str | None, device: torch.device | None) -> None:
 
 def test_named_and_given() -> None:
     machine = machine_of("h200x8")
-    assert machine == load_machine("h200x8")
+    assert machine is not None
+    assert machine.name == "h200x8"
     assert machine_of(machine, CUDA) is machine
 
 
