@@ -24,7 +24,6 @@ from typing import ClassVar
 from torch import fx
 
 from compiler.analysis.rows import (
-    SIZE_ARGUMENTS,
     SIZE_READ,
     RowForm,
     reads_share,
@@ -36,6 +35,7 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, Kind
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.grown import SIZE_ARGUMENTS
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_sharing import RowSharing
 from compiler.ir.text import numbers
@@ -132,9 +132,9 @@ class _Writer:
         (x,) = node.all_input_nodes
         if x not in self.shares or x in self.whole:
             return None
-        rows, dim = rows_and_dim(x)
-        if node.args[1] != dim:
-            made = self.target.call_function(SIZE_READ, (self.own[x], node.args[1]))
+        (rows, dim), read = rows_and_dim(x), int(access.arguments(node)["dim"])
+        if read % len(access.shape(x)) != dim:
+            made = self.target.call_function(SIZE_READ, (self.own[x], read))
             made.meta = dict(node.meta)
             return made
         return self.sharing.count(rows)

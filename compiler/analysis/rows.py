@@ -28,13 +28,12 @@ from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.grown import SIZE_ARGUMENTS
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.rows import all_slice, resized, share
 from compiler.ir.rules.meaning import size_key
 
 SIZE_READ = torch.ops.aten.sym_size.int
-SIZE_ARGUMENTS = ("size", "shape")
-"""Arguments that state the result's sizes; in a share, that of rows is left to the op (-1)."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from compiler.check.algebra import rows
 from compiler.check.blocks import Value
 from compiler.check.interpret import Interpreter
 from compiler.check.logarithms import Logarithms
+from compiler.check.metadata import check_metadata
 from compiler.check.simulate import PerRank, draw_inputs, simulate
 from compiler.check.sizes import RowSizes, renamed, symbols
 from compiler.check.verdict import Counterexample, Report, Verdict
@@ -65,6 +66,7 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
         names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
+        check_metadata(source, target)
         before, after, unequal = _compared(source, target, names)
     except CommPlanError as error:
         return report(Verdict.INVALID, str(error))

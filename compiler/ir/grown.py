@@ -13,8 +13,8 @@ from compiler.ir.rows import resized
 from compiler.ir.rules import meaning
 from compiler.ir.rules.meaning import size_key
 
-SIZES = ("size", "shape")
-"""Arguments in which an op states the size of its result."""
+SIZE_ARGUMENTS = ("size", "shape")
+"""Arguments in which an op states the size of its result; for other rows it is left to the op."""
 
 
 def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
@@ -28,7 +28,7 @@ def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]
     made = target.node_copy(node, operand)
     schema = getattr(node.target, "_schema", None)
     for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
-        if argument.name in SIZES:
+        if argument.name in SIZE_ARGUMENTS:
             made.update_arg(i, _without_rows(made.args[i], access.shape(node)))
     try:
         evaluate(made)

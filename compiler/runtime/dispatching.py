@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from compiler.analysis.dispatch import Region, region
-from compiler.analysis.rows import SIZE_ARGUMENTS, SIZE_READ
+from compiler.analysis.rows import SIZE_READ
 from compiler.check import check
 from compiler.check.dispatch import Owners, owners
 from compiler.ir import access
@@ -34,6 +34,7 @@ from compiler.ir.collectives import (
 )
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, MARK
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.grown import SIZE_ARGUMENTS
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.ir.rows import ALL_SLICE, PAD_ROWS, divides, resized, share
 from compiler.ir.rules.meaning import size_key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from compiler.analysis.rows import row_forms
 from compiler.check import Verdict, check
 from compiler.ir.collectives import WAIT, Kind, collectives
@@ -68,3 +70,19 @@ def test_view_that_leaves_an_open_size_to_the_op_stays_whole() -> None:
     forms = row_forms(graph, graph.mesh.group("tp"))
     assert [n.target for n in forms] == [WAIT]
     proved(graph)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, -2])
+def test_a_size_is_read_off_the_value_that_is_whole(dim: int) -> None:
+    size, kind = ("s0", "sym(s0)") if dim in (0, -2) else ("4", "int(4)")
+    proved(
+        function(
+            '%0 "x": f64[s0, 4] {tp: V}',
+            f"%1: f64[s0, 4] = comm.all_reduce(%0) {SUM}",
+            "%2: f64[s0, 4] = aten.silu(%1)",
+            f"%3: {kind} = aten.sym_size.int(%2, {dim})",
+            f"%4: f64[{size}, 2] = aten.full([%3, 2], 1.0, dtype = f64)",
+            "return %4, %2",
+            mesh="mesh <tp = 4>\nsym s0 in [2, 64]",
+        )
+    )

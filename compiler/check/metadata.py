@@ -1,0 +1,244 @@
+"""Whether nodes state truly what they compute: shapes and types, against what their ops give.
+
+Graphs are interpreted by the shapes, types and numbers in their metadata. A rewrite that changed a
+call and not what is stated about it would be believed; so every call runs, on tensors without data:
+where size symbols have their hints, and once more at other sizes, which tell symbols apart.
+What cannot run so is taken as stated: sizes that depend on data, ops without such a form, and calls
+that fail in the source too. Statements that are made many times, as by layers, are checked once.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses import fake_tensor
+
+from compiler.errors import GraphError
+from compiler.ir import access
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.rules.meaning import size_key
+
+OTHER_SIZES = (240, 48, 8, 3)
+"""Of the first size symbol; the next ones have multiples. The first of these counts at which the
+source runs: its code may need multiples of something, or be limited."""
+
+HOST = torch.device("cpu")
+WITHOUT_DATA = (
+    NotImplementedError,
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+    fake_tensor.UnsupportedFakeTensorException,
+)
+"""What ops raise that have no form without data, or no result of known size."""
+
+PYTHON = frozenset(
+    getattr(operator, name)
+    for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ge", "le")
+)
+"""What capture leaves of arithmetic with sizes."""
+
+Sizes = Mapping[sympy.Symbol, int]
+
+
+class _UnknownError(Exception):
+    """Nothing can be said of a call."""
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A tensor by its metadata."""
+
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    strides: tuple[Any, ...] = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A call that its op refuses."""
+
+    call: Hashable
+    why: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"an error: {self.why}"
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A node, what it states that it gives, and what its op gives; tensors by their types."""
+
+    node: fx.Node
+    stated: Any
+    given: Any
+
+
+def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
+    """Raise GraphError for the first false statement of either graph."""
+    made = _Made()
+    nodes, rewritten = map(made.first, (source, target))
+    symbols = _symbols(source)
+    points: list[Sizes] = [{symbol: held.hint for symbol, held in symbols.items()}]
+    found = _results(nodes, points[0])
+    for sizes in _other_sizes(symbols):
+        more = _results(nodes, sizes)
+        if _failing(more) <= _failing(found):
+            points.append(sizes)
+            found += more
+            break
+    refused = {x.given for x in found if isinstance(x.given, _Failed)}
+    for at in points:
+        found += _results(rewritten, at)
+    for one in found:
+        if one.stated != one.given and one.given not in refused:
+            side = "source" if one.node.graph is source.graph else "target"
+            raise GraphError(
+                f"the metadata of %{one.node.name} in the {side} is not what its op gives",
+                where=access.source_line(one.node) or str(one.node.format_node()),
+                found=f"stated: {_text(one.stated)}; given by {one.node.target}: "
+                f"{_text(one.given)}",
+                remedy="set meta['val'] anew where arguments change, for example with "
+                "torch.fx.passes.fake_tensor_prop.FakeTensorProp",
+            )
+
+
+def _failing(found: Iterable[_Result]) -> set[fx.Node]:
+    return {x.node for x in found if isinstance(x.given, _Failed)}
+
+
+class _Made:
+    """Statements that were made."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Hashable, int] = {}
+        self._made: set[Hashable] = set()
+
+    def first(self, graph: SpmdGraph) -> list[fx.Node]:
+        """A call for each statement of a graph that was not made before."""
+        found, kinds = [], dict[fx.Node, Any]()
+        for node in graph.graph.nodes:
+            if not access.has_result(node):
+                continue
+            kind = kinds[node] = self._kind(_plain(access.value(node)))
+            if node.op != "call_function":
+                continue
+            read = access.map_operands(node, kinds.__getitem__)
+            statement = node.target, repr((read, kind))  # as text, 1 and True differ
+            if statement not in self._made:
+                self._made.add(statement)
+                found.append(node)
+        return found
+
+    def _kind(self, held: Hashable) -> str:
+        key = (held, held.strides) if isinstance(held, _Typed) else held
+        return f"%{self._kinds.setdefault(key, len(self._kinds))}"
+
+
+def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
+    """Per call of which something can be said."""
+    found = []
+    with fake_tensor.FakeTensorMode(), torch.no_grad():
+        for node in nodes:
+            try:
+                stated = _sized(_plain(access.value(node)), sizes)
+                read = _sized(_plain(access.map_operands(node, access.value)), sizes)
+                found.append(_Result(node, stated, _given(node.target, *read)))
+            except _UnknownError:
+                continue
+    return found
+
+
+def _given(op: Any, args: Any, kwargs: Any) -> Any:
+    """What the op gives, or that it fails."""
+    if not (isinstance(op, OpOverload) or op in PYTHON):
+        raise _UnknownError
+    try:
+        return _plain(op(*_as_tensors(args), **dict(_as_tensors(kwargs))))
+    except WITHOUT_DATA:
+        raise _UnknownError from None
+    except Exception as error:
+        return _Failed((op, repr((args, kwargs))), str(error).partition("\n")[0])
+
+
+def _plain(held: Any) -> Any:
+    """Tensors by their types, sizes by expressions, containers as tuples, all on the host."""
+    if isinstance(held, torch.Tensor):
+        shape, strides = (tuple(map(size_key, x)) for x in (held.shape, held.stride()))
+        return _Typed(shape, held.dtype, strides)
+    if isinstance(held, dict):
+        return tuple((name, _plain(x)) for name, x in held.items())
+    if isinstance(held, list | tuple):
+        return tuple(map(_plain, held))
+    return HOST if isinstance(held, torch.device) else size_key(held)
+
+
+def _sized(held: Any, sizes: Sizes) -> Any:
+    """What ``_plain`` gives, with numbers in the place of size symbols."""
+    if isinstance(held, _Typed):
+        shape, strides = _sized(held.shape, sizes), _sized(held.strides, sizes)
+        return _Typed(shape, held.dtype, strides)
+    if isinstance(held, tuple):
+        return tuple(_sized(x, sizes) for x in held)
+    if isinstance(held, sympy.Expr):
+        number = sympy.sympify(held.xreplace(sizes))
+        if not number.is_Integer:
+            raise _UnknownError  # read out of data
+        return int(number)
+    if isinstance(held, slice | torch.SymFloat | torch.SymBool | torch.Generator | fx.Node):
+        raise _UnknownError
+    return held
+
+
+def _as_tensors(held: Any) -> Any:
+    if isinstance(held, _Typed):
+        return torch.empty_strided(held.shape, held.strides, dtype=held.dtype, device=HOST)
+    return tuple(map(_as_tensors, held)) if isinstance(held, tuple) else held
+
+
+def _text(held: Any) -> str:
+    return f"({', '.join(map(_text, held))})" if isinstance(held, tuple) else str(held)
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    """What a size symbol stood for at capture, and the least and the greatest that it may be."""
+
+    hint: int
+    least: int
+    most: int
+
+
+def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
+    """The size symbols of a graph's inputs."""
+    found: dict[sympy.Symbol, _Symbol] = {}
+    for node in access.node_of(graph.graph, "placeholder"):
+        held = node.meta.get("val")
+        for size in held.shape if isinstance(held, torch.Tensor) else [held]:
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                bounds = size.node.shape_env.var_to_range[size.node.expr]
+                ends = (
+                    int(x) if x.is_Integer else sys.maxsize for x in (bounds.lower, bounds.upper)
+                )
+                found[size.node.expr] = _Symbol(access.concrete(size), *ends)
+    return found
+
+
+def _other_sizes(symbols: Mapping[sympy.Symbol, _Symbol]) -> Sequence[Sizes]:
+    """Sizes within their bounds, as many distinct ones as may be first."""
+    found = []
+    for n in OTHER_SIZES if symbols else ():
+        numbered = enumerate(symbols.items(), 1)
+        found.append({s: min(max(n * i, held.least), held.most) for i, (s, held) in numbered})
+    return sorted(found, key=lambda sizes: -len(set(sizes.values())))
