@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -87,23 +88,16 @@ class _Result:
 
 def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
     """Raise GraphError for the first false statement of either graph."""
-    made = _Made()
-    nodes, rewritten = map(made.first, (source, target))
-    symbols = _symbols(source)
-    points: list[Sizes] = [{symbol: held.hint for symbol, held in symbols.items()}]
-    found = _results(nodes, points[0])
-    for sizes in _other_sizes(symbols):
-        more = _results(nodes, sizes)
-        if _failing(more) <= _failing(found):
-            points.append(sizes)
-            found += more
-            break
-    refused = {x.given for x in found if isinstance(x.given, _Failed)}
-    for at in points:
-        found += _results(rewritten, at)
+    known = _known(source)
+    _raise_first(known.found, known.refused, "source")
+    nodes = known.made.rewritten(target)
+    for sizes in known.points:
+        _raise_first(_results(nodes, sizes), known.refused, "target")
+
+
+def _raise_first(found: Iterable[_Result], refused: Set[_Failed], side: str) -> None:
     for one in found:
         if one.stated != one.given and one.given not in refused:
-            side = "source" if one.node.graph is source.graph else "target"
             raise GraphError(
                 f"the metadata of %{one.node.name} in the {side} is not what its op gives",
                 where=access.source_line(one.node) or str(one.node.format_node()),
@@ -114,19 +108,58 @@ def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What is known of a source.
+
+    Attributes:
+        made: its statements.
+        points: sizes at which it runs: the hints, and others.
+        found: what its distinct calls give there.
+        refused: calls that their ops refuse.
+    """
+
+    made: _Made
+    points: list[Sizes]
+    found: list[_Result]
+    refused: frozenset[_Failed]
+
+
+@lru_cache(maxsize=4)  # every plan of a graph is checked against it
+def _known(source: SpmdGraph) -> _Source:
+    made, symbols = _Made(), _symbols(source)
+    nodes = made.first(source)
+    points: list[Sizes] = [{symbol: held.hint for symbol, held in symbols.items()}]
+    found = _results(nodes, points[0])
+    for sizes in _other_sizes(symbols):
+        more = _results(nodes, sizes)
+        if _failing(more) <= _failing(found):
+            points.append(sizes)
+            found += more
+            break
+    refused = frozenset(x.given for x in found if isinstance(x.given, _Failed))
+    return _Source(made, points, found, refused)
+
+
 def _failing(found: Iterable[_Result]) -> set[fx.Node]:
     return {x.node for x in found if isinstance(x.given, _Failed)}
 
 
 class _Made:
-    """Statements that were made."""
+    """Statements that were made: calls, with the types of their operands and results."""
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, int] = {}
         self._made: set[Hashable] = set()
 
+    def rewritten(self, target: SpmdGraph) -> list[fx.Node]:
+        """As ``first``, and nothing is added."""
+        other = _Made()
+        other._kinds, other._made = dict(self._kinds), set(self._made)
+        return other.first(target)
+
     def first(self, graph: SpmdGraph) -> list[fx.Node]:
-        """A call for each statement of a graph that was not made before."""
+        """A call for each statement of a graph that was not made before; it is, from now on."""
         found, kinds = [], dict[fx.Node, Any]()
         for node in graph.graph.nodes:
             if not access.has_result(node):
