@@ -328,7 +328,7 @@ def integers(text: str) -> list[int]:
 def main() -> int:
     """Prints tables on standard output and JSON to ``--output``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, help="decoder layers; default: all 45")
+    parser.add_argument("--layers", type=int, help="decoder layers; default: all 45, 5 on cpu")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a tiny model")
     parser.add_argument("--prefill", type=integers, default=[2048, 8192, 16384], help="tokens")
     parser.add_argument("--decode", type=integers, default=[1, 64, 256], help="batch sizes")
@@ -342,7 +342,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     device, rows = Device(given.device), list[dict[str, Any]]()
     dist.init_process_group("fake", rank=0, world_size=RANKS)
-    config = real_config(given.layers) if device.cuda else Step3p5Config.small()
+    cuda, layers = device.cuda, given.layers
+    config = real_config(layers) if cuda else Step3p5Config.small(layers or 5)
     with torch.no_grad():
         model = random_model(config, given.device, torch.bfloat16)
     told("weights made")

@@ -29,13 +29,16 @@ TOLERANCE = 3.0
 """How many times further than a nudged model a form's outputs may be from those as written."""
 FAR = 0.5
 """Beyond this difference outputs have nothing to do with each other, and tell nothing."""
+SMALL_LAYERS = 5
 FIRST_GUESS_S = 100.0
 """What one kind of call takes at real size: capture, plans, comparison, rounds."""
 
 
 def config_of(given: Namespace) -> Step3p5Config:
     """The model's sizes."""
-    return Step3p5Config.small() if given.small else real_config(given.layers)
+    if given.small:
+        return Step3p5Config.small(given.layers or SMALL_LAYERS)
+    return real_config(given.layers)
 
 
 def dtype_of(given: Namespace) -> torch.dtype:

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--small", action="store_true", help="a small model and few sizes, for a trial")
     add("--experts", type=some_of("tp", "ep"), default=["tp", "ep"],
         help="experts cut over the ranks (tp), whole on one each (ep); default: tp,ep")  # fmt: skip
-    add("--layers", type=least(1), help="decoder layers of the real model; default: all 45")
+    add("--layers", type=least(1), help="decoder layers; default: all 45, 5 of a small model")
     add("--prefill", type=several(KEPT), help="tokens; '' for none; default: 2048,8192,16384")
     add("--decode", type=several(1), help="batch sizes; '' for none; default: 1,64,256")
     add("--context", type=least(1), help="tokens in the cache; default: 1024")
@@ -96,8 +96,6 @@ def completed(given: argparse.Namespace) -> argparse.Namespace:
     """
     small, parts = given.small, {*given.parts}
     given.device = device_of(given)
-    if small and given.layers:
-        raise CommPlanError("--layers cuts the real model", remedy="leave out --layers or --small")
     defaults: dict[str, Any] = {
         "ranks": torch.cuda.device_count() if given.device == "cuda" else 2,
         "prefill": [32, 64] if small else [2048, 8192, 16384],

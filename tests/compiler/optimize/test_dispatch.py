@@ -80,21 +80,19 @@ def assert_sent(found: dict[str, Any], dtype: torch.dtype) -> None:
     assert any("by all_to_all" in remark for remark in found["remarks"])
 
 
-ROUTINGS = pytest.mark.parametrize(
-    ("dtype", "routing"), [(torch.float32, "skewed"), (torch.bfloat16, "any")], ids=str
-)
+ROUTINGS = [(torch.float32, "skewed"), (torch.bfloat16, "any")]
 
 
-@ROUTINGS
+@pytest.mark.parametrize(("ranks", "dtype", "routing"), [(4, *ROUTINGS[0]), (2, *ROUTINGS[1])])
 def test_a_model_whose_rows_go_to_their_experts(
-    gloo_pool: Any, dtype: torch.dtype, routing: str
+    gloo_pool: Any, ranks: int, dtype: torch.dtype, routing: str
 ) -> None:
-    for found in gloo_pool(4).run(step3p5, dtype, routing):
+    for found in gloo_pool(ranks).run(step3p5, dtype, routing):
         assert_sent(found, dtype)
 
 
 @pytest.mark.gpu
-@ROUTINGS
+@pytest.mark.parametrize(("dtype", "routing"), ROUTINGS, ids=str)
 def test_rows_go_to_their_experts_on_cuda(dtype: torch.dtype, routing: str) -> None:
     for found in on_one_gpu(step3p5, dtype, routing, "cuda"):
         print(found)
