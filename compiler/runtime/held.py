@@ -7,9 +7,9 @@ by one, at every call.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -49,13 +49,21 @@ class Held:
         self.names = (*state, *constants)
         self._slots = [slot(model, key) for key in state.values()]
         self._constants = list(constants.values())
+        self._seen: list[Any] = []
+        self._tensors = self._constants
 
     def tensors(self) -> list[Any]:
-        """What is held now, in the order of ``names``; of DTensors, this rank's part."""
+        """What is held now, in the order of ``names``; of DTensors, this rank's part.
+
+        The same list as before if nothing was replaced since. Not to be changed.
+        """
         found = [owner[key] for owner, key in self._slots]
-        if DTensor in set(map(type, found)):
-            found = [x.to_local() if isinstance(x, DTensor) else x for x in found]
-        return found + self._constants
+        if len(found) == len(self._seen) and all(map(operator.is_, found, self._seen)):
+            return self._tensors
+        if any(isinstance(x, DTensor) for x in found):  # what one holds may be replaced in it
+            return [x.to_local() if isinstance(x, DTensor) else x for x in found] + self._constants
+        self._seen, self._tensors = found, found + self._constants
+        return self._tensors
 
 
 class HoldingGraph(nn.Module):
@@ -76,16 +84,22 @@ class HoldingGraph(nn.Module):
             copies[node] = graph.get_attr(attribute) if attribute else graph.node_copy(node)
         graph.output(graph.graph_copy(module.graph, copies))
         own = access.node_of(module.graph, "get_attr")
-        held: dict[str, Any] = {str(n.target): attrgetter(str(n.target))(module) for n in own}
+        held: dict[str, Any] = {
+            str(n.target): operator.attrgetter(str(n.target))(module) for n in own
+        }
         held |= dict.fromkeys(self._attributes.values(), torch.empty(0))
         self.module = fx.GraphModule(held, graph)
+        self._last: list[Any] = []
 
     def hold(self, tensors: list[Any]) -> None:
-        """Takes tensors in the order of the names."""
+        """Takes tensors in the order of the names; nothing changes if it is the list held."""
+        if tensors is self._last:
+            return
         held = self.module._buffers
         for attribute, tensor in zip(self._attributes.values(), tensors, strict=True):
             if held[attribute] is not tensor:
                 held[attribute] = tensor
+        self._last = tensors
 
     def forward(self, *arguments: torch.Tensor) -> Any:
         """What the graph returns."""

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
 from compiler.runtime.lowering import Lowered
-from compiler.runtime.prepared import Prepared, call_kind
+from compiler.runtime.prepared import Prepared, Values, call_kind
 from compiler.runtime.seen import Arranged, canonical_order, walked
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
@@ -24,9 +24,7 @@ class _Call:
     No dataclass: compilers look into frozen ones, and would check all they hold at every call.
     """
 
-    def __init__(
-        self, prepared: Prepared, form: Lowered, values: list[Any], given: Arguments
-    ) -> None:
+    def __init__(self, prepared: Prepared, form: Lowered, values: Values, given: Arguments) -> None:
         self.prepared, self.form, self.values, self.given = prepared, form, values, given
 
 

@@ -20,6 +20,9 @@ from compiler.plan.ranges import TokenTable
 from compiler.runtime.held import Held, HoldingGraph, compilers_read_modules
 from compiler.runtime.lowering import Lowered
 
+Values = tuple[list[Any], list[Any]]
+"""What a model holds of a graph's inputs, and what a call gives of them."""
+
 
 def call_kind(given: Arguments) -> tuple[Any, ...]:
     """What must agree for two calls to run one graph, sizes of two and more left out."""
@@ -123,33 +126,36 @@ class Prepared:
             return False
         return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
 
-    def values(self, model: nn.Module, given: Arguments) -> list[Any]:
-        """All that the graph reads in this call: what the model holds, then the call's tensors."""
+    def values(self, model: nn.Module, given: Arguments) -> Values:
+        """All that the graph reads in this call: what the model holds, and the call's tensors."""
         held, leaves, _ = self._bound(model)
         tensors = [given.leaves[i] for i in leaves]
-        return held.tensors() + [x if x.is_contiguous() else x.contiguous() for x in tensors]
+        return held.tensors(), [x if x.is_contiguous() else x.contiguous() for x in tensors]
 
-    def inputs(self, values: list[Any]) -> list[Any]:
+    def inputs(self, values: Values) -> list[Any]:
         """The values in the order of the graph's placeholders."""
-        return [values[i] for i in self._binding[0][2]]
+        both = values[0] + values[1]
+        return [both[i] for i in self._binding[0][2]]
 
-    def compiled(self, form: Lowered, values: list[Any]) -> tuple[nn.Module, list[Any]]:
+    def compiled(self, form: Lowered, values: Values) -> tuple[nn.Module, list[Any]]:
         """A form for compilers, and what to call it with."""
+        held, given = values
         names = self._binding[0][0].names
         if id(form) not in self._holding:
             live = compilers_read_modules()
             self._holding[id(form)] = HoldingGraph(form.module, names) if live else None
         if (graph := self._holding[id(form)]) is None:
             return form.module, self.inputs(values)
-        graph.hold(values[: len(names)])
-        return graph, values[len(names) :]
+        graph.hold(held)
+        return graph, given
 
     def result(
-        self, form: Lowered, outputs: Sequence[Any], values: list[Any], given: Arguments
+        self, form: Lowered, outputs: Sequence[Any], values: Values, given: Arguments
     ) -> Any:
         """The model's result from the outputs of a form, after writing back what it updates."""
         for index, at, leaf in self.written:
-            whole = values[at]
+            held, own = values
+            whole = held[at] if at < len(held) else own[at - len(held)]
             into = whole if leaf is None else given.leaves[leaf]
             if index not in form.in_place or into is not whole:
                 into.copy_(outputs[index])

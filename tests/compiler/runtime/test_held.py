@@ -50,22 +50,37 @@ def test_state_then_constants_in_the_order_of_their_names() -> None:
     assert all(
         a is b for a, b in zip(got, (model.layers[0].weight, model.scale, constant), strict=True)
     )
+    assert found.tensors() is got
     model.scale = nn.Parameter(torch.zeros(1))
     assert found.tensors()[1] is model.scale
+    assert got[1] is not model.scale
 
 
-def local_parts(group: dist.ProcessGroup) -> list[float]:
-    model = nn.Linear(1, 4, bias=False)
+def test_a_graph_may_read_constants_alone() -> None:
+    constant = torch.ones(3)
+    (found,) = Held(Model(), {}, {"c": constant}).tensors()
+    assert found is constant
+
+
+def local_parts(group: dist.ProcessGroup) -> list[list[float]]:
+    model, parts = nn.Linear(1, 4, bias=False), []
     mesh = DeviceMesh.from_group(group, "cpu")
-    whole = DTensor.from_local(torch.full((2, 1), float(group.rank())), mesh, [Shard(0)])
-    model.weight = nn.Parameter(whole, requires_grad=False)
-    (part,) = Held(model, {"w": "weight"}, {}).tensors()
-    assert not isinstance(part, DTensor)
-    return part.flatten().tolist()  # type: ignore[no-any-return]
+    first, second = (
+        DTensor.from_local(torch.full((2, 1), n + group.rank()), mesh, [Shard(0)]) for n in (0.0, 5)
+    )
+    model.weight = nn.Parameter(first, requires_grad=False)
+    found = Held(model, {"w": "weight"}, {})
+    for _ in range(2):
+        (part,) = found.tensors()
+        assert not isinstance(part, DTensor)
+        parts.append(part.flatten().tolist())
+        torch.utils.swap_tensors(model.weight, nn.Parameter(second, requires_grad=False))
+    return parts
 
 
 def test_of_dtensors_the_part_of_this_rank(gloo_pool: Any) -> None:
-    assert gloo_pool(2).run(local_parts) == [[0.0, 0.0], [1.0, 1.0]]
+    ranks = gloo_pool(2).run(local_parts)
+    assert ranks == [[[0.0, 0.0], [5.0, 5.0]], [[1.0, 1.0], [6.0, 6.0]]]
 
 
 def scaled() -> fx.GraphModule:
