@@ -9,6 +9,7 @@ After     %2: f32[4, 8] {tp: R} = comm.all_reduce(%1) {axis = tp, op = sum}
           return %2
 
 Law       copy(d, x) = x;  wait(wait(x)) = wait(x);  view to the shape of x of views of x = x;
+          whatever waits for one collective holds the same;
           collectives over groups of one rank, of every kind and reduction: x = x.
 Exact     bit by bit.
 Requires  same shape, strides, element type and device on both sides.
@@ -50,7 +51,8 @@ class Canonicalize:
             if held is None or not same_layout(node, held):
                 continue
             stands_for[node] = stands_for.get(held, held)
-            if node.target is WAIT and (found := collective(node)) is not None:
+            found = collective(node) if node.target is WAIT else None
+            if found is not None and held is found.operand:
                 why = f"{found.kind} over groups of one rank removed"
                 remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", why))
         if not stands_for:
@@ -84,6 +86,9 @@ def holds(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
 def _waited(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
     if access.operands(node)[0].target is WAIT:
         return access.operands(node)[0]
+    first = min(user for user in access.operands(node)[0].users if user.target is WAIT)
+    if first is not node:
+        return first
     found = collective(node)
     if found is None or graph.mesh.group(found.group).axis_size != 1:
         return None

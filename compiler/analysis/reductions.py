@@ -84,6 +84,8 @@ def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
     what = collective(node) if node.target in OPS or node.target is WAIT else None
     if what is None or what.op not in (*LINEAR_KINDS, *SELECTIVE_KINDS):
         return None
+    if what.op == "avg" and not access.dtype(what.operand).is_floating_point:
+        return None  # whole numbers are divided with a remainder: no law holds
     scatters = what.kind is Kind.REDUCE_SCATTER
     return Reduction(what.group, what.op, graph.mesh.group(what.group), scatters)
 

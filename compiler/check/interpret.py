@@ -22,7 +22,6 @@ from compiler.check.algebra import Field, Keys
 from compiler.check.blocks import Blockwise, Value, aligned, blockwise
 from compiler.check.logarithms import Logarithms
 from compiler.check.sizes import RowSizes, divisible, renamed, symbols
-from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
@@ -79,11 +78,6 @@ class Interpreter:
                 self.values[node] = self._collective(node)
             elif node.op == "call_function" and access.is_operand(node):
                 self.values[node] = self._call(node)
-            elif node.op != "call_function":
-                raise GraphError(
-                    f"%{node.name} is a {node.op} node",
-                    remedy="capture to ATen ops, for example with torch.export",
-                )
         return self.values
 
     def key(self, *parts: object) -> bytes:
@@ -159,12 +153,20 @@ class Interpreter:
 
     def _computed(self, call: Call, found: Meaning, operands: Sequence[Field]) -> Field:
         if found.random:
-            self.random_calls += 1
-            where = [self.key("random", call.key, self.random_calls, r) for r in range(self.ranks)]
-            return algebra.random_vectors([[key] for key in where])
+            return self._sampled(call, () if found.fresh else operands)
         if found.terms is None:
             return self._uninterpreted(call, found, operands)
         return self._summed(found.terms, call, operands)
+
+    def _sampled(self, call: Call, operands: Sequence[Field]) -> Field:
+        """A function drawn anew at every call, on every rank."""
+        self.random_calls += 1
+        static = self.key("random", call.key, call.shapes, self.random_calls)
+        held = [algebra.rows(x) for x in operands]
+        return algebra.random_vectors(
+            [[b"|".join((static, b"%d" % r, *(b for x in held for b in x[r % len(x)])))]
+             for r in range(self.ranks)]
+        )  # fmt: skip
 
     def _summed(self, terms: Sequence[Term], call: Call, operands: Sequence[Field]) -> Field:
         blocks = max((x.shape[1] for x in operands), default=1)
@@ -242,7 +244,9 @@ class Interpreter:
                 self._broadcast(x, s, call.result)
                 for x, s in zip(operands, call.shapes, strict=True)
             ]
-            static = self.key("pointwise", call.key)
+            # over the reals; what an op does to the bits of an integer depends on its type
+            whole = [d for d in call.dtypes if d is not None and not d.is_floating_point]
+            static = self.key("pointwise", call.key, tuple(map(str, whole)))
         else:
             static = self.key("function", call.key, call.shapes)
         return algebra.random_vectors(self._keys(call, static, operands))
@@ -315,8 +319,14 @@ class Interpreter:
     def _reduced(self, found: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """The reduction on every rank: sums in the field, others sums of logarithms."""
         if found.op in ("sum", "avg"):
-            total = algebra.summed_over(x, groups)
-            return algebra.scaled(total, Fraction(1, len(groups[0]) if found.op == "avg" else 1))
+            total, n = algebra.summed_over(x, groups), len(groups[0])
+            if found.op == "sum":
+                return total
+            if not access.dtype(found.operand).is_floating_point:  # divides with a remainder
+                static = self.key("avg", n)
+                keys = [[b"|".join((static, b)) for b in rank] for rank in algebra.rows(total)]
+                return algebra.random_vectors(keys)
+            return algebra.scaled(total, Fraction(1, n))
         if not x.any():
             return x  # the log of zeros, which are slices of zeros too, is no map of another log
         logs = algebra.summed_over(self.logarithms.log(found.op, x), groups)

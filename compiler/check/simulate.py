@@ -193,7 +193,8 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
     """Random inputs that obey the graph's placements; symbolic sizes become ``tokens``.
 
     Floating-point inputs are small multiples of 1/8, so that sums are exact; integers are 0 or 1.
-    One draw per set of ranks that must hold the same; a real attribute keeps its own value.
+    One draw per set of ranks that must hold the same; a real attribute keeps its own value where
+    that is all ranks.
     """
     drawn: dict[str, PerRank] = {}
     for node in graph.graph.nodes:
@@ -201,17 +202,19 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
         if node.op not in ("placeholder", "get_attr") or name in drawn:
             continue
         held = access.value(node)
-        if node.op == "get_attr" and not _is_fake(found := _attribute(graph.root, name)):
-            drawn[name] = [found] * graph.mesh.size
-            continue
         varying = [not isinstance(p, Replicate) for p in graph.inputs[name]]
+        own = _attribute(graph.root, name) if node.op == "get_attr" else None
+        if own is not None and not any(varying) and not is_fake(own):
+            drawn[name] = [own] * graph.mesh.size
+            continue
         seeds = [f"{seed} {name} {_where(graph, r, varying)}" for r in range(graph.mesh.size)]
         once = {s: _draw(held, s, tokens) for s in dict.fromkeys(seeds)}
         drawn[name] = [once[s] for s in seeds]
     return drawn
 
 
-def _is_fake(found: Any) -> bool:
+def is_fake(found: Any) -> bool:
+    """Whether it is a tensor without data."""
     return isinstance(found, torch.Tensor) and (
         found.is_meta or isinstance(found, torch._subclasses.FakeTensor)
     )

@@ -69,6 +69,7 @@ def optimize(
             tokens=tokens,
             pipeline=Pipeline(),
             widen=widen,
+            join=program is None,  # a program runs with the groups that it names
         )
     with stages.stage("check"):
         report = check(source, result.spmd)

@@ -126,10 +126,42 @@ def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
             node.update_arg(position, names.get(str(node.args[position]), node.args[position]))
 
 
+def starts(node: fx.Node) -> bool:
+    """Whether the node starts a collective, of any kind, whose result must be waited for."""
+    return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
+
+
 def check_groups(graph: fx.Graph, mesh: Mesh) -> None:
     """Raise MeshError unless ``mesh`` knows every group the graph uses."""
     for name in group_names(graph):
         mesh.group(name)
+
+
+def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:
+    """Check the numbers that collectives state against their groups.
+
+    Raises:
+        GraphError: a number of ranks, or a rank, that the group does not have; rows that it cannot
+            scatter evenly.
+    """
+    for node, found in collectives(graph):
+        arguments, ranks = access.arguments(node), mesh.group(found.group).axis_size
+        stated, src = arguments.get("group_size", ranks), arguments.get("src", 0)
+        rows = access.shape(found.operand)[0] if found.kind is Kind.REDUCE_SCATTER else 0
+        why = ""
+        if stated != ranks:
+            why = f"it states {stated} ranks, its group has {ranks}"
+        elif not 0 <= src < ranks:
+            why = f"it names rank {src} of a group of {ranks}"
+        elif isinstance(rows, int) and rows % ranks:
+            why = f"it scatters {rows} rows over {ranks} ranks"
+        if why:
+            raise GraphError(
+                f"collective %{node.name} does not fit its group",
+                where=access.source_line(node) or str(node.format_node()),
+                found=why,
+                remedy="pass the mesh that the graph was made for",
+            )
 
 
 def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:

@@ -7,7 +7,7 @@ functional collectives, runnable at any time, and the same on all ranks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -104,6 +104,7 @@ def spmd_graph(
         if access.has_result(node):
             access.value(node)
         if node.op == "placeholder":
+            _check_is_data(node)
             names[str(node.target)] = Replicate()
         elif node.op == "get_attr":
             names[str(node.target)] = Varying()
@@ -119,6 +120,17 @@ def spmd_graph(
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, found[str(node.target)])
     return SpmdGraph(module, module.graph, mesh, found)
+
+
+def _check_is_data(node: fx.Node) -> None:
+    held = access.value(node)
+    if isinstance(held, int | float | complex) and node.users:
+        raise GraphError(
+            f"input %{node.name} is a number",
+            where=next(iter(node.users)).format_node() or "",
+            found=f"meta['val'] = {held!r}, which holds for one call",
+            remedy="pass a tensor of no dimensions, or write the number where it is used",
+        )
 
 
 def _check_rank(node: fx.Node, placements: Placements) -> None:
@@ -153,6 +165,12 @@ def well_formed(graph: fx.Graph) -> None:
         GraphError: an op that mutates its operand, or a value used before its wait.
     """
     for node in graph.nodes:
+        if node.op in ("call_module", "call_method"):
+            raise GraphError(
+                f"%{node.name} is a {node.op} node",
+                where=access.source_line(node) or str(node.format_node()),
+                remedy="capture to ATen ops, for example with torch.export",
+            )
         schema = getattr(node.target, "_schema", None)
         if node.target in _IN_PLACE or (schema is not None and schema.is_mutable):
             raise GraphError(
@@ -160,11 +178,19 @@ def well_formed(graph: fx.Graph) -> None:
                 where=access.source_line(node),
                 remedy="functionalize: run_decompositions({}) on the exported program",
             )
-        if node.target in collectives.OPS:
-            for user in node.users:
-                if user.target is not collectives.WAIT:
-                    raise GraphError(
-                        f"%{user.name} uses collective %{node.name} before its wait_tensor",
-                        where=access.source_line(user),
-                        remedy="wait for the collective first",
-                    )
+        if collectives.starts(node):
+            for user in _before_wait(node):
+                raise GraphError(
+                    f"%{user.name} uses collective %{node.name} before its wait_tensor",
+                    where=access.source_line(user),
+                    remedy="wait for the collective first",
+                )
+
+
+def _before_wait(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads what a collective started, or one of several that it did, without waiting."""
+    for user in node.users:
+        if access.projection(user) is not None:
+            yield from _before_wait(user)
+        elif user.target is not collectives.WAIT:
+            yield user

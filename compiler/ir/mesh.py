@@ -136,12 +136,16 @@ class Mesh:
         return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))
 
     def group(self, name: str) -> ReplicaGroups:
-        """The replica groups that ``name`` denotes.
+        """The replica groups that ``name`` denotes; ``a*b`` those of both, if they are orthogonal.
 
         Raises:
             MeshError: the mesh knows no such group.
         """
         if name not in self.groups:
+            first, _, rest = name.rpartition("*")
+            both = product(self.group(first), self.group(rest)) if first and rest else None
+            if both is not None:
+                return both
             raise MeshError(
                 f"group name {name!r} does not resolve",
                 found=f"the mesh knows {sorted(self.groups)}",
@@ -184,7 +188,7 @@ class Mesh:
     def aliases(self, name: str) -> str:
         """The first name of the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
-        return next(known for known, groups in self.groups.items() if groups == wanted)
+        return next((known for known, groups in self.groups.items() if groups == wanted), name)
 
     def extends(self, other: Mesh) -> bool:
         """Whether it has the axes of ``other`` and all its groups."""

@@ -17,7 +17,7 @@ from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
 from compiler.ir import access
-from compiler.ir.collectives import Kind, collective
+from compiler.ir.collectives import Kind, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
@@ -113,6 +113,7 @@ def optimize_graph(
     known_machine, how = machine_of(machine), launch_of(launch)
     source = spmd_graph(gm, mesh, inputs)
     well_formed(source.graph)
+    check_numbers(source.graph, source.mesh)
     return optimize_spmd(
         source,
         policy=policy,
@@ -176,8 +177,8 @@ def finished(
 ) -> OptimizationResult:
     """The planned graph, written and proved.
 
-    A graph that is not shown to be equivalent is given up: for one that shares no rows, where rows
-    are shared without having been asked for.
+    A graph that is not shown to be equivalent is given up; where it shares rows, for one that does
+    not.
 
     Raises:
         VerificationError: the result could not be shown equivalent.
@@ -188,7 +189,7 @@ def finished(
     report = check(source, written.graph) if verify else None
     clock.lap("check")
     if report is not None and not report.verdict.runs:
-        if decided.rows and policy != "boundary":
+        if decided.rows:
             why = f"rows are not shared: the graph would be {report.verdict}: {report.explanation}"
             result = finished(planner, planner.unshared(decided), tokens=tokens, verify=verify)
             return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))

@@ -100,3 +100,19 @@ def test_removes_all_reduces_over_one_rank() -> None:
             "passed: %v1: all_reduce over groups of one rank removed"
         ]
         assert check(graph, result.graph).verdict is Verdict.EQUIVALENT
+
+
+def test_a_collective_is_waited_for_once() -> None:
+    source = function(
+        X,
+        "%1: f64[4, 8] = comm.all_reduce_start(%0) {axis = tp, op = sum}",
+        "%2: f64[4, 8] = comm.wait(%1)",
+        "%3: f64[4, 8] = aten.silu(%2)",
+        "%4: f64[4, 8] = comm.wait(%1)",
+        "return %3, %4",
+    )
+    found = Canonicalize().apply(source)
+    assert (found.changed, found.remarks) == (True, ())
+    assert check(source, found.graph).verdict is Verdict.EQUIVALENT
+    one = function(X, f"%1: f64[4, 8] = {AR}", "%2: f64[4, 8] = aten.silu(%1)", "return %2, %1")
+    assert print_graph(found.graph) == print_graph(one)

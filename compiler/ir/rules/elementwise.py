@@ -209,8 +209,13 @@ def source(call: Call) -> Meaning:
 
 
 def random(_: Call) -> Meaning:
-    """A fresh value on every call and rank."""
+    """A fresh function of the operands on every call and rank."""
     return Meaning(random=True)
+
+
+def fresh(_: Call) -> Meaning:
+    """A fresh value on every call and rank; of operands, shapes and types alone count."""
+    return Meaning(random=True, fresh=True)
 
 
 def dropout(call: Call) -> Meaning:
@@ -275,10 +280,11 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     source: ("arange", "eye", "linspace.default"),
     dropout: ("dropout",),
     native_dropout: ("native_dropout",),
-    random: (
+    random: ("bernoulli", "multinomial", "normal", "uniform", "exponential"),
+    fresh: (
         "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm",
-        "bernoulli", "multinomial", "normal", "uniform", "exponential", "empty.memory_format",
-        "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted",
+        "empty.memory_format", "empty_like", "new_empty", "empty_strided", "new_empty_strided",
+        "empty_permuted",
     ),
 }  # fmt: skip
 

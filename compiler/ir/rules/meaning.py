@@ -118,7 +118,8 @@ class Meaning:
         selection: how result elements are elements of operands, or None: they are computed.
         pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
         casts: the result's element type differs from the operand's: rounding may be lost or won.
-        random: a fresh value on every call and rank.
+        random: another function of the operands on every call and rank.
+        fresh: random whatever the operands hold, which lend shapes and types alone.
         rank_dependent: static arguments differ between ranks, and with them the maps: each rank's
             result is the sum of terms, but partial sums in give no partial sum.
     """
@@ -129,6 +130,7 @@ class Meaning:
     pointwise: bool = False
     casts: bool = False
     random: bool = False
+    fresh: bool = False
     rank_dependent: bool = False
 
     def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:

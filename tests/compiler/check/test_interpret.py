@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from compiler.check.algebra import of_ranks
 from compiler.check.interpret import Interpreter
 from compiler.check.sizes import symbols
-from compiler.errors import GraphError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from tests.graphs import Builder, aten, function
@@ -105,12 +103,3 @@ def test_symbols_are_named_by_their_first_appearance() -> None:
     mesh = "mesh <tp = 2>\nsym s7 in [2, 64]\nsym b in [2, 64]"
     graph = function('%0 "x": f64[4, s7], %1 "y": f64[b, s7]', "return %0", mesh=mesh)
     assert symbols(graph) == {"s7": "size0", "b": "size1"}
-
-
-def test_what_is_no_function_is_refused() -> None:
-    build = Builder(Mesh({"tp": 2}))
-    x = build.input("x", 2)
-    node = build.graph.call_method("neg", (x,))
-    node.meta["val"] = x.meta["val"]
-    with pytest.raises(GraphError, match="%neg is a call_method node"):
-        Interpreter(build.finish(node), {}).run()

@@ -7,11 +7,12 @@ import operator
 import pytest
 
 from compiler.check import Verdict, check
+from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence
 from tests.compiler.check.verdicts import XY, X, reduce
-from tests.graphs import Builder, aten, function
+from tests.graphs import Builder, aten, c10d, function
 
 
 def in_place(target: object) -> SpmdGraph:
@@ -115,7 +116,9 @@ def test_graph_that_cannot_be_read_is_invalid() -> None:
     report = check(function(X, "%1: f64[4] = aten.neg(%0)", "return (%1,)"), build.finish(node))
     assert (report.verdict, report.explanation) == (
         Verdict.INVALID,
-        "%neg is a call_method node\n  remedy: capture to ATen ops, for example with torch.export",
+        "target: %neg is a call_method node\n"
+        "  where: %neg : [num_users=1] = call_method[target=neg](args = (%x,), kwargs = {})\n"
+        "  remedy: capture to ATen ops, for example with torch.export",
     )
 
 
@@ -129,4 +132,45 @@ def test_group_the_mesh_does_not_know_is_a_verdict() -> None:
         "target: group name 'pp' does not resolve\n"
         "  found: the mesh knows ['tp']\n"
         "  remedy: pass mesh= with this name as an axis or in groups=",
+    )
+
+
+def coalesced(*, waits: bool) -> SpmdGraph:
+    build = Builder(Mesh({"tp": 4}))
+    x = build.input("x", 4)
+    several = build.graph.call_function(c10d.all_reduce_coalesced.default, ([x], "sum", "tp"))
+    several.meta["val"] = [x.meta["val"]]
+    one = build.call(operator.getitem, several, 0)
+    return build.finish(build.call(aten.neg.default, build.call(WAIT, one) if waits else one))
+
+
+def test_one_of_several_that_one_collective_started_must_be_waited_for() -> None:
+    report = check(coalesced(waits=True), coalesced(waits=False))
+    assert (report.verdict, report.explanation) == (
+        Verdict.INVALID,
+        "target: %neg_default uses collective %all_reduce_coalesced_default before its wait_tensor"
+        "\n  remedy: wait for the collective first",
+    )
+    assert check(coalesced(waits=True), coalesced(waits=True)).verdict is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%1: f64[8] = comm.all_gather(%0) {axis = tp, group_size = 2}",
+         "it states 2 ranks, its group has 4"),
+        ("%1: f64[4] = comm.broadcast(%0) {axis = tp, src = 4}", "it names rank 4 of a group of 4"),
+        ("%1: f64[1] = comm.reduce_scatter(%0) {axis = tp, op = sum}",
+         "it scatters 6 rows over 4 ranks"),
+    ],
+)  # fmt: skip
+def test_numbers_that_do_not_fit_the_group(line: str, found: str) -> None:
+    rows = 6 if "scatters" in found else 4
+    graph = function(f'%0 "x": f64[{rows}] {{tp: V}}', line, "return %1")
+    report = check(graph, graph.own_copy())
+    assert report.verdict is Verdict.INVALID
+    assert report.explanation.startswith("source: collective %v1")
+    assert "does not fit its group\n  where: %v1" in report.explanation
+    assert report.explanation.endswith(
+        f"found: {found}\n  remedy: pass the mesh that the graph was made for"
     )

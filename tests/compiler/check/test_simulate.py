@@ -114,7 +114,7 @@ def test_inputs_obey_placements() -> None:
 
 def test_real_attributes_keep_their_values_and_symbols_become_tokens() -> None:
     build = Builder(Mesh({"tp": 2}), {"w": torch.tensor([7.0, 8.0], dtype=torch.float64)})
-    graph = build.finish(build.attribute("w", varies=("tp",)))
+    graph = build.finish(build.attribute("w"))
     assert [t.tolist() for t in draw_inputs(graph, 0)["w"]] == [[7, 8], [7, 8]]
     (found,) = simulate(graph, {})
     assert [t.tolist() for t in found] == [[7, 8], [7, 8]]
@@ -122,6 +122,13 @@ def test_real_attributes_keep_their_values_and_symbols_become_tokens() -> None:
                      mesh="mesh <tp = 2>\nsym s0 in [2, 64]")  # fmt: skip
     drawn = draw_inputs(sized, 0, tokens=6)
     assert (drawn["x"][0].shape, drawn["n"]) == ((6, 2), [6, 6])
+
+
+def test_real_attributes_that_vary_are_drawn_for_every_rank() -> None:
+    build = Builder(Mesh({"tp": 2}), {"w": torch.tensor([7.0, 8.0], dtype=torch.float64)})
+    first, second = draw_inputs(build.finish(build.attribute("w", varies=("tp",))), 0)["w"]
+    assert first.shape == second.shape == (2,)
+    assert first.tolist() != second.tolist()
 
 
 def test_an_input_left_out_is_a_bug_of_the_caller() -> None:

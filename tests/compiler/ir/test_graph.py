@@ -114,3 +114,28 @@ def test_remarks_as_text() -> None:
     assert str(Remark(RemarkKind.NOTE, "", "why")) == "note: why"
     assert str(Remark(RemarkKind.MISSED, "%x", "why")) == "missed: %x: why"
     assert str(Remark(RemarkKind.PASSED, "%x", "why", "layers.0")) == "passed: layers.0 %x: why"
+
+
+def test_a_number_is_no_input() -> None:
+    build = Builder(Mesh({"tp": 2}))
+    x = build.input("x", 4)
+    number = build.graph.placeholder("scale")
+    number.meta["val"] = 2.5
+    scaled = build.graph.call_function(aten.mul.Tensor, (x, number))
+    scaled.meta["val"] = x.meta["val"]
+    with pytest.raises(GraphError) as caught:
+        build.finish(scaled)
+    assert str(caught.value) == (
+        "input %scale is a number\n"
+        "  where: %mul_tensor : [num_users=1] = call_function[target=torch.ops.aten.mul.Tensor]"
+        "(args = (%x, %scale), kwargs = {})\n"
+        "  found: meta['val'] = 2.5, which holds for one call\n"
+        "  remedy: pass a tensor of no dimensions, or write the number where it is used"
+    )
+
+
+def test_a_number_that_nobody_reads_stays() -> None:
+    build = Builder(Mesh({"tp": 2}))
+    x = build.input("x", 4)
+    build.graph.placeholder("training").meta["val"] = False
+    assert build.finish(x).inputs["training"] == (Replicate(),)

@@ -133,3 +133,16 @@ def test_from_device_mesh(names: tuple[str, str] | None) -> None:
     assert mesh.axes == {outer: 2, inner: 4}
     for i, axis in enumerate((outer, inner)):
         assert mesh.aliases(device_mesh.get_group(i).group_name) == axis
+
+
+def test_products_of_orthogonal_groups_have_names() -> None:
+    mesh = Mesh({"dp": 2, "tp": 2}, groups={"pairs": [[0, 3], [1, 2]]})
+    assert mesh.group("dp*tp").ranks == ((0, 1, 2, 3),)
+    assert mesh.group("tp*dp") == mesh.group("dp*tp") == mesh.group("pairs*tp")
+    assert mesh.aliases("dp*tp") == "dp*tp"
+    for name in ("tp*tp", "tp*", "*tp", "dp*pp"):
+        with pytest.raises(MeshError, match="does not resolve"):
+            mesh.group(name)
+    larger = Mesh({"pp": 2, "dp": 2, "tp": 2})
+    assert larger.group("pp*dp*tp").ranks == (tuple(range(8)),)
+    assert larger.group("pp*tp") == larger.along("pp", "tp")

@@ -1,0 +1,78 @@
+"""What counts as equal and what does not: infinities, whole numbers, attributes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from compiler.check import Verdict, check
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import Mesh
+from tests.graphs import Builder, aten, function
+
+
+def filled(*, twice: bool) -> SpmdGraph:
+    build = Builder(Mesh({"tp": 4}))
+    x = build.input("x", 8, 8)
+    y = build.call(aten.t.default, build.call(aten.t.default, x)) if twice else x
+    mask = build.call(aten.lt.Scalar, x, 0.0)
+    return build.finish(build.call(aten.masked_fill.Scalar, y, mask, float("-inf")))
+
+
+def test_equal_infinities_are_no_difference() -> None:
+    assert check(filled(twice=True), filled(twice=False)).verdict is Verdict.UNPROVED
+
+
+def test_whole_numbers_are_averaged_with_a_remainder() -> None:
+    def graph(kind: str, *, first: bool) -> SpmdGraph:
+        steps = ["comm.all_reduce(%N) {axis = tp, op = avg}", "aten.mul.Tensor(%N, 2)"]
+        one, two = steps if first else steps[::-1]
+        lines = (one.replace("%N", "%0"), two.replace("%N", "%1"))
+        named = [f"%{i}: {kind}[4] = {line}" for i, line in enumerate(lines, 1)]
+        return function(f'%0 "x": {kind}[4] {{tp: V}}', *named, "return %2")
+
+    assert check(graph("f64", first=True), graph("f64", first=False)).verdict is Verdict.EQUIVALENT
+    assert check(graph("i64", first=True), graph("i64", first=False)).verdict is not (
+        Verdict.EQUIVALENT
+    )
+
+
+def test_what_is_done_to_bits_depends_on_their_number() -> None:
+    def graph(*, wide_first: bool) -> SpmdGraph:
+        build = Builder(Mesh({"tp": 2}))
+        x = build.input("x", 4, dtype=torch.uint8)
+        steps = [(aten._to_copy.default, {"dtype": torch.int64}), (aten.bitwise_not.default, {})]
+        for op, options in steps if wide_first else steps[::-1]:
+            x = build.call(op, x, **options)
+        return build.finish(x)
+
+    found = check(graph(wide_first=True), graph(wide_first=False))
+    assert found.verdict is Verdict.NOT_EQUIVALENT
+
+
+def weighed(held: torch.Tensor, axis: str) -> SpmdGraph:
+    """``x + reduced w``, where every rank has a ``w`` of its own."""
+    build = Builder(Mesh({"dp": 2, "tp": 2}), {"w": held})
+    w = build.attribute("w", varies=("dp", "tp"))
+    w.meta["val"] = torch.empty(4, dtype=torch.float64, device="meta")
+    total = build.all_reduce(w, axis)
+    return build.finish(build.call(aten.add.Tensor, build.input("x", 4), total))
+
+
+def test_attributes_that_vary_are_other_numbers_on_other_ranks() -> None:
+    held = torch.arange(4, dtype=torch.float64)
+    found = check(weighed(held, "tp"), weighed(held, "dp"))
+    assert found.verdict is Verdict.NOT_EQUIVALENT
+
+
+@pytest.mark.parametrize("kind", ["nan", "fake"])
+def test_the_same_attribute_made_twice(kind: str) -> None:
+    if kind == "fake":
+        held = []
+        for _ in range(2):
+            with FakeTensorMode():
+                held.append(torch.empty(4, dtype=torch.float64))
+    else:
+        held = [torch.tensor([1.0, torch.nan, 3.0, 4.0], dtype=torch.float64) for _ in range(2)]
+    assert check(weighed(held[0], "tp"), weighed(held[1], "tp")).verdict is Verdict.IDENTICAL

@@ -1,0 +1,58 @@
+"""Graphs at the edge of the laws: joint groups, whole numbers, a single token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compiler.check import Verdict
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import Mesh
+from compiler.optimize import OptimizationResult, check_equivalence, optimize_graph
+from tests.graphs import Builder, aten, inputs_of
+
+
+def optimized(graph: SpmdGraph, **options: object) -> OptimizationResult:
+    return optimize_graph(graph.module, mesh=graph.mesh, inputs=inputs_of(graph), **options)  # type: ignore[arg-type]
+
+
+def test_reductions_over_orthogonal_groups_are_one_that_the_mesh_can_resolve() -> None:
+    mesh = Mesh({"dp": 2, "tp": 2})
+    build = Builder(mesh)
+    x = build.input("x", 4, 8, varies=("dp", "tp"))
+    graph = build.finish(build.all_reduce(build.all_reduce(x, "tp"), "dp"))
+    result = optimized(graph)
+    assert result.after.counts == {"all_reduce": 1}
+    report = check_equivalence(
+        graph.module, result.graph_module, mesh=mesh, inputs=inputs_of(graph)
+    )
+    assert report.verdict is Verdict.EQUIVALENT
+
+
+def test_averages_of_whole_numbers_stay() -> None:
+    build = Builder(Mesh({"tp": 4}))
+    x, y = (build.input(name, 4, varies=("tp",), dtype=torch.int64) for name in "xy")
+    means = [build.all_reduce(addend, op="avg") for addend in (x, y)]
+    result = optimized(build.finish(build.call(aten.add.Tensor, *means)))
+    assert result.after.counts == {"all_reduce": 2}
+    assert result.verdict is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5])
+def test_sparse_layers_of_square_weights_for_any_number_of_tokens(tokens: int) -> None:
+    """For one token the hidden dimension counts as rows, and no law tells it from the weight's."""
+    build = Builder(Mesh({"tp": 4}))
+    x, w = build.input("x", tokens, 16), build.input("w", 16, 16, varies=("tp",))
+    first = len(build.graph.nodes)
+    h = build.call(aten.add.Tensor, x, build.all_reduce(build.call(aten.mm.default, x, w)))
+    square = build.call(aten.mean.dim, build.call(aten.mul.Tensor, h, h), [-1], True)
+    y = build.call(aten.mul.Tensor, h, build.call(aten.rsqrt.default, square))
+    for node in list(build.graph.nodes)[first:]:
+        node.meta["nn_module_stack"] = {"m": ("model.layers.0", torch.nn.Module)}
+    graph = build.finish(y)
+    result = optimized(graph, policy="boundary", layers=["sparse"])
+    assert result.verdict.runs
+    shared = "reduce_scatter" in result.after.counts
+    assert shared is (tokens > 1)
+    said = [r.reason for r in result.remarks if r.reason.startswith("rows are not shared")]
+    assert len(said) == (tokens == 1)
