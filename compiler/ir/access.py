@@ -152,7 +152,9 @@ def _collect(tree: Any, found: list[Any]) -> None:
 
 
 def has_result(node: fx.Node) -> bool:
-    """Whether the node computes something: assertions and outputs do not."""
+    """Whether the node computes something: assertions, outputs and export's guards do not."""
+    if node.op == "call_module" and not node.users:
+        return False
     schema = getattr(node.target, "_schema", None)
     return node.op != "output" and (schema is None or bool(schema.returns))
 

@@ -165,7 +165,7 @@ def well_formed(graph: fx.Graph) -> None:
         GraphError: an op that mutates its operand, or a value used before its wait.
     """
     for node in graph.nodes:
-        if node.op in ("call_module", "call_method"):
+        if node.op in ("call_module", "call_method") and access.has_result(node):
             raise GraphError(
                 f"%{node.name} is a {node.op} node",
                 where=access.source_line(node) or str(node.format_node()),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import fx
+from torch import fx, nn
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.analysis.rows import only_own_rows_read
@@ -199,7 +199,7 @@ def finished(
             remedy="report this; policy='off' leaves the graph as it is",
         )
     return OptimizationResult(
-        graph_module=written.graph.module,
+        graph_module=_as_the_source(written.graph),
         plan=decided.plan(policy, tokens),
         report=report,
         remarks=(
@@ -214,6 +214,31 @@ def finished(
         records=tuple(written.pipeline.records),
         seconds=dict(clock.seconds),
     )
+
+
+def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
+    """The graph as a module that holds all that the source holds, and is called as it is."""
+    root, made = graph.root, graph.module
+    if isinstance(root, fx.GraphModule):
+        if type(root.graph._codegen) is not fx.graph.CodeGen:  # arguments are trees
+            made = graph.own_copy().module
+            made.graph.set_codegen(root.graph._codegen)
+            made.recompile()
+        made.meta.update(root.meta)
+    for path, held in root.state_dict(keep_vars=True).items():
+        owner: nn.Module = made
+        *modules, name = path.split(".")
+        for module in modules:
+            if not hasattr(owner, module):
+                owner.add_module(module, nn.Module())
+            owner = owner.get_submodule(module)
+        if hasattr(owner, name):
+            continue
+        if isinstance(held, nn.Parameter):
+            owner.register_parameter(name, held)
+        else:
+            owner.register_buffer(name, held)
+    return made
 
 
 def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 from compiler.check import Verdict
 from compiler.ir.graph import SpmdGraph
@@ -27,6 +31,45 @@ def test_reductions_over_orthogonal_groups_are_one_that_the_mesh_can_resolve() -
         graph.module, result.graph_module, mesh=mesh, inputs=inputs_of(graph)
     )
     assert report.verdict is Verdict.EQUIVALENT
+
+
+class Sums(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (torch.nn.Linear(4, 8, bias=False) for _ in range(2))
+        self.right.register_buffer("unread", torch.ones(3))
+        self.unused = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, given: dict[str, torch.Tensor], scale: int = 2) -> dict[str, Any]:
+        group = dist.group.WORLD
+        left, right = self.left(given["x"]), self.right(given["x"])
+        sums = [funcol.all_reduce(part, "sum", group) for part in (left, right)]  # type: ignore[arg-type]
+        return {"y": sums[0] + sums[1], "rest": (None, scale)}
+
+
+def test_an_exported_module_keeps_its_state_and_is_called_as_before() -> None:
+    dist.init_process_group("fake", rank=0, world_size=4)
+    try:
+        dims = ({"x": {0: torch.export.Dim.DYNAMIC}},)
+        exported = torch.export.export(
+            Sums(), ({"x": torch.ones(3, 4)},), dynamic_shapes=dims, strict=False
+        )
+        module = exported.run_decompositions({}).module()
+        name = str(dist.group.WORLD.group_name)  # type: ignore[union-attr]
+        mesh = Mesh({"tp": 4}, groups={name: [[0, 1, 2, 3]]})
+        result = optimize_graph(module, mesh=mesh)
+        assert result.after.counts == {"all_reduce": 1}
+        made = result.graph_module
+        assert check_equivalence(module, made, mesh=mesh).verdict is Verdict.EQUIVALENT
+        held, kept = (m.state_dict(keep_vars=True) for m in (module, made))
+        assert set(held) == set(kept)
+        assert all(kept[key] is held[key] for key in held)
+        with torch.no_grad():
+            want, got = (m({"x": torch.ones(5, 4)}) for m in (module, made))
+        assert torch.allclose(want["y"], got["y"])
+        assert want["rest"] == got["rest"] == (None, 2)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_averages_of_whole_numbers_stay() -> None:
