@@ -103,6 +103,14 @@ def _check_names(what: str, given: object, example: str) -> None:
         raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
 
 
+def check_mesh(given: object) -> None:
+    """Raise MeshError unless ``given`` is a mesh."""
+    if not isinstance(given, Mesh):
+        raise MeshError(
+            "mesh= is no mesh", found=repr(given), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+        )
+
+
 class Mesh:
     """Named axes, and the replica groups behind every group name in a graph.
 

@@ -83,6 +83,16 @@ Placements = tuple[Placement, ...]
 """One placement per mesh axis, in the order of the axes."""
 
 
+def check_names(inputs: object) -> None:
+    """Raise PlacementError unless ``inputs`` is None or a mapping."""
+    if not isinstance(inputs, Mapping | None):
+        raise PlacementError(
+            "inputs= is no mapping of names to placements",
+            found=repr(inputs),
+            remedy='for example inputs={"weight": Shard(0)}',
+        )
+
+
 def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: str) -> Placements:
     """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
 
