@@ -19,7 +19,7 @@ from compiler import (
 )
 from compiler.capture.sampled import fake_process_group
 from compiler.errors import GraphError, MeshError, PlacementError
-from tests.graphs import function
+from tests.graphs import aten, function
 
 
 def module() -> fx.GraphModule:
@@ -75,6 +75,30 @@ def test_wrong_arguments_of_optimize_allreduce(
     with pytest.raises(kind) as caught:
         optimize_allreduce(**{"model": nn.Linear(2, 2)} | options)
     assert str(caught.value) == text
+
+
+def test_group_that_is_none() -> None:
+    with fake_process_group(0, 2), pytest.raises(MeshError) as caught:
+        optimize_allreduce(nn.Linear(2, 2), group=3)
+    assert str(caught.value) == (
+        "group= is no process group of this rank\n"
+        "  found: 3\n"
+        "  remedy: pass a torch.distributed.ProcessGroup, or None for all ranks"
+    )
+
+
+def test_model_that_is_a_graph_without_output() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(aten.neg.default, (x,))
+    x.meta["val"] = y.meta["val"] = torch.ones(4, 2)
+    with fake_process_group(0, 2), pytest.raises(GraphError) as caught:
+        optimize_allreduce(fx.GraphModule(nn.Module(), graph), (torch.ones(4, 2),))
+    assert str(caught.value) == (
+        "the graph does not end in one output node\n"
+        "  found: 0 output nodes among 2 nodes\n"
+        "  remedy: end it with graph.output(...)"
+    )
 
 
 @pytest.mark.parametrize("tokens", ["x", None, 1.5])
