@@ -22,7 +22,7 @@ from compiler.ir.placement import (
     Placements,
     Replicate,
     Varying,
-    check_names,
+    check_inputs,
     placements_on,
 )
 from compiler.ir.rules import Meaning, meaning
@@ -102,7 +102,7 @@ def check_given(mesh: object, *modules: object, inputs: object = None) -> None:
                 remedy="pass an fx.GraphModule: fx.GraphModule(root, graph) of an fx.Graph, "
                 ".graph_module of an OptimizationResult; models go to optimize_allreduce",
             )
-    check_names(inputs)
+    check_inputs(inputs)
 
 
 def spmd_graph(

@@ -83,7 +83,7 @@ Placements = tuple[Placement, ...]
 """One placement per mesh axis, in the order of the axes."""
 
 
-def check_names(inputs: object) -> None:
+def check_inputs(inputs: object) -> None:
     """Raise PlacementError unless ``inputs`` is None or a mapping."""
     if not isinstance(inputs, Mapping | None):
         raise PlacementError(

@@ -14,7 +14,7 @@ from compiler.capture import capture
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh, check_mesh
-from compiler.ir.placement import check_names
+from compiler.ir.placement import check_inputs
 from compiler.optimize.graph import Inputs
 from compiler.optimize.model import as_call, check_model
 from compiler.runtime.exchange import exchange_if_any
@@ -52,7 +52,7 @@ def lint(
         CommPlanError: there is no graph to look at: bad placements or groups, a model that cannot
             be captured. That ranks run different programs is a finding, not an error.
     """
-    check_names(inputs)
+    check_inputs(inputs)
     if mesh is not None:
         check_mesh(mesh)
     if isinstance(model_or_graph, SpmdGraph):
