@@ -25,6 +25,7 @@ from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.ir import access
+from compiler.ir.quiet import FAKE_TENSORS, unlogged
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
     outcome = _Outcome()
     try:
-        with localised(model), torch.no_grad(), warnings.catch_warnings():
+        with (
+            localised(model),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            unlogged(FAKE_TENSORS),
+        ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
             program = torch.export.export(
@@ -129,7 +135,7 @@ def trace_program(program: ExportedProgram) -> Traced:
         CaptureError: the program cannot be made functional.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), unlogged(FAKE_TENSORS):
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
     except Exception as error:

@@ -122,7 +122,7 @@ def _stated(
     keys = {state.key: name for name, state in lifted.state.items()}
     if unknown := set(given) - names - set(keys):
         raise PlacementError(
-            f"inputs= names {sorted(unknown)}, which the model does not read",
+            f"inputs= names {sorted(unknown, key=str)}, which the model does not read",
             found=f"it reads {sorted(names | set(keys))}",
             remedy="name arguments, placeholders or state_dict keys",
         )

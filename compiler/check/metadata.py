@@ -25,6 +25,7 @@ from torch._subclasses import fake_tensor
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.quiet import FAKE_TENSORS, unlogged
 from compiler.ir.rules.meaning import size_key
 
 OTHER_SIZES = (240, 48, 8, 3)
@@ -182,7 +183,7 @@ class _Made:
 def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
     """Per call of which something can be said."""
     found = []
-    with fake_tensor.FakeTensorMode(), torch.no_grad():
+    with fake_tensor.FakeTensorMode(), torch.no_grad(), unlogged(FAKE_TENSORS):
         for node in nodes:
             try:
                 stated = _sized(_plain(access.value(node)), sizes)

@@ -17,6 +17,7 @@ from compiler.cli.arguments import mesh_of, placements
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.placement import Placement, Varying
+from compiler.ir.quiet import FAKE_TENSORS, PROGRAMS, unlogged
 from compiler.ir.text import parse_graph
 
 TEXT, PROGRAM = ".spmd", ".pt2"
@@ -86,7 +87,7 @@ def read_text(path: Path) -> SpmdGraph:
 def read_program(path: Path) -> ExportedProgram:
     """A saved program, functional."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unlogged(PROGRAMS, FAKE_TENSORS):
             warnings.simplefilter("ignore")
             program: ExportedProgram = torch.export.load(path).run_decompositions({})
             return program

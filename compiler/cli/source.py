@@ -145,7 +145,7 @@ def _imported(name: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{missing}."):
             raise CommPlanError(
@@ -168,7 +168,7 @@ def _built(
         result = made(**keywords)
     except CommPlanError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the exit code is this program's to choose
         raise CommPlanError(
             f"factory {name!r} raised {type(error).__name__}",
             where=user_line(error),

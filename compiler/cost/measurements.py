@@ -59,17 +59,22 @@ def read_measurements(path: Path) -> tuple[Measurements, ...]:
     of launching. Other libraries' rows say in ``notes`` how they were launched.
 
     Raises:
-        MachineError: the file cannot be read or has other columns.
+        MachineError: the file cannot be read, lacks a column or has no rows.
     """
     rows: dict[tuple[str, int, str, str, str], dict[int, tuple[float, str]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            table = csv.DictReader(file)
+            if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
+                raise ValueError(f"no column {', '.join(missing)}")
+            for row in table:
                 launched = "graph" if row["notes"].endswith("CUDA graph") else "eager"
                 key = row["gpu"], int(row["n_ranks"]), row["library"], row["op"], launched
                 taken = float(row["time_us"]), row["source"]
                 rows.setdefault(key, {})[int(row["bytes"])] = taken
-    except (OSError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+            if not rows:
+                raise ValueError("no rows")
+    except (OSError, TypeError, AttributeError, ValueError) as error:
         raise MachineError(
             "cannot read the measurements",
             where=str(path),

@@ -309,6 +309,16 @@ def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:
 
 
 def output(graph: fx.Graph) -> fx.Node:
-    """The graph's output node."""
-    (found,) = node_of(graph, "output")
-    return found
+    """The graph's output node.
+
+    Raises:
+        GraphError: it has none, or several.
+    """
+    found = node_of(graph, "output")
+    if len(found) != 1:
+        raise GraphError(
+            "the graph does not end in one output node",
+            found=f"{len(found)} output nodes among {len(graph.nodes)} nodes",
+            remedy="end it with graph.output(...)",
+        )
+    return found[0]

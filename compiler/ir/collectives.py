@@ -17,6 +17,7 @@ from torch import fx
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.mesh import Mesh
+from compiler.ir.placement import REDUCTIONS
 
 c10d = torch.ops._c10d_functional
 WAIT = c10d.wait_tensor.default
@@ -67,7 +68,7 @@ def collective(node: fx.Node) -> Collective | None:
     """The collective that ``node`` starts or whose result it is, or None.
 
     Raises:
-        GraphError: a group that is not named by a string.
+        GraphError: a group that is not named by a string, or a reduction there is not.
     """
     if node.target is WAIT:
         started = access.operands(node)[0]
@@ -82,12 +83,19 @@ def collective(node: fx.Node) -> Collective | None:
             where=access.source_line(node),
             remedy="capture with torch.distributed.config.compile_on_one_rank off",
         )
+    op = arguments.get("reduce_op", "")
+    if "reduce_op" in arguments and op not in REDUCTIONS:
+        raise GraphError(
+            f"collective %{node.name} reduces by {op!r}",
+            where=access.source_line(node),
+            remedy=f"one of {', '.join(REDUCTIONS)}",
+        )
     waits = [user for user in node.users if user.target is WAIT]
     return Collective(
         kind=OPS[node.target],
         operand=access.operands(node)[0],
         group=group,
-        op=str(arguments.get("reduce_op", "")),
+        op=op,
         result=waits[0] if waits else None,
     )
 

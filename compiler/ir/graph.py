@@ -15,9 +15,16 @@ import torch
 from torch import fx, nn
 
 from compiler.errors import GraphError, PlacementError
-from compiler.ir import access, collectives
-from compiler.ir.mesh import Mesh
-from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
+from compiler.ir import access, collectives, schema
+from compiler.ir.mesh import Mesh, check_mesh
+from compiler.ir.placement import (
+    Placement,
+    Placements,
+    Replicate,
+    Varying,
+    check_inputs,
+    placements_on,
+)
 from compiler.ir.rules import Meaning, meaning
 
 
@@ -80,6 +87,24 @@ class SpmdGraph:
         return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied)
 
 
+def check_given(mesh: object, *modules: object, inputs: object = None) -> None:
+    """Raise unless these are a mesh, graph modules, and None or a mapping of placements.
+
+    Raises:
+        MeshError, GraphError, PlacementError: respectively.
+    """
+    check_mesh(mesh)
+    for module in modules:
+        if not isinstance(module, fx.GraphModule):
+            raise GraphError(
+                "not a graph",
+                found=type(module).__name__,
+                remedy="pass an fx.GraphModule: fx.GraphModule(root, graph) of an fx.Graph, "
+                ".graph_module of an OptimizationResult; models go to optimize_allreduce",
+            )
+    check_inputs(inputs)
+
+
 def spmd_graph(
     module: fx.GraphModule,
     mesh: Mesh,
@@ -94,15 +119,17 @@ def spmd_graph(
             left out are Replicate, attributes (parameters) left out are Varying.
 
     Raises:
-        GraphError: a node without ``meta["val"]``.
-        MeshError: a group name that does not resolve.
+        GraphError: no graph, or one that does not end in an output, or a node that does not fit
+            its op's schema.
+        MeshError: no mesh, or a group name that does not resolve.
         PlacementError: a name that is no input, or a placement that does not fit.
     """
+    check_given(mesh, module, inputs=inputs)
+    access.output(module.graph)  # refuses a graph without one
     given = dict(inputs or {})
     names: dict[str, Placement] = {}
     for node in module.graph.nodes:
-        if access.has_result(node):
-            access.value(node)
+        schema.check_node(node)
         if node.op == "placeholder":
             _check_is_data(node)
             names[str(node.target)] = Replicate()
@@ -110,7 +137,7 @@ def spmd_graph(
             names[str(node.target)] = Varying()
     if unknown := set(given) - set(names):
         raise PlacementError(
-            f"inputs= names {sorted(unknown)}, which the graph does not have",
+            f"inputs= names {sorted(unknown, key=str)}, which the graph does not have",
             found=f"the graph's inputs are {list(names)}",
             remedy="name placeholders or parameters of the graph",
         )
@@ -171,8 +198,8 @@ def well_formed(graph: fx.Graph) -> None:
                 where=access.source_line(node) or str(node.format_node()),
                 remedy="capture to ATen ops, for example with torch.export",
             )
-        schema = getattr(node.target, "_schema", None)
-        if node.target in _IN_PLACE or (schema is not None and schema.is_mutable):
+        declared = getattr(node.target, "_schema", None)
+        if node.target in _IN_PLACE or (declared is not None and declared.is_mutable):
             raise GraphError(
                 f"op {_name(node.target)} of value %{node.name} mutates its operand",
                 where=access.source_line(node),

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from compiler.errors import MeshError
 
@@ -37,9 +38,17 @@ class ReplicaGroups:
         """Checked construction.
 
         Raises:
-            MeshError: a rank is missing, repeated or out of range, or group sizes differ.
+            MeshError: these are no lists of ranks; a rank is missing, repeated or out of range;
+                or group sizes differ.
         """
-        ranks = tuple(sorted(tuple(int(r) for r in group) for group in groups))
+        try:
+            ranks = tuple(sorted(tuple(map(operator.index, group)) for group in groups))
+        except TypeError:
+            raise MeshError(
+                f"the replica groups of {name!r} are no lists of ranks",
+                found=repr(groups),
+                remedy="list the ranks of each group, for example [[0, 1], [2, 3]]",
+            ) from None
         listed = sorted(itertools.chain.from_iterable(ranks))
         if listed != list(range(world_size)):
             raise MeshError(
@@ -87,6 +96,21 @@ def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
     return frozenset(map(frozenset, groups.ranks))
 
 
+def _check_names(what: str, given: object, example: str) -> None:
+    if not isinstance(given, Mapping):
+        raise MeshError(f"{what} are no mapping of names", found=repr(given), remedy=example)
+    if others := [name for name in given if not isinstance(name, str)]:
+        raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
+
+
+def check_mesh(given: object) -> None:
+    """Raise MeshError unless ``given`` is a mesh."""
+    if not isinstance(given, Mesh):
+        raise MeshError(
+            "mesh= is no mesh", found=repr(given), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+        )
+
+
 class Mesh:
     """Named axes, and the replica groups behind every group name in a graph.
 
@@ -96,7 +120,8 @@ class Mesh:
             listed too, if they denote the same groups.
 
     Raises:
-        MeshError: an axis size below 1, or groups that do not partition the ranks.
+        MeshError: axes or groups that are no mapping of names, an axis size that is no integer of
+            1 or more, or groups that do not partition the ranks.
     """
 
     def __init__(
@@ -104,10 +129,18 @@ class Mesh:
         axes: Mapping[str, int],
         groups: Mapping[str, Iterable[Sequence[int]]] | None = None,
     ) -> None:
+        _check_names("the axes of a mesh", axes, 'for example Mesh({"tp": 8})')
+        _check_names("groups=", groups or {}, 'for example groups={"pairs": [[0, 1], [2, 3]]}')
         if not axes:
             raise MeshError("a mesh needs at least one axis", remedy='for example Mesh({"tp": 8})')
         for name, axis_size in axes.items():
-            if axis_size < 1:
+            if not isinstance(axis_size, SupportsIndex):
+                raise MeshError(
+                    f"the size of axis {name!r} is no integer",
+                    found=repr(axis_size),
+                    remedy="a size of >= 1",
+                )
+            if operator.index(axis_size) < 1:
                 raise MeshError(
                     f"axis {name!r} has no ranks", found=str(axis_size), remedy="a size of >= 1"
                 )

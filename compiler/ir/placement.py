@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from compiler.errors import PlacementError
 from compiler.ir.mesh import Mesh
 
+REDUCTIONS = ("sum", "avg", "product", "min", "max", "band", "bor", "bxor")
+"""What a collective may reduce by: the names that PyTorch's functional collectives know."""
+
 
 @dataclass(frozen=True)
 class Replicate:
@@ -25,9 +28,21 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rank i along the axis holds block i of the global tensor along ``dim`` (>= 0)."""
+    """Rank i along the axis holds block i of the global tensor along ``dim`` (>= 0).
+
+    Raises:
+        PlacementError: ``dim`` is no integer.
+    """
 
     dim: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dim, int):
+            raise PlacementError(
+                "the dimension of a Shard is no integer",
+                found=f"Shard({self.dim!r})",
+                remedy="count dimensions from 0, for example Shard(0)",
+            )
 
     def __str__(self) -> str:
         return f"S({self.dim})"
@@ -35,9 +50,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class Partial:
-    """The global tensor is the reduction ``op`` of the tensors along the axis."""
+    """The global tensor is the reduction ``op`` of the tensors along the axis.
+
+    Raises:
+        PlacementError: ``op`` is none of ``REDUCTIONS``.
+    """
 
     op: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.op not in REDUCTIONS:
+            raise PlacementError(
+                "the reduction of a Partial is not known",
+                found=f"Partial({self.op!r})",
+                remedy=f"one of {', '.join(REDUCTIONS)}",
+            )
 
     def __str__(self) -> str:
         return "P" if self.op == "sum" else f"P({self.op})"
@@ -56,6 +83,16 @@ Placements = tuple[Placement, ...]
 """One placement per mesh axis, in the order of the axes."""
 
 
+def check_inputs(inputs: object) -> None:
+    """Raise PlacementError unless ``inputs`` is None or a mapping."""
+    if not isinstance(inputs, Mapping | None):
+        raise PlacementError(
+            "inputs= is no mapping of names to placements",
+            found=repr(inputs),
+            remedy='for example inputs={"weight": Shard(0)}',
+        )
+
+
 def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: str) -> Placements:
     """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
 
@@ -67,7 +104,7 @@ def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: 
         if unknown := set(given) - set(mesh.axes):
             raise PlacementError(
                 f"the placement of {name!r} names an unknown axis",
-                found=f"{sorted(unknown)}, the mesh has {list(mesh.axes)}",
+                found=f"{sorted(unknown, key=str)}, the mesh has {list(mesh.axes)}",
                 remedy="name axes of the mesh",
             )
         found = tuple(given.get(axis, Replicate()) for axis in mesh.axes)

@@ -15,10 +15,10 @@ from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
-from compiler.errors import CommPlanError, VerificationError
+from compiler.errors import CommPlanError, PlacementError, VerificationError
 from compiler.ir import access
 from compiler.ir.collectives import Kind, check_numbers, collective
-from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.graph import SpmdGraph, check_given, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
@@ -107,9 +107,11 @@ def optimize_graph(
     Raises:
         GraphError, MeshError, PlacementError: the arguments are not well-formed.
         MachineError: no such machine, or one that does not know a collective of the graph.
+        CommPlanError: no such policy or way to launch, or tokens that are no count.
         VerificationError: the result could not be shown equivalent; nothing is returned.
     """
     check_policy(policy)
+    check_tokens(tokens)
     known_machine, how = machine_of(machine), launch_of(launch)
     source = spmd_graph(gm, mesh, inputs)
     well_formed(source.graph)
@@ -132,6 +134,16 @@ def check_policy(policy: str) -> None:
     if policy not in POLICIES:
         raise CommPlanError(
             "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
+        )
+
+
+def check_tokens(tokens: object) -> None:
+    """Raise CommPlanError unless ``tokens`` is a count or None."""
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
+        raise CommPlanError(
+            "tokens= is no count of tokens",
+            found=repr(tokens),
+            remedy="an integer of >= 1, or None",
         )
 
 
@@ -298,15 +310,17 @@ def check_equivalence(
         INVALID. An ill-formed graph is a verdict, not an error.
 
     Raises:
+        GraphError, MeshError: no graph modules, or no mesh.
         PlacementError: ``inputs`` does not fit the source.
     """
+    check_given(mesh, source, target, inputs=inputs)
     graphs = []
     for side, gm in (("source", source), ("target", target)):
         given = _for_target(source, target, inputs) if side == "target" else inputs
         try:
             graphs.append(spmd_graph(gm, mesh, given))
         except CommPlanError as error:
-            if error.what.startswith("inputs="):
+            if side == "source" and isinstance(error, PlacementError):
                 raise
             return Report(Verdict.INVALID, f"{side}: {error}")
     return check(*graphs)

@@ -13,9 +13,10 @@ from compiler.analysis.lint import Finding, findings
 from compiler.capture import capture
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
-from compiler.ir.mesh import Mesh
+from compiler.ir.mesh import Mesh, check_mesh
+from compiler.ir.placement import check_inputs
 from compiler.optimize.graph import Inputs
-from compiler.optimize.model import as_call
+from compiler.optimize.model import as_call, check_model
 from compiler.runtime.exchange import exchange_if_any
 
 
@@ -51,12 +52,16 @@ def lint(
         CommPlanError: there is no graph to look at: bad placements or groups, a model that cannot
             be captured. That ranks run different programs is a finding, not an error.
     """
+    check_inputs(inputs)
+    if mesh is not None:
+        check_mesh(mesh)
     if isinstance(model_or_graph, SpmdGraph):
         return list(findings(model_or_graph))
     if isinstance(model_or_graph, fx.GraphModule) and mesh is not None:
         graph = spmd_graph(model_or_graph, mesh, inputs)
         well_formed(graph.graph)
         return list(findings(graph))
+    check_model(model_or_graph)
     is_graph = isinstance(model_or_graph, fx.GraphModule | ExportedProgram)
     if example_inputs is None and not is_graph:
         raise CommPlanError(

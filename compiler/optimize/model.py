@@ -20,7 +20,7 @@ from compiler.check import Report, Verdict
 from compiler.cost import Launch, Machine, MachineError
 from compiler.errors import CommPlanError, PlanError
 from compiler.ir.exchange import Exchange
-from compiler.ir.mesh import Mesh
+from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
@@ -172,12 +172,16 @@ def optimize_allreduce(
         tells what was done, ``.graph_module(num_tokens)`` the graph that runs.
 
     Raises:
+        CommPlanError: no model, or an option there is not.
         CaptureError: the model cannot be captured, or ranks run different programs.
-        MeshError: no process group, or a group name that does not resolve.
+        MeshError: no process group, no mesh, or a group name that does not resolve.
         MachineError: no such machine, or one that does not know a collective of the model.
         PlacementError: a tensor that must be the same on all ranks differs.
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
+    check_model(model)
+    if mesh is not None:
+        check_mesh(mesh)
     check_policy(policy)
     check_kernels(kernels)
     everyone = ranks_of(group)
@@ -307,6 +311,16 @@ def optimize_captured_ranges(
         seconds={"capture": captured.seconds, **planner.clock.seconds},
         ranged=ranged if ranged.totals else None,
     )
+
+
+def check_model(model: object) -> None:
+    """Raise CommPlanError unless ``model`` is something to capture."""
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise CommPlanError(
+            "not a model",
+            found=type(model).__name__,
+            remedy="pass an nn.Module, an fx.GraphModule or an ExportedProgram",
+        )
 
 
 def as_call(

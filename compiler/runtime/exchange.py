@@ -44,13 +44,19 @@ def ranks_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """``group``, or all ranks.
 
     Raises:
-        MeshError: no process group is initialized.
+        MeshError: no process group is initialized, or ``group`` is none.
     """
     if not dist.is_available() or not dist.is_initialized():
         raise MeshError(
             "no process group is initialized",
             remedy="start the ranks with torchrun and call torch.distributed.init_process_group "
             "first; optimize_graph works on a graph alone",
+        )
+    if not isinstance(group, dist.ProcessGroup | None):
+        raise MeshError(
+            "group= is no process group of this rank",
+            found=repr(group),
+            remedy="pass a torch.distributed.ProcessGroup, or None for all ranks",
         )
     return group or dist.distributed_c10d._get_default_group()
 

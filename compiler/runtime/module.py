@@ -168,8 +168,12 @@ class OptimizedModule(nn.Module):
         """The graph that runs for calls with ``num_tokens`` tokens.
 
         Raises:
-            CommPlanError: no prepared graph covers that count.
+            CommPlanError: that is no count, or no prepared graph covers it.
         """
+        if not isinstance(num_tokens, int):
+            raise CommPlanError(
+                "not a number of tokens", found=repr(num_tokens), remedy="pass an integer"
+            )
         for prepared in self.prepared:
             if _covers(prepared, num_tokens):
                 return prepared.forms.plan(num_tokens).module

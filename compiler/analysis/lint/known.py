@@ -11,7 +11,7 @@ from torch import fx
 
 from compiler.analysis.lint.finding import Finding
 from compiler.analysis.reductions import zeros
-from compiler.analysis.replication import Classes, replication
+from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
@@ -113,8 +113,19 @@ class Known:
         return count
 
     def whole(self, node: fx.Node, axes: Iterable[str]) -> frozenset[str]:
-        """Those of ``axes`` along which all ranks hold the same, or would."""
-        return frozenset(a for a in axes if isinstance(self.states[node][a], Replicate))
+        """Those of ``axes`` along which all ranks are sure to hold the same.
+
+        What only would be the same, had the author reduced it, has been blamed already: its ranks
+        hold different values, and a later reduction does not count one value several times.
+        """
+        same, groups = self.classes.get(node), self.graph.mesh.groups
+        return frozenset(
+            a
+            for a in axes
+            if isinstance(self.states[node][a], Replicate)
+            and same is not None
+            and replicated_over(same, groups[a])
+        )
 
     def is_scaled(self, node: fx.Node, count: int, factor: Fraction = Fraction(1)) -> bool:
         """Whether constant factors, together or one of them, make 1 / count on the way here.

@@ -192,7 +192,7 @@ class Site:
     ) -> Mistake | None:
         """A whole operand has the dimension that is cut in the shard, at the shard's size."""
         for i in used:
-            whole = isinstance(held[i], Replicate) and factor in operands[i]
+            whole = factor in operands[i] and self.known.whole(self.read[i], (self.axis,))
             if whole and self.read[i] not in self.known.constants:
                 return Mistake("sharded-meets-whole", self.read[i], self.read[shard])
         return None

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from compiler.errors import GraphError
 from compiler.ir import access
 
 Labels = tuple[int | str | None, ...]
@@ -206,9 +207,18 @@ class Call:
         return found.index if isinstance(found, access.Operand) else None
 
     def operand(self, name: str) -> int:
-        """The operand index of argument ``name``, which must be a data operand."""
+        """The operand index of argument ``name``.
+
+        Raises:
+            GraphError: it is no data operand: PyTorch would not run the call.
+        """
         found = self.index(name)
-        assert found is not None, f"{self.target}: argument {name} is no operand"
+        if found is None:
+            raise GraphError(
+                f"argument {name!r} of a call of {self.target} is no tensor",
+                found=repr(self.arguments.get(name)),
+                remedy="pass a value of the graph",
+            )
         return found
 
     def every(self, name: str) -> tuple[int, ...]:

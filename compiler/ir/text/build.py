@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
+from compiler.ir.quiet import FAKE_TENSORS, unlogged
 from compiler.ir.text.types import (
     ConstantType,
     Held,
@@ -186,8 +186,6 @@ class Builder:
             # The op names the numbers it introduces by this counter.
             self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
         assert callable(node.target), f"{node.target} is no function"
-        log = logging.getLogger("torch._subclasses.fake_tensor")
-        was, log.disabled = log.disabled, True  # it logs the traceback of what is raised anyway
         try:
             # The Python dispatcher keeps sizes symbolic in ops that are composed of others.
             with (
@@ -195,13 +193,12 @@ class Builder:
                 enable_python_dispatcher(),
                 self.env.suppress_guards(),
                 torch.no_grad(),
+                unlogged(FAKE_TENSORS),
             ):
                 args, kwargs = fx.node.map_arg(access.call(node), read)
                 return node.target(*args, **kwargs)
         except Exception as error:
             raise Refused(_first_line(error)) from error
-        finally:
-            log.disabled = was
 
     def _key(self, item: Any) -> Hashable:
         """What an argument tells an op about types and layout, equal for equal knowledge."""

@@ -13,7 +13,7 @@ from torch import fx
 from compiler.errors import GraphError
 from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.placement import Placements
+from compiler.ir.placement import REDUCTIONS, Placements
 from compiler.ir.text import spelling
 from compiler.ir.text.build import Builder, Gives, Refused
 from compiler.ir.text.header import Header
@@ -211,7 +211,7 @@ class _Parser(Header):
             readers: dict[str, Callable[[], Any]] = {
                 "axis": self.axis,
                 "group": self.group_name,
-                "op": lambda: scanner.name("a reduction"),
+                "op": self.reduction,
             }
             attributes[key] = readers.get(key, self.literal)()
 
@@ -226,6 +226,14 @@ class _Parser(Header):
         if starts:
             return started
         return self.builder.call(WAIT, (started,), {}, held, name)
+
+    def reduction(self) -> str:
+        at = self.scanner.at
+        op = self.scanner.name("a reduction")
+        if op not in REDUCTIONS:
+            known = ", ".join(REDUCTIONS)
+            self.scanner.fail(f"unknown reduction {op!r}", at=at, remedy=f"one of {known}")
+        return op
 
     def group_name(self) -> str:
         at = self.scanner.at

@@ -59,8 +59,8 @@ def test_groups_do_not_mix() -> None:
 
 def test_unknown_reduction() -> None:
     build = Builder(Mesh({"tp": 2}))
-    graph = build.finish(build.all_reduce(build.input("x", 1), op="xor"))
-    with pytest.raises(NotImplementedError, match="simulation of reduction 'xor'"):
+    graph = build.finish(build.all_reduce(build.input("x", 1), op="bxor"))
+    with pytest.raises(NotImplementedError, match="simulation of reduction 'bxor'"):
         outcome(graph, 0)
 
 

@@ -61,6 +61,14 @@ def raises():
     raise ValueError("no such checkpoint")
 
 
+def exits():
+    raise SystemExit(7)
+
+
+def wrong_shape():
+    return Layers(1), (torch.ones(6, 9),)
+
+
 def no_tuple():
     return Layers(1)
 

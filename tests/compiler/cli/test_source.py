@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import logging
 
 import pytest
 
 from compiler.cli.source import ALIASES
+from compiler.ir.quiet import FAKE_TENSORS, PROGRAMS
 
 
 def message(found):
@@ -58,6 +60,58 @@ def test_factory_that_raises(run, factories):
     assert "error: factory 'cli_factories:raises' raised ValueError\n" in text
     assert 'in raises: raise ValueError("no such checkpoint")' in text
     assert "found: no such checkpoint" in text
+
+
+def test_code_that_exits(run, factories, tmp_path):
+    text = message(run("lint", f"{factories}:exits"))
+    assert text == (
+        "error: factory 'cli_factories:exits' raised SystemExit\n"
+        f"  where: cli_factories.py:{line_of(tmp_path, 'raise SystemExit(7)')} in exits: "
+        "raise SystemExit(7)\n"
+        "  found: 7\n"
+    )
+    (tmp_path / "cli_exits.py").write_text("raise SystemExit(7)\n")
+    assert message(run("lint", "cli_exits:model")) == (
+        "error: module 'cli_exits' cannot be imported\n"
+        "  where: cli_exits.py:1 in <module>: raise SystemExit(7)\n"
+        "  found: SystemExit: 7\n"
+    )
+
+
+def line_of(folder, code):
+    lines = (folder / "cli_factories.py").read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if line.strip() == code)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "garbage", "folder"])
+def test_program_that_cannot_be_read(run, tmp_path, name, logged):
+    path = tmp_path / f"{name}.pt2"
+    if name == "folder":
+        path.mkdir()
+    elif name != "missing":
+        path.write_bytes(b"garbage" * (name == "garbage"))
+    text = message(run("lint", path, "--mesh", "tp=4"))
+    assert text.startswith(f"error: cannot read the file\n  where: {path}\n  found: ")
+    assert not logged
+
+
+def test_arguments_of_a_wrong_shape(run, factories, logged):
+    text = message(run("lint", f"{factories}:wrong_shape", "--tp", "2"))
+    assert text.startswith("error: the model cannot be exported\n")
+    assert not logged
+
+
+@pytest.fixture
+def logged():
+    """What PyTorch logs, by the loggers that print tracebacks."""
+    records, handler = [], logging.Handler()
+    handler.emit = records.append
+    logs = [logging.getLogger(name) for name in (FAKE_TENSORS, PROGRAMS)]
+    for log in logs:
+        log.addHandler(handler)
+    yield records
+    for log in logs:
+        log.removeHandler(handler)
 
 
 def test_factory_with_another_result(run, factories):

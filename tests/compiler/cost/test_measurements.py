@@ -39,14 +39,29 @@ def test_the_newest_version_counts_and_the_older_is_named() -> None:
     assert len(kept) + len(older) == len(ROWS) == 5
 
 
-@pytest.mark.parametrize("text", ["gpu,n_ranks\na,2\n", "\xff"])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+HEADING = ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "ValueError: no column source, gpu, n_ranks, library, op, bytes, time_us, notes"),
+        ("a,b\n", "ValueError: no column source, gpu, n_ranks, library, op, bytes, time_us, notes"),
+        ("gpu,n_ranks\na,2\n", "ValueError: no column source, library, op, bytes, time_us, notes"),
+        (f"{HEADING}\n", "ValueError: no rows"),
+        (f"{HEADING}\na,b\n", "AttributeError: "),
+        (f"{HEADING}\na,b,x,c,d,8,1.0,\n", "ValueError: invalid literal for int()"),
+        ("\xff", "UnicodeDecodeError: "),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(MachineError, match="cannot read the measurements") as caught:
         read_measurements(path)
     assert str(path) in str(caught.value)
-    assert ", ".join(COLUMNS) in str(caught.value)
+    assert f"  found: {found}" in str(caught.value)
+    assert str(caught.value).endswith(f"  remedy: a CSV file with the columns {', '.join(COLUMNS)}")
 
 
 def test_too_few_rows() -> None:

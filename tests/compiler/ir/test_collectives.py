@@ -66,6 +66,20 @@ def test_collective_that_nothing_waits_for() -> None:
     assert found.result is None
 
 
+@pytest.mark.parametrize("op", ["foo", "", None])
+def test_reduction_there_is_not(op: str) -> None:
+    build = Builder(Mesh({"tp": 2}))
+    wait = build.all_reduce(build.input("x", 4), op=op)
+    wait.args[0].meta["stack_trace"] = '  File "/a/model.py", line 8, in f'
+    with pytest.raises(GraphError) as caught:
+        collective(wait)
+    assert str(caught.value) == (
+        f"collective %all_reduce_default reduces by {op!r}\n"
+        "  where: model.py:8\n"
+        "  remedy: one of sum, avg, product, min, max, band, bor, bxor"
+    )
+
+
 def test_group_that_is_no_name() -> None:
     build = Builder(Mesh({"tp": 2}))
     wait = build.all_reduce(build.input("x", 4))

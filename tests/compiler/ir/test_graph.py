@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 from compiler.errors import GraphError, MeshError, PlacementError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
@@ -48,6 +49,59 @@ def test_inputs_that_do_not_fit() -> None:
     next(n for n in graph.module.graph.nodes if n.op == "get_attr").meta.clear()
     with pytest.raises(GraphError, match=r"value %w has no meta\['val'\]"):
         spmd_graph(graph.module, graph.mesh)
+
+
+GRAPH = (
+    "  remedy: pass an fx.GraphModule: fx.GraphModule(root, graph) of an fx.Graph, "
+    ".graph_module of an OptimizationResult; models go to optimize_allreduce"
+)
+
+
+@pytest.mark.parametrize("given", [None, nn.Linear(2, 2), fx.Graph(), [], 0])
+def test_what_is_no_graph(given: Any) -> None:
+    with pytest.raises(GraphError) as caught:
+        spmd_graph(given, Mesh({"tp": 2}))
+    assert str(caught.value) == f"not a graph\n  found: {type(given).__name__}\n{GRAPH}"
+
+
+@pytest.mark.parametrize("given", [None, {"tp": 8}, 8])
+def test_what_is_no_mesh(given: Any) -> None:
+    with pytest.raises(MeshError) as caught:
+        spmd_graph(sample().module, given)
+    assert str(caught.value) == (
+        f"mesh= is no mesh\n  found: {given!r}\n"
+        '  remedy: pass a Mesh, for example Mesh({"tp": 8})'
+    )
+
+
+@pytest.mark.parametrize("given", ["w", {"w"}, [("w", Varying())]])
+def test_inputs_that_are_no_mapping(given: Any) -> None:
+    with pytest.raises(PlacementError) as caught:
+        spmd_graph(sample().module, sample().mesh, given)
+    assert str(caught.value) == (
+        "inputs= is no mapping of names to placements\n"
+        f"  found: {given!r}\n"
+        '  remedy: for example inputs={"weight": Shard(0)}'
+    )
+
+
+def test_inputs_named_by_several_kinds_of_things() -> None:
+    with pytest.raises(PlacementError, match=r"inputs= names \[0, 'y'\]"):
+        spmd_graph(sample().module, sample().mesh, {"y": Varying(), 0: Varying()})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("inputs", [0, 1])
+def test_graph_without_output(inputs: int) -> None:
+    build = Builder(Mesh({"tp": 2}))
+    if inputs:
+        build.all_reduce(build.input("x", 4))
+    with pytest.raises(GraphError) as caught:
+        spmd_graph(fx.GraphModule(build.root, build.graph), build.mesh)
+    assert str(caught.value) == (
+        "the graph does not end in one output node\n"
+        f"  found: 0 output nodes among {3 * inputs} nodes\n"
+        "  remedy: end it with graph.output(...)"
+    )
 
 
 def test_meanings_of_calls_that_are_no_collectives() -> None:

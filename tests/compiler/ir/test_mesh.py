@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -93,6 +95,61 @@ def test_errors(axes: dict[str, int], groups: dict[str, list[list[int]]], text: 
     with pytest.raises(MeshError) as caught:
         Mesh(axes, groups)
     assert str(caught.value) == text
+
+
+AXES = '  remedy: for example Mesh({"tp": 8})'
+
+
+@pytest.mark.parametrize(
+    ("axes", "text"),
+    [
+        ("tp", f"the axes of a mesh are no mapping of names\n  found: 'tp'\n{AXES}"),
+        (8, f"the axes of a mesh are no mapping of names\n  found: 8\n{AXES}"),
+        ([("tp", 8)], f"the axes of a mesh are no mapping of names\n  found: [('tp', 8)]\n{AXES}"),
+        ({8: 8}, f"the axes of a mesh are not named by strings\n  found: 8\n{AXES}"),
+        (
+            {"tp": "8"},
+            "the size of axis 'tp' is no integer\n  found: '8'\n  remedy: a size of >= 1",
+        ),
+        (
+            {"tp": 8.0},
+            "the size of axis 'tp' is no integer\n  found: 8.0\n  remedy: a size of >= 1",
+        ),
+        (
+            {"tp": None},
+            "the size of axis 'tp' is no integer\n  found: None\n  remedy: a size of >= 1",
+        ),
+    ],
+)
+def test_axes_that_are_none(axes: Any, text: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        Mesh(axes)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("listed", [[0, 1], "tp", [["a", "b"]], None, [[0.5, 1]]])
+def test_groups_that_are_no_lists_of_ranks(listed: Any) -> None:
+    with pytest.raises(MeshError) as caught:
+        Mesh({"tp": 2}, {"g": listed})
+    assert str(caught.value) == (
+        "the replica groups of 'g' are no lists of ranks\n"
+        f"  found: {listed!r}\n"
+        "  remedy: list the ranks of each group, for example [[0, 1], [2, 3]]"
+    )
+
+
+def test_groups_without_names() -> None:
+    with pytest.raises(MeshError) as caught:
+        Mesh({"tp": 2}, [[0, 1]])  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "groups= are no mapping of names\n"
+        "  found: [[0, 1]]\n"
+        '  remedy: for example groups={"pairs": [[0, 1], [2, 3]]}'
+    )
+
+
+def test_ranks_may_be_any_integers() -> None:
+    assert Mesh({"tp": 4}, {"g": torch.arange(4).view(2, 2)}).group("g").ranks == ((0, 1), (2, 3))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("read", [Mesh.group, Mesh.axes_of, Mesh.aliases])

@@ -46,6 +46,28 @@ def test_one_placement_per_axis() -> None:
     assert placements_on(Mesh({"pp": 1, "tp": 4}), Partial(), "x") == (Partial(), Partial())
 
 
+@pytest.mark.parametrize("dim", ["0", None, 0.5])
+def test_shard_of_what_is_no_dimension(dim: Any) -> None:
+    with pytest.raises(PlacementError) as caught:
+        Shard(dim)
+    assert str(caught.value) == (
+        "the dimension of a Shard is no integer\n"
+        f"  found: Shard({dim!r})\n"
+        "  remedy: count dimensions from 0, for example Shard(0)"
+    )
+
+
+@pytest.mark.parametrize("op", ["foo", "SUM", 3, None])
+def test_partial_of_what_is_no_reduction(op: Any) -> None:
+    with pytest.raises(PlacementError) as caught:
+        Partial(op)
+    assert str(caught.value) == (
+        "the reduction of a Partial is not known\n"
+        f"  found: Partial({op!r})\n"
+        "  remedy: one of sum, avg, product, min, max, band, bor, bxor"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

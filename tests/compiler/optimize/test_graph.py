@@ -338,6 +338,9 @@ def test_errors() -> None:
          "the placement of 'x' shards a dimension it does not have\n"
          "  found: dimension 2 of a tensor of 2 dimensions\n"
          "  remedy: count dimensions from 0"),
+        *(({"tokens": tokens}, CommPlanError,
+           f"tokens= is no count of tokens\n  found: {tokens!r}\n"
+           "  remedy: an integer of >= 1, or None") for tokens in (-1, 0, "5", 1.5)),
     ]  # fmt: skip
     for options, kind, text in cases:
         with pytest.raises(kind) as caught:
@@ -367,8 +370,6 @@ def test_ill_formed_graphs_are_errors_of_optimize_and_verdicts_of_check() -> Non
     assert str(caught.value) == text
     report = check_equivalence(whole, bare, mesh=mesh)
     assert (report.verdict, report.explanation) == (Verdict.INVALID, f"target: {text}")
-    with pytest.raises(PlacementError, match="inputs= names"):
-        check_equivalence(whole, whole, mesh=mesh, inputs={"nowhere": Varying()})
 
 
 def test_graph_that_mutates_is_refused() -> None:

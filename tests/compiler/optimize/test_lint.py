@@ -86,6 +86,17 @@ def test_a_model_needs_arguments() -> None:
     )
 
 
+def test_arguments_that_are_none() -> None:
+    for options, text in (
+        ({"mesh": {"tp": 2}}, "mesh= is no mesh\n  found: {'tp': 2}\n"),
+        ({"inputs": "x"}, "inputs= is no mapping of names to placements\n  found: 'x'\n"),
+        ({"model_or_graph": None}, "not a model\n  found: NoneType\n"),
+    ):
+        with pytest.raises(CommPlanError) as raised:
+            lint(**{"model_or_graph": nn.Linear(2, 2), "example_inputs": (X,)} | options)  # type: ignore[arg-type]
+        assert str(raised.value).startswith(text)
+
+
 def test_programs_that_differ() -> None:
     with pytest.raises(DivergenceError) as raised:
         capture_ranks(RankZeroReduces, lambda: ((X,), {}), 2)

@@ -76,6 +76,26 @@ def test_the_same_partial_sum_is_reported_once() -> None:
     assert found(P, *lines) == [("nonlinear-on-partial", "%1")]
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["aten.silu(%0)", "aten.mul.Tensor(%0, %0)", "aten.masked_fill.Scalar(%0, %1, 1.0)"],
+)
+def test_a_reduction_after_the_mistake_is_not_another(call: str) -> None:
+    """The ranks hold different values until then: nothing is multiplied."""
+    inputs = f'{P}, %1 "m": b8[4, 8]'
+    lines = (f"%2: f64[4, 8] = {call}", f"%3: f64[4, 8] = comm.all_reduce(%2) {SUM}")
+    mistake = ("nonlinear-on-partial", "%2")
+    assert found(inputs, *lines, "return %3") == [mistake]
+    again = f"%4: f64[4, 8] = comm.all_reduce(%3) {SUM}"
+    assert found(inputs, *lines, again, "return %4") == [mistake, ("double-reduction", "%4")]
+
+
+def test_a_shard_after_the_mistake_meets_nothing_whole() -> None:
+    inputs = f'{P}, %1 "w": f64[4, 8] {{tp: S(0)}}'
+    lines = ("%2: f64[4, 8] = aten.silu(%0)", "%3: f64[4, 8] = aten.mul.Tensor(%2, %1)")
+    assert found(inputs, *lines, "return %3") == [("nonlinear-on-partial", "%2")]
+
+
 def test_each_missing_reduction_is_reported() -> None:
     inputs = '%0 "x": f64[4, 8], %1 "a": f64[4, 8] {tp: P}, %2 "b": f64[4, 8] {tp: P}'
     lines = ("%3: f64[4, 8] = aten.add.Tensor(%0, %1)", "%4: f64[4, 8] = aten.add.Tensor(%3, %2)")

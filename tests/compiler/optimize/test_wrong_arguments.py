@@ -1,0 +1,112 @@
+"""Arguments of the public functions that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from compiler import (
+    CommPlanError,
+    Mesh,
+    Shard,
+    Varying,
+    Verdict,
+    check_equivalence,
+    optimize_allreduce,
+)
+from compiler.capture.sampled import fake_process_group
+from compiler.errors import GraphError, MeshError, PlacementError
+from tests.graphs import aten, function
+
+
+def module() -> fx.GraphModule:
+    return function(
+        '%0 "x": f64[4, 8] {tp: V}',
+        "%1: f64[4, 8] = comm.all_reduce(%0) {axis = tp, op = sum}",
+        "return %1",
+    ).module
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "what"),
+    [
+        ({"inputs": {"nowhere": Varying()}}, PlacementError, "inputs= names"),
+        ({"inputs": {"x": Shard(9)}}, PlacementError, "dimension it does not have"),
+        ({"inputs": {"x": "V"}}, PlacementError, "the placement of 'x' is not a placement"),
+        ({"inputs": "x"}, PlacementError, "inputs= is no mapping"),
+        ({"mesh": None}, MeshError, "mesh= is no mesh"),
+        ({"target": nn.Linear(2, 2)}, GraphError, "not a graph\n  found: Linear"),
+    ],
+)
+def test_wrong_arguments_are_errors_of_check(
+    options: dict[str, Any], kind: type[Exception], what: str
+) -> None:
+    with pytest.raises(kind, match=what):
+        check_equivalence(
+            **{"source": module(), "target": module(), "mesh": Mesh({"tp": 4})} | options
+        )
+
+
+def test_placement_that_only_the_target_does_not_fit_is_a_verdict() -> None:
+    mesh = Mesh({"tp": 2})
+    graphs = [function(f'%0 "x": f64{shape}', "return %0").module for shape in ("[4, 4]", "[4]")]
+    report = check_equivalence(*graphs, mesh=mesh, inputs={"x": Shard(1)})
+    assert report.verdict is Verdict.INVALID
+    assert report.explanation.startswith("target: the placement of 'x' shards a dimension")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"model": None}, CommPlanError, "not a model\n  found: NoneType\n"
+         "  remedy: pass an nn.Module, an fx.GraphModule or an ExportedProgram"),
+        ({"model": abs}, CommPlanError, "not a model\n  found: builtin_function_or_method\n"
+         "  remedy: pass an nn.Module, an fx.GraphModule or an ExportedProgram"),
+        ({"mesh": {"tp": 2}}, MeshError, "mesh= is no mesh\n  found: {'tp': 2}\n"
+         '  remedy: pass a Mesh, for example Mesh({"tp": 8})'),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_optimize_allreduce(
+    options: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        optimize_allreduce(**{"model": nn.Linear(2, 2)} | options)
+    assert str(caught.value) == text
+
+
+def test_group_that_is_none() -> None:
+    with fake_process_group(0, 2), pytest.raises(MeshError) as caught:
+        optimize_allreduce(nn.Linear(2, 2), group=3)
+    assert str(caught.value) == (
+        "group= is no process group of this rank\n"
+        "  found: 3\n"
+        "  remedy: pass a torch.distributed.ProcessGroup, or None for all ranks"
+    )
+
+
+def test_model_that_is_a_graph_without_output() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(aten.neg.default, (x,))
+    x.meta["val"] = y.meta["val"] = torch.ones(4, 2)
+    with fake_process_group(0, 2), pytest.raises(GraphError) as caught:
+        optimize_allreduce(fx.GraphModule(nn.Module(), graph), (torch.ones(4, 2),))
+    assert str(caught.value) == (
+        "the graph does not end in one output node\n"
+        "  found: 0 output nodes among 2 nodes\n"
+        "  remedy: end it with graph.output(...)"
+    )
+
+
+@pytest.mark.parametrize("tokens", ["x", None, 1.5])
+def test_graph_of_no_number_of_tokens(tokens: Any) -> None:
+    with fake_process_group(0, 2):
+        optimized = optimize_allreduce(nn.Linear(2, 2), (torch.ones(4, 2),))
+    with pytest.raises(CommPlanError) as caught:
+        optimized.graph_module(tokens)
+    assert str(caught.value) == (
+        f"not a number of tokens\n  found: {tokens!r}\n  remedy: pass an integer"
+    )
