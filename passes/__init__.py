@@ -4,9 +4,17 @@ from passes.canonicalize import Canonicalize
 from passes.eliminate_dead_code import EliminateDeadCode
 from passes.own_slices import OwnSlices
 from passes.place_reductions import PlaceReductions
+from passes.regroup_sums import RegroupSums
 from passes.shard_rows import ShardRows
 
-PASSES = (Canonicalize, OwnSlices, PlaceReductions, ShardRows, EliminateDeadCode)
+PASSES = (
+    Canonicalize,
+    OwnSlices,
+    RegroupSums,
+    PlaceReductions,
+    ShardRows,
+    EliminateDeadCode,
+)
 """Every pass, in the order in which the optimizer runs them."""
 
 __all__ = [
@@ -15,5 +23,6 @@ __all__ = [
     "EliminateDeadCode",
     "OwnSlices",
     "PlaceReductions",
+    "RegroupSums",
     "ShardRows",
 ]

@@ -31,7 +31,7 @@ from compiler.ir.collectives import WAIT, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.rules import RESHAPE
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import layout_key, size_key
 
 aten = torch.ops.aten
 
@@ -111,8 +111,4 @@ def _viewed(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
 
 def same_layout(node: fx.Node, held: fx.Node) -> bool:
     """Whether the two agree in shape, strides, element type and device."""
-    left, right = access.tensor(node), access.tensor(held)
-    return (left.dtype, left.device) == (right.dtype, right.device) and all(
-        tuple(map(size_key, a)) == tuple(map(size_key, b))
-        for a, b in ((left.shape, right.shape), (left.stride(), right.stride()))
-    )
+    return layout_key(access.tensor(node)) == layout_key(access.tensor(held))

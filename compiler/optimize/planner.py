@@ -25,7 +25,14 @@ from compiler.plan.predict import Spent, spent
 from compiler.plan.prices import Bill, Bytes, Item, LowerBounds, Times
 from compiler.plan.shard_rows import RowChoice
 from compiler.runtime.kernels.select import SLOT_BYTES
-from passes import Canonicalize, EliminateDeadCode, OwnSlices, PlaceReductions, ShardRows
+from passes import (
+    Canonicalize,
+    EliminateDeadCode,
+    OwnSlices,
+    PlaceReductions,
+    RegroupSums,
+    ShardRows,
+)
 
 PS_PER_US = 10**6
 MOST_PRICED = 64
@@ -64,7 +71,7 @@ class Planner:
         pipeline: Pipeline,
         clock: Clock | None = None,
     ) -> None:
-        """Canonicalizes the graph."""
+        """Canonicalizes the graph, and regroups its sums if any reduction may move."""
         self.source, self.search = source, search
         self.layers, self.clock = layers, clock or Clock()
         first = Written(source.own_copy(), pipeline)
@@ -74,7 +81,9 @@ class Planner:
         self._fused: dict[tuple[Written, str], list[NormBehind]] = {}
         self._priced: dict[tuple[Written, int | None], Times] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
-        passes = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        passes: tuple[Pass, ...] = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        if search.policy != "off":
+            passes = (*passes, RegroupSums(search.widen, search.join))
         self._written[()] = self._run(first, passes, first.placed)
         self.clock.lap("canonicalize")
 

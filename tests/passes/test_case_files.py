@@ -13,7 +13,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
-from passes import Canonicalize, EliminateDeadCode
+from passes import Canonicalize, EliminateDeadCode, RegroupSums
 from tests.case_files import Case, all_cases
 from tests.case_runner import Runner
 from tests.graphs import agree
@@ -58,6 +58,7 @@ REGISTRY = {
     "canonicalize": Canonicalize,
     "eliminate-dead-code": EliminateDeadCode,
     "place-reductions": PlacedReductions,
+    "regroup-sums": RegroupSums,
 }
 CASES = all_cases(Path(__file__).parent)
 

@@ -24,7 +24,7 @@ that state the result's size are cut along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -241,6 +241,12 @@ def shape_key(found: Any) -> tuple[Any, ...]:
     if not isinstance(found, torch.Tensor):
         return ()
     return tuple([s if type(s) is int else size_key(s) for s in found.shape])
+
+
+def layout_key(found: torch.Tensor) -> tuple[Hashable, ...]:
+    """What tensors share that are interchangeable but for their elements."""
+    strides = tuple(map(size_key, found.stride()))
+    return shape_key(found), strides, found.dtype, found.device
 
 
 def size_key(size: Any) -> Any:

@@ -91,10 +91,11 @@ def test_print_after_goes_to_standard_error(run, two_sums):
         "canonicalize",
         "own-slices",
         "eliminate-dead-code",
+        "regroup-sums",
         "place-reductions",
         "eliminate-dead-code",
     ]
-    assert headers[3] == ("place-reductions", "4", "2 rewrites, 0 refused")
+    assert headers[4] == ("place-reductions", "5", "2 rewrites, 0 refused")
     assert run("dump", two_sums, "--print-after", "changed").err.count("IR after") == 1
     assert run("dump", two_sums, "--print-after", "place-reductions").err.count("IR after") == 1
 
@@ -103,14 +104,14 @@ def test_dump_dir(run, two_sums, tmp_path):
     folder = tmp_path / "deep" / "passes"
     assert run("dump", two_sums, "--before", "--dump-dir", folder).code == 0
     names = sorted(path.name for path in folder.iterdir())
-    assert names[3] == "04-place-reductions.spmd"
-    assert all_reduces((folder / names[3]).read_text()) == 1
-    assert all_reduces((folder / names[2]).read_text()) == 2
+    assert names[4] == "05-place-reductions.spmd"
+    assert all_reduces((folder / names[4]).read_text()) == 1
+    assert all_reduces((folder / names[3]).read_text()) == 2
 
 
 def test_bisection(run, two_sums):
-    assert all_reduces(run("dump", two_sums, "--opt-bisect-limit", 3).out) == 2
-    assert all_reduces(run("dump", two_sums, "--opt-bisect-limit", 4).out) == 1
+    assert all_reduces(run("dump", two_sums, "--opt-bisect-limit", 4).out) == 2
+    assert all_reduces(run("dump", two_sums, "--opt-bisect-limit", 5).out) == 1
 
 
 def test_check_each_finds_the_pass_at_fault(run, two_sums, monkeypatch):
