@@ -145,3 +145,15 @@ def test_bad_input(run, arguments, text):
     found = run("lint", *arguments)
     assert (found.code, found.out) == (3, "")
     assert text in found.err
+
+
+def test_unknown_reduction(run, two_sums):
+    two_sums.write_text(two_sums.read_text().replace("op = sum", "op = foo", 1))
+    found = run("lint", two_sums)
+    line = "      %2: f32[s0, 8] = comm.all_reduce(%0) {axis = tp, op = foo}"
+    assert (found.code, found.out) == (3, "")
+    assert found.err[found.err.index("error: ") :] == (
+        "error: unknown reduction 'foo'\n"
+        f"  where: {two_sums}:5:57\n{line}\n{' ' * (line.index('foo'))}^\n"
+        "  remedy: one of sum, avg, product, min, max, band, bor, bxor\n"
+    )
