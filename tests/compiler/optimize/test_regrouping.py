@@ -1,0 +1,59 @@
+"""Reductions meet in whatever order their results are added to other values."""
+
+from __future__ import annotations
+
+import pytest
+
+from compiler.check import Verdict
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import RemarkKind
+from compiler.ir.text import print_graph
+from compiler.optimize import OptimizationResult, optimize_graph
+from tests.graphs import agree, function, inputs_of
+
+SUM = "{axis = tp, op = sum}"
+XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
+
+
+def optimized(graph: SpmdGraph, policy: str) -> OptimizationResult:
+    return optimize_graph(graph.module, mesh=graph.mesh, inputs=inputs_of(graph), policy=policy)
+
+
+FORMS = {
+    # What is done with the all_reduces %3 and %4, and %2, which all ranks hold alike.
+    "one after the other": ("%5 = add(%2, %3)", "%6 = add(%5, %4)", "return %6"),
+    "the residual twice": (
+        "%5 = add(%3, %2)", "%6 = add(%4, %2)", "%7 = add(%5, %6)", "return %7"
+    ),
+    "numbers": ("%5 = add(%3, 1)", "%6 = add(%4, 2)", "%7 = add(%5, %6)", "return %7"),
+}  # fmt: skip
+
+
+def three_terms(form: str) -> SpmdGraph:
+    lines = [x.replace(" = add", ": f64[4, 8] = aten.add.Tensor") for x in FORMS[form]]
+    return function(
+        XY + ', %2 "r": f64[4, 8]',
+        f"%3: f64[4, 8] = comm.all_reduce(%0) {SUM}",
+        f"%4: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+        *lines,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("policy", ["cost", "merge", "boundary"])
+def test_sums_meet_in_whatever_order_they_are_added(form: str, policy: str) -> None:
+    graph = three_terms(form)
+    result = optimized(graph, policy=policy)
+    assert (result.verdict, result.after.all_reduces) == (Verdict.EQUIVALENT, 1)
+    assert agree(graph, result.spmd)
+    assert "%v3 and %v4, which come from all_reduce sum over tp, are added up first" in [
+        r.reason for r in result.remarks if r.kind is RemarkKind.PASSED
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_policy_off_leaves_sums_in_the_order_they_are_added(form: str) -> None:
+    graph = three_terms(form)
+    result = optimized(graph, policy="off")
+    assert print_graph(result.spmd) == print_graph(graph)
+    assert "regroup-sums" not in [record.name for record in result.records]
