@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from compiler.analysis.addition_trees import Tree, like, trees
+from compiler.analysis.addition_trees import Tree, like, may_have_trees, trees
 from compiler.analysis.carriers import Carrier, carriers
 from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reads_shape, reductions
 from compiler.ir import access
@@ -59,7 +59,7 @@ class RegroupSums:
 
     def apply(self, graph: SpmdGraph) -> PassResult:
         """The graph with sums of reductions next to each other."""
-        if not trees(graph):
+        if not may_have_trees(graph):
             return PassResult(graph, (), changed=False)
         # The first last: it is what the planner asks for next, and few are remembered.
         known = [facts(graph, r, widen=self.widen, join=self.join) for r in reductions(graph)]
