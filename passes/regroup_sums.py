@@ -13,13 +13,14 @@ Law       addition is associative and commutative: (r + a) + b = (a + b) + r.
 Exact     over the reals; in floating point the order of additions changes.
 Requires  a tree of additions that are not linear in a reduction themselves, with two or more leaves
           that are linear in the same one, and each of which has a collective to itself that
-          reduces no less than the tree holds.
+          reduces no less than the tree holds, and could not either.
 Ensures   as many additions as before, of the same layout. No plan of reductions is lost: every
           value linear in one is still there, and the sum of leaves, computed reduced, demands of
           them what the removed additions did. So neither bytes nor number of collectives rise in
           the cheapest plan; and computed unreduced, it needs one for those of all leaves. Sharing
           rows costs no more either: slices of whole leaves are free, so if a leaf is a share, all
-          of the tree may be, and its root is gathered once.
+          of the tree may be, and its root is gathered once. Fused kernels behind the sum still find
+          one addition: the other leaves are added up by themselves.
 Saves     nothing by itself: what meets now can be merged.
 """
 
@@ -33,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from compiler.analysis.addition_trees import Tree, like, trees
+from compiler.analysis.addition_trees import Tree, like, may_have_trees, trees
 from compiler.analysis.carriers import Carrier, carriers
 from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reads_shape, reductions
 from compiler.ir import access
@@ -59,7 +60,7 @@ class RegroupSums:
 
     def apply(self, graph: SpmdGraph) -> PassResult:
         """The graph with sums of reductions next to each other."""
-        if not trees(graph):
+        if not may_have_trees(graph):
             return PassResult(graph, (), changed=False)
         # The first last: it is what the planner asks for next, and few are remembered.
         known = [facts(graph, r, widen=self.widen, join=self.join) for r in reductions(graph)]
@@ -95,8 +96,8 @@ def refusal(leaf: fx.Node, root: fx.Node, found: Found) -> str | None:
     own = list(own_reductions(leaf, found))
     if not own:
         return f"not only %{root.name} needs its reduction"
-    if all(access.payload_bytes(x) < access.payload_bytes(root) for x in own):
-        return f"its reduction is of less than %{root.name} holds"
+    if all(least_bytes(x, found) < access.payload_bytes(root) for x in own):
+        return f"its reduction is, or may be, of less than %{root.name} holds"
     return None
 
 
@@ -113,6 +114,17 @@ def own_reductions(leaf: fx.Node, found: Found) -> Iterator[fx.Node]:
             queue += found[at].operands
 
 
+def least_bytes(result: fx.Node, found: Found) -> int:
+    """Payload of a reduction, or of what it may be of instead: all that its addend is linear in."""
+    seen: dict[fx.Node, int] = {}
+    queue = [result]
+    while queue:
+        if (at := queue.pop()) not in seen and access.is_tensor(at):
+            seen[at] = access.payload_bytes(at)
+            queue += found[at].operands
+    return min(seen.values())
+
+
 def _missed(leaf: fx.Node, why: str) -> Remark:
     said = f"not regrouped with others of its reduction: {why}"
     return Remark(RemarkKind.MISSED, f"%{leaf.name}", said, access.layer_path(leaf))
@@ -126,7 +138,7 @@ def _passed(tree: Tree, group: Group, reduction: Reduction) -> Remark:
 
 
 def regrouped(graph: SpmdGraph, groups: Mapping[Tree, Sequence[Group]]) -> SpmdGraph:
-    """The graph with the groups of every tree added up first, and then its other leaves."""
+    """The graph with the groups of every tree added up by themselves."""
     target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
     tree_of = {node: tree for tree in groups for node in tree.additions}
     for node in graph.graph.nodes:
@@ -151,6 +163,10 @@ def _sum(
 
     first = {x for group in groups for x in group}
     sums = [reduce(added, (copies[x] for x in group)) for group in groups]
-    others = (copies.get(x, x) for x in tree.leaves if x not in first)
+    # The rest apart, started by what has the type of the sum: fused kernels add one value.
+    rest = sorted((x for x in tree.leaves if x not in first), key=lambda x: not like(x, tree.root))
+    others = [copies.get(x, x) for x in rest]
+    if rest and like(rest[0], tree.root):
+        others = [reduce(added, others)]
     total: fx.Node = reduce(added, (*sums, *others))
     return total

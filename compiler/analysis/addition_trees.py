@@ -52,14 +52,20 @@ class Tree:
                 yield at
 
 
+def may_have_trees(graph: SpmdGraph) -> bool:
+    """Whether any addition reads another: without that there is no tree."""
+    return any(n.target in ADD and any(u.target in ADD for u in n.users) for n in graph.graph.nodes)
+
+
 def trees(graph: SpmdGraph, apart: Set[fx.Node] = frozenset()) -> tuple[Tree, ...]:
     """Trees of two additions or more; ``apart`` are values that stay as they are."""
     root_of: dict[fx.Node, fx.Node] = {}
     for node in reversed(graph.graph.nodes):
         if node in apart or not is_addition(graph, node):
             continue
-        users = [user for user in node.users if user in root_of and like(node, user)]
-        root_of[node] = root_of[users[0]] if users and len(node.users) == 1 else node
+        reader = next(iter(node.users)) if len(node.users) == 1 else node
+        inner = reader in root_of and like(node, reader)
+        root_of[node] = root_of[reader] if inner else node
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(root_of):
         found.setdefault(root_of[node], []).append(node)
