@@ -21,11 +21,10 @@ from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture
 from compiler.cost import load_machine, machines
 from compiler.errors import CommPlanError
-from compiler.optimize.graph import collection_paused
 from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import decided_ranges, totals_of
 from compiler.optimize.search import Search
-from compiler.pipeline import Pipeline
+from compiler.pipeline import Pipeline, collection_paused
 from scripts.bench_compile import captured
 
 PS_PER_MS = 10**9

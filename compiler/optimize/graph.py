@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from compiler.optimize.decided import Decided
 from compiler.optimize.machines import launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.search import POLICIES, Search
-from compiler.pipeline import Observer, PassRecord, Pipeline
+from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
 from compiler.plan.comm_plan import CommPlan
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
@@ -166,22 +164,6 @@ def optimize_spmd(
     with collection_paused():
         planner = Planner(source, search, known, pipeline)
         return finished(planner, planner.decide(tokens), tokens=tokens, verify=verify)
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """No cyclic garbage collection within it.
-
-    Every full collection walks all graphs that are alive: with it, time would grow with the
-    square of the number of layers.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def finished(

@@ -17,7 +17,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.optimize.decided import Decided, Written
 from compiler.optimize.forms import dispatches, norms_behind
 from compiler.optimize.search import Search
-from compiler.pipeline import Pass, Pipeline
+from compiler.pipeline import Pass, Pipeline, collection_paused
 from compiler.plan.comm_plan import RowStage, Stage
 from compiler.plan.fused import NormBehind
 from compiler.plan.place_reductions import ReductionChoice
@@ -63,6 +63,7 @@ class Planner:
         pipeline: runs the passes.
     """
 
+    @collection_paused()
     def __init__(
         self,
         source: SpmdGraph,

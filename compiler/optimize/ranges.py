@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from compiler.cost import MachineError
 from compiler.optimize.decided import Decided
-from compiler.optimize.graph import OptimizationResult, collection_paused, finished
+from compiler.optimize.graph import OptimizationResult, finished
 from compiler.optimize.planner import Planner
+from compiler.pipeline import collection_paused
 from compiler.plan.ranges import TokenRange, TokenTable, token_table
 
 LAST_TOKENS = 1 << 16
