@@ -91,8 +91,9 @@ def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
     """Raise GraphError for the first false statement of either graph."""
     known = _known(source)
     _raise_first(known.found, known.refused, "source")
-    nodes = known.made.rewritten(target)
-    for sizes in known.points:
+    nodes, names = known.made.rewritten(target), tuple(_symbols(target))
+    for point in known.points:  # inputs correspond by position, whatever their sizes are called
+        sizes = dict(zip(names, point.values(), strict=False))
         _raise_first(_results(nodes, sizes), known.refused, "target")
 
 

@@ -112,6 +112,20 @@ def test_a_source_must_tell_the_truth_too() -> None:
         metadata.check_metadata(source, target)
 
 
+def test_sizes_of_other_names() -> None:
+    other = (
+        '%0 "x": f64[s8, 4], %1 "y": f64[s9, 4]',
+        "%2: sym(s8) = aten.sym_size.int(%0, 0)",
+        "%3: f64[s8, 2] = aten.full([%2, 2], 1.0, dtype = f64)",
+        "return %3",
+    )
+    target = function(*other, mesh="mesh <tp = 4>\nsym s8 in [2, 64]\nsym s9 in [2, 64]")
+    metadata.check_metadata(sized(0), target)
+    misread(target)
+    with pytest.raises(GraphError, match=r"stated: 48; given by .*: 64"):
+        metadata.check_metadata(sized(0), target)
+
+
 def test_the_whole_message() -> None:
     source = product()
     target = source.own_copy()
