@@ -33,7 +33,7 @@ def skewed(model: Step3p5ForCausalLM) -> None:
 def step3p5(
     group: dist.ProcessGroup, dtype: torch.dtype, routing: str, device: str = "cpu"
 ) -> dict[str, Any]:
-    config = Step3p5Config.small(num_hidden_layers=3)
+    config = Step3p5Config.small(2, moe_layers_enum="1")  # one layer of each kind
     model = Step3p5ForCausalLM(
         config, group=group, experts="ep", share_expert="replicated", dtype=dtype, device=device
     ).eval()

@@ -137,7 +137,7 @@ def test_ranks_run_the_plan_of_the_range(gloo_pool: Any) -> None:
 
 
 def step3p5(group: dist.ProcessGroup, experts: str, launch: str) -> dict[str, Any]:
-    config = Step3p5Config.small(num_hidden_layers=3)
+    config = Step3p5Config.small(2, moe_layers_enum="1")  # one layer of each kind
     model = Step3p5ForCausalLM(config, group=group, experts=experts, dtype=torch.float32).eval()
     slow = machine(group.size(), start_ns=100_000)
     optimized = optimize_allreduce(model, group=group, machine=slow, launch=launch)
