@@ -24,13 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.cost import load_machine
-from models.step3p5 import Step3p5Config
-from models.step3p5.entry import real_config
 from scripts.kernel_profile import kernels
 from scripts.rank_models import (
     Call,
     Traffic,
     captured,
+    config_of_size,
     decode_call,
     merged_by_hand,
     optimized,
@@ -342,8 +341,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     device, rows = Device(given.device), list[dict[str, Any]]()
     dist.init_process_group("fake", rank=0, world_size=RANKS)
-    cuda, layers = device.cuda, given.layers
-    config = real_config(layers) if cuda else Step3p5Config.small(layers or 5)
+    config = config_of_size(given.layers, small=not device.cuda)
     with torch.no_grad():
         model = random_model(config, given.device, torch.bfloat16)
     told("weights made")

@@ -22,6 +22,7 @@ from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from models.step3p5.attention import KVCache, Step
+from models.step3p5.entry import real_config
 from models.step3p5.model import DecoderLayer
 from models.step3p5.parallel import RankGroup
 
@@ -69,6 +70,13 @@ class MergedLayer(DecoderLayer):
         x = x + self.self_attn(self.input_layernorm(x), step, cache)
         normed = self.post_attention_layernorm(x)
         return x + self.ranks.all_reduce(self.moe(normed) + self.share_expert(normed))
+
+
+def config_of_size(layers: int | None, *, small: bool) -> Step3p5Config:
+    """The real model or the small one, cut to so many layers; None: all that it has."""
+    if not small:
+        return real_config(layers)
+    return Step3p5Config.small() if layers is None else Step3p5Config.small(layers)
 
 
 def random_model(

@@ -26,7 +26,7 @@ from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.quiet import FAKE_TENSORS, unlogged
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import shape_key, size_key
 
 OTHER_SIZES = (240, 48, 8, 3)
 """Of the first size symbol; the next ones have multiples. The first of these counts at which the
@@ -102,7 +102,7 @@ def _raise_first(found: Iterable[_Result], refused: Set[_Failed], side: str) -> 
         if one.stated != one.given and one.given not in refused:
             raise GraphError(
                 f"the metadata of %{one.node.name} in the {side} is not what its op gives",
-                where=access.source_line(one.node) or str(one.node.format_node()),
+                where=access.place(one.node),
                 found=f"stated: {_text(one.stated)}; given by {one.node.target}: "
                 f"{_text(one.given)}",
                 remedy="set meta['val'] anew where arguments change, for example with "
@@ -210,8 +210,7 @@ def _given(op: Any, args: Any, kwargs: Any) -> Any:
 def _plain(held: Any) -> Any:
     """Tensors by their types, sizes by expressions, containers as tuples, all on the host."""
     if isinstance(held, torch.Tensor):
-        shape, strides = (tuple(map(size_key, x)) for x in (held.shape, held.stride()))
-        return _Typed(shape, held.dtype, strides)
+        return _Typed(shape_key(held), held.dtype, tuple(map(size_key, held.stride())))
     if isinstance(held, dict):
         return tuple((name, _plain(x)) for name, x in held.items())
     if isinstance(held, list | tuple):

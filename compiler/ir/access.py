@@ -22,6 +22,11 @@ from compiler.errors import GraphError
 
 Shape = tuple[int | torch.SymInt, ...]
 T = TypeVar("T")
+STATE_TYPES = (
+    "set meta['val'] to a tensor of its shape and dtype on every node, "
+    "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp"
+)
+"""What to do where a node does not state, or not truly, what it computes."""
 TORCH = str(Path(torch.__file__).parent)
 
 
@@ -77,8 +82,7 @@ def value(node: fx.Node) -> Any:
         raise GraphError(
             f"value %{node.name} has no meta['val']",
             where=node.format_node() or node.name,
-            remedy="set meta['val'] to a tensor of its shape and dtype on every node, "
-            "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp",
+            remedy=STATE_TYPES,
         )
     return node.meta["val"]
 
@@ -301,6 +305,11 @@ def source_line(node: fx.Node) -> str:
     """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
     found = source_location(node)
     return f"{Path(found[0]).name}:{found[1]}" if found else ""
+
+
+def place(node: fx.Node) -> str:
+    """The line of model code that the node comes from; the node as text if none is recorded."""
+    return source_line(node) or str(node.format_node())
 
 
 def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:

@@ -166,7 +166,7 @@ def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:
         if why:
             raise GraphError(
                 f"collective %{node.name} does not fit its group",
-                where=access.source_line(node) or str(node.format_node()),
+                where=access.place(node),
                 found=why,
                 remedy="pass the mesh that the graph was made for",
             )

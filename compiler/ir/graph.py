@@ -195,7 +195,7 @@ def well_formed(graph: fx.Graph) -> None:
         if node.op in ("call_module", "call_method") and access.has_result(node):
             raise GraphError(
                 f"%{node.name} is a {node.op} node",
-                where=access.source_line(node) or str(node.format_node()),
+                where=access.place(node),
                 remedy="capture to ATen ops, for example with torch.export",
             )
         declared = getattr(node.target, "_schema", None)

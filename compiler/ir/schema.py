@@ -34,8 +34,7 @@ def check_node(node: fx.Node) -> None:
             f"meta['val'] of value %{node.name} is no tensor, and {node.target} gives one",
             where=access.source_line(node),
             found=type(found).__name__,
-            remedy="set meta['val'] to a tensor of its shape and dtype on every node, "
-            "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp",
+            remedy=access.STATE_TYPES,
         )
 
 

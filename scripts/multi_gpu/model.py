@@ -14,12 +14,11 @@ from torch import Tensor
 from compiler.cost import Launch, Machine
 from compiler.runtime import measure
 from models.step3p5 import Step3p5Config
-from models.step3p5.entry import real_config
 from scripts.kernel_profile import kernels
 from scripts.multi_gpu.forms import WRITTEN, Form, forms_of, nudged, same_experts
 from scripts.multi_gpu.predictions import busy_us
 from scripts.multi_gpu.ranks import Ranks, WrongResultError
-from scripts.rank_models import Call, decode_call, prefill_call, random_model
+from scripts.rank_models import Call, config_of_size, decode_call, prefill_call, random_model
 
 Rows = list[dict[str, Any]]
 PREFILL, DECODE = "prefill", "decode"
@@ -29,16 +28,13 @@ TOLERANCE = 3.0
 """How many times further than a nudged model a form's outputs may be from those as written."""
 FAR = 0.5
 """Beyond this difference outputs have nothing to do with each other, and tell nothing."""
-SMALL_LAYERS = 5
 FIRST_GUESS_S = 100.0
 """What one kind of call takes at real size: capture, plans, comparison, rounds."""
 
 
 def config_of(given: Namespace) -> Step3p5Config:
     """The model's sizes."""
-    if given.small:
-        return Step3p5Config.small(given.layers or SMALL_LAYERS)
-    return real_config(given.layers)
+    return config_of_size(given.layers, small=given.small)
 
 
 def dtype_of(given: Namespace) -> torch.dtype:

@@ -18,21 +18,13 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Shard, Varying
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
-from compiler.optimize import OptimizationResult, check_equivalence, optimize_graph
+from compiler.optimize import check_equivalence, optimize_graph
 from compiler.plan.comm_plan import CommPlan
-from tests.graphs import Builder, agree, aten, function, inputs_of
+from tests.compiler.optimize.optimized import optimized
+from tests.graphs import Builder, agree, aten, function
 
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
 SUM = "{axis = tp, op = sum}"
-
-
-def optimized(graph: SpmdGraph, **options: object) -> OptimizationResult:
-    return optimize_graph(
-        graph.module,
-        mesh=graph.mesh,
-        inputs=inputs_of(graph),
-        **options,  # type: ignore[arg-type]
-    )
 
 
 def two_branches() -> SpmdGraph:

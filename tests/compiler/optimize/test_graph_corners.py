@@ -10,14 +10,10 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
 from compiler.check import Verdict
-from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.optimize import OptimizationResult, check_equivalence, optimize_graph
+from compiler.optimize import check_equivalence, optimize_graph
+from tests.compiler.optimize.optimized import optimized
 from tests.graphs import Builder, aten, inputs_of
-
-
-def optimized(graph: SpmdGraph, **options: object) -> OptimizationResult:
-    return optimize_graph(graph.module, mesh=graph.mesh, inputs=inputs_of(graph), **options)  # type: ignore[arg-type]
 
 
 def test_reductions_over_orthogonal_groups_are_one_that_the_mesh_can_resolve() -> None:

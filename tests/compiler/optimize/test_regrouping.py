@@ -8,15 +8,11 @@ from compiler.check import Verdict
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
-from compiler.optimize import OptimizationResult, optimize_graph
-from tests.graphs import agree, function, inputs_of
+from tests.compiler.optimize.optimized import optimized
+from tests.graphs import agree, function
 
 SUM = "{axis = tp, op = sum}"
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
-
-
-def optimized(graph: SpmdGraph, policy: str) -> OptimizationResult:
-    return optimize_graph(graph.module, mesh=graph.mesh, inputs=inputs_of(graph), policy=policy)
 
 
 FORMS = {
