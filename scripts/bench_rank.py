@@ -46,6 +46,7 @@ FORMS = WRITTEN, BY_HAND, MERGED, PLANNED = (
 TIMES = ("busy_us", "gaps_us", "graph_us")
 MODES = {False: ("default",), True: ("default", "reduce-overhead")}
 """Of torch.compile, in prefill and in decode, whose launches count."""
+MOST = "default,reduce-overhead"
 
 
 class Device:
@@ -165,13 +166,13 @@ def time_forms(
             for r, graph_us in zip(here, graph_times(runs, device, given.rounds), strict=True):
                 r["graph_us"] = graph_us
             told(f"{tokens} tokens, CUDA graphs: {[round(r['graph_us']) for r in here]}")
-        for mode in MODES[decode] if given.compile else ():
-            # the planned form's stand-ins for collectives do not compile
-            ours = {name: form for name, (form, *_) in forms.items() if name != PLANNED}
+        # the planned form's stand-ins for collectives do not compile
+        ours = {name: form for name, (form, *_) in forms.items() if name in given.compiled}
+        for mode in filter(given.compile.__contains__, MODES[decode]):
             by_form = compiled_times(ours, mode, call, device, given.rounds)
-            for r in here[: len(ours)]:
-                r[mode] = by_form[r["form"]]
-                told(f"{tokens} tokens, {r['form']}, {mode}: {floats(r[mode])}")
+            told(f"{tokens} tokens, {mode}: {by_form}")
+            for r in here:
+                r |= {mode: by_form[r["form"]]} if r["form"] in by_form else {}
         rows += here
     return rows
 
@@ -334,10 +335,18 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=1024, help="tokens in the cache")
     parser.add_argument("--repeats", type=int, default=5, help="of each eager call")
     parser.add_argument("--rounds", type=int, default=20, help="of CUDA graphs and compiled forms")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument(
+        "--compile", nargs="?", const=MOST, default="", metavar="MODES",
+        help=f"torch.compile too; default: {MOST}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile-written", action="store_true", help="the model as written too: takes minutes"
+    )
     parser.add_argument("--machines", default="h200x8,h100x8", help="to predict for")
     parser.add_argument("--output", type=Path, help="JSON file")
     given = parser.parse_args()
+    given.compile = given.compile.split(",")
+    given.compiled = (WRITTEN,) * given.compile_written + (BY_HAND, MERGED)
     warnings.simplefilter("ignore")
     device, rows = Device(given.device), list[dict[str, Any]]()
     dist.init_process_group("fake", rank=0, world_size=RANKS)
