@@ -12,8 +12,8 @@ from scripts.kernel_checks import ranks_for
 from scripts.kernel_timing import Block, Body, graph_time_us
 
 ROWS = {
-    "one_shot": (2, 8, 32, 128),
-    "one_shot_norm": (1, 4, 16, 64, 256),
+    "one_shot": (2, 4, 8, 16, 32, 64, 128),
+    "one_shot_norm": (1, 2, 4, 8, 16, 32, 64, 256),
     "two_shot": (4, 32, 256, 4096),
     "two_shot_norm": (1, 8, 32, 128, 512, 2048),
 }

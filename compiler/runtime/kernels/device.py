@@ -182,6 +182,29 @@ def normalize(total, scale, eps, HIDDEN: tl.constexpr):
     return total * tl.rsqrt(tl.sum(total * total, 0) / HIDDEN + eps) * scale
 
 
+@triton.jit
+def finish(
+    total,
+    held,
+    residual_out,
+    scale,
+    y,
+    row,
+    cols,
+    mask,
+    eps,
+    offset,
+    HIDDEN: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """Writes one row: the sum, or with NORM the sum and the residual ``held``, and its norm."""
+    if NORM:
+        total += held.to(tl.float32)
+        tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
+        total = normalize(total, scale.to(tl.float32) + offset, eps, HIDDEN)
+    tl.store(y + row * HIDDEN + cols, total, mask=mask)
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def one_shot(
     x,
@@ -228,16 +251,17 @@ def one_shot(
     for row in range(block, rows, blocks):
         values = tl.load(x + row * HIDDEN + cols, mask=mask)
         tl.store(staged + row * HIDDEN + cols, values, mask=mask)
-    if NORM:
-        scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
+    # What only this rank holds is read before the others are waited for; so is the first row, which
+    # is not in the loop: loads in there would stand behind all that is computed once.
+    scale = tl.load(weight + cols, mask=mask, other=0.0) if NORM else mask
+    held = tl.load(residual + block * HIDDEN + cols, mask=mask, other=0.0) if NORM else mask
     barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
-    for row in range(block, rows, blocks):
+    total = sum_over_ranks(buffers, slot, x, block, cols, mask, HIDDEN, WORLD)
+    finish(total, held, residual_out, scale, y, block, cols, mask, eps, offset, HIDDEN, NORM)
+    for row in range(block + blocks, rows, blocks):
+        held = tl.load(residual + row * HIDDEN + cols, mask=mask, other=0.0) if NORM else mask
         total = sum_over_ranks(buffers, slot, x, row, cols, mask, HIDDEN, WORLD)
-        if NORM:
-            total += tl.load(residual + row * HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
-            tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
-            total = normalize(total, scale, eps, HIDDEN)
-        tl.store(y + row * HIDDEN + cols, total, mask=mask)
+        finish(total, held, residual_out, scale, y, row, cols, mask, eps, offset, HIDDEN, NORM)
     advance(state, progress, MAX_BLOCKS)
 
 
