@@ -197,6 +197,7 @@ def as_rank(given: argparse.Namespace) -> int:
 
 def launched(given: argparse.Namespace) -> int:
     """Starts the ranks as torchrun does; the exit code of the one that failed first."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -217,6 +218,10 @@ def launched(given: argparse.Namespace) -> int:
         name = signal.Signals(-failure.exitcode).name
         print(f"error: rank {rank} was ended by {name}", file=sys.stderr)
         return OTHER_ERROR
+    except SignalException as error:
+        name = signal.Signals(error.sigval).name
+        print(f"error: ended by {name}; what was finished: {given.output}", file=sys.stderr)
+        return 128 + error.sigval  # as shells have it
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_all_parts_on_two_ranks(tmp_path: Path) -> None:
     again = run("--parts", "predictions", "--output", str(tmp_path))
     assert again.returncode == 0, again.stderr
     assert "predicted by measured-2" in again.stdout
+
+
+def test_a_signal_ends_it_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.bench_multi_gpu", "--device", "cpu", "--small"]
+    run = subprocess.Popen(
+        [*command, "--ranks", "2", "--output", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    assert run.stderr is not None
+    told = [run.stderr.readline()]  # all ranks are there
+    run.terminate()
+    told += run.communicate(timeout=60)[1].splitlines()
+    assert run.returncode == 128 + signal.SIGTERM, told
+    assert told[-1] == f"error: ended by SIGTERM; what was finished: {tmp_path}"
+    assert not any("Traceback" in line for line in told)
 
 
 REFUSED = {
