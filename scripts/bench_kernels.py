@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only",
-        choices=(*PARTS, "tune", "touch"),
+        choices=(*PARTS, "time-small", "tune", "touch"),
         action="append",
         help="default: check, repeat, time",
     )
@@ -165,6 +165,7 @@ def main() -> int:
             "check": check_all,
             "repeat": repeat_all,
             "time": kernel_timing.time_all,
+            "time-small": kernel_timing.time_small,
             "tune": tune_all,
             "touch": touch,
         }

@@ -229,7 +229,7 @@ def one_shot(
     NORM: tl.constexpr,
     TIMED: tl.constexpr,
 ):
-    """Every rank reads all rows of all ranks.
+    """Every rank reads all rows of all ranks. There are no more blocks than rows.
 
     Args:
         x: [rows, HIDDEN].

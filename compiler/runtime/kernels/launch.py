@@ -161,7 +161,7 @@ def one_shot(
 
     kernel = "one_shot_norm" if norm else "one_shot"
     blocks, warps = launch or choose(kernel, rows, width * x.element_size(), peers)
-    device.one_shot[(blocks,)](
+    device.one_shot[(min(blocks, rows),)](
         x,
         *(norm[:3] if norm else (x, x, x)),
         y,
