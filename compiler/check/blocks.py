@@ -33,12 +33,14 @@ class Value:
             [tokens, 8] became [8 * tokens].
         padded: the last rows may be anything (``pad_rows``), and only ops that act on rows one by
             one may read the tensor until they are cut off.
+        parts: of several results that are parts of one tensor, which ``data`` is: the map to each.
     """
 
     data: Field
     cut: tuple[int | None, ...] = (None,)
     unit: Any = 1
     padded: bool = False
+    parts: tuple[object, ...] = ()
 
     @property
     def count(self) -> int:

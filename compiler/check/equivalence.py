@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import sympy
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from compiler.check.algebra import rows
 from compiler.check.blocks import Value
@@ -275,8 +276,15 @@ def _divergence(
     return f"source {_described(source)} against target {_described(target)}"
 
 
+class _Written(str):
+    """Text that stands for itself among arguments."""
+
+    __repr__ = str.__str__
+
+
 def _described(node: fx.Node) -> str:
-    read = ", ".join(f"%{n.name}" for n in node.all_input_nodes)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Written(f"%{n.name}"))
+    read = ", ".join([*map(str, args), *(f"{name}={held}" for name, held in kwargs.items())])
     place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
     return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
 

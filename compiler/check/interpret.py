@@ -27,7 +27,7 @@ from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
 from compiler.ir.rows import ALL_SLICE, PAD_ROWS, all_slice
-from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Selection, Term, meaning_of
+from compiler.ir.rules import BROADCAST, RANGE, RESHAPE, Call, Meaning, Selection, Term, meaning_of
 from compiler.ir.rules.meaning import shape_key
 
 PICKED = Selection((Term((0,)),))
@@ -125,18 +125,27 @@ class Interpreter:
             if (groups := slices.owners(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, found, read)
-        if act is None:
-            if any(x.padded for x in read):
-                return self._fresh(node)
-            whole = [self._joined(x) for x in read]
-            return self._spread(self._evaluated(call, found, whole), call)
-        operands = [
-            x.data if cut else self._joined(x) for x, cut in zip(read, act.operands, strict=True)
-        ]
+        if act is not None:
+            return self._on_blocks(act, read)
+        return self._fresh(node) if any(x.padded for x in read) else self._whole(call, found, read)
+
+    def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
+        """The call on every block."""
+        both = zip(read, act.operands, strict=True)
+        operands = [x.data if cut else self._joined(x) for x, cut in both]
+        if act.found.parts:
+            return replace(act.like, data=operands[0], cut=act.cut, parts=act.found.parts)
         data = self._evaluated(act.call, act.found, operands)
         if act.cut[0] is None:
             return Value(algebra.summed_blocks(data), act.cut)
-        return replace(act.like, data=data, cut=act.cut)
+        return replace(act.like, data=data, cut=act.cut, parts=())
+
+    def _whole(self, call: Call, found: Meaning | None, read: Sequence[Value]) -> Value:
+        """The call on operands in one piece each."""
+        whole = [self._joined(x) for x in read]
+        if found is not None and found.parts:
+            return Value(whole[0], (None,) * len(call.result_shapes), parts=found.parts)
+        return self._spread(self._evaluated(call, found, whole), call)
 
     def _evaluated(self, call: Call, found: Meaning | None, operands: Sequence[Field]) -> Field:
         """The call on vectors, block by block where operands have several."""
@@ -218,10 +227,15 @@ class Interpreter:
         """One result of an op of several."""
         dim = x.cut[index] if index < len(x.cut) else None
         data = x.data if dim is not None else self._joined(x)
+        part = x.parts[index] if x.parts else ("result", index)
+        picked = self._picked(data, lambda results: self._moved(part, results))
+        if x.parts and dim is None:
+            return self._spread(picked, call)
+        return replace(x, data=picked, cut=(dim,), parts=())
 
-        key = self.key("result", index)
-        picked = self._picked(data, lambda results: algebra.multilinear([[key]], [results]))
-        return replace(x, data=picked, cut=(dim,))
+    def _moved(self, part: object, x: Field) -> Field:
+        """The elements of a tensor that a map names alone."""
+        return x if part == RESHAPE else algebra.multilinear([[self.key(part)]], [x])
 
     def _fresh(self, node: fx.Node) -> Value:
         """A value that equals no other: it depends on padding, which may be anything."""
@@ -275,6 +289,8 @@ class Interpreter:
         factors = [operands[i] for i in term.operands]
         if term.map == RESHAPE:
             (value,) = factors
+        elif isinstance(term.map, tuple) and term.map[0] == RANGE:
+            value = self._moved(term.map, factors[0])
         elif term.map == BROADCAST:
             shapes = tuple(call.shapes[i] for i in term.operands)
             stretched = [

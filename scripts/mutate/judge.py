@@ -104,7 +104,12 @@ class Judge:
         """
         tolerance = TOLERANCE if exact else ROUNDING_TOLERANCE
         for draw in self.draws:
-            inputs, want = self._wanted(draw, exact=exact)
+            try:
+                inputs, want = self._wanted(draw, exact=exact)
+            except RuntimeError:
+                if draw.tokens is None:
+                    raise
+                continue  # the source itself does not run at this size
             try:
                 with mock.patch.object(rows, "padded", poisoned):
                     got = simulate(target, inputs, exact=exact)

@@ -12,6 +12,7 @@ from compiler.ir.rules import attention, contraction, elementwise, indexing, red
 from compiler.ir.rules.build import Rule
 from compiler.ir.rules.meaning import (
     BROADCAST,
+    RANGE,
     RESHAPE,
     Call,
     Dims,
@@ -46,6 +47,7 @@ def meaning_of(call: Call) -> Meaning | None:
 
 __all__ = [
     "BROADCAST",
+    "RANGE",
     "RESHAPE",
     "RULES",
     "Call",

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from compiler.errors import GraphError
 from compiler.ir import access
@@ -41,8 +42,14 @@ Labels = tuple[int | str | None, ...]
 BROADCAST = "broadcast"
 """Map of a pointwise term: operands are broadcast to the result's shape and multiplied."""
 
+DIMS = frozenset(("dim", "dims", "dim0", "dim1"))
+"""Arguments of ATen ops that are numbers of dimensions, which may be counted from the last."""
+
 RESHAPE = "reshape"
 """Map of a term that keeps the elements and their row-major order."""
+
+RANGE = "range"
+"""First part of the key of a map to a range of the operand, which the key names alone."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Term:
 
     Attributes:
         operands: indices of the data operands the term is linear in, each.
-        map: BROADCAST, RESHAPE, or a key that with the operands' shapes determines the map.
+        map: BROADCAST, RESHAPE, or a key that with the operands' shapes determines the map; one
+            that begins with RANGE determines it alone.
         fixed: indices of the operands that the map itself depends on, in any way.
         coefficient: exact rational factor.
     """
@@ -117,6 +125,7 @@ class Meaning:
         terms: the op as a sum of multilinear terms, or None: uninterpreted.
         dims: factor labels, or None: every dimension is needed whole.
         selection: how result elements are elements of operands, or None: they are computed.
+        parts: of an op of several results that are parts of operand 0, the map to each.
         pointwise: uninterpreted, but element by element, so that it commutes with reshapes.
         casts: the result's element type differs from the operand's: rounding may be lost or won.
         random: another function of the operands on every call and rank.
@@ -128,6 +137,7 @@ class Meaning:
     terms: tuple[Term, ...] | None = None
     dims: Dims | None = None
     selection: Selection | None = None
+    parts: tuple[object, ...] = ()
     pointwise: bool = False
     casts: bool = False
     random: bool = False
@@ -183,14 +193,19 @@ class Call:
         found = access.value(node)
         produced = found if isinstance(found, list | tuple) else (found,)
         read = [x.meta.get("val") for x in access.operands(node)]
+        shapes, result_shapes = (tuple([shape_key(x) for x in held]) for held in (read, produced))
         arguments = access.arguments(node)
-        statics = tuple((name, static_key(x)) for name, x in arguments.items())
+        if counted := DIMS & arguments.keys() if _is_aten(node.target) else ():
+            rank = max(map(len, (*shapes[:1], *result_shapes[:1])), default=0)
+            named = arguments | {name: _from_first(arguments[name], rank) for name in counted}
+        else:
+            named = arguments
         return Call(
             target=node.target,
-            key=(str(node.target), statics),
-            shapes=tuple([shape_key(x) for x in read]),
+            key=(str(node.target), tuple((name, static_key(x)) for name, x in named.items())),
+            shapes=shapes,
             dtypes=tuple([_dtype(x) for x in read]),
-            result_shapes=tuple([shape_key(x) for x in produced]),
+            result_shapes=result_shapes,
             result_dtypes=tuple([_dtype(x) for x in produced]),
             rank_dependent=bool(access.rank_constants(node)),
             arguments=arguments,
@@ -230,6 +245,17 @@ class Call:
     def dim(self, name: str = "dim", of: int = 0) -> int:
         """Argument ``name`` as a non-negative dimension of operand ``of``."""
         return int(self.arguments[name]) % max(len(self.shapes[of]), 1)
+
+
+def _is_aten(target: object) -> bool:
+    return isinstance(target, OpOverload) and target.namespace == "aten"
+
+
+def _from_first(dim: Any, rank: int) -> Any:
+    """Dimensions counted from the first: of the result, if an op makes some, else of operand 0."""
+    if isinstance(dim, tuple):
+        return tuple([_from_first(d, rank) for d in dim])
+    return dim % max(rank, 1) if type(dim) is int else dim
 
 
 def _dtype(found: Any) -> torch.dtype | None:

@@ -7,7 +7,10 @@ operand, not on its values alone.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
+from typing import Any
 
+import sympy
 import torch
 
 from compiler.ir.rows import PAD_ROWS
@@ -24,6 +27,7 @@ from compiler.ir.rules.build import (
 )
 from compiler.ir.rules.meaning import (
     BROADCAST,
+    RANGE,
     RESHAPE,
     Call,
     Dims,
@@ -94,26 +98,71 @@ def reverse(call: Call) -> Meaning:
     return permuted(call, tuple(reversed(range(len(call.shapes[0])))))
 
 
+def ranged(call: Call, start: Any, count: Any, step: int = 1) -> object:
+    """The map to ``count`` indices of dimension ``dim``: the same for the same elements.
+
+    These are named by sizes and strides in the operand, dimensions that are one merged, and by
+    where they begin. Where that is not known, or not the same on every rank, by the call.
+    """
+    dim, shape = call.dim(), call.shapes[0]
+    if not shape:
+        return (call.key,)
+    counted = type(start) is int and type(shape[dim]) is int
+    if not (counted or isinstance(start, sympy.Expr) or (type(start) is int and start >= 0)):
+        return (call.key,)
+    first = range(shape[dim])[start:].start if counted else start
+    taken: list[tuple[Any, Any]] = []
+    stride: Any = 1
+    for d in reversed(range(len(shape))):
+        size, apart = (count, stride * step) if d == dim else (shape[d], stride)
+        if d == dim:
+            first *= stride
+        if taken and taken[-1][0] * taken[-1][1] == apart:
+            size, apart = size * taken[-1][0], taken.pop()[1]
+        if size != 1:
+            taken.append((size, apart))
+        stride *= shape[d]
+    everything = first == 0 and taken in ([], [(stride, 1)])
+    return RESHAPE if everything and (taken or stride == 1) else (RANGE, stride, *taken, first)
+
+
 def slice_rows(call: Call) -> Meaning:
     """A range of one dimension; as many rows as there are is all of them."""
-    everything = call.shapes[0] == call.result
-    key: object = RESHAPE if everything else (call.key,)
-    dims = whole_but(call, () if everything else (call.dim(),))
-    return Meaning(terms=(Term((0,), map=key),), dims=dims)
+    if call.shapes[0] == call.result:
+        return Meaning(terms=(Term((0,), map=RESHAPE),), dims=whole_but(call, ()))
+    step, count = call.arguments.get("step", 1), call.result[call.dim()]
+    key = ranged(call, call.arguments.get("start") or 0, count, step)
+    return Meaning(terms=(Term((0,), map=key),), dims=whole_but(call, (call.dim(),)))
 
 
-def select(call: Call) -> Meaning:
-    """One index of a dimension, which disappears; results of their own for several."""
+def _without_dim(call: Call, key: object) -> Meaning:
+    """A linear map to tensors in which dimension ``dim`` is gone."""
     rank, dim = len(call.shapes[0]), call.dim()
     labels: Labels = tuple(None if d == dim else d for d in range(rank))
     kept = tuple(d for d in range(rank) if d != dim)
     dims = Dims((labels,), (kept,) * len(call.result_shapes))
-    return Meaning(terms=(Term((0,), map=(call.key,)),), dims=dims)
+    return Meaning(terms=(Term((0,), map=key),), dims=dims)
+
+
+def select(call: Call) -> Meaning:
+    """One index of a dimension, which disappears."""
+    return _without_dim(call, ranged(call, call.arguments["index"], 1))
+
+
+def unbind(call: Call) -> Meaning:
+    """Every index of a dimension, one result each."""
+    parts = tuple(ranged(call, i, 1) for i in range(len(call.result_shapes)))
+    return replace(_without_dim(call, (call.key,)), parts=parts)
 
 
 def split(call: Call) -> Meaning:
     """Consecutive ranges of a dimension, one result each."""
-    return Meaning(terms=(Term((0,), map=(call.key,)),), dims=whole_but(call, (call.dim(),)))
+    dim, start, parts = call.dim(), 0, list[object]()
+    for shape in call.result_shapes:
+        parts.append(ranged(call, start, shape[dim]))
+        start += shape[dim]
+    terms = (Term((0,), map=(call.key,)),)
+    return Meaning(terms=terms, dims=whole_but(call, (dim,)), parts=tuple(parts))
 
 
 def cat(call: Call) -> Meaning:
@@ -219,7 +268,8 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     moving(swap(-2, -1)): ("mT.default",),
     moving(reverse): ("t", "t_copy", "numpy_T.default"),
     moving(slice_rows): ("slice.Tensor", "slice_copy.Tensor", "narrow.default", "narrow_copy"),
-    moving(select): ("select.int", "select_copy.int", "unbind.int", "unbind_copy.int"),
+    moving(select): ("select.int", "select_copy.int"),
+    moving(unbind): ("unbind.int", "unbind_copy.int"),
     moving(split): ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
             "split_with_sizes_copy", "unsafe_split.Tensor", "unsafe_split_with_sizes",
             "tensor_split.sections", "tensor_split.indices"),

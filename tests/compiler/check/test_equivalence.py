@@ -63,7 +63,7 @@ def test_unproved_names_the_first_difference() -> None:
     report = check(source, target)
     assert (report.verdict, report.explanation) == (
         Verdict.UNPROVED,
-        "output 0 is not shown equal: source %v2 = aten.mul.Tensor(%v1) against "
+        "output 0 is not shown equal: source %v2 = aten.mul.Tensor(%v1, %v1) against "
         "target %v2 = aten.exp.default(%v1). No counterexample in 3 simulations",
     )
     assert not report.verdict.runs

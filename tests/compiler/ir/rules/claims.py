@@ -16,6 +16,8 @@ def terms(call: Sample, found: Meaning) -> Iterator[str]:
     """The sum of terms is the op, as far as the maps are known."""
     if found.terms is not None and not laws.follows_terms(call, found):
         yield "is not the sum of its terms"
+    if not laws.has_parts(call, found):
+        yield "has not the parts it names"
 
 
 def partial_sums(call: Sample, found: Meaning) -> Iterator[str]:

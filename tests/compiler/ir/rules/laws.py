@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler.ir.rules import BROADCAST, RESHAPE, Meaning, Selection, Term, meaning
+from compiler.ir.rules import BROADCAST, RANGE, RESHAPE, Meaning, Selection, Term, meaning
 
 GENERATOR = torch.Generator().manual_seed(0)
 RANKS = 2
@@ -208,15 +208,26 @@ def placements(count: int) -> Iterator[tuple[bool, ...]]:
     return (p for p in itertools.product((False, True), repeat=count) if any(p))
 
 
+def moved(key: object, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
+    """What a RESHAPE or a range takes of ``x``; None for another map."""
+    if key == RESHAPE:
+        return x.reshape(like.shape)
+    if not isinstance(key, tuple) or key[0] != RANGE:
+        return None
+    _, count, *taken, first = key
+    assert count == x.numel()
+    sizes, strides = [n for n, _ in reversed(taken)], [apart for _, apart in reversed(taken)]
+    return x.contiguous().as_strided(sizes, strides, first).reshape(like.shape)
+
+
 def literal(term: Term, tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor | None:
-    """The value of a constant, BROADCAST or RESHAPE term; None for another map."""
+    """The value of a constant, BROADCAST, RESHAPE or range term; None for another map."""
     factor = float(term.coefficient)
     if not term.operands:
         return torch.full(like.shape, factor, dtype=torch.float64)
-    if term.map == RESHAPE:
-        return _number(tensors[term.operands[0]]).reshape(like.shape) * factor
     if term.map != BROADCAST:
-        return None
+        found = moved(term.map, _number(tensors[term.operands[0]]), like)
+        return None if found is None else found * factor
     found = torch.full((), factor, dtype=torch.float64)
     for i in term.operands:
         found = found * _number(tensors[i])
@@ -227,7 +238,8 @@ def follows_terms(call: Sample, found: Meaning) -> bool:
     """Whether the terms with known maps are what remains when all other terms are zeroed."""
     assert found.terms is not None
     tensors = operands(call)
-    opaque = [t for t in found.terms if t.operands and t.map not in (BROADCAST, RESHAPE)]
+    known = (BROADCAST, RESHAPE)
+    opaque = [t for t in found.terms if t.operands and t.map not in known and t.map[0] != RANGE]  # type: ignore[index]
     zeroed = {i for t in opaque for i in t.operands}
     tensors = [torch.zeros_like(x) if i in zeroed else x for i, x in enumerate(tensors)]
     results = run(call, tensors)
@@ -240,6 +252,15 @@ def follows_terms(call: Sample, found: Meaning) -> bool:
         if not close([total], [result.to(wide)]):
             return False
     return True
+
+
+def has_parts(call: Sample, found: Meaning) -> bool:
+    """Whether every result is the part of operand 0 that is named."""
+    if not found.parts:
+        return True
+    x, results = operands(call)[0], run(call, operands(call))
+    both = zip(found.parts, results, strict=True)
+    return all(torch.equal(moved(part, x, y), y) for part, y in both)  # type: ignore[arg-type]
 
 
 def blocks(

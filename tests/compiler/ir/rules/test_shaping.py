@@ -1,4 +1,4 @@
-"""Results of several tensors, and picking one."""
+"""Parts of tensors: ranges, results of several tensors, and picking one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import operator
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import fx
 
 from compiler.ir import access
-from compiler.ir.rules import meaning
+from compiler.ir.rules import Call, meaning
 from tests.compiler.ir.rules import laws
 from tests.compiler.ir.rules.laws import reals, sample
 
@@ -48,3 +50,53 @@ def test_getitem_by_rank_keeps_no_partial_sum() -> None:
     found = meaning(picked(split, access.RankInt(1, (0, 1))))
     assert found is not None
     assert not found.keeps_partial([True], [False])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_ranges_of_the_same_elements_are_the_same_map(data: st.DataObject) -> None:
+    """And of others are not: what a range is called says what it takes."""
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    x = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+    places = st.integers(-5, 5)
+
+    def drawn() -> laws.Sample:
+        dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+        if data.draw(st.booleans()):
+            size = shape[dim]
+            return sample(aten.select.int, x, dim, data.draw(st.integers(-size, size - 1)))
+        return sample(aten.slice.Tensor, x, dim, *(data.draw(places) for _ in range(2)),
+                      data.draw(st.integers(1, 3)))  # fmt: skip
+
+    one, other = drawn(), drawn()
+    taken = [laws.run(call, [x])[0].flatten().tolist() for call in (one, other)]
+    maps = [laws.meaning_of(call).terms[0].map for call in (one, other)]  # type: ignore[index]
+    if all(taken):
+        assert (taken[0] == taken[1]) == (maps[0] == maps[1])
+
+
+def test_parts_are_the_ranges_that_they_are() -> None:
+    x = reals(6, 4)
+    for several in (sample(aten.split.Tensor, x, 3, 0), sample(aten.chunk.default, x, 2)):
+        second = laws.meaning_of(sample(aten.slice.Tensor, x, 0, 3, 6))
+        assert laws.meaning_of(several).parts[1] == second.terms[0].map  # type: ignore[index]
+    assert laws.meaning_of(sample(aten.unbind.int, x, 1)).parts[2] == (
+        laws.meaning_of(sample(aten.select.int, x, 1, -2)).terms[0].map  # type: ignore[index]
+    )
+
+
+def test_dimensions_are_counted_from_the_first() -> None:
+    """In what calls are compared by: of the result where the op makes a dimension."""
+    x = reals(6, 4)
+    for op, *pair in (
+        (aten._softmax.default, (x, -1, False), (x, 1, False)),
+        (aten.amax.default, (x, [-1, -2]), (x, [1, 0])),
+        (aten.cat.default, ([x, x], -2), ([x, x], 0)),
+        (aten.stack.default, ([x, x], -1), ([x, x], 2)),
+        (aten.unsqueeze.default, (x, -2), (x, 1)),
+        (aten.cumsum.default, (reals(), -1), (reals(), 0)),
+    ):
+        first, second = (Call.of(laws.node(sample(op, *given))).key for given in pair)
+        assert first == second, op
+    stacked = [Call.of(laws.node(sample(aten.stack.default, [x, x], dim))).key for dim in (1, -1)]
+    assert stacked[0] != stacked[1]

@@ -54,11 +54,13 @@ def ranges() -> Iterator[Sample]:
         yield sample(op, reals(6, 4), 0, 0, 2**63 - 1)
         yield sample(op, reals(6, 4), 0, None, None, 2)
         yield sample(op, reals(6, 4), 1, 0, -1)
+        yield sample(op, reals(6, 4), -1, -3, -1)
     for op in (aten.narrow, aten.narrow_copy):
         yield sample(op.default, reals(6, 4), 1, 1, 3)
         yield sample(op.default, reals(6, 4), 0, 0, 6)
     for op in (aten.select.int, aten.select_copy.int):
         yield sample(op, reals(6, 4, 2), 1, 2)
+        yield sample(op, reals(6, 4), -2, -1)
     for op in (aten.unbind.int, aten.unbind_copy.int):
         yield sample(op, reals(6, 4, 2), 1)
     for op in (aten.split.Tensor, aten.split_copy.Tensor, aten.unsafe_split.Tensor):
