@@ -41,6 +41,7 @@ from scripts.multi_gpu.targets import targets
 
 KEY = ("experts", "call", "tokens", "form")
 """What tells rows of the model part apart."""
+SHARED = "the ranks share a GPU: times say nothing about links"
 LINKS_S, KERNELS_S = 90.0, 90.0
 """What these parts are taken to need on eight GPUs."""
 
@@ -140,8 +141,15 @@ def predict(given: argparse.Namespace, results: Results) -> None:
             found="; ".join(results.passed_over) or "no results of other parts",
             remedy="run with --parts links,kernels,model first",
         )
-    machine, facts = planning_machine(given, results), results.facts or {}
-    ranks = facts["ranks"]
+    facts = results.facts or {}
+    if facts["ranks_share_a_gpu"]:
+        raise CommPlanError(
+            "there is nothing to predict",
+            where=str(results.folder),
+            found=SHARED,
+            remedy="run the parts with one GPU for each rank",
+        )
+    machine, ranks = planning_machine(given, results), facts["ranks"]
     rows = link_rows(machine, (found["links"] or {"machine": {"rows": []}})["machine"]["rows"])
     rows += kernel_rows(machine, (found["kernels"] or {"rows": []})["rows"], ranks)
     measured = (found["model"] or {"rows": []})["rows"]
@@ -180,7 +188,7 @@ def as_rank(given: argparse.Namespace) -> int:
     ranks = Ranks(given.device, given.begun_s, given.budget_s)
     results = Results(given.output, facts_of(given))
     if ranks.shared:
-        ranks.tell(f"{ranks.size} ranks share one GPU over gloo: times say nothing about links")
+        ranks.tell(f"{ranks.size} ranks on one GPU, over gloo: {SHARED}")
     parts = {"links": links, "kernels": kernels, "model": model}
     for name in (one for one in given.parts if one in parts):
         parts[name](ranks, given, results)
@@ -188,6 +196,8 @@ def as_rank(given: argparse.Namespace) -> int:
         if "predictions" in given.parts:
             if ranks.failed and not any(results.read(part) for part in PARTS[:3]):
                 ranks.skip("predictions: the parts before failed")
+            elif ranks.shared:
+                ranks.skip(f"predictions: {SHARED}")
             else:
                 predict(given, results)
         show(given, results, ranks.skipped, ranks.failed)

@@ -187,7 +187,9 @@ def timed(
             "rounds_us": times,
             "time_us": statistics.median(times),
             "ratio": statistics.median(ratios),
-            "communication_share": found[name]["communication_us"] / busy_us(found[name]),
+            "communication_share": None
+            if ranks.shared  # they wait for each other's turn on it
+            else found[name]["communication_us"] / busy_us(found[name]),
         }
     return found
 

@@ -78,11 +78,12 @@ def show_model(console: Console, rows: Iterable[Row]) -> None:
         "communication", "difference", "allowed", text=4,
     )  # fmt: skip
     for row in rows:
+        share = row["communication_share"]
         shown.add_row(
             row["experts"], f"{row['call']}, {row['launch']}", row["form"], row["verdict"],
             f"{row['tokens']:,}", str(sum(count for *_, count in row["collectives"])),
             f"{row['time_us'] / 1e3:.2f}", f"{row['tokens_s']:,.0f}", f"{row['ratio']:.3f}",
-            f"{row['communication_share']:.1%}", f"{row['difference']:.1e}",
+            "" if share is None else f"{share:.1%}", f"{row['difference']:.1e}",
             f"{row['allowed']:.1e}",
         )  # fmt: skip
     console.print(shown)

@@ -152,6 +152,20 @@ def test_nothing_to_predict(
         assert "cannot read the results of the links part" in err
 
 
+def test_ranks_that_shared_a_gpu_say_nothing_about_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"ranks": 2, "device": "NVIDIA H200", "ranks_share_a_gpu": True}
+    Results(tmp_path, facts).write("model", {"rows": []})
+    code, err = refused(
+        monkeypatch, capsys, "--parts", "predictions", "--machine", H100, "--output", str(tmp_path)
+    )
+    assert code == 3
+    assert "there is nothing to predict" in err
+    assert "the ranks share a GPU: times say nothing about links" in err
+    assert not (tmp_path / "predictions.json").exists()
+
+
 def test_results_of_an_older_version_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
