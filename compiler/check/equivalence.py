@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import sympy
 import torch
@@ -65,6 +66,7 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
                 return report(Verdict.INVALID, f"{side}: {error}")
         if why := _signature_difference(source, target):
             return report(Verdict.INVALID, why)
+        target = _placed_alike(source, target)
         names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
@@ -162,6 +164,18 @@ def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
     if returned[0] != returned[1]:
         return f"source returns {returned[0]}, target returns {returned[1]}"
     return ""
+
+
+def _placed_alike(source: SpmdGraph, target: SpmdGraph) -> SpmdGraph:
+    """The target, its inputs placed as the source says: by position, attributes by name."""
+    both = zip(
+        *(access.node_of(side.graph, "placeholder") for side in (source, target)), strict=True
+    )
+    placed = {str(twin.target): source.inputs[str(node.target)] for node, twin in both}
+    held = [str(n.target) for n in access.node_of(target.graph, "get_attr")]
+    placed |= {name: source.inputs.get(name, target.inputs[name]) for name in held}
+    inputs = {**target.inputs, **placed}
+    return target if inputs == target.inputs else replace(target, inputs=inputs)
 
 
 def _structure(returned: object) -> str:

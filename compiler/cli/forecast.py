@@ -21,7 +21,7 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.decided import Decided
 from compiler.optimize.planner import Planner
-from compiler.optimize.ranges import LAST_TOKENS, Totals, decided_ranges, totals_of
+from compiler.optimize.ranges import Totals, decided_ranges, is_open, totals_of
 from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline
 from compiler.plan.predict import Spent
@@ -108,7 +108,7 @@ def tokens_text(tokens: Sequence[int | None]) -> str:
 
 def range_text(found: TokenRange[Any], ranks: int, *, even: bool) -> str:
     """``320-2736``, with which of these are meant."""
-    last = "" if found.last > LAST_TOKENS - ranks else str(found.last)
+    last = "" if is_open(found.last, ranks) else str(found.last)
     if ranks == 1:
         return f"{found.first}-{last}"
     return f"{found.first}-{last} {'' if even else 'not '}divisible by {ranks}"

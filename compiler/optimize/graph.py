@@ -238,7 +238,8 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
 def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
     """All_reduces that are left although ranks read no more than their own rows."""
     for groups in dict.fromkeys(graph.mesh.groups.values()):
-        for node in only_own_rows_read(graph, groups):
+        own = only_own_rows_read(graph, groups)
+        for node in filter(own.__contains__, graph.graph.nodes):  # sets have orders of their own
             what = collective(node)
             if what is not None and what.kind is Kind.ALL_REDUCE:
                 why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"

@@ -25,7 +25,7 @@ from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
 from compiler.optimize.planner import Planner
-from compiler.optimize.ranges import LAST_TOKENS, Ranged, optimize_ranges
+from compiler.optimize.ranges import Ranged, is_open, optimize_ranges
 from compiler.optimize.search import Search
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
@@ -106,7 +106,7 @@ def _range_lines(ranged: Ranged) -> list[str]:
     lines, table = [], ranged.table
     for i, found in enumerate(table.ranges()):
         result = ranged.results[found.plan]
-        last = "" if found.last >= LAST_TOKENS - table.ranks else found.last
+        last = "" if is_open(found.last, table.ranks) else found.last
         which = ""
         if table.ranks > 1:
             no = "" if i < len(table.even) else "no "
@@ -204,7 +204,8 @@ def optimize_allreduce(
             _agree(exchange, ranged)
         most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
         forms = dict[int, Lowered]()
-        for at in sorted(range(len(most)), key=lambda at: -max(most[at].values(), default=1 << 62)):
+        tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
+        for at in sorted(range(len(most)), key=lambda at: -tokens[at]):
             found = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
             forms[at] = lower(
                 found, process_groups.names(found, captured.groups),

@@ -17,6 +17,11 @@ LAST_TOKENS = 1 << 16
 """Plans are compared up to this many tokens; the last serves for more."""
 
 
+def is_open(last: int, ranks: int) -> bool:
+    """Whether a range that ends at ``last`` serves for more: it is the last of its multiples."""
+    return last > LAST_TOKENS - ranks
+
+
 @dataclass(frozen=True)
 class Totals:
     """What a graph takes on a machine for some number of tokens, in picoseconds on one rank.
@@ -63,7 +68,7 @@ class Ranged:
         """
         found = {name: last for name, (_, last) in sizes.items() if last is not None}
         last = max(r.last for r in self.table.ranges() if r.plan == result)
-        if self.symbol is not None and last <= LAST_TOKENS - self.table.ranks:
+        if self.symbol is not None and not is_open(last, self.table.ranks):
             found[self.symbol] = min(last, found.get(self.symbol, last))
         return found
 

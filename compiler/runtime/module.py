@@ -174,8 +174,8 @@ class OptimizedModule(nn.Module):
             raise CommPlanError(
                 "not a number of tokens", found=repr(num_tokens), remedy="pass an integer"
             )
-        for prepared in self.prepared:
-            if _covers(prepared, num_tokens):
+        for prepared in sorted(self.prepared, key=lambda p: p.counts_tokens is None):
+            if prepared.covers(num_tokens):
                 return prepared.forms.plan(num_tokens).module
         raise CommPlanError(
             f"no graph is prepared for {num_tokens} tokens",
@@ -193,17 +193,3 @@ def _finished(outputs: Any, call: _Call) -> Any:
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:
     pairs = zip(prepared.captured.arguments, given.leaves, strict=True)
     return {name: leaf for name, leaf in pairs if name in prepared.replicated}
-
-
-def _covers(prepared: Prepared, num_tokens: int) -> bool:
-    """Whether some size of the graph's arguments may be ``num_tokens``."""
-    for sizes in prepared.sizes:
-        for size in sizes:
-            if isinstance(size, int):
-                if size == num_tokens:
-                    return True
-                continue
-            lower, upper = prepared.captured.ranges.get(str(size), (0, None))
-            if num_tokens >= lower and (upper is None or num_tokens <= upper):
-                return True
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,6 +78,23 @@ class Prepared:
                 if str(size) == self.symbol:
                     return at, dim
         return None
+
+    def covers(self, num_tokens: int) -> bool:
+        """Whether calls with so many tokens may run this graph.
+
+        Where no size counts them, tokens are the elements of the first argument if it holds
+        integers, else its rows.
+        """
+        if self.counts_tokens is not None:
+            lower, upper = self.captured.ranges.get(str(self.symbol), (0, None))
+            return lower <= num_tokens and (upper is None or num_tokens <= upper)
+        if not self.sizes:
+            return False
+        name = next(x for x in self.captured.arguments if isinstance(x, str))
+        (first,) = (x for x in access.node_of(self.module.graph, "placeholder") if x.target == name)
+        rows = self.sizes[0][:-1] if access.dtype(first).is_floating_point else self.sizes[0]
+        count = math.prod(rows)
+        return not isinstance(count, int) or count == num_tokens
 
     @cached_property
     def sizes(self) -> tuple[tuple[Any, ...], ...]:

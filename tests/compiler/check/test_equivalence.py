@@ -69,6 +69,18 @@ def test_unproved_names_the_first_difference() -> None:
     assert not report.verdict.runs
 
 
+def test_inputs_are_placed_as_the_source_says() -> None:
+    """A target that does not say where its inputs lie is read as one that says the same."""
+    plain, varying = '%0 "x": f64[4]', X
+    twice, more = "%1: f64[4] = aten.mul.Tensor(%0, 2)", "%2: f64[4] = aten.add.Tensor(%1, %1)"
+    source = function(varying, twice, more, "return %2")
+    other = function(plain, "%1: f64[4] = aten.mul.Tensor(%0, 4)", "return %1")
+    assert check(source, other).verdict is Verdict.EQUIVALENT
+    total = (f"%1: {reduce('%0')}", "return %1")
+    assert check(function(plain, *total), other).verdict is Verdict.EQUIVALENT
+    assert check(function(varying, *total), other).verdict is Verdict.NOT_EQUIVALENT
+
+
 def test_what_cancels_out_is_not_called_a_counterexample() -> None:
     zero = function(X, "%1: f64[4] = aten.exp(%0)", "%2: f64[4] = aten.sub.Tensor(%1, %1)",
                     "return %2")  # fmt: skip

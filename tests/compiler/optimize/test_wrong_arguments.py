@@ -110,3 +110,17 @@ def test_graph_of_no_number_of_tokens(tokens: Any) -> None:
     assert str(caught.value) == (
         f"not a number of tokens\n  found: {tokens!r}\n  remedy: pass an integer"
     )
+
+
+def test_graph_of_a_number_of_tokens() -> None:
+    """Tokens are counted where they stand: other sizes, like the width 8 here, are none."""
+    with fake_process_group(0, 2):
+        optimized = optimize_allreduce(nn.Linear(8, 8), (torch.ones(1, 1, 8),))
+        with pytest.raises(CommPlanError, match="no graph is prepared for 8 tokens"):
+            optimized.graph_module(8)
+        decode = optimized.graph_module(1)
+        optimized(torch.ones(1, 5, 8))
+    assert [len(optimized.prepared), optimized.graph_module(1) is decode] == [2, True]
+    prefill = optimized.graph_module(5)
+    assert prefill is not decode
+    assert optimized.graph_module(8) is optimized.graph_module(999) is prefill
