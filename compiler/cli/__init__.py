@@ -1,4 +1,4 @@
-"""The command line: ``commplan plan``, ``dump``, ``check``, ``optimize`` and ``machine``."""
+"""The command line: ``commplan plan``, ``dump``, ``optimize``, ``check``, ``lint``, and others."""
 
 from compiler.cli.app import app, main
 

@@ -50,7 +50,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Plans, rewrites and proves the collectives of tensor-parallel PyTorch models.",
     epilog="Results go to standard output, progress and logs to standard error. "
-    "Exit codes: 0 ok, 1 not equivalent or findings, 2 unproved, 3 bad input.",
+    "Exit codes: 0 ok, 1 not equivalent or findings, 2 unproved, 3 bad input, "
+    "70 internal error.",
 )
 app.command("plan")(plan)
 app.command("dump")(dump)

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from compiler.analysis.statistics import CountedCollective, statistics
-from compiler.cli.layers import kinds_of_layers, ranges_text, sections
+from compiler.cli.layers import by_section, kinds_of_layers, ranges_text
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize import OptimizationResult
@@ -77,7 +77,8 @@ def rows_of(source: SpmdGraph, results: Sequence[OptimizationResult]) -> tuple[R
     kinds = kinds_of_layers(source)
     graphs = (source.graph, results[0].spmd.graph)
     sides = [
-        [sections(statistics(g, r.plan.tokens).collectives, kinds) for r in results] for g in graphs
+        [by_section(statistics(g, r.plan.tokens).collectives, kinds) for r in results]
+        for g in graphs
     ]
     found = []
     for name in dict.fromkeys(name for side in sides for name in side[0]):

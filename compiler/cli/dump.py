@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from compiler.analysis.placement import placements
 from compiler.cli import options
 from compiler.cli.arguments import layer_range
 from compiler.cli.extract import of_layers
@@ -21,7 +22,7 @@ from compiler.cli.source import load
 from compiler.errors import CommPlanError
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text import numbers, print_graph, to_dot, to_json
+from compiler.ir.text import print_graph, to_dot, to_json, value_count
 from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
 
@@ -72,7 +73,7 @@ def dump(
         bool, typer.Option("--check-each", help="Prove every pass that changed something.")
     ] = False,
     tp: options.Tp = None,
-    policy: options.PolicyOption = options.Policy.COST,
+    policy: options.PolicyOption = options.POLICY,
     widen: options.Widen = False,
     pairs: options.Settings = None,
     mesh: options.MeshText = "",
@@ -80,6 +81,9 @@ def dump(
     inputs: options.Inputs = None,
 ) -> None:
     """Print a model's graph before and after optimization, as text, JSON, DOT or HTML.
+
+    Beside each value stands what ranks hold of it, as derived from the inputs: R the same, S(dim)
+    blocks, P partial sums, V something else or not known.
 
     The optimized graph is printed whatever the checker would say of it; `plan` and `check` tell.
 
@@ -125,17 +129,20 @@ def written(graphs: Mapping[str, SpmdGraph], format: Format, name: str) -> str:
         case Format.HTML:
             return to_html(graphs, name)
         case Format.DOT:
-            return "".join(to_dot(graph, name=side) for side, graph in graphs.items())
-        case Format.JSON if len(graphs) > 1:
-            held = {side: json.loads(to_json(graph)) for side, graph in graphs.items()}
-            return json.dumps(held, indent=1, ensure_ascii=False) + "\n"
+            return "".join(
+                to_dot(graph, facts=placements(graph), name=side) for side, graph in graphs.items()
+            )
         case Format.JSON:
-            return "".join(map(to_json, graphs.values()))
+            texts = {side: to_json(g, facts=placements(g)) for side, g in graphs.items()}
+            if len(texts) == 1:
+                return "".join(texts.values())
+            held = {side: json.loads(text) for side, text in texts.items()}
+            return json.dumps(held, indent=1, ensure_ascii=False) + "\n"
         case Format.TEXT:
             return "\n".join(_text(graph, side) for side, graph in graphs.items())
 
 
 def _text(graph: SpmdGraph, side: str) -> str:
-    values = len(set(numbers(graph.graph).values()))
-    counts = f"{values} values, {len(collectives(graph.graph))} collectives"
-    return f"// ----- {side}: {counts} -----\n{print_graph(graph, source=True)}"
+    counts = f"{value_count(graph.graph)} values, {len(collectives(graph.graph))} collectives"
+    text = print_graph(graph, facts=placements(graph), source=True)
+    return f"// ----- {side}: {counts} -----\n{text}"

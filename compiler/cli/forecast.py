@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import fx
 
 from compiler.analysis.layers import layer_metadata, layer_of
-from compiler.cli.layers import EMBEDDING, HEAD, WHOLE, kinds_of_layers
+from compiler.cli.layers import EMBEDDING, HEAD, WHOLE, kinds_of_layers, section_names
 from compiler.cli.progress import Stages
 from compiler.cli.source import Source
 from compiler.cost import MachineError
@@ -172,7 +172,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 def collective_counts(plans: Plans, decided: Decided, section: str | None) -> Counter[str]:
     """Collectives of a plan, in one section of the model or in all."""
-    at = sections(decided.at.graph)
+    at = section_of(decided.at.graph)
     items = (part for item in decided.items(decided.shares) for part in item.parts or (item,))
     return Counter(
         str(item.kind)
@@ -181,22 +181,18 @@ def collective_counts(plans: Plans, decided: Decided, section: str | None) -> Co
     )
 
 
-def sections(graph: SpmdGraph) -> dict[fx.Node, str]:
+def section_of(graph: SpmdGraph) -> dict[fx.Node, str]:
     """The section of the model that each value belongs to."""
-    kinds, found, seen_layer = kinds_of_layers(graph), {}, False
-    for node in graph.graph.nodes:
-        index = layer_of(node)
-        seen_layer |= index in kinds
-        outside = (HEAD if seen_layer else EMBEDDING) if kinds else WHOLE
-        found[node] = kinds.get(index, outside) if index is not None else outside
-    return found
+    nodes = list(graph.graph.nodes)
+    names = section_names(map(layer_of, nodes), kinds_of_layers(graph))
+    return dict(zip(nodes, names, strict=True))
 
 
 def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, Spent | None]]:
     """Section -> heading -> what its layers take together; None where it is not known."""
     found: dict[str, dict[str, Spent | None]] = {}
     for heading, (decided, bounds) in plans.columns(tokens).items():
-        at = sections(decided.at.graph)
+        at = section_of(decided.at.graph)
         try:
             spent = plans.planner.spent(decided, tokens, bounds=bounds)
         except MachineError:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compiler.analysis.layers import layer_index
+from compiler.analysis.placement import placements
 from compiler.analysis.statistics import statistics
 from compiler.cli.collectives import bytes_text
 from compiler.cli.moves import key, moved
-from compiler.ir import access
 from compiler.ir.collectives import collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text.lines import Line, lines, printer_of
@@ -97,7 +97,7 @@ Sided = dict[str, dict[str, Shown]]
 
 def _by_section(side: str, graph: SpmdGraph) -> Sided:
     """Values in order, those between layers in sections of their own."""
-    printer = printer_of(graph, None)
+    printer = printer_of(graph, placements(graph))
     found: Sided = {}
     title = "inputs"
     for line in lines(graph.graph):
@@ -108,8 +108,6 @@ def _by_section(side: str, graph: SpmdGraph) -> Sided:
         text = printer.line(line)
         head, _, operation = text.partition(" = ")
         number, _, held = head.partition(": ")
-        origins = [node for node in (line.start, line.node) if node is not None]
-        places = (next(filter(None, map(f, origins)), "") for f in _PLACES)
         section, name = found.setdefault(title, {}), key(line.node)
         while name in section:  # a second collective that does the same
             name += "'"
@@ -118,23 +116,18 @@ def _by_section(side: str, graph: SpmdGraph) -> Sided:
             number=number,
             type=held,
             operation=operation,
-            where="  ".join(filter(None, places)),
+            where="  ".join(filter(None, (line.source, line.layer))),
             collective=collective(line.node) is not None,
         )
     return found
 
 
-_PLACES = (access.source_line, access.layer_path)
-
-
 def _title(line: Line, before: str) -> str:
-    origins = [node for node in (line.start, line.node) if node is not None]
-    path = next(filter(None, map(access.layer_path, origins)), "")
-    index = layer_index(path)
+    index = layer_index(line.layer)
     if index is not None:
         return f"layer {index}"
     in_layers = before.startswith(("layer ", "after"))
-    if not path and before.startswith("layer "):
+    if not line.layer and before.startswith("layer "):
         return before
     return "after the layers" if in_layers else "before the layers"
 
@@ -162,7 +155,7 @@ def _mark_changes(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Sided]) -
             held = where[side][name]
             shown = held[name]
             anchors = tuple(where[other][o][o].anchor for o in others if o in where[other])
-            held[name] = Shown(**{**shown.__dict__, "change": change, "links": anchors})
+            held[name] = replace(shown, change=change, links=anchors)
 
 
 def _sections(sides: Mapping[str, Sided]) -> Iterator[Section]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from compiler.analysis.layers import layer_index, layer_metadata
 from compiler.analysis.statistics import CountedCollective
@@ -20,17 +20,25 @@ Sections = dict[str, dict[int | None, list[CountedCollective]]]
 """Section -> layer (None outside layers) -> its collectives."""
 
 
-def sections(found: Iterable[CountedCollective], kinds: Mapping[int, str]) -> Sections:
-    """Collectives in program order by section: what precedes all layers is the embedding."""
-    by_section: Sections = {}
+def section_names(layers: Iterable[int | None], kinds: Mapping[int, str]) -> Iterator[str]:
+    """The section of each value, by their layers in program order; None: outside of layers.
+
+    What precedes all layers is the embedding.
+    """
     seen_layer = False
-    for one in found:
-        index = layer_index(one.layer)
-        seen_layer |= index is not None
+    for index in layers:
+        seen_layer |= index in kinds
         outside = (HEAD if seen_layer else EMBEDDING) if kinds else WHOLE
-        name = outside if index is None else kinds[index]
-        by_section.setdefault(name, {}).setdefault(index, []).append(one)
-    return by_section
+        yield outside if index is None else kinds.get(index, outside)
+
+
+def by_section(found: Sequence[CountedCollective], kinds: Mapping[int, str]) -> Sections:
+    """Collectives in program order by section and layer."""
+    grouped: Sections = {}
+    layers = [layer_index(one.layer) for one in found]
+    for one, index, name in zip(found, layers, section_names(layers, kinds), strict=True):
+        grouped.setdefault(name, {}).setdefault(index, []).append(one)
+    return grouped
 
 
 def ranges_text(numbers: Iterable[int]) -> str:

@@ -16,8 +16,7 @@ from rich.table import Table as Printed
 
 from compiler.cli.collectives import bytes_text
 from compiler.cli.files import write_text
-from compiler.cli.options import Output
-from compiler.cli.plan import Format
+from compiler.cli.options import Format, FormatOption, Output
 from compiler.cli.progress import Stages, stdout
 from compiler.cost import Machine, load_machine, machines
 from compiler.cost.files import FOLDER, machine_of, read_json
@@ -38,7 +37,6 @@ machine = typer.Typer(
     rich_markup_mode="markdown",
     help="What machines take for collectives and kernels: shipped, fitted, measured.",
 )
-FormatOption = Annotated[Format, typer.Option(help="How to print the result.")]
 MIN_BYTES, MAX_BYTES, MAX_BYTES_CPU = 512, 1 << 28, 1 << 22
 
 

@@ -32,7 +32,7 @@ def optimize(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the result.")
     ],
-    policy: options.PolicyOption = options.Policy.COST,
+    policy: options.PolicyOption = options.POLICY,
     widen: options.Widen = False,
     tokens: Annotated[
         int | None,

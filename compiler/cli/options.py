@@ -10,15 +10,25 @@ import typer
 
 from compiler.cli.source import ALIASES, WORLD_SIZE
 from compiler.cost import Launch
+from compiler.optimize.search import POLICIES
 
 
-class Policy(StrEnum):
-    """How far reductions may be moved."""
+class Format(StrEnum):
+    """How results are printed, where there are no other forms."""
 
-    COST = "cost"
-    MERGE = "merge"
-    BOUNDARY = "boundary"
-    OFF = "off"
+    TABLE = "table"
+    JSON = "json"
+
+
+POLICY = POLICIES[0]
+"""The default."""
+
+
+def known_policy(given: str) -> str:
+    """``given``, which must be one of ``POLICIES``."""
+    if given not in POLICIES:
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(POLICIES)}")
+    return given
 
 
 Model = Annotated[
@@ -70,11 +80,13 @@ Inputs = Annotated[
     ),
 ]
 PolicyOption = Annotated[
-    Policy,
+    str,
     typer.Option(
+        callback=known_policy,
+        metavar="|".join(POLICIES),
         help="`cost`: reduce, and with --machine share rows between ranks, where it costs least. "
         "`merge`: reduce never before the author does. `boundary`: likewise, and share rows in "
-        "sparse layers. `off`: move nothing."
+        "sparse layers. `off`: move nothing.",
     ),
 ]
 MachineName = Annotated[
@@ -90,6 +102,7 @@ MachineName = Annotated[
 LaunchOption = Annotated[
     Launch, typer.Option("--launch", help="How kernels are launched on the machine.")
 ]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 Widen = Annotated[
     bool,
     typer.Option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,19 +32,12 @@ from compiler.cli.timing import pass_table
 from compiler.cli.verdicts import exit_code, print_report, report_json
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
-from compiler.ir.text import numbers
+from compiler.ir.text import value_count
 from compiler.optimize.decided import Decided
 from compiler.optimize.graph import UNVERIFIED, OptimizationResult, finished
 from compiler.optimize.search import Search
 
 DEFAULT_TOKENS = "1,64,2048,16384"
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 @dataclass(frozen=True)
@@ -84,9 +76,9 @@ def plan(
         Path | None,
         typer.Option(metavar="FILE", help="Draw predicted times over tokens, `.png` or `.svg`."),
     ] = None,
-    policy: options.PolicyOption = options.Policy.COST,
+    policy: options.PolicyOption = options.POLICY,
     widen: options.Widen = False,
-    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TABLE,
+    format: options.FormatOption = options.Format.TABLE,
     pairs: options.Settings = None,
     remarks: Annotated[
         Shown, typer.Option(help="Remarks to print: what was done, what was not, or both.")
@@ -127,7 +119,7 @@ def plan(
             )
             for other, ranks in others
         )]  # fmt: skip
-        print_comparison(every, counts, format is Format.JSON)
+        print_comparison(every, counts, format is options.Format.JSON)
         return 0
     found = planned(plans, counts, stages)
     if plot is not None:
@@ -135,7 +127,7 @@ def plan(
     if timing:
         for one in found:
             stderr().print(pass_table(one.results[0].records))
-    if format is Format.JSON:
+    if format is options.Format.JSON:
         typer.echo(json.dumps(as_json(plans, found, remarks, stages), indent=1))
     else:
         print_plans(plans, found, remarks, stages)
@@ -174,10 +166,10 @@ def print_plans(plans: Plans, found: Sequence[Planned], shown: Shown, stages: St
         console.print(f"note: {text}", markup=False, highlight=False)
     if plans.planner.search.machine is not None:
         console.print(ranges_table(plans))
-    before = len(set(numbers(source.graph.graph).values()))
+    before = value_count(source.graph.graph)
     for one in found:
         result = one.results[0]
-        after = len(set(numbers(result.spmd.graph).values()))
+        after = value_count(result.spmd.graph)
         console.print(f"\n[bold]Plan for {tokens_text(one.tokens)}[/]  {before} → {after} values")
         console.print(collectives_table(one.rows, one.tokens))
         if plans.planner.search.machine is not None:
@@ -219,11 +211,11 @@ def as_json(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages
         **({"ranges": ranges_json(plans)} if known else {}),
         "assumed": source.assumed,
         "notes": source.notes,
-        "values": len(set(numbers(source.graph.graph).values())),
+        "values": value_count(source.graph.graph),
         "plans": [
             {
                 "tokens": [count for count in one.tokens if count is not None],
-                "values": len(set(numbers(one.results[0].spmd.graph).values())),
+                "values": value_count(one.results[0].spmd.graph),
                 "sections": [row.to_json(one.tokens) for row in one.rows],
                 "report": report_json(one.report),
                 "remarks": remarks_json(_remarks(one.results[0]), shown),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from fnmatch import fnmatch
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from compiler.cli.options import Format, FormatOption
 from compiler.cli.progress import Stages, stderr, stdout
 from compiler.cli.typical import typical
 from compiler.errors import CommPlanError
@@ -26,13 +26,6 @@ WHOLE = "_"
 
 LINE = 240
 """Characters on a line: every op has one, however narrow the terminal."""
-
-
-class Format(StrEnum):
-    """How the list is printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def rules(
     pattern: Annotated[
         str, typer.Argument(metavar="[OP]", help="Ops to list: part of a name, or a glob.")
     ] = "",
-    format: Annotated[Format, typer.Option(help="How to print the list.")] = Format.TABLE,
+    format: FormatOption = Format.TABLE,
 ) -> int:
     """List the ops that have a rule, each with its terms and its dimension factors.
 

@@ -161,10 +161,16 @@ def _table(data: Mapping[str, Any], path: Path) -> Table:
 
 
 def _network(data: Mapping[str, Any], path: Path) -> Network:
-    link = _quantity(data["link"], BYTES_PER_US, path)
-    assert link is not None, "a network states its link"
+    link, source = _quantity(data.get("link"), BYTES_PER_US, path), data.get("source")
+    if link is None or not source:
+        raise MachineError(
+            "a network needs its link and a source",
+            where=str(path),
+            found=f"a network that states {', '.join(data) or 'nothing'}",
+            remedy="docs/machines.md lists the fields",
+        )
     protocols = tuple(
         Protocol(p["name"], p["base_ns"] * NS_TO_PS, p["step_ns"] * NS_TO_PS, p["bytes_per_us"])
         for p in data["protocols"]
     )
-    return Network(link, protocols, data["source"])
+    return Network(link, protocols, source)

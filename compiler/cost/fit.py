@@ -110,7 +110,7 @@ def leave_one_out(points: Points) -> Errors:
 
 
 def falls(points: Points) -> tuple[tuple[int, float], ...]:
-    """Rows of at least 1 MiB, or by over a tenth, faster than the row before: not a law's doing."""
+    """Rows faster than the row before, up to 1 MiB by over a tenth: not a law's doing."""
     return tuple(
         (b1, t1 / t0) for (b0, t0), (b1, t1) in pairwise(points) if t1 < (0.9 * t0, t0)[b1 > MIB]
     )

@@ -118,7 +118,11 @@ def payload_bytes(node: fx.Node, tokens: int | None = None) -> int:
 
 
 def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
-    """``size`` with every symbol replaced by ``tokens``, or by its hint where that is None."""
+    """``size`` with every symbol replaced by ``tokens``, or by its hint where that is None.
+
+    A size read out of data has no hint and then counts as 1: bytes of such a value are those of
+    one row.
+    """
     if isinstance(size, int):
         return size
     if tokens is None:

@@ -1,1 +1,1 @@
-"""Which reductions run where: CommPlan and the cut that finds it."""
+"""Which reductions run where: CommPlan and the two cuts that find it."""

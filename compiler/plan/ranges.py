@@ -69,7 +69,7 @@ class TokenTable(Generic[Made]):
         return (*self.even, *self.uneven)
 
     def map(self, make: Callable[[Made], Other]) -> TokenTable[Other]:
-        """The table of what is made of each plan; equal plans are asked for once each time."""
+        """The table of what is made of each plan, once per range: equal plans are made again."""
 
         def made(ranges: Sequence[TokenRange[Made]]) -> tuple[TokenRange[Other], ...]:
             return tuple(TokenRange(r.first, r.last, make(r.plan)) for r in ranges)

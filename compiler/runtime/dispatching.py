@@ -51,7 +51,7 @@ class Sent:
         reduction: likewise.
         region: what computes its operand.
         owners: who needs which rows.
-        dispatch: the calls that it became.
+        calls: the calls that it became.
         received: the rows received, input by input.
         partial: the region's output, on received rows.
         shares: what is sent, input by input.

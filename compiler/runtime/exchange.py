@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from compiler.capture.digest import digests
 from compiler.capture.ranks import ranks_text
-from compiler.errors import MeshError, PlacementError
+from compiler.errors import MeshError, PlacementError, PlanError
 from compiler.ir.exchange import Exchange
 
 T = TypeVar("T")
@@ -58,7 +58,9 @@ def ranks_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
             found=repr(group),
             remedy="pass a torch.distributed.ProcessGroup, or None for all ranks",
         )
-    return group or dist.distributed_c10d._get_default_group()
+    everyone = group or dist.group.WORLD
+    assert everyone is not None, "an initialized torch.distributed has a group of all ranks"
+    return everyone
 
 
 def exchange_over(group: dist.ProcessGroup) -> Exchange | None:
@@ -88,10 +90,42 @@ def compare_inputs(exchange: Exchange, tensors: Mapping[str, torch.Tensor]) -> N
         held = [listed.get(name) for listed in everyone]
         if len(set(held)) == 1:
             continue
-        common = max(set(held), key=held.count)
+        common = max(held, key=held.count)  # of several, the first rank's: all ranks say the same
         others = [rank for rank, digest in enumerate(held) if digest != common]
         raise PlacementError(
             f"input {name!r} must be the same on all ranks, and is not",
             found=f"{ranks_text(others)} differ{'s' if len(others) == 1 else ''} from the others",
             remedy="give every rank the same input, or declare its placement with inputs=",
+        )
+
+
+def compare_plans(exchange: Exchange, digest: str, machine: str | None) -> None:
+    """Raise unless all ranks hold the same plans; all ranks must call it.
+
+    Args:
+        exchange: the ranks.
+        digest: of this rank's plans.
+        machine: name of the machine that they are made for; None: they compare by bytes.
+
+    Raises:
+        PlanError: names the ranks that differ, and their machines where those do.
+    """
+    everyone = exchange.gather((digest, machine))
+    first, planned_for = everyone[0]
+    others = {rank: named for rank, (held, named) in enumerate(everyone) if held != first}
+    for rank, named in others.items():
+        if named != planned_for:
+            raise PlanError(
+                "ranks plan for different machines",
+                found=f"rank 0 plans for {planned_for or 'no machine'}, "
+                f"rank {rank} for {named or 'no machine'}",
+                remedy="pass machine= by name, the same on every rank: by default each rank takes "
+                "the machine that has its own GPU",
+            )
+    if others:
+        raise PlanError(
+            "ranks hold different plans",
+            found=f"{ranks_text(list(others))} differ{'s' if len(others) == 1 else ''} from rank 0",
+            remedy="run the same version of commplan and torch, with the same options, on every "
+            "rank",
         )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 from torch import fx
-from torch.distributed import distributed_c10d
 
 from compiler.capture.groups import process_group
+from compiler.errors import MeshError
 from compiler.ir.collectives import all_group_names, rename_groups
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
@@ -62,6 +62,21 @@ class ProcessGroups:
         return {**known, **{name: str(group.group_name) for name, group in made.items()}}
 
 
+def group_named(name: str) -> dist.ProcessGroup:
+    """This process's group of that name.
+
+    Raises:
+        MeshError: there is none.
+    """
+    if (group := process_group(name)) is not None:
+        return group
+    raise MeshError(
+        "no process group has the name that a collective gives",
+        found=repr(name),
+        remedy="create the groups of the model before it is optimized, on every rank of them",
+    )
+
+
 def lowered(graph: SpmdGraph, local_groups: Mapping[str, str]) -> fx.GraphModule:
     """``graph`` as a module that runs in this process.
 
@@ -72,8 +87,7 @@ def lowered(graph: SpmdGraph, local_groups: Mapping[str, str]) -> fx.GraphModule
     copy = graph.own_copy()
     for node in copy.graph.nodes:
         if (cut := all_slice(node)) is not None:
-            process_group = distributed_c10d._resolve_process_group(local_groups[cut.group])  # type: ignore[attr-defined, arg-type]
-            position = process_group.rank()
+            position = group_named(local_groups[cut.group]).rank()
             node.target = own_share
             node.args, node.kwargs = (cut.operand, cut.dim, cut.group_size, position), {}
         elif node.target is PAD_ROWS:

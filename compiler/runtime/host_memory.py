@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch.distributed import distributed_c10d
 
 from compiler.ir import access
 from compiler.ir.collectives import Kind, c10d, collectives
+from compiler.runtime.groups import group_named
 
 TO_COPY = torch.ops.aten._to_copy.default
 HOST = torch.device("cpu")
@@ -23,8 +23,7 @@ def through_host(x: Tensor, group_name: str) -> bool:
     """Whether the group gathers tensors like ``x`` by gloo on CUDA."""
     if x.device.type != "cuda":
         return False
-    group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined, arg-type]
-    return str(group._get_backend(x.device).name()) == "gloo"
+    return str(group_named(group_name)._get_backend(x.device).name()) == "gloo"
 
 
 def gathered(x: Tensor, ranks: int, group_name: str) -> Tensor:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import fx
-from torch.distributed import distributed_c10d
 
 from compiler.errors import CommPlanError
 from compiler.ir import access
@@ -25,7 +24,7 @@ from compiler.ir.remark import Remark, RemarkKind
 from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kernels)
 from compiler.runtime.dispatching import send_rows
 from compiler.runtime.fusing import fuse
-from compiler.runtime.groups import lowered
+from compiler.runtime.groups import group_named, lowered
 from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for
@@ -137,8 +136,7 @@ class _Workspaces:
 
     def __call__(self, group_name: str, operands: Sequence[fx.Node]) -> str | None:
         """See ``fusing.Served``."""
-        name = self._local.get(group_name, group_name)
-        group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+        group = group_named(self._local.get(group_name, group_name))
         if dist.get_backend(group) == "fake":
             return "a fake process group has no other ranks"
         needed = [largest_bytes(node, self._most) for node in operands]

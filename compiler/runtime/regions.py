@@ -82,8 +82,10 @@ class Recognizer:
 
     def fusable(self, reduction: Collective) -> NormRegion | str:
         """The region behind a reduction that a kernel takes, or why there is none."""
-        if reduction.op != "sum" or reduction.result is None:
+        if reduction.op != "sum":
             return f"it reduces by {reduction.op}"
+        if reduction.result is None:
+            return "nothing waits for it"
         operand = access.tensor(reduction.operand)
         if why := refusal(operand.shape[-1] if operand.dim() else 0, operand.dtype):
             return why

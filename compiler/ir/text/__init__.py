@@ -59,7 +59,7 @@ values. Equal calls of a parsed graph may share one fake tensor.
 """
 
 from compiler.ir.text.export import to_dot, to_json
-from compiler.ir.text.lines import describe, numbers, window
+from compiler.ir.text.lines import describe, numbers, value_count
 from compiler.ir.text.parse import Parsed, parse, parse_graph
 from compiler.ir.text.print import print_graph
 
@@ -72,5 +72,5 @@ __all__ = [
     "print_graph",
     "to_dot",
     "to_json",
-    "window",
+    "value_count",
 ]

@@ -42,7 +42,6 @@ def to_json(graph: SpmdGraph, *, facts: Facts | None = None) -> str:
 
 
 def _value(printer: Printer, line: Line, graph: SpmdGraph) -> dict[str, Any]:
-    origins = [node for node in (line.node, line.start) if node is not None]
     placements = printer.placements_of(line)
     found: dict[str, Any] = {
         "number": line.number,
@@ -51,8 +50,8 @@ def _value(printer: Printer, line: Line, graph: SpmdGraph) -> dict[str, Any]:
         and {axis: str(p) for axis, p in zip(graph.mesh.axes, placements, strict=True)},
         "operation": "input" if line.node.op == "placeholder" else printer.operation(line),
         "operands": _operands(printer, line),
-        "layer": next(filter(None, map(access.layer_path, origins)), ""),
-        "source": next(filter(None, map(access.source_line, origins)), ""),
+        "layer": line.layer,
+        "source": line.source,
     }
     return found | ({"name": str(line.node.target)} if line.node.op == "placeholder" else {})
 

@@ -27,6 +27,21 @@ class Line:
     node: fx.Node
     start: fx.Node | None = None
 
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes that the line stands for, in program order."""
+        return (self.node,) if self.start is None else (self.start, self.node)
+
+    @property
+    def layer(self) -> str:
+        """Path of the module that the value comes from, empty where it is not known."""
+        return next(filter(None, map(access.layer_path, self.nodes)), "")
+
+    @property
+    def source(self) -> str:
+        """``model.py:88``, empty where it is not known."""
+        return next(filter(None, map(access.source_line, self.nodes)), "")
+
 
 def lines(graph: fx.Graph) -> Iterator[Line]:
     """The printed values of ``graph``: its inputs, then the others in program order.
@@ -64,12 +79,12 @@ def numbers(graph: fx.Graph) -> dict[fx.Node, int]:
 
     A collective and the wait directly after it share one; the output node has none.
     """
-    found: dict[fx.Node, int] = {}
-    for line in lines(graph):
-        for node in (line.start, line.node):
-            if node is not None:
-                found[node] = line.number
-    return found
+    return {node: line.number for line in lines(graph) for node in line.nodes}
+
+
+def value_count(graph: fx.Graph) -> int:
+    """How many values the printed graph has."""
+    return sum(1 for _ in lines(graph))
 
 
 class Printer:
@@ -248,34 +263,9 @@ def printer_of(graph: SpmdGraph, facts: Mapping[fx.Node, Placements] | None) -> 
     return Printer(graph.graph, graph.mesh, placements)
 
 
-def describe(
-    node: fx.Node,
-    *,
-    mesh: Mesh | None = None,
-    facts: Mapping[fx.Node, Placements] | None = None,
-) -> str:
+def describe(node: fx.Node, *, mesh: Mesh | None = None) -> str:
     """The one line of ``node``, for messages; what has no text form prints with a ``?``."""
-    printer = Printer(node.graph, mesh, facts or {}, strict=False)
+    printer = Printer(node.graph, mesh, {}, strict=False)
     if node.op == "output":
         return printer.returned(node)
-    return next(printer.line(line) for line in lines(node.graph) if node in (line.node, line.start))
-
-
-def window(
-    graph: fx.Graph,
-    node: fx.Node,
-    radius: int = 2,
-    *,
-    mesh: Mesh | None = None,
-    facts: Mapping[fx.Node, Placements] | None = None,
-) -> str:
-    """The lines of the ``radius`` values before and after ``node``, and its own, marked."""
-    printer = Printer(graph, mesh, facts or {}, strict=False)
-    rows = [*lines(graph), *(Line(-1, output) for output in access.node_of(graph, "output"))]
-    at = next(i for i, line in enumerate(rows) if node in (line.node, line.start))
-    shown = []
-    for line in rows[max(at - radius, 0) : at + radius + 1]:
-        ends = line.node.op == "output"
-        text = printer.returned(line.node) if ends else printer.line(line)
-        shown.append(f"  {text}" + "    <-- here" * (line is rows[at]))
-    return "\n".join(shown)
+    return next(printer.line(line) for line in lines(node.graph) if node in line.nodes)

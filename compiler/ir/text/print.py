@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ def print_graph(
     graph: SpmdGraph,
     *,
     facts: Mapping[fx.Node, Placements] | None = None,
-    comments: Callable[[fx.Node], str] | None = None,
     source: bool = False,
     name: str = "main",
 ) -> str:
@@ -32,7 +31,6 @@ def print_graph(
     Args:
         graph: the graph.
         facts: placements to print beside values; those of inputs come from the graph.
-        comments: a comment for a value (for a collective, its wait), empty for none.
         source: whether to add source line and layer as comments.
         name: name of the function.
 
@@ -43,7 +41,7 @@ def print_graph(
     inputs: list[tuple[str, str]] = []
     body: list[tuple[str, str]] = []
     for line in lines(graph.graph):
-        remark = _remark(line, comments, source)
+        remark = _remark(line) if source else ""
         if line.node.op == "placeholder":
             inputs.append((printer.declaration(line), remark))
         else:
@@ -94,14 +92,9 @@ def _shape_env(held: Any) -> Any:
     return next((s.node.shape_env for s in sizes if isinstance(s, torch.SymInt)), None)
 
 
-def _remark(line: Line, comments: Callable[[fx.Node], str] | None, source: bool) -> str:
-    parts = [comments(line.node)] if comments is not None else []
-    if source:
-        origins = [node for node in (line.node, line.start) if node is not None]
-        where = next(filter(None, map(access.source_line, origins)), "")
-        parts += [f"loc({where})" if where else ""]
-        parts += [next(filter(None, map(access.layer_path, origins)), "")]
-    return "  ".join(filter(None, parts))
+def _remark(line: Line) -> str:
+    where = line.source and f"loc({line.source})"
+    return "  ".join(filter(None, (where, line.layer)))
 
 
 def _function(name: str, inputs: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from compiler.errors import KernelError
 from compiler.runtime.kernels.launch import MAX_BLOCKS, Peers, payload_refusal
+
+T = TypeVar("T")
 
 ALIGNMENT_BYTES = 256
 SLOTS = 2
@@ -190,8 +192,7 @@ class Workspace:
         """
         slot_bytes = aligned(slot_bytes)
         facts = _facts(device, (slot_bytes, placed_bytes, max_blocks))
-        everyone: list[Any] = [None] * group.size()
-        dist.all_gather_object(everyone, facts, group=group)
+        everyone = _gathered(facts, group)
         _compare(everyone)
         device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
         buffer, addresses, handle = _symmetric_buffer(
@@ -257,23 +258,58 @@ def _compare(everyone: Sequence[dict[str, Any]]) -> None:
 def _symmetric_buffer(
     total_bytes: int, device: torch.device, group: dist.ProcessGroup
 ) -> tuple[torch.Tensor, list[int], object]:
-    """This rank's memory, where each rank's is mapped here, and what keeps the mapping alive."""
-    from torch.distributed import _symmetric_memory
+    """This rank's memory, where each rank's is mapped here, and what keeps the mapping alive.
 
-    try:
-        buffer = _symmetric_memory.empty(total_bytes, dtype=torch.uint8, device=device)
-        handle = _symmetric_memory.rendezvous(buffer, group.group_name)
-    except RuntimeError as error:
-        raise KernelError(
-            "no symmetric memory for this group",
-            where=f"rank {group.rank()}, {total_bytes} bytes on {device}",
-            found=str(error).splitlines()[0],
-            remedy="run the plan without fused kernels; ranks that share a device need "
-            "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES=1",
-        ) from error
+    Ranks tell each other what became of every step: one that raised alone would leave the others
+    waiting for it.
+
+    Raises:
+        KernelError: on every rank, if a step failed on one.
+    """
+    from torch.distributed import _symmetric_memory as memory
+
+    size = f"{total_bytes} bytes"
+    buffer, error = _tried(lambda: memory.empty(total_bytes, dtype=torch.uint8, device=device))
+    _all_succeed(error, size, group)
+    handle, error = _tried(lambda: memory.rendezvous(buffer, group.group_name))
+    _all_succeed(error, size, group)
     # Pointers are those of allocations; the tensor may lie further back in its own.
     offset_bytes = buffer.data_ptr() - handle.buffer_ptrs[group.rank()]
-    offsets: list[int] = [0] * group.size()
-    dist.all_gather_object(offsets, offset_bytes, group=group)
-    assert set(offsets) == {offset_bytes}, f"offsets in symmetric allocations differ: {offsets}"
+    offsets = _gathered(offset_bytes, group)
+    for rank, other in enumerate(offsets):
+        if other != offsets[0]:
+            raise KernelError(
+                "no symmetric memory for this group",
+                where=f"rank {rank}, {size}",
+                found=f"{other} bytes into its allocation, but {offsets[0]} on rank 0",
+                remedy="run the plan without fused kernels",
+            )
     return buffer, [address + offset_bytes for address in handle.buffer_ptrs], handle
+
+
+def _tried(step: Callable[[], Any]) -> tuple[Any, RuntimeError | None]:
+    try:
+        return step(), None
+    except RuntimeError as error:  # running out of memory is one
+        return None, error
+
+
+def _all_succeed(error: RuntimeError | None, size: str, group: dist.ProcessGroup) -> None:
+    """Raise KernelError on every rank if a rank has an error; names the first."""
+    why = None if error is None else str(error).partition("\n")[0] or type(error).__name__
+    for rank, found in enumerate(_gathered(why, group)):
+        if found is not None:
+            raise KernelError(
+                "no symmetric memory for this group",
+                where=f"rank {rank}, {size}",
+                found=found,
+                remedy="run the plan without fused kernels; ranks that share a device need "
+                "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES=1",
+            ) from error
+
+
+def _gathered(item: T, group: dist.ProcessGroup) -> list[T]:
+    """Every rank's ``item``, by rank."""
+    everyone: list[T] = [item] * group.size()
+    dist.all_gather_object(everyone, item, group=group)
+    return everyone

@@ -21,6 +21,73 @@ def test_text_parses(run, two_sums, side, count):
         parse_graph(graph)
 
 
+MLP = """\
+mesh <dp = 2, tp = 4>
+func @main(
+  %0 "x": f32[4, 8] {dp: S(0), tp: R},
+  %1 "up": f32[8, 6] {dp: R, tp: S(1)},
+  %2 "down": f32[6, 8] {dp: R, tp: S(0)}
+) {
+  %3: f32[4, 6] {dp: S(0), tp: S(1)} = aten.mm(%0, %1)
+  %4: f32[4, 6] {dp: S(0), tp: S(1)} = aten.silu(%3)
+  %5: f32[4, 8] {dp: S(0), tp: P} = aten.mm(%4, %2)
+  %6: f32[4, 8] {dp: S(0), tp: V} = aten.silu(%5)
+  %7: f32[4, 8] {dp: S(0), tp: R} = comm.all_reduce(%5) {axis = tp, op = sum}
+  return %6, %7
+}
+"""
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    """A graph file that states no placement of computed values."""
+    path = tmp_path / "mlp.spmd"
+    path.write_text(re.sub(r"(?m)^(  %[3-7].*?) {dp: .*?}", r"\1", MLP))
+    assert path.read_text().count("{dp: ") == 3
+    return path
+
+
+def test_every_value_has_its_placement(run, mlp):
+    found = run("dump", mlp, "--before").out
+    assert found == f"// ----- before: 8 values, 1 collectives -----\n{MLP}"
+
+
+def test_placements_of_both_sides(run, two_sums):
+    assert (
+        run("dump", two_sums, "--both").out
+        == """\
+// ----- before: 5 values, 2 collectives -----
+mesh <tp = 4>
+sym s0 in [2, 4096]
+func @main(%0 "x": f32[s0, 8] {tp: V}, %1 "y": f32[s0, 8] {tp: V}) {
+  %2: f32[s0, 8] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
+  %3: f32[s0, 8] {tp: R} = comm.all_reduce(%1) {axis = tp, op = sum}
+  %4: f32[s0, 8] {tp: R} = aten.add.Tensor(%2, %3)
+  return (%4,)
+}
+
+// ----- after: 4 values, 1 collectives -----
+mesh <tp = 4>
+sym s0 in [2, 4096]
+func @main(%0 "x": f32[s0, 8] {tp: V}, %1 "y": f32[s0, 8] {tp: V}) {
+  %2: f32[s0, 8] {tp: V} = aten.add.Tensor(%0, %1)
+  %3: f32[s0, 8] {tp: R} = comm.all_reduce(%2) {axis = tp, op = sum}
+  return (%3,)
+}
+"""
+    )
+
+
+def test_placements_in_other_forms(run, mlp):
+    values = json.loads(run("dump", mlp, "--before", "--format", "json").out)["values"]
+    assert values[5]["placement"] == {"dp": "S(0)", "tp": "P"}
+    held = "f32[4, 8] {dp: S(0), tp: P}"
+    dot = run("dump", mlp, "--before", "--format", "dot").out
+    assert f'  5 [label="%5: {held}\\naten.mm(%4, %2)"];\n' in dot
+    page = run("dump", mlp, "--before", "--format", "html").out
+    assert f'<span class="type">{held}</span>' in page
+
+
 def test_after_is_the_default_and_a_file_takes_it(run, two_sums, tmp_path):
     shown, target = run("dump", two_sums), tmp_path / "after.spmd"
     written = run("dump", two_sums, "-o", target)

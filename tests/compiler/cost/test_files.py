@@ -70,6 +70,7 @@ TABLE = {
     "kind": "all_reduce", "ranks": 2, "library": "x 1", "class": "custom", "launches": ["eager"],
     "min_bytes": 8, "max_bytes": 16, "regimes": [[0, 5, 1]], "source": "here",
 }  # fmt: skip
+LINK = {"value": 1, "unit": "bytes/us", "source": "x"}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +86,27 @@ TABLE = {
         ({"ranks_per_node": None}, "not a machine file"),
         ({"node": "h100x8"}, "not a machine file"),
         ({"node": "nope", "network": {}}, "no machine 'nope'"),
+        ({"node": "h100x8", "network": {"link": LINK, "protocols": []}}, "link and a source"),
+        ({"node": "h100x8", "network": {"source": "x", "protocols": []}}, "link and a source"),
+        ({"node": "h100x8", "network": {"source": "", "link": LINK}}, "link and a source"),
+        ({"node": "h100x8", "network": {"source": "x", "link": LINK}}, "not a machine file"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MachineError, match=message):
         load_machine(written(tmp_path, **changes))
+
+
+def test_a_network_without_its_source(tmp_path: Path) -> None:
+    path = written(tmp_path, node="h100x8", network={"link": LINK, "protocols": []})
+    with pytest.raises(MachineError) as caught:
+        load_machine(path)
+    assert str(caught.value) == (
+        "a network needs its link and a source\n"
+        f"  where: {path}\n"
+        "  found: a network that states link, protocols\n"
+        "  remedy: docs/machines.md lists the fields"
+    )
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_what_is_no_rms_norm_stays(norm: Norm) -> None:
         ("not added", lambda x, r, w: functional(reduced(x) * r, w)),
         ("not added", lambda x, r, w: functional(torch.add(r, reduced(x), alpha=2), w)),
         ("of its shape", lambda x, r, w: functional(reduced(x) + w, w)),
+        ("nothing waits for it", lambda x, r, w: c10d.all_reduce(x, "sum", "tp")),
         ("reduces by max", lambda x, r, w: functional(
             r + c10d.wait_tensor(c10d.all_reduce(x, "max", "tp")), w)),
     ],

@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 
 from compiler import Verdict, optimize_allreduce
+from compiler.errors import MeshError
 from compiler.ir.mesh import Mesh
 from compiler.runtime.counting import count_collectives
-from compiler.runtime.groups import ProcessGroups
+from compiler.runtime.groups import ProcessGroups, group_named
 from tests.compiler.optimize.models import HIDDEN, Grid
 
 MESH = Mesh({"pp": 2, "dp": 2, "tp": 2})
@@ -38,6 +39,19 @@ def may_grow(group: dist.ProcessGroup) -> bool:
 @pytest.mark.parametrize("size", [4, 8])
 def test_only_all_ranks_of_the_job_can_make_groups(gloo_pool: Any, size: int) -> None:
     assert gloo_pool(size).run(may_grow) == [size == 8] * size
+
+
+def named(group: dist.ProcessGroup) -> tuple[bool, str]:
+    with pytest.raises(MeshError) as caught:
+        group_named("nowhere")
+    return group_named(str(group.group_name)) is group, str(caught.value)
+
+
+def test_groups_by_name(gloo_pool: Any) -> None:
+    for found, message in gloo_pool(2).run(named):
+        assert found
+        assert message.startswith("no process group has the name that a collective gives\n")
+        assert "found: 'nowhere'" in message
 
 
 def grid(group: dist.ProcessGroup) -> dict[str, Any]:

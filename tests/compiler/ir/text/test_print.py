@@ -13,7 +13,15 @@ from compiler.ir import access, collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard
-from compiler.ir.text import describe, numbers, parse, parse_graph, print_graph, to_json, window
+from compiler.ir.text import (
+    describe,
+    numbers,
+    parse,
+    parse_graph,
+    print_graph,
+    to_json,
+    value_count,
+)
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 MESH = Mesh({"tp": 2}, groups={"0": [[0, 1]]})
@@ -90,7 +98,7 @@ func @main(%0 "x": f32[4, 4] {tp: R}) {
 def test_a_collective_without_its_wait_behind_it_prints_apart() -> None:
     graph = parse_graph(SPLIT)
     assert print_graph(graph) == SPLIT
-    assert len(set(numbers(graph.graph).values())) == len(graph.graph.nodes) - 1
+    assert value_count(graph.graph) == len(graph.graph.nodes) - 1
 
 
 def test_collective_arguments_may_be_named() -> None:
@@ -128,31 +136,33 @@ def test_facts_print_beside_their_values() -> None:
     assert "%1: f32[4, 4] {dp: R, tp: R} = comm" in text
 
 
+def placed(graph: SpmdGraph, paths: dict[int, str]) -> SpmdGraph:
+    """``graph``, the values of these numbers coming from modules of these paths."""
+    number = numbers(graph.graph)
+    for node in graph.graph.nodes:
+        if path := paths.get(number.get(node, -1)):
+            node.meta["nn_module_stack"] = {"": (path, "")}
+    return graph
+
+
 def test_comments_stand_in_one_column_and_are_not_read() -> None:
-    parsed = parse(FACTS)
-
-    def cost(node: fx.Node) -> str:
-        return "128.0 KiB   9.8 us" if collectives.collective(node) else ""
-
-    def every(node: fx.Node) -> str:
-        return node.name
-
-    text = print_graph(parsed.graph, comments=cost, name="f")
+    text = print_graph(placed(parse_graph(FACTS), {1: "mlp"}), source=True, name="f")
     assert (
         text
         == """\
 mesh <dp = 2, tp = 2>
 func @f(%0 "x": f32[4, 4] {dp: S(0), tp: P}) {
-  %1: f32[4, 4] = comm.all_reduce(%0) {axis = tp, op = sum}  // 128.0 KiB   9.8 us
+  %1: f32[4, 4] = comm.all_reduce(%0) {axis = tp, op = sum}  // mlp
   %2: f32[4, 4] = aten.relu(%1)
   %3: f32[4, 4] = aten.neg(%1)
   return %2, %3
 }
 """
     )
-    assert print_graph(parse_graph(text)) == print_graph(parsed.graph)
+    assert print_graph(parse_graph(text)) == print_graph(parse_graph(FACTS))
+    every = placed(parse_graph(FACTS), {0: "x", 1: "v1", 2: "v2", 3: "v3"})
     assert (
-        print_graph(parsed.graph, comments=every)
+        print_graph(every, source=True)
         == """\
 mesh <dp = 2, tp = 2>
 func @main(
@@ -171,7 +181,8 @@ def test_a_long_line_does_not_move_the_column_of_comments() -> None:
     wide = "x" * 120
     text = FACTS.replace("func", f'group "{wide}" = <tp>\nfunc')
     text = text.replace("axis = tp", f'group = "{wide}"').replace("-", "")
-    rows = print_graph(parse_graph(text), comments=lambda node: node.name).splitlines()
+    graph = placed(parse_graph(text), {0: "x", 1: "v1", 2: "v2", 3: "v3"})
+    rows = print_graph(graph, source=True).splitlines()
     columns = {row.index("  //") for row in rows if "  //" in row and wide not in row}
     assert columns == {len('  %0 "x": f32[4, 4] {dp: S(0), tp: P}')}
     assert sum(row.endswith("}  // v1") for row in rows) == 1
@@ -197,40 +208,19 @@ def test_source_and_layer() -> None:
     code = Inner.forward.__code__
     where = f"loc(test_print.py:{code.co_firstlineno + 1})  layers.0"
     assert f"%1: f32[4, 4] = aten.relu(%0)  // {where}\n" in print_graph(graph, source=True)
-    both = print_graph(graph, source=True, comments=lambda node: "hot" * (node.op != "placeholder"))
-    assert f"  // hot  {where}\n" in both
     assert "//" not in print_graph(graph)
 
 
 def test_describe() -> None:
     graph = parse_graph(FACTS)
-    x, started, wait, relu, _, output = graph.graph.nodes
+    x, started, wait, _, _, output = graph.graph.nodes
     assert describe(x) == '%0 "x": f32[4, 4]'
     assert describe(started) == describe(wait)
     assert describe(wait) == '%1: f32[4, 4] = comm.all_reduce(%0) {group = "tp", op = sum}'
-    assert describe(wait, mesh=graph.mesh, facts={wait: (Shard(0), Replicate())}) == (
-        "%1: f32[4, 4] {dp: S(0), tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}"
-    )
-    assert describe(relu, facts={relu: (Shard(0), Replicate())}) == (
-        "%2: f32[4, 4] {S(0), R} = aten.relu(%1)"
+    assert describe(wait, mesh=graph.mesh) == (
+        "%1: f32[4, 4] = comm.all_reduce(%0) {axis = tp, op = sum}"
     )
     assert describe(output) == "return %2, %3"
-
-
-def test_window() -> None:
-    graph = parse_graph(FACTS)
-    x, started, _, relu, _, output = graph.graph.nodes
-    assert (
-        window(graph.graph, relu, radius=1, mesh=graph.mesh)
-        == """\
-  %1: f32[4, 4] = comm.all_reduce(%0) {axis = tp, op = sum}
-  %2: f32[4, 4] = aten.relu(%1)    <-- here
-  %3: f32[4, 4] = aten.neg(%1)"""
-    )
-    assert window(graph.graph, x).splitlines()[0].endswith("<-- here")
-    assert len(window(graph.graph, x).splitlines()) == 3
-    assert window(graph.graph, started, radius=0).endswith("op = sum}    <-- here")
-    assert window(graph.graph, output).splitlines()[-1] == "  return %2, %3    <-- here"
 
 
 def test_describe_what_has_no_text_form() -> None:
@@ -249,7 +239,6 @@ def test_describe_what_has_no_text_form() -> None:
     sparse = graph.call_function(aten.relu.default, (x,))
     sparse.meta["val"] = torch.eye(2).to_sparse()
     assert describe(x) == '%0 "x": ?'
-    assert window(graph, x, radius=0) == '  %0 "x": ?    <-- here'
     assert describe(node).startswith("%1: ? = ?<")
     assert describe(method) == "%2: ? = ?neg(%0, none)"
     assert describe(odd) == "%3: ? = aten.relu(%0, a = ?torch.sparse_csr)"

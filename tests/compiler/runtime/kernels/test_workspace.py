@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from compiler.errors import KernelError
 from compiler.runtime.kernels import Workspace
+from compiler.runtime.kernels.workspace import _symmetric_buffer
 from scripts.kernel_checks import RUNS, Operands, deviation
 
 WORLD_SIZE, SLOT_BYTES = 4, 1024
@@ -87,6 +88,61 @@ def test_without_cuda_every_rank_is_refused(gloo_pool: Callable[[int], SimpleNam
         "  found: there is no CUDA device\n"
         "  remedy: run the plan without fused kernels"
     ] * 2  # fmt: skip
+
+
+def made(group: dist.ProcessGroup, step: str, at: int) -> tuple[str, list[str]]:
+    """What becomes of the memory where ``step`` goes wrong on rank ``at``, and the steps taken."""
+    from torch.distributed import _symmetric_memory
+
+    wrong, steps = step if group.rank() == at else "", list[str]()
+
+    def empty(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        steps.append("empty")
+        if wrong == "empty":
+            raise torch.OutOfMemoryError(f"out of memory on rank {at}\nand where")
+        return torch.zeros(size + 64, dtype=dtype)[64 * (wrong == "offset") :][:size]
+
+    def rendezvous(buffer: torch.Tensor, name: str) -> Any:
+        steps.append("rendezvous")
+        if wrong == "rendezvous":
+            raise RuntimeError
+        return SimpleNamespace(buffer_ptrs=[buffer.untyped_storage().data_ptr()] * group.size())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_symmetric_memory, "empty", empty)
+        patch.setattr(_symmetric_memory, "rendezvous", rendezvous)
+        try:
+            buffer, addresses, _ = _symmetric_buffer(512, torch.device("cpu"), group)
+        except KernelError as error:
+            return str(error), steps
+    assert addresses == [buffer.data_ptr()] * group.size()
+    return f"{buffer.numel()} bytes", steps
+
+
+@pytest.mark.parametrize(
+    ("step", "found", "steps"),
+    [
+        ("empty", "out of memory on rank 2", ["empty"]),
+        ("rendezvous", "RuntimeError", ["empty", "rendezvous"]),
+        ("offset", "64 bytes into its allocation, but 0 on rank 0", ["empty", "rendezvous"]),
+    ],
+)
+def test_what_fails_on_one_rank_is_an_error_on_every_rank(
+    gloo_pool: Callable[[int], SimpleNamespace], step: str, found: str, steps: list[str]
+) -> None:
+    told = gloo_pool(4).run(made, step, 2)
+    assert len({message for message, _ in told}) == 1
+    assert told[0][0].startswith(
+        "no symmetric memory for this group\n"
+        "  where: rank 2, 512 bytes\n"
+        f"  found: {found}\n"
+        "  remedy: run the plan without fused kernels"
+    )
+    assert [taken for _, taken in told] == [steps] * 4
+
+
+def test_memory_that_every_rank_has(gloo_pool: Callable[[int], SimpleNamespace]) -> None:
+    assert gloo_pool(4).run(made, "", 0) == [("512 bytes", ["empty", "rendezvous"])] * 4
 
 
 def rank_process(rank: int, world_size: int, folder: str) -> None:
