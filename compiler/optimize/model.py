@@ -18,7 +18,7 @@ from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.capture import Capture, capture
 from compiler.check import Report, Verdict
 from compiler.cost import Launch, Machine, MachineError
-from compiler.errors import CommPlanError, PlanError
+from compiler.errors import CommPlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.remark import Remark, RemarkKind
@@ -29,7 +29,7 @@ from compiler.optimize.ranges import Ranged, is_open, optimize_ranges
 from compiler.optimize.search import Search
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.comm_plan import CommPlan
-from compiler.runtime.exchange import compare_inputs, exchange_over, ranks_of
+from compiler.runtime.exchange import compare_inputs, compare_plans, exchange_over, ranks_of
 from compiler.runtime.groups import ProcessGroups
 from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
@@ -201,7 +201,7 @@ def optimize_allreduce(
             may_fall_back=machine == AUTO,
         )  # fmt: skip
         if exchange is not None:
-            _agree(exchange, ranged)
+            _agree(exchange, ranged, search)
         most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
         forms = dict[int, Lowered]()
         tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
@@ -345,17 +345,11 @@ def as_call(
     )
 
 
-def _agree(exchange: Exchange, ranged: Ranged) -> None:
+def _agree(exchange: Exchange, ranged: Ranged, search: Search) -> None:
     """All ranks must hold the same plans before any of them runs one."""
     plans = [result.plan.digest for result in ranged.results]
-    digests = exchange.gather(f"{ranged.table} {plans}")
-    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if others:
-        raise PlanError(
-            "ranks hold different plans",
-            found=f"ranks {others} differ from rank 0",
-            remedy="run the same version of commplan and torch on every rank",
-        )
+    name = None if search.machine is None else search.machine.name
+    compare_plans(exchange, f"{ranged.table} {plans}", name)
 
 
 def _nothing(policy: str, why: str) -> ModelReport:
