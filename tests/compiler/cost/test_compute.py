@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -165,6 +167,15 @@ def test_work_is_shared_by_calls_that_do_the_same() -> None:
     build = Builder(Mesh({"tp": 8}))
     x = build.input("x", 4, 8, dtype=BF16)
     assert work(build.call(aten.silu.default, x)) is work(build.call(aten.silu.default, x))
+
+
+def test_what_is_known_of_calls_keeps_no_graph_alive() -> None:
+    node = symbolic("%2: bf16[s0, 4096] = aten.erfc(%0)")  # a call that no other test makes
+    assert work(node) is work(node)
+    graph = weakref.ref(node.graph)
+    del node
+    gc.collect()
+    assert graph() is None
 
 
 def test_an_op_without_a_rule_counts_by_its_bytes() -> None:
