@@ -244,10 +244,8 @@ class Planner:
         """Fused kernels that the plan counts on, what each takes, and what its parts would."""
         times = self._times(decided.at, tokens)
         for item in decided.items(decided.shares):
-            if item.fused is not None and (kernel := item.kernel_price(times)) is not None:
-                apart = sum(part.price(times) for part in item.parts)
-                if kernel <= apart:
-                    yield item, kernel, apart
+            if (kernel := item.as_kernel(times)) is not None:
+                yield item, kernel, item.apart(times)
 
     def _norms(self, at: Written, group: str) -> list[NormBehind]:
         """What fused kernels of the machine may do behind sums over the group."""

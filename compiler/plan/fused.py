@@ -61,8 +61,7 @@ class FusedForm:
 
     def add_to(self, network: Network, prices: Prices) -> None:
         """The saving, as a node that pays it unless the values are labelled so."""
-        apart = sum(part.price(prices) for part in self.item.parts)
-        saving = apart - self.item.price(prices)
+        saving = self.item.apart(prices) - self.item.price(prices)
         assert saving >= 0, "a kernel that takes longer than its parts is not run"
         if not saving:
             return

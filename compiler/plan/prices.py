@@ -83,9 +83,8 @@ class Item:
     def price(self, prices: Prices) -> int:
         """What it costs."""
         if self.fused is not None:
-            apart = sum(part.price(prices) for part in self.parts)
-            kernel = self.kernel_price(prices)
-            return apart if kernel is None else min(apart, kernel)
+            kernel = self.as_kernel(prices)
+            return self.apart(prices) if kernel is None else kernel
         if self.rows:
             assert self.groups is not None, "rows go from rank to rank"
             return prices.dispatch(self.node, self.rows, self.groups, self.copies)
@@ -96,11 +95,20 @@ class Item:
             return prices.padding(self.node, self.shares)
         return prices.computation(self.node, self.shares)
 
-    def kernel_price(self, prices: Prices) -> int | None:
-        """What the fused kernel costs; None where it is not known."""
-        assert self.fused is not None, "not fused"
+    def apart(self, prices: Prices) -> int:
+        """What the parts of a fused kernel cost."""
+        return sum(part.price(prices) for part in self.parts)
+
+    def as_kernel(self, prices: Prices) -> int | None:
+        """What the fused kernel costs; None where it does not run.
+
+        It runs where what it costs is known, and no more than its parts cost.
+        """
+        if self.fused is None:
+            return None
         assert self.groups is not None, "a fused kernel communicates"
-        return prices.fused(self.fused, self.node, self.groups)
+        kernel = prices.fused(self.fused, self.node, self.groups)
+        return None if kernel is None or kernel > self.apart(prices) else kernel
 
 
 @dataclass(frozen=True)
