@@ -25,13 +25,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compiler.cost.regimes import ring_law
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Table
+from compiler.cost.units import FS_PER_PS, FS_PER_US, PS_PER_US
 from compiler.ir.collectives import Kind
 
 if TYPE_CHECKING:
     from compiler.cost.machine import Machine
-
-PS_PER_US = 10**6
-FS_PER_US = 10**9
 
 
 class Shape(NamedTuple):
@@ -271,7 +269,8 @@ def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> St
         for p in machine.network.protocols
     ]
     time_ps, (alpha_ps, beta, name) = min(
-        (alpha + beta * payload_bytes // 1000, (alpha, beta, name)) for alpha, beta, name in lines
+        (alpha + beta * payload_bytes // FS_PER_PS, (alpha, beta, name))
+        for alpha, beta, name in lines
     )
     return Stage(
         kind, "network", nodes, payload_bytes, time_ps, name, LibraryClass.NCCL, 0, alpha_ps,

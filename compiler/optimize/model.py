@@ -18,6 +18,7 @@ from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.capture import Capture, capture
 from compiler.check import Report, Verdict
 from compiler.cost import Launch, Machine, MachineError
+from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError, PlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh, check_mesh
@@ -35,7 +36,6 @@ from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
-PS_PER_MS = 10**9
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
 

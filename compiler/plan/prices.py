@@ -15,6 +15,7 @@ from compiler.analysis.rows import rows_of
 from compiler.cost import Launch, Machine, Work, work
 from compiler.cost.compute import evaluated
 from compiler.cost.tables import Fused
+from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
@@ -290,7 +291,7 @@ class Times:
         """A copy of the tensor, unless it has rows for all at this number of tokens."""
         if self.rows(node) % shares == 0:
             return 0
-        moved = 2 * self.payload_bytes(node) * 10**6 // self.machine.memory_bytes_per_us
+        moved = 2 * self.payload_bytes(node) * PS_PER_US // self.machine.memory_bytes_per_us
         return moved + self.machine.launch_ps(self.launch)
 
     def dispatch(
@@ -310,7 +311,7 @@ class Times:
             wire = sum(self._communication(Kind.ALL_TO_ALL, p, groups) for p in payloads)
             moved = 6 * sent + 2 * back + 3 * n * own[node]  # packed, unpacked; put in place, added
             launches = DISPATCH_KERNELS + (0 if graphed else HOST_WAIT_LAUNCHES)
-            memory = moved * 10**6 // self.machine.memory_bytes_per_us
+            memory = moved * PS_PER_US // self.machine.memory_bytes_per_us
             return wire + memory + launches * self.machine.launch_ps(self.launch)
 
         sizes = tuple(id(self.work.extent[x]) for x in (node, *rows))
