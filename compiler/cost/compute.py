@@ -25,6 +25,7 @@ from torch._ops import OpOverload
 
 from compiler.cost.machine import Machine
 from compiler.cost.tables import Launch, MachineError
+from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
 from compiler.ir.rules.build import overloads
@@ -32,7 +33,6 @@ from compiler.ir.rules.build import overloads
 Sizes = tuple[tuple[str, int], ...]
 """Values of the graph's size symbols, by name."""
 
-PS_PER_US = 10**6
 PROBE_SIZE = 16
 """What symbols stand for where only the layout of a tensor matters."""
 MOST_KNOWN = 1 << 14
@@ -96,7 +96,17 @@ class Work:
     def time_ps(
         self, sizes: Mapping[str, int], machine: Machine, *, shards: int = 1, launch: Launch | str
     ) -> int:
-        """See ``compute_time_ps``."""
+        """What the kernel takes on one rank, in picoseconds.
+
+        Args:
+            sizes: size symbol -> value, such as {"s0": 2048}.
+            machine: the machine.
+            shards: over how many ranks the rows are divided; the launch is not.
+            launch: eager or in a CUDA graph.
+
+        Raises:
+            MachineError: a size symbol without a value, or a number the machine does not state.
+        """
         return _time_ps(self, tuple(sorted(sizes.items())), machine, shards, Launch(launch))
 
 
@@ -108,30 +118,6 @@ ALLOCATIONS = frozenset(
     )
 )  # fmt: skip
 """Ops that write nothing."""
-
-
-def compute_time_ps(
-    node: fx.Node,
-    sizes: Mapping[str, int],
-    machine: Machine,
-    *,
-    shards: int = 1,
-    launch: Launch | str,
-) -> int:
-    """What the node's kernel takes on one rank, in picoseconds.
-
-    Args:
-        node: a node of an SPMD graph, no collective. Where many token counts are asked for,
-            keep ``work(node)`` and ask that.
-        sizes: size symbol -> value, such as {"s0": 2048}.
-        machine: the machine.
-        shards: over how many ranks the rows are divided; the launch is not.
-        launch: eager or in a CUDA graph.
-
-    Raises:
-        MachineError: a size symbol without a value, or a number the machine does not state.
-    """
-    return work(node).time_ps(sizes, machine, shards=shards, launch=launch)
 
 
 @lru_cache(maxsize=1 << 16)

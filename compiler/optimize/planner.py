@@ -13,6 +13,7 @@ from torch import fx
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.cost.units import PS_PER_US
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.decided import Decided, Written
 from compiler.optimize.forms import dispatches, norms_behind
@@ -34,7 +35,6 @@ from passes import (
     ShardRows,
 )
 
-PS_PER_US = 10**6
 MOST_PRICED = 64
 """Numbers of tokens whose prices are remembered."""
 
@@ -70,11 +70,10 @@ class Planner:
         search: Search,
         layers: Sequence[LayerMetadata],
         pipeline: Pipeline,
-        clock: Clock | None = None,
     ) -> None:
         """Canonicalizes the graph, and regroups its sums if any reduction may move."""
         self.source, self.search = source, search
-        self.layers, self.clock = layers, clock or Clock()
+        self.layers, self.clock = layers, Clock()
         first = Written(source.own_copy(), pipeline)
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}

@@ -112,10 +112,6 @@ class RowChoice:
         sent = self.dispatches.keys()
         return tuple(fused_forms(self.norms, self._own, gathers, sent))
 
-    def price(self, shares: Set[fx.Node], prices: Prices) -> int:
-        """What all values with a share form cost, given which are shares."""
-        return sum(item.price(prices) for item in self.items(shares))
-
     def stage(self, shares: Set[fx.Node]) -> RowStage:
         """The choice as part of a plan."""
         number = self._numbers
