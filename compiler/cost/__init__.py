@@ -1,6 +1,6 @@
 """Times of collectives and kernels on machines: a model with stated sources and validity."""
 
-from compiler.cost.collectives import CollectiveTime, Group, Shape, Stage, shape_of
+from compiler.cost.collectives import CollectiveTime, Group, Phase, Shape, shape_of
 from compiler.cost.compute import Work, work
 from compiler.cost.files import load_machine, machine_with, machines
 from compiler.cost.machine import Machine
@@ -14,9 +14,9 @@ __all__ = [
     "LibraryClass",
     "Machine",
     "MachineError",
+    "Phase",
     "Quantity",
     "Shape",
-    "Stage",
     "Work",
     "load_machine",
     "machine_with",

@@ -265,7 +265,7 @@ class Planner:
         for node, found in decided.choice.dispatches.items():
             if found.region.output not in decided.shares:
                 times = self._times(decided.at, tokens)
-                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_ps(node, times))
+                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_cost(node, times))
                 yield node, f"that takes {sent:.1f} us, to gather and scatter all {gathered:.1f} us"
 
     def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import pytest
 from torch import fx
 
-from compiler.analysis.dispatch import Region
+from compiler.analysis.dispatch import ExpertRegion
 from compiler.analysis.rows import RowForm, row_forms
 from compiler.check import Verdict, check
 from compiler.cost.tables import Fused
@@ -177,7 +177,7 @@ def with_experts(seed: int) -> tuple[SpmdGraph, dict[fx.Node, Dispatch]]:
         inner = [build.call(aten.mul.Tensor, read[0], weight)]
         inner += [build.call(aten.mul.Tensor, inner[-1], x) for x in read[1:]]
         total = build.all_reduce(inner[-1])
-        found[total] = Dispatch(Region(tuple(read), tuple(inner)), Fraction(3, 2))
+        found[total] = Dispatch(ExpertRegion(tuple(read), tuple(inner)), Fraction(3, 2))
         whole += [total, build.call(aten.add.Tensor, total, draw.choice(whole))]
         if draw.random() < 0.5:
             whole.append(build.call(aten.cumsum.default, draw.choice(whole), 0))
