@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from compiler.cost import Machine, load_machine, machine_with
-from compiler.cost.files import machine_of
+from compiler.cost.files import parse_machine
 from compiler.cost.measurements import machine_text
 from compiler.errors import CommPlanError
 from scripts.multi_gpu import tables
@@ -72,7 +72,7 @@ def planning_machine(given: argparse.Namespace, results: Results) -> Machine:
         return load_machine(given.machine)
     links = results.read("links")
     if links is not None and links["machine"]["rows"]:
-        return machine_of(links["machine"], results.folder / MACHINE)
+        return parse_machine(links["machine"], results.folder / MACHINE)
     known = known_machine(given)
     if known is None:
         raise CommPlanError(

@@ -20,6 +20,7 @@ from rich.console import Console
 from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture
 from compiler.cost import load_machine, machines
+from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
 from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import decided_ranges, totals_of
@@ -27,7 +28,6 @@ from compiler.optimize.search import Search
 from compiler.pipeline import Pipeline, collection_paused
 from scripts.bench_compile import captured
 
-PS_PER_MS = 10**9
 LAST_TOKENS = 32768
 GRID_RATIO = 1.3
 

@@ -14,6 +14,7 @@ from compiler.analysis.layers import layer_metadata
 from compiler.analysis.statistics import statistics
 from compiler.capture import Capture
 from compiler.cost import load_machine
+from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.collectives import c10d
 from compiler.ir.rows import own_share
@@ -29,7 +30,6 @@ from compiler.runtime.prepared import Prepared
 from models.step3p5 import Step3p5ForCausalLM
 from scripts.rank_models import Traffic
 
-PS_PER_US = 10**6
 PARTS = {
     r"\.gate$|\.moe$": "router",
     r"norm$": "norms",

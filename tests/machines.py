@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cost import Machine
-from compiler.cost.files import machine_of
+from compiler.cost.files import parse_machine
 
 SOURCE = "made up for tests"
 
@@ -59,7 +59,7 @@ def data(
 
 def machine(ranks: int, **options: Any) -> Machine:
     """The machine of ``data``."""
-    return machine_of(data(ranks, **options), Path("round.json"))
+    return parse_machine(data(ranks, **options), Path("round.json"))
 
 
 def written(folder: Path, ranks: int, **options: Any) -> Path:

@@ -28,11 +28,9 @@ from torch import fx
 
 from compiler.analysis.reductions import (
     Facts,
-    facts,
     is_reduction,
     joint_groups,
     reads_shape,
-    reductions,
 )
 from compiler.analysis.refusals import refusal
 from compiler.ir import access
@@ -122,6 +120,3 @@ def _find_addends(
             if not reads_shape(u)
         )
         found[node] = Carrier(operands, addend=True, pinned=pinned)
-
-
-__all__ = ["Carrier", "addend", "carriers", "facts", "reductions"]

@@ -20,7 +20,7 @@ from compiler.ir.rules.meaning import size_key
 
 
 @dataclass(frozen=True)
-class Region:
+class ExpertRegion:
     """A computation on rows.
 
     Attributes:
@@ -37,7 +37,7 @@ class Region:
         return self.nodes[-1]
 
 
-def region(graph: SpmdGraph, output: fx.Node, groups: ReplicaGroups) -> Region | None:
+def region(graph: SpmdGraph, output: fx.Node, groups: ReplicaGroups) -> ExpertRegion | None:
     """The region that computes ``output``; None where it communicates, or reads no rows."""
     classes, rows = replication(graph), size_key(access.shape(output)[0])
     inputs: dict[fx.Node, None] = {}
@@ -69,4 +69,4 @@ def region(graph: SpmdGraph, output: fx.Node, groups: ReplicaGroups) -> Region |
     inner = {n for n, d in depends.items() if d and n not in inputs}
     if output not in inner:
         return None
-    return Region(tuple(inputs), tuple(n for n in graph.graph.nodes if n in inner))
+    return ExpertRegion(tuple(inputs), tuple(n for n in graph.graph.nodes if n in inner))

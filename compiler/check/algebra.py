@@ -168,7 +168,7 @@ def alike(x: Field) -> Field:
     return x[:1] if (x == x[:1]).all() else x
 
 
-def rows(x: Field) -> list[list[bytes]]:
+def vectors(x: Field) -> list[list[bytes]]:
     """The vectors of every rank and block as bytes."""
     x = np.ascontiguousarray(alike(x))
     return [[block.tobytes() for block in rank] for rank in x]

@@ -118,7 +118,7 @@ def owners(
         nodes: the region, in order, its output last.
     """
     try:
-        known = _Region(graph, inputs, nodes).states
+        known = _RowStates(graph, inputs, nodes).states
         result = known[nodes[-1]]
         if result.role or result.order is not None or result.entries != 1:
             raise _RefusedError("its output has not one row per token, in the order of tokens")
@@ -129,7 +129,7 @@ def owners(
         return str(refused)
 
 
-class _Region:
+class _RowStates:
     """What is known of every value of a region."""
 
     def __init__(

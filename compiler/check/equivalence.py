@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from compiler.check.algebra import rows
+from compiler.check.algebra import vectors
 from compiler.check.blocks import Value
 from compiler.check.interpret import Interpreter
 from compiler.check.logarithms import Logarithms
@@ -260,7 +260,7 @@ def _roundings(
 ) -> Iterator[str]:
     """Reductions of the target whose operand no reduction of the source has."""
     reduced = {
-        str(rows(before[found.operand].data))
+        str(vectors(before[found.operand].data))
         for node in source.graph.nodes
         if (found := collective(node)) is not None and found.op
     }
@@ -268,7 +268,7 @@ def _roundings(
         found = collective(node)
         if found is None or node.target is WAIT or not found.op:
             continue
-        if str(rows(after[found.operand].data)) not in reduced:
+        if str(vectors(after[found.operand].data)) not in reduced:
             place = access.layer_path(found.operand) or f"%{node.name}"
             yield (
                 f"{place}: {found.kind} over {found.group} takes "

@@ -122,7 +122,7 @@ class Interpreter:
         if call.target in SLICES:
             if (rows := slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
-            if (groups := slices.owners(call, self.spmd.mesh)) is not None:
+            if (groups := slices.sharing_groups(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, found, read)
         if act is not None:
@@ -171,7 +171,7 @@ class Interpreter:
         """A function drawn anew at every call, on every rank."""
         self.random_calls += 1
         static = self.key("random", call.key, call.shapes, self.random_calls)
-        held = [algebra.rows(x) for x in operands]
+        held = [algebra.vectors(x) for x in operands]
         return algebra.random_vectors(
             [[b"|".join((static, b"%d" % r, *(b for x in held for b in x[r % len(x)])))]
              for r in range(self.ranks)]
@@ -243,7 +243,7 @@ class Interpreter:
         return Value(algebra.random_vectors(keys))
 
     def _unknown(self, call: Call, operands: Sequence[Field]) -> Field:
-        everything = [row for x in operands for rank in algebra.rows(x) for row in rank]
+        everything = [row for x in operands for rank in algebra.vectors(x) for row in rank]
         static = self.key("unknown", call.key, call.shapes)
         return algebra.random_vectors(
             [
@@ -267,7 +267,7 @@ class Interpreter:
 
     def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> Keys:
         """Per rank and block: the static part, what is held of ``fixed``, the rank's constants."""
-        held = [algebra.rows(x) for x in fixed]
+        held = [algebra.vectors(x) for x in fixed]
         ranks = self.ranks if call.rank_dependent else max(map(len, held), default=1)
         blocks = max((len(x[0]) for x in held), default=1)
         own = [b"%d" % r if call.rank_dependent else b"" for r in range(ranks)]
@@ -340,7 +340,7 @@ class Interpreter:
                 return total
             if not access.dtype(found.operand).is_floating_point:  # divides with a remainder
                 static = self.key("avg", n)
-                keys = [[b"|".join((static, b)) for b in rank] for rank in algebra.rows(total)]
+                keys = [[b"|".join((static, b)) for b in rank] for rank in algebra.vectors(total)]
                 return algebra.random_vectors(keys)
             return algebra.scaled(total, Fraction(1, n))
         if not x.any():

@@ -52,16 +52,16 @@ class Logarithms:
             drawn = algebra.random_vectors([[b"|".join((b"log", kind.encode(), row))]])[0, 0]
             return self._logs.setdefault((kind, row), drawn)
 
-        return np.stack([np.stack([one(row) for row in rank]) for rank in algebra.rows(x)])
+        return np.stack([np.stack([one(row) for row in rank]) for rank in algebra.vectors(x)])
 
     def exp(self, kind: str, logs: Field) -> Field:
         """The vectors that have these logs."""
-        held = algebra.rows(logs)
+        held = algebra.vectors(logs)
         data = algebra.random_vectors(
             [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in held]
         )
         self.keep(kind, data, logs)
-        self._exps.update((kind, row) for rank in algebra.rows(data) for row in rank)
+        self._exps.update((kind, row) for rank in algebra.vectors(data) for row in rank)
         return data
 
     def keep(self, kind: str, x: Field, logs: Field) -> None:
@@ -104,5 +104,5 @@ class Logarithms:
 
     def reduced(self, kind: str, operands: Sequence[Field]) -> bool:
         """Whether all vectors are results of this reduction, or made of such."""
-        every = (row for x in operands for rank in algebra.rows(x) for row in rank)
+        every = (row for x in operands for rank in algebra.vectors(x) for row in rank)
         return bool(operands) and all((kind, row) in self._exps for row in every)

@@ -57,7 +57,7 @@ def sliced(
     return replace(x, data=algebra.alike(np.stack(taken)))
 
 
-def owners(call: Call, mesh: Mesh) -> Sequence[Sequence[int]] | None:
+def sharing_groups(call: Call, mesh: Mesh) -> Sequence[Sequence[int]] | None:
     """The groups of which a slice takes every rank's own share, None if there are none."""
     start, kept = call.arguments.get("start"), call.result[call.dim()]
     rows = call.shapes[0][call.dim()]

@@ -17,6 +17,7 @@ from compiler.cli.layers import EMBEDDING, HEAD, WHOLE, kinds_of_layers, section
 from compiler.cli.progress import Stages
 from compiler.cli.source import Source
 from compiler.cost import MachineError
+from compiler.cost.units import PS_PER_MS, PS_PER_US
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.decided import Decided
@@ -27,7 +28,6 @@ from compiler.pipeline import Pipeline
 from compiler.plan.predict import Spent
 from compiler.plan.ranges import TokenRange, TokenTable
 
-PS_PER_US, PS_PER_MS = 10**6, 10**9
 LOWER_BOUND = "lower bound"
 
 

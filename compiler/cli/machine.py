@@ -19,7 +19,7 @@ from compiler.cli.files import write_text
 from compiler.cli.options import Format, FormatOption, Output
 from compiler.cli.progress import Stages, stdout
 from compiler.cost import Machine, load_machine, machines
-from compiler.cost.files import FOLDER, machine_of, read_json
+from compiler.cost.files import FOLDER, parse_machine, read_json
 from compiler.cost.fit import MAXIMUM_TARGET, MEDIAN_TARGET
 from compiler.cost.measurements import (
     FittedTable,
@@ -186,7 +186,7 @@ def fit_machines(
         path = Path(name) if name.endswith(".json") else FOLDER / f"{load_machine(name).name}.json"
         with stages.stage("fit", name):
             data, tables = refitted(read_json(path), rows)
-        machine_of(data, path)
+        parse_machine(data, path)
         found[data["name"]] = tables
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

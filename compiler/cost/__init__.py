@@ -1,7 +1,7 @@
 """Times of collectives and kernels on machines: a model with stated sources and validity."""
 
-from compiler.cost.collectives import CollectiveTime, Group, Shape, Stage, shape_of
-from compiler.cost.compute import Work, compute_time_ps, work
+from compiler.cost.collectives import CollectiveTime, Group, Phase, Shape, shape_of
+from compiler.cost.compute import Work, work
 from compiler.cost.files import load_machine, machine_with, machines
 from compiler.cost.machine import Machine
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Quantity
@@ -14,11 +14,10 @@ __all__ = [
     "LibraryClass",
     "Machine",
     "MachineError",
+    "Phase",
     "Quantity",
     "Shape",
-    "Stage",
     "Work",
-    "compute_time_ps",
     "load_machine",
     "machine_with",
     "machines",

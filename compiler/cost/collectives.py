@@ -10,7 +10,7 @@ node at a time, over N nodes:
     all_reduce(m)     = node.reduce_scatter(m) + network.all_reduce(m / r) + node.all_gather(m)
     all_to_all(m)     = node.all_to_all(m) + network.all_to_all(m)
 
-and a stage over the network is a ring, with s = N - 1 steps and s / N of the stage's payload on the
+and a phase over the network is a ring, with s = N - 1 steps and s / N of the phase's payload on the
 wire (twice both for all_reduce). An all_reduce never takes longer than a reduce_scatter and an
 all_gather, since it can be done that way.
 """
@@ -25,13 +25,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compiler.cost.regimes import ring_law
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Table
+from compiler.cost.units import FS_PER_PS, FS_PER_US, PS_PER_US
 from compiler.ir.collectives import Kind
 
 if TYPE_CHECKING:
     from compiler.cost.machine import Machine
-
-PS_PER_US = 10**6
-FS_PER_US = 10**9
 
 
 class Shape(NamedTuple):
@@ -51,7 +49,7 @@ Group = Sequence[Sequence[int]] | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Phase:
     """A part of a collective that one library does at one level.
 
     Attributes:
@@ -85,15 +83,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class CollectiveTime:
-    """How long a collective takes, and the stages that take it one after the other."""
+    """How long a collective takes, and the phases that take it one after the other."""
 
     time_ps: int
-    stages: tuple[Stage, ...]
+    phases: tuple[Phase, ...]
 
     @staticmethod
-    def of(*stages: Stage) -> CollectiveTime:
-        """The sum of stages."""
-        return CollectiveTime(sum(stage.time_ps for stage in stages), stages)
+    def of(*phases: Phase) -> CollectiveTime:
+        """The sum of phases."""
+        return CollectiveTime(sum(phase.time_ps for phase in phases), phases)
 
 
 def shape_of(group: Group, machine: Machine) -> Shape:
@@ -147,7 +145,7 @@ def _checked(shape: Shape, machine: Machine) -> Shape:
 def collective(
     machine: Machine, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
 ) -> CollectiveTime:
-    """What the best available library takes, stage by stage.
+    """What the best available library takes, phase by phase.
 
     Args:
         machine: the machine.
@@ -170,15 +168,15 @@ def _collective(
 ) -> CollectiveTime:
     if shape.ranks == 1:
         return CollectiveTime.of()
-    found = CollectiveTime.of(*_stages(machine, kind, payload_bytes, shape, launch))
+    found = CollectiveTime.of(*_phases(machine, kind, payload_bytes, shape, launch))
     if kind is not Kind.ALL_REDUCE:
         return found
     parts = [
-        _collective(machine, part, payload_bytes, shape, launch).stages
+        _collective(machine, part, payload_bytes, shape, launch).phases
         for part in (Kind.REDUCE_SCATTER, Kind.ALL_GATHER)
         if _measured(machine, part, shape)
     ]
-    split = CollectiveTime.of(*(stage for part in parts for stage in part))
+    split = CollectiveTime.of(*(phase for part in parts for phase in part))
     return split if len(parts) == 2 and split.time_ps < found.time_ps else found
 
 
@@ -187,12 +185,12 @@ def _measured(machine: Machine, kind: Kind, shape: Shape) -> bool:
     return shape.ranks_per_node == 1 or any(table.kind is kind for table in machine.tables)
 
 
-def _stages(
+def _phases(
     machine: Machine, kind: Kind, payload_bytes: int, shape: Shape, launch: Launch
-) -> list[Stage]:
+) -> list[Phase]:
     inside, nodes = shape
 
-    def node(part: Kind) -> list[Stage]:
+    def node(part: Kind) -> list[Phase]:
         return [_in_node(machine, part, payload_bytes, inside, launch)] if inside > 1 else []
 
     if nodes == 1:
@@ -212,7 +210,7 @@ def _stages(
 
 def _in_node(
     machine: Machine, kind: Kind | Fused, payload_bytes: int, ranks: int, launch: Launch
-) -> Stage:
+) -> Phase:
     tables = _candidates(machine, kind, ranks, launch)
     if not tables:
         raise _unknown(machine, kind, ranks, launch)
@@ -221,7 +219,7 @@ def _in_node(
     outside = not best.min_bytes <= payload_bytes <= best.max_bytes
     measured = f"payloads of {best.min_bytes} to {best.max_bytes} bytes were measured"
     notes = [best.derived, measured if outside else ""]
-    return Stage(
+    return Phase(
         kind, "node", ranks, payload_bytes, regime.time_ps(payload_bytes), best.library,
         best.library_class, regime.from_bytes, regime.alpha_ps, regime.beta_fs_per_byte,
         best.source, "; ".join(note for note in notes if note),
@@ -258,7 +256,7 @@ def _candidates(
     )
 
 
-def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Stage:
+def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Phase:
     """A ring over the network."""
     assert machine.network is not None, "several nodes have a network"
     times = 2 if kind is Kind.ALL_REDUCE else 1
@@ -271,9 +269,10 @@ def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> St
         for p in machine.network.protocols
     ]
     time_ps, (alpha_ps, beta, name) = min(
-        (alpha + beta * payload_bytes // 1000, (alpha, beta, name)) for alpha, beta, name in lines
+        (alpha + beta * payload_bytes // FS_PER_PS, (alpha, beta, name))
+        for alpha, beta, name in lines
     )
-    return Stage(
+    return Phase(
         kind, "network", nodes, payload_bytes, time_ps, name, LibraryClass.NCCL, 0, alpha_ps,
         beta, machine.network.source, "a ring by NCCL's constants, not measured",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch._ops import OpOverload
 
 from compiler.cost.machine import Machine
 from compiler.cost.tables import Launch, MachineError
+from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
 from compiler.ir.rules.build import overloads
@@ -32,9 +33,11 @@ from compiler.ir.rules.build import overloads
 Sizes = tuple[tuple[str, int], ...]
 """Values of the graph's size symbols, by name."""
 
-PS_PER_US = 10**6
 PROBE_SIZE = 16
 """What symbols stand for where only the layout of a tensor matters."""
+MOST_KNOWN = 1 << 14
+_known: dict[tuple[Call, tuple[Any, ...]], Work] = {}
+"""The work of calls on operands of some layout. It holds no nodes: they keep their graph alive."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,17 @@ class Work:
     def time_ps(
         self, sizes: Mapping[str, int], machine: Machine, *, shards: int = 1, launch: Launch | str
     ) -> int:
-        """See ``compute_time_ps``."""
+        """What the kernel takes on one rank, in picoseconds.
+
+        Args:
+            sizes: size symbol -> value, such as {"s0": 2048}.
+            machine: the machine.
+            shards: over how many ranks the rows are divided; the launch is not.
+            launch: eager or in a CUDA graph.
+
+        Raises:
+            MachineError: a size symbol without a value, or a number the machine does not state.
+        """
         return _time_ps(self, tuple(sorted(sizes.items())), machine, shards, Launch(launch))
 
 
@@ -105,30 +118,6 @@ ALLOCATIONS = frozenset(
     )
 )  # fmt: skip
 """Ops that write nothing."""
-
-
-def compute_time_ps(
-    node: fx.Node,
-    sizes: Mapping[str, int],
-    machine: Machine,
-    *,
-    shards: int = 1,
-    launch: Launch | str,
-) -> int:
-    """What the node's kernel takes on one rank, in picoseconds.
-
-    Args:
-        node: a node of an SPMD graph, no collective. Where many token counts are asked for,
-            keep ``work(node)`` and ask that.
-        sizes: size symbol -> value, such as {"s0": 2048}.
-        machine: the machine.
-        shards: over how many ranks the rows are divided; the launch is not.
-        launch: eager or in a CUDA graph.
-
-    Raises:
-        MachineError: a size symbol without a value, or a number the machine does not state.
-    """
-    return work(node).time_ps(sizes, machine, shards=shards, launch=launch)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -169,16 +158,12 @@ def work(node: fx.Node) -> Work:
     if not isinstance(node.target, OpOverload) or not access.is_operand(node):
         return FREE
     layouts = tuple(access.strides(x) if access.is_tensor(x) else () for x in access.operands(node))
-    return _work(_Probe(Call.of(node), _hashable(layouts), node))
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A call with the layout of its operands; the node is one of those that make it."""
-
-    call: Call
-    layouts: tuple[Any, ...]
-    node: fx.Node = field(compare=False)
+    key = Call.of(node), _hashable(layouts)
+    if key not in _known:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = _work(node, *key)
+    return _known[key]
 
 
 def _hashable(layouts: tuple[tuple[int | torch.SymInt, ...], ...]) -> tuple[Any, ...]:
@@ -187,22 +172,20 @@ def _hashable(layouts: tuple[tuple[int | torch.SymInt, ...], ...]) -> tuple[Any,
     )
 
 
-@lru_cache(maxsize=1 << 14)
-def _work(probe: _Probe) -> Work:
-    call = probe.call
-    if call.target in ALLOCATIONS or _shares_storage(probe.node):
+def _work(node: fx.Node, call: Call, layouts: tuple[Any, ...]) -> Work:
+    if call.target in ALLOCATIONS or _shares_storage(node):
         return FREE
     found = meaning_of(call)
     picked = _picked(found) if found else frozenset()
     used = _used(found) if found else None
-    operands = access.operands(probe.node)
+    operands = access.operands(node)
     reads: list[Extent] = []
     gathers: list[Extent] = []
     for i, x in enumerate(operands):
         unread = used is not None and i not in used
         if unread or operands.index(x) != i or call.dtypes[i] is None:
             continue
-        stored = zip(call.shapes[i], probe.layouts[i], strict=True)
+        stored = zip(call.shapes[i], layouts[i], strict=True)
         shape = tuple(size for size, stride in stored if stride != 0)
         (gathers if i in picked else reads).append(_box(call, shape, call.dtypes[i]))
     writes = [

@@ -47,7 +47,7 @@ def load_machine(name: str | Path) -> Machine:
                 found=f"known machines: {', '.join(machines())}",
                 remedy="name one of these or a .json file written by commplan machine measure",
             )
-    return machine_of(read_json(path), path)
+    return parse_machine(read_json(path), path)
 
 
 def machine_with(device: str) -> Machine | None:
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def machine_of(data: Mapping[str, Any], path: Path) -> Machine:
+def parse_machine(data: Mapping[str, Any], path: Path) -> Machine:
     """The machine that a file describes.
 
     Raises:

@@ -16,7 +16,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.cost.regimes import FS_PER_PS, Curve, Regime, monotone
+from compiler.cost.regimes import Curve, Regime, monotone
+from compiler.cost.units import FS_PER_PS, FS_PER_US, PS_PER_US
 
 Points = Sequence[tuple[int, float]]
 """(payload bytes, microseconds), payloads ascending and distinct."""
@@ -26,7 +27,6 @@ MEDIAN_TARGET, MAXIMUM_TARGET = 0.05, 0.20
 MAX_REGIMES, MIN_POINTS = 5, 3
 BEYOND_TARGET = 10.0
 """How many times an error counts where it is beyond the maximum."""
-PS_PER_US, FS_PER_US = 10**6, 10**9
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Machine:
     def collective(
         self, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
     ) -> CollectiveTime:
-        """What the best available library takes, stage by stage, with sources.
+        """What the best available library takes, phase by phase, with sources.
 
         Args:
             kind: the collective.

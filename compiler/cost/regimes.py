@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-FS_PER_PS = 1000
+from compiler.cost.units import FS_PER_PS
 
 
 @dataclass(frozen=True)

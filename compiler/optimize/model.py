@@ -17,7 +17,8 @@ from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
 from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.capture import Capture, capture
 from compiler.check import Report, Verdict
-from compiler.cost import Launch, Machine, MachineError
+from compiler.cost import Machine, MachineError
+from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh, check_mesh
@@ -27,7 +28,7 @@ from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import Ranged, is_open, optimize_ranges
 from compiler.optimize.search import Search
-from compiler.pipeline import Observer, Pipeline
+from compiler.pipeline import Pipeline
 from compiler.plan.comm_plan import CommPlan
 from compiler.runtime.exchange import compare_inputs, compare_plans, exchange_over, ranks_of
 from compiler.runtime.groups import ProcessGroups
@@ -35,7 +36,6 @@ from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
 
-PS_PER_MS = 10**9
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
 
@@ -234,43 +234,15 @@ def optimize_capture(
     captured: Capture,
     *,
     config: object = None,
-    layers: Sequence[LayerMetadata | str] | None = None,
     policy: str = "cost",
-    machine: Machine | None = None,
-    launch: Launch = Launch.GRAPH,
-    verify: bool = True,
-    tokens: int | None = None,
-    observers: Sequence[Observer] = (),
-    bisect_limit: int | None = None,
-    check_each: bool = False,
-    widen: bool = False,
-    join: bool = True,
 ) -> tuple[OptimizationResult, ModelReport]:
-    """Plan, rewrite and prove a captured model: ``optimize_allreduce``, ``optimize_spmd``."""
-    metadata = layer_metadata(captured.graph, config=config, layers=layers)
+    """Plan, rewrite and prove a captured model, compared by bytes, for the sizes of its call."""
+    metadata = layer_metadata(captured.graph, config=config)
     result = optimize_spmd(
-        captured.graph,
-        policy=policy,
-        machine=machine,
-        launch=launch,
-        verify=verify,
-        layers=metadata,
-        tokens=tokens,
-        pipeline=Pipeline(observers, bisect_limit, check_each),
-        widen=widen,
-        join=join,
-    )
-    notes = tuple(Remark(RemarkKind.NOTE, "", why) for why in captured.remarks)
-    return result, ModelReport(
-        plan=result.plan,
-        check=result.report,
-        remarks=(*notes, *result.remarks),
-        before=result.before,
-        after=result.after,
-        layers=metadata,
-        assumed=captured.assumed,
-        seconds={"capture": captured.seconds, **result.seconds},
-    )
+        captured.graph, policy=policy, verify=True, layers=metadata, tokens=None,
+        pipeline=Pipeline(),
+    )  # fmt: skip
+    return result, _report(captured, metadata, result, result.seconds)
 
 
 def optimize_captured_ranges(
@@ -287,7 +259,7 @@ def optimize_captured_ranges(
     ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
     """
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
-    notes = list(captured.remarks)
+    notes = list[str]()
     planner = Planner(captured.graph, search, metadata, Pipeline())
     try:
         ranged = optimize_ranges(planner, captured.ranges, verify=verify)
@@ -301,16 +273,28 @@ def optimize_captured_ranges(
         notes.append("no single size counts tokens: one plan, made for the sizes of this call")
     tokens = planner.canonical.work.hints.get(ranged.symbol, 1) if ranged.symbol else 1
     result = ranged.results[ranged.table.plan(tokens)]
-    return ranged, ModelReport(
+    report = _report(captured, metadata, result, planner.clock.seconds, notes)
+    return ranged, replace(report, ranged=ranged if ranged.totals else None)
+
+
+def _report(
+    captured: Capture,
+    layers: tuple[LayerMetadata, ...],
+    result: OptimizationResult,
+    seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+) -> ModelReport:
+    """What was done to a captured model; ``notes`` follow those of its capture."""
+    said = (Remark(RemarkKind.NOTE, "", why) for why in (*captured.remarks, *notes))
+    return ModelReport(
         plan=result.plan,
         check=result.report,
-        remarks=(*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks),
+        remarks=(*said, *result.remarks),
         before=result.before,
         after=result.after,
-        layers=metadata,
+        layers=layers,
         assumed=captured.assumed,
-        seconds={"capture": captured.seconds, **planner.clock.seconds},
-        ranged=ranged if ranged.totals else None,
+        seconds={"capture": captured.seconds, **seconds},
     )
 
 

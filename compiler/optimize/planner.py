@@ -13,6 +13,7 @@ from torch import fx
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.cost.units import PS_PER_US
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.decided import Decided, Written
 from compiler.optimize.forms import dispatches, norms_behind
@@ -34,7 +35,6 @@ from passes import (
     ShardRows,
 )
 
-PS_PER_US = 10**6
 MOST_PRICED = 64
 """Numbers of tokens whose prices are remembered."""
 
@@ -70,11 +70,10 @@ class Planner:
         search: Search,
         layers: Sequence[LayerMetadata],
         pipeline: Pipeline,
-        clock: Clock | None = None,
     ) -> None:
         """Canonicalizes the graph, and regroups its sums if any reduction may move."""
         self.source, self.search = source, search
-        self.layers, self.clock = layers, clock or Clock()
+        self.layers, self.clock = layers, Clock()
         first = Written(source.own_copy(), pipeline)
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
@@ -244,10 +243,8 @@ class Planner:
         """Fused kernels that the plan counts on, what each takes, and what its parts would."""
         times = self._times(decided.at, tokens)
         for item in decided.items(decided.shares):
-            if item.fused is not None and (kernel := item.kernel_price(times)) is not None:
-                apart = sum(part.price(times) for part in item.parts)
-                if kernel <= apart:
-                    yield item, kernel, apart
+            if (kernel := item.as_kernel(times)) is not None:
+                yield item, kernel, item.apart(times)
 
     def _norms(self, at: Written, group: str) -> list[NormBehind]:
         """What fused kernels of the machine may do behind sums over the group."""
@@ -268,7 +265,7 @@ class Planner:
         for node, found in decided.choice.dispatches.items():
             if found.region.output not in decided.shares:
                 times = self._times(decided.at, tokens)
-                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_ps(node, times))
+                sent, gathered = (x / PS_PER_US for x in decided.choice.dispatch_cost(node, times))
                 yield node, f"that takes {sent:.1f} us, to gather and scatter all {gathered:.1f} us"
 
     def _prices(self, at: Written, tokens: int | None) -> Bytes | Times:

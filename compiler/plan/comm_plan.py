@@ -1,13 +1,11 @@
-"""CommPlan: what will be done, as data. The same on every rank; JSON round trip."""
+"""CommPlan: what will be done, as data. The same on every rank."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from compiler.errors import PlanError
 from compiler.ir.collectives import Kind
 
 
@@ -66,11 +64,6 @@ class Stage:
         """What tells stages apart, whatever payloads they were counted at."""
         return self.group, self.kind, self.unreduced, self.scatters, self.widen, self.join
 
-    @property
-    def after_payload_bytes(self) -> int:
-        """Payload of the planned collectives."""
-        return sum(r.payload_bytes for r in self.reductions)
-
 
 @dataclass(frozen=True)
 class RowStage:
@@ -116,41 +109,6 @@ class CommPlan:
     def to_json(self) -> str:
         """The plan as one JSON object, keys in a fixed order."""
         return json.dumps(asdict(self), indent=1)
-
-    @staticmethod
-    def from_json(text: str) -> CommPlan:
-        """The inverse of ``to_json``.
-
-        Raises:
-            PlanError: not JSON, or not the JSON of a plan.
-        """
-        try:
-            found: dict[str, Any] = json.loads(text)
-            stages = tuple(
-                Stage(
-                    **{
-                        **stage,
-                        "unreduced": tuple(stage["unreduced"]),
-                        "reductions": tuple(PlacedReduction(**r) for r in stage["reductions"]),
-                    }
-                )
-                for stage in found.pop("stages")
-            )
-            rows = tuple(
-                RowStage(
-                    **{
-                        **r,
-                        "shares": tuple(r["shares"]),
-                        "dispatches": tuple(r.get("dispatches", ())),
-                    }
-                )
-                for r in found.pop("rows", ())
-            )
-            return CommPlan(**found, stages=stages, rows=rows)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(
-                "not a communication plan", found=str(error), remedy="pass what to_json returned"
-            ) from error
 
     @property
     def digest(self) -> str:

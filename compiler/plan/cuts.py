@@ -22,7 +22,7 @@ SOURCE, SINK = "source side", "sink side"
 
 
 @dataclass
-class Network:
+class FlowNetwork:
     """A labeling problem. Costs may be negative, capacities not.
 
     Attributes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from compiler.cost.tables import Fused
-from compiler.plan.cuts import NEVER, Network
+from compiler.plan.cuts import NEVER, FlowNetwork
 from compiler.plan.prices import Item, Prices
 
 
@@ -59,10 +59,9 @@ class FusedForm:
         """Whether the values are labelled so."""
         return all((n in shares) == self.shared for n in self.values.nodes)
 
-    def add_to(self, network: Network, prices: Prices) -> None:
+    def add_to(self, network: FlowNetwork, prices: Prices) -> None:
         """The saving, as a node that pays it unless the values are labelled so."""
-        apart = sum(part.price(prices) for part in self.item.parts)
-        saving = apart - self.item.price(prices)
+        saving = self.item.apart(prices) - self.item.price(prices)
         assert saving >= 0, "a kernel that takes longer than its parts is not run"
         if not saving:
             return

@@ -27,7 +27,7 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import PlacedReduction, Stage
-from compiler.plan.cuts import NEVER, Network
+from compiler.plan.cuts import NEVER, FlowNetwork
 from compiler.plan.prices import Bytes, Prices
 
 UNIT = 1 << 20
@@ -88,9 +88,9 @@ class ReductionChoice:
     def _readers(self) -> Mapping[fx.Node, Readers]:
         return {node: readers(node, self.found, self.known) for node in self.found}
 
-    def _network(self, prices: Prices) -> Network:
+    def _network(self, prices: Prices) -> FlowNetwork:
         """Edges run from what is unreduced to what is reduced."""
-        network, reduction = Network(), self.known.reduction
+        network, reduction = FlowNetwork(), self.known.reduction
         for node, carrier in self.found.items():
             reads = self._readers[node]
             if not carrier.operands or carrier.pinned or (carrier.addend and not self.hoist):

@@ -58,8 +58,7 @@ def items_of(graph: SpmdGraph, nodes: Iterable[fx.Node]) -> list[Item]:
 def spent(times: Times, item: Item, count: int = 1) -> Spent:
     """What ``count`` items take."""
     if item.fused is not None:
-        kernel, apart = item.kernel_price(times), sum(part.price(times) for part in item.parts)
-        if kernel is not None and kernel <= apart:
+        if (kernel := item.as_kernel(times)) is not None:
             return Spent(count * kernel)
         return sum((spent(times, part, count) for part in item.parts), Spent())
     price = count * item.price(times)

@@ -15,6 +15,7 @@ from compiler.analysis.rows import rows_of
 from compiler.cost import Launch, Machine, Work, work
 from compiler.cost.compute import evaluated
 from compiler.cost.tables import Fused
+from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
@@ -83,9 +84,8 @@ class Item:
     def price(self, prices: Prices) -> int:
         """What it costs."""
         if self.fused is not None:
-            apart = sum(part.price(prices) for part in self.parts)
-            kernel = self.kernel_price(prices)
-            return apart if kernel is None else min(apart, kernel)
+            kernel = self.as_kernel(prices)
+            return self.apart(prices) if kernel is None else kernel
         if self.rows:
             assert self.groups is not None, "rows go from rank to rank"
             return prices.dispatch(self.node, self.rows, self.groups, self.copies)
@@ -96,11 +96,20 @@ class Item:
             return prices.padding(self.node, self.shares)
         return prices.computation(self.node, self.shares)
 
-    def kernel_price(self, prices: Prices) -> int | None:
-        """What the fused kernel costs; None where it is not known."""
-        assert self.fused is not None, "not fused"
+    def apart(self, prices: Prices) -> int:
+        """What the parts of a fused kernel cost."""
+        return sum(part.price(prices) for part in self.parts)
+
+    def as_kernel(self, prices: Prices) -> int | None:
+        """What the fused kernel costs; None where it does not run.
+
+        It runs where what it costs is known, and no more than its parts cost.
+        """
+        if self.fused is None:
+            return None
         assert self.groups is not None, "a fused kernel communicates"
-        return prices.fused(self.fused, self.node, self.groups)
+        kernel = prices.fused(self.fused, self.node, self.groups)
+        return None if kernel is None or kernel > self.apart(prices) else kernel
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class Extent:
+class TensorSize:
     """A tensor's size: per dimension an int or an expression, and bytes per element."""
 
     sizes: tuple[Any, ...]
@@ -159,7 +168,7 @@ Bill = tuple[tuple[Item, int], ...]
 class GraphWork:
     """What the ops of a graph do and how large its tensors are, for any number of tokens.
 
-    Equal works and extents are one object, so that each is evaluated once per number of tokens.
+    Equal works and sizes are one object, so that each is evaluated once per number of tokens.
     """
 
     graph: SpmdGraph
@@ -172,15 +181,15 @@ class GraphWork:
         return {n: known.setdefault(done, done) for n, done in found}
 
     @cached_property
-    def extent(self) -> dict[fx.Node, Extent]:
+    def tensor_sizes(self) -> dict[fx.Node, TensorSize]:
         """The size of every tensor."""
-        known: dict[Extent, Extent] = {}
+        known: dict[TensorSize, TensorSize] = {}
         found = {}
         for node in self.graph.graph.nodes:
             if access.is_tensor(node):
                 held = access.tensor(node)
-                extent = Extent(tuple(map(size_key, held.shape)), held.dtype.itemsize)
-                found[node] = known.setdefault(extent, extent)
+                size = TensorSize(tuple(map(size_key, held.shape)), held.dtype.itemsize)
+                found[node] = known.setdefault(size, size)
         return found
 
     def bill(self, items: Iterable[Item]) -> Bill:
@@ -195,10 +204,10 @@ class GraphWork:
     def key(self, item: Item) -> Hashable:
         """Equal for items that cost the same, at any number of tokens."""
         if item.fused is not None:
-            return item.fused, id(self.extent[item.node]), tuple(map(self.key, item.parts))
+            return item.fused, id(self.tensor_sizes[item.node]), tuple(map(self.key, item.parts))
         computes = item.kind is None and not item.pads
-        held = self.of[item.node] if computes else self.extent[item.node]
-        sent = tuple(id(self.extent[x]) for x in item.rows)
+        held = self.of[item.node] if computes else self.tensor_sizes[item.node]
+        sent = tuple(id(self.tensor_sizes[x]) for x in item.rows)
         return id(held), item.kind, item.groups, item.shares, item.pads, sent, item.copies
 
     @cached_property
@@ -218,8 +227,8 @@ class GraphWork:
     @cached_property
     def token_symbols(self) -> tuple[str, ...]:
         """Size symbols of what is communicated, which count tokens; of everything if nothing is."""
-        waits = [n for n in self.extent if n.target is WAIT]
-        sizes = [s for n in waits for s in self.extent[n].sizes if not isinstance(s, int)]
+        waits = [n for n in self.tensor_sizes if n.target is WAIT]
+        sizes = [s for n in waits for s in self.tensor_sizes[n].sizes if not isinstance(s, int)]
         found = {str(symbol) for size in sizes for symbol in size.free_symbols}
         return tuple(sorted(found or self.hints))
 
@@ -254,7 +263,7 @@ class Times:
                 payload = payload // rows * -(-rows // n) * n
             return self._communication(kind, payload, groups)
 
-        return self._once((kind, id(self.work.extent[node]), groups, parts), time_ps)
+        return self._once((kind, id(self.work.tensor_sizes[node]), groups, parts), time_ps)
 
     def _communication(self, kind: Kind, payload_bytes: int, groups: ReplicaGroups) -> int:
         if groups.axis_size == 1:
@@ -282,7 +291,7 @@ class Times:
         """A copy of the tensor, unless it has rows for all at this number of tokens."""
         if self.rows(node) % shares == 0:
             return 0
-        moved = 2 * self.payload_bytes(node) * 10**6 // self.machine.memory_bytes_per_us
+        moved = 2 * self.payload_bytes(node) * PS_PER_US // self.machine.memory_bytes_per_us
         return moved + self.machine.launch_ps(self.launch)
 
     def dispatch(
@@ -302,10 +311,10 @@ class Times:
             wire = sum(self._communication(Kind.ALL_TO_ALL, p, groups) for p in payloads)
             moved = 6 * sent + 2 * back + 3 * n * own[node]  # packed, unpacked; put in place, added
             launches = DISPATCH_KERNELS + (0 if graphed else HOST_WAIT_LAUNCHES)
-            memory = moved * 10**6 // self.machine.memory_bytes_per_us
+            memory = moved * PS_PER_US // self.machine.memory_bytes_per_us
             return wire + memory + launches * self.machine.launch_ps(self.launch)
 
-        sizes = tuple(id(self.work.extent[x]) for x in (node, *rows))
+        sizes = tuple(id(self.work.tensor_sizes[x]) for x in (node, *rows))
         return self._once(("dispatch", sizes, groups, copies), time_ps)
 
     def fused(self, kind: Fused, node: fx.Node, groups: ReplicaGroups) -> int | None:
@@ -321,15 +330,15 @@ class Times:
 
     def payload_bytes(self, node: fx.Node) -> int:
         """Bytes of the tensor of ``node`` on one rank."""
-        extent = self.work.extent[node]
+        held = self.work.tensor_sizes[node]
 
         def payload() -> int:
-            count = extent.itemsize
-            for size in extent.sizes:
+            count = held.itemsize
+            for size in held.sizes:
                 count *= evaluated(size, tuple(self.sizes.items()))
             return count
 
-        return self._once(id(extent), payload)
+        return self._once(id(held), payload)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:

@@ -77,16 +77,12 @@ class TokenTable(Generic[Made]):
         return TokenTable(self.ranks, made(self.even), made(self.uneven))
 
 
-def _less(cost: int, than: int, count: int) -> bool:
-    return cost < than
-
-
 def token_ranges(
     solve: Callable[[int], Plan],
     price: Callable[[Plan, int], int],
     first: int,
     last: int,
-    saves: Callable[[int, int, int], bool] = _less,
+    saves: Callable[[int, int, int], bool],
 ) -> tuple[TokenRange[Plan], ...]:
     """The cheapest plan for every count from ``first`` to ``last``.
 

@@ -24,14 +24,14 @@ from functools import cached_property
 
 from torch import fx
 
-from compiler.analysis.dispatch import Region
+from compiler.analysis.dispatch import ExpertRegion
 from compiler.analysis.rows import SIZE_READ, reads_share, row_forms
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
-from compiler.plan.cuts import NEVER, Network
+from compiler.plan.cuts import NEVER, FlowNetwork
 from compiler.plan.fused import FusedForm, NormBehind, fused_forms
 from compiler.plan.prices import Item, Prices
 
@@ -45,7 +45,7 @@ class Dispatch:
         copies: ranks that a row goes to on average.
     """
 
-    region: Region
+    region: ExpertRegion
     copies: Fraction
 
 
@@ -112,10 +112,6 @@ class RowChoice:
         sent = self.dispatches.keys()
         return tuple(fused_forms(self.norms, self._own, gathers, sent))
 
-    def price(self, shares: Set[fx.Node], prices: Prices) -> int:
-        """What all values with a share form cost, given which are shares."""
-        return sum(item.price(prices) for item in self.items(shares))
-
     def stage(self, shares: Set[fx.Node]) -> RowStage:
         """The choice as part of a plan."""
         number = self._numbers
@@ -141,11 +137,11 @@ class RowChoice:
         found = self.dispatches.get(node)
         return found is not None and found.region.output in shares
 
-    def dispatch_ps(self, node: fx.Node, times: Prices) -> tuple[int, int]:
-        """What it takes to send rows for the sum ``node``, and what to gather and scatter all."""
+    def dispatch_cost(self, node: fx.Node, prices: Prices) -> tuple[int, int]:
+        """What it costs to send rows for the sum ``node``, and what to gather and scatter all."""
         rows = self.dispatches[node].region.inputs
         all_rows = [*map(self._gather, rows), *self._own[node][True]]
-        return self._dispatch(node).price(times), sum(item.price(times) for item in all_rows)
+        return self._dispatch(node).price(prices), sum(item.price(prices) for item in all_rows)
 
     def _dispatch(self, node: fx.Node) -> Item:
         found = self.dispatches[node]
@@ -216,14 +212,14 @@ class RowChoice:
                 items.append(parts)
         return items, at
 
-    def _network(self, prices: Prices) -> Network:
+    def _network(self, prices: Prices) -> FlowNetwork:
         """Edges run from what is whole to what is shared.
 
         A gather that one reader may ask for needs no node of its own.
         """
         kinds, at = self._kinds
         costs = [[sum(i.price(prices) for i in part) for part in parts] for parts in kinds]
-        network = Network()
+        network = FlowNetwork()
         for form in self.fused:
             form.add_to(network, prices)
         for node in self.forms:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler.analysis.dispatch import Region, region
+from compiler.analysis.dispatch import ExpertRegion, region
 from compiler.analysis.rows import SIZE_READ
 from compiler.check import check
 from compiler.check.dispatch import Owners, owners
@@ -61,7 +61,7 @@ class Sent:
 
     start: fx.Node
     reduction: Collective
-    region: Region
+    region: ExpertRegion
     owners: Owners
     calls: list[fx.Node] = field(default_factory=list)
     received: tuple[fx.Node, ...] = ()
@@ -199,7 +199,7 @@ class _Dispatched:
 
 def _on_rows(
     target: fx.Graph,
-    inner: Region,
+    inner: ExpertRegion,
     received: Sequence[fx.Node],
     copies: Mapping[fx.Node, fx.Node],
 ) -> list[fx.Node]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from compiler.cost import Machine, MachineError
 from compiler.cost.tables import Fused
+from compiler.cost.units import PS_PER_US
 from compiler.ir.collectives import Kind
 from scripts.multi_gpu.links import HIDDEN
 
-PS_PER_US = 10**6
 PARTS_OF = {
     Fused.ALL_REDUCE_ADD_NORM: (Kind.ALL_REDUCE,),
     Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER: (Kind.REDUCE_SCATTER, Kind.ALL_GATHER),

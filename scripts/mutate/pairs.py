@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
-from compiler.analysis.carriers import facts, reductions
+from compiler.analysis.reductions import facts, reductions
 from compiler.analysis.rows import rows_of
 from compiler.capture import capture_ranks
 from compiler.ir.access import RankInt

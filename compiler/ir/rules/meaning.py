@@ -39,6 +39,8 @@ from compiler.ir import access
 
 Labels = tuple[int | str | None, ...]
 
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
 BROADCAST = "broadcast"
 """Map of a pointwise term: operands are broadcast to the result's shape and multiplied."""
 
@@ -174,7 +176,9 @@ class Call:
         dtypes: per data operand, element type; None for no tensor.
         result_shapes: per result, likewise.
         result_dtypes: per result, likewise.
-        arguments: as in ``access.arguments``; implied by the other fields.
+        arguments: as in ``access.arguments``, but numbers that are symbolic as text, like in
+            ``key``: calls are keys of caches, and a SymInt keeps its capture alive. Implied by
+            the other fields.
         rank_dependent: whether a static argument differs between ranks.
     """
 
@@ -208,7 +212,7 @@ class Call:
             result_shapes=result_shapes,
             result_dtypes=tuple([_dtype(x) for x in produced]),
             rank_dependent=bool(access.rank_constants(node)),
-            arguments=arguments,
+            arguments={name: _without_symbols(x) for name, x in arguments.items()},
         )
 
     @property
@@ -245,6 +249,12 @@ class Call:
     def dim(self, name: str = "dim", of: int = 0) -> int:
         """Argument ``name`` as a non-negative dimension of operand ``of``."""
         return int(self.arguments[name]) % max(len(self.shapes[of]), 1)
+
+
+def _without_symbols(found: Any) -> Any:
+    if isinstance(found, tuple):
+        return tuple([_without_symbols(x) for x in found])
+    return static_key(found) if isinstance(found, SYMBOLIC) else found
 
 
 def _is_aten(target: object) -> bool:

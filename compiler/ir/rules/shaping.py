@@ -105,7 +105,7 @@ def ranged(call: Call, start: Any, count: Any, step: int = 1) -> object:
     where they begin. Where that is not known, or not the same on every rank, by the call.
     """
     dim, shape = call.dim(), call.shapes[0]
-    if not shape:
+    if not shape or type(step) is not int:
         return (call.key,)
     counted = type(start) is int and type(shape[dim]) is int
     if not (counted or isinstance(start, sympy.Expr) or (type(start) is int and start >= 0)):

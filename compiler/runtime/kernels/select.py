@@ -66,11 +66,6 @@ def workspace_for(group: dist.ProcessGroup, slot_bytes: int = SLOT_BYTES) -> Wor
     return _workspaces[name]
 
 
-def forget(group: dist.ProcessGroup) -> None:
-    """Drops the workspace of a group: its graphs run compositions from then on."""
-    _workspaces.pop(str(group.group_name), None)
-
-
 def serving(group_name: str, x: torch.Tensor) -> Workspace | None:
     """The workspace that serves the payload ``x``, or None."""
     found = _workspaces.get(group_name)

@@ -20,10 +20,10 @@ from compiler.check.algebra import (
     multilinear,
     product,
     random_vectors,
-    rows,
     scaled,
     stretched,
     summed_over,
+    vectors,
 )
 from tests.graphs import function
 
@@ -135,10 +135,10 @@ def test_broadcasts_are_linear_and_keep_constants() -> None:
     assert not same(stretched(b"g", X), f(X))
 
 
-def test_rows_tell_ranks_apart() -> None:
-    assert len(rows(R)) == 1
-    assert len({held for (held,) in rows(X)}) == RANKS
-    assert rows(summed_over(X, GROUPS))[0] == rows(summed_over(X, GROUPS))[1]
+def test_vectors_tell_ranks_apart() -> None:
+    assert len(vectors(R)) == 1
+    assert len({held for (held,) in vectors(X)}) == RANKS
+    assert vectors(summed_over(X, GROUPS))[0] == vectors(summed_over(X, GROUPS))[1]
 
 
 XY = '%0 "x": f64[4, 4] {tp: V}, %1 "y": f64[4, 4] {tp: V}, %2 "r": f64[4, 4]'

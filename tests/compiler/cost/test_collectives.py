@@ -60,7 +60,7 @@ def test_the_clamp_binds_where_the_table_is_slower() -> None:
     slow = replace(table, curve=monotone([Regime(0, 10**9, 0)]))
     clamped = replace(nccl, tables=(slow, *(t for t in nccl.tables if t is not table)))
     found = clamped.collective(AR, 1 << 26, (8, 1), launch="eager")
-    assert [stage.kind for stage in found.stages] == [RS, AG]
+    assert [phase.kind for phase in found.phases] == [RS, AG]
     assert found.time_ps < slow.curve.time_ps(1 << 26)
     alone = replace(nccl, tables=(slow,))
     assert alone.collective_time_ps(AR, 1 << 26, (8, 1), launch="eager") == 10**9
@@ -72,24 +72,24 @@ def test_the_best_library_is_taken_and_named(h100: Machine) -> None:
         (8192, "eager", "TokenWeave multimem"),
         (1 << 27, "graph", "TokenWeave multimem"),
     ):
-        (stage,) = h100.collective(AR, payload, (8, 1), launch=launch).stages
+        (phase,) = h100.collective(AR, payload, (8, 1), launch=launch).phases
         tables = [t for t in h100.tables_of(AR, 8) if launch in t.launches]
-        assert stage.library == library
-        assert stage.time_ps == min(t.curve.time_ps(payload) for t in tables)
+        assert phase.library == library
+        assert phase.time_ps == min(t.curve.time_ps(payload) for t in tables)
 
 
 def test_breakdown(h100: Machine) -> None:
-    (stage,) = h100.collective(RS, 1 << 18, (8, 1), launch="graph").stages
-    assert (stage.library, stage.level, stage.ranks, stage.derived) == (
+    (phase,) = h100.collective(RS, 1 << 18, (8, 1), launch="graph").phases
+    assert (phase.library, phase.level, phase.ranks, phase.derived) == (
         "NCCL 2.29.2",
         "node",
         8,
         "",
     )
-    assert stage.source.endswith("nccl_perf.parquet")
-    assert stage.time_ps == stage.alpha_ps + (stage.beta_fs_per_byte * (1 << 18) + 500) // 1000
-    assert stage.time_ps == pytest.approx(12.2e6, rel=0.1)  # as published
-    (outside,) = h100.collective(A2A, 1 << 33, (8, 1), launch="graph").stages
+    assert phase.source.endswith("nccl_perf.parquet")
+    assert phase.time_ps == phase.alpha_ps + (phase.beta_fs_per_byte * (1 << 18) + 500) // 1000
+    assert phase.time_ps == pytest.approx(12.2e6, rel=0.1)  # as published
+    (outside,) = h100.collective(A2A, 1 << 33, (8, 1), launch="graph").phases
     assert outside.derived == "payloads of 512 to 536870912 bytes were measured"
 
 
@@ -97,10 +97,10 @@ def test_counts_between_tables_follow_the_ring_law(h100: Machine) -> None:
     a100 = load_machine("a100x8")
     times = [a100.collective_time_ps(AG, 1 << 26, (n, 1), launch="graph") for n in (4, 5, 6, 7, 8)]
     assert times == sorted(times)
-    (stage,) = h100.collective(AG, 1 << 26, (6, 1), launch="graph").stages
-    assert stage.derived == "ring law from the tables of 4 and 8 ranks, not measured"
-    assert stage.library_class == "nccl"
-    (beyond,) = load_machine("gb200").collective(AG, 1 << 26, (8, 1), launch="graph").stages
+    (phase,) = h100.collective(AG, 1 << 26, (6, 1), launch="graph").phases
+    assert phase.derived == "ring law from the tables of 4 and 8 ranks, not measured"
+    assert phase.library_class == "nccl"
+    (beyond,) = load_machine("gb200").collective(AG, 1 << 26, (8, 1), launch="graph").phases
     assert beyond.derived == "ring law from the tables of 2 and 4 ranks, not measured"
 
 
@@ -118,17 +118,17 @@ def test_shapes(h100: Machine, two_level: Machine) -> None:
 
 def test_two_levels_add_up(two_level: Machine) -> None:
     found = two_level.collective(AR, 1 << 24, [range(16)], launch="graph")
-    inside, between, outside = found.stages
-    assert [s.kind for s in found.stages] == [RS, AR, AG]
-    assert [s.level for s in found.stages] == ["node", "network", "node"]
+    inside, between, outside = found.phases
+    assert [s.kind for s in found.phases] == [RS, AR, AG]
+    assert [s.level for s in found.phases] == ["node", "network", "node"]
     assert between.payload_bytes == (1 << 24) // 8
     assert found.time_ps == inside.time_ps + between.time_ps + outside.time_ps
     # two steps of 14 us after 8.4 us, and the payload's share once over 40 GB/s
     assert between.time_ps == 36_400_000 + (1 << 21) * 25
     assert "not measured" in between.derived
-    small = two_level.collective(RS, 4096, (1, 2), launch="graph").stages[0]
+    small = two_level.collective(RS, 4096, (1, 2), launch="graph").phases[0]
     assert (small.library, small.alpha_ps) == ("NCCL ring LL", 9_300_000)
-    assert len(two_level.collective(A2A, 1 << 20, (8, 2), launch="eager").stages) == 2
+    assert len(two_level.collective(A2A, 1 << 20, (8, 2), launch="eager").phases) == 2
     assert two_level.collective_time_ps(AR, 1 << 20, (8, 1), launch="graph") == load_machine(
         "h200x8"
     ).collective_time_ps(AR, 1 << 20, (8, 1), launch="graph")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import fx
 
-from compiler.cost import MachineError, compute_time_ps, load_machine, work
+from compiler.cost import MachineError, load_machine, work
 from compiler.ir import access
 from compiler.ir.mesh import Mesh
 from tests.graphs import Builder, aten, function
@@ -108,7 +110,7 @@ def test_views_cost_nothing_and_copies_do() -> None:
         build.call(aten.contiguous.default, x),
         x,
     ):
-        assert compute_time_ps(free, {}, H100, launch="eager") == 0, free
+        assert work(free).time_ps({}, H100, launch="eager") == 0, free
     for copy in (
         build.call(aten.reshape.default, turned, [24]),
         build.call(aten.contiguous.default, turned),
@@ -116,17 +118,17 @@ def test_views_cost_nothing_and_copies_do() -> None:
         build.call(aten._to_copy.default, x, dtype=torch.float32),
         build.call(aten.cat.default, [x, x]),
     ):
-        assert compute_time_ps(copy, {}, H100, launch="eager") >= H100.launch_ps("eager"), copy
+        assert work(copy).time_ps({}, H100, launch="eager") >= H100.launch_ps("eager"), copy
 
 
 def test_roofline() -> None:
     large = built(aten.mm.default, (4096, 4096), (4096, 4096))
-    assert compute_time_ps(large, {}, H100, launch="graph") == H100.launch_ps("graph") + (
+    assert work(large).time_ps({}, H100, launch="graph") == H100.launch_ps("graph") + (
         2 * 4096**3 * 10**6 // H100.matmul_flop_per_us(BF16)
     )
     thin = built(aten.mm.default, (1, 4096), (4096, 4096))
     moved = 2 * (4096 + 4096 * 4096 + 4096)
-    assert compute_time_ps(thin, {}, H100, launch="eager") == H100.launch_ps("eager") + (
+    assert work(thin).time_ps({}, H100, launch="eager") == H100.launch_ps("eager") + (
         moved * 10**6 // H100.memory_bytes_per_us
     )
 
@@ -151,7 +153,7 @@ def test_shards_divide_the_rows_alone() -> None:
     assert found.flop(sizes, 8) == -(-2 * 1001 * 288 * 4096 // 8)
     for tokens in (0, 1, 7, 8, 9):
         whole, part = (
-            compute_time_ps(node, {"s0": tokens}, H100, shards=n, launch="graph") for n in (1, 8)
+            work(node).time_ps({"s0": tokens}, H100, shards=n, launch="graph") for n in (1, 8)
         )
         assert H100.launch_ps("graph") <= part <= whole
 
@@ -167,6 +169,15 @@ def test_work_is_shared_by_calls_that_do_the_same() -> None:
     assert work(build.call(aten.silu.default, x)) is work(build.call(aten.silu.default, x))
 
 
+def test_what_is_known_of_calls_keeps_no_graph_alive() -> None:
+    node = symbolic("%2: bf16[s0, 4096] = aten.erfc(%0)")  # a call that no other test makes
+    assert work(node) is work(node)
+    graph = weakref.ref(node.graph)
+    del node
+    gc.collect()
+    assert graph() is None
+
+
 def test_an_op_without_a_rule_counts_by_its_bytes() -> None:
     node = built(aten.linalg_inv_ex.default, (4, 4), dtype=torch.float32)
     assert access.is_operand(node)
@@ -177,7 +188,7 @@ def test_an_op_without_a_rule_counts_by_its_bytes() -> None:
 def test_unknown_sizes_and_rates_raise() -> None:
     node = symbolic("%2: bf16[s0, 288] = aten.linear(%0, %1)")
     with pytest.raises(MachineError, match="size symbol s0 has no value"):
-        compute_time_ps(node, {"s1": 3}, H100, launch="eager")
+        work(node).time_ps({"s1": 3}, H100, launch="eager")
     product = built(aten.mm.default, (64, 64), (64, 64), dtype=torch.float64)
     with pytest.raises(MachineError, match="a matmul rate for float64"):
-        compute_time_ps(product, {}, H100, launch="eager")
+        work(product).time_ps({}, H100, launch="eager")

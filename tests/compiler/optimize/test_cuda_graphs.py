@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compiler import Verdict, optimize_allreduce
 from compiler.cost import Machine
-from compiler.cost.files import machine_of
+from compiler.cost.files import parse_machine
 from compiler.ir.collectives import OPS
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
@@ -73,7 +73,7 @@ def round_machine() -> Machine:
     """A machine on which shares pay from some tens of rows on."""
     known = data(RANKS, memory=4000, start_ns=10_000)
     known["matmul"]["bfloat16"] = known["matmul"]["float32"]
-    return machine_of(known, Path("round.json"))
+    return parse_machine(known, Path("round.json"))
 
 
 def counts_of(optimized: Any) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.plan.cuts import NEVER, Network
+from compiler.plan.cuts import NEVER, FlowNetwork
 
 SIZES = st.integers(1, 7)
 
@@ -25,8 +25,8 @@ def problems(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[tuple[int, in
     return sides, draw(st.dictionaries(pair, st.integers(0, 6) | st.just(NEVER), max_size=14))
 
 
-def network(sides: list[tuple[int, int]], edges: dict[tuple[int, int], int]) -> Network:
-    made = Network()
+def network(sides: list[tuple[int, int]], edges: dict[tuple[int, int], int]) -> FlowNetwork:
+    made = FlowNetwork()
     for node, (source, sink) in enumerate(sides):
         made.pay(node, source=source, sink=sink)
     for (start, end), capacity in edges.items():
@@ -70,4 +70,4 @@ def test_dense_networks_are_left_to_networkx(seed: int) -> None:
 
 def test_what_is_not_submodular_is_refused() -> None:
     with pytest.raises(AssertionError, match="not submodular"):
-        Network().connect("a", "b", -1)
+        FlowNetwork().connect("a", "b", -1)

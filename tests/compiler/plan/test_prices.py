@@ -174,7 +174,7 @@ def test_a_bill_adds_up_to_what_its_items_cost_at_any_number_of_tokens() -> None
     gathers = [Item(x, Kind.ALL_GATHER, groups) for x in (waited, gate, again)]
     items = [*gathers, Item(gate), Item(gate, shares=4), Item(waited, shares=4, pads=True)]
     bill = work.bill(items)
-    assert sorted(count for _, count in bill) == [1, 1, 1, 3]  # equal extents are one entry
+    assert sorted(count for _, count in bill) == [1, 1, 1, 3]  # equal sizes are one entry
     for tokens in (2, 5, 4096):
         prices = Times(load_machine(MACHINE), tokens, work)
         whole = sum(item.price(prices) for item in items)

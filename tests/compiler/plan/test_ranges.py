@@ -32,7 +32,9 @@ def cheapest(plans: list[Curve], count: int) -> Curve:
 
 
 def ranges(plans: list[Curve], first: int, last: int) -> tuple[TokenRange[Curve], ...]:
-    return token_ranges(lambda count: cheapest(plans, count), price, first, last)
+    return token_ranges(
+        lambda count: cheapest(plans, count), price, first, last, lambda cost, than, _: cost < than
+    )
 
 
 def by_count(found: tuple[TokenRange[Curve], ...]) -> dict[int, Curve]:

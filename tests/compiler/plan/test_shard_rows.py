@@ -14,7 +14,7 @@ from types import MappingProxyType
 import pytest
 from torch import fx
 
-from compiler.analysis.dispatch import Region
+from compiler.analysis.dispatch import ExpertRegion
 from compiler.analysis.rows import RowForm, row_forms
 from compiler.check import Verdict, check
 from compiler.cost.tables import Fused
@@ -177,7 +177,7 @@ def with_experts(seed: int) -> tuple[SpmdGraph, dict[fx.Node, Dispatch]]:
         inner = [build.call(aten.mul.Tensor, read[0], weight)]
         inner += [build.call(aten.mul.Tensor, inner[-1], x) for x in read[1:]]
         total = build.all_reduce(inner[-1])
-        found[total] = Dispatch(Region(tuple(read), tuple(inner)), Fraction(3, 2))
+        found[total] = Dispatch(ExpertRegion(tuple(read), tuple(inner)), Fraction(3, 2))
         whole += [total, build.call(aten.add.Tensor, total, draw.choice(whole))]
         if draw.random() < 0.5:
             whole.append(build.call(aten.cumsum.default, draw.choice(whole), 0))
@@ -197,7 +197,7 @@ def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -
     chosen = {n: d for n, d in sums.items() if d.region.output in shares}
     least = min(c for c in costs if c is not None)
     assert total(graph, choice.forms, set(shares), prices, chosen) == least
-    assert choice.price(shares, prices) == least
+    assert sum(item.price(prices) for item in choice.items(shares)) == least
     stage = choice.stage(shares)
     number = numbers(graph.graph)
     assert set(stage.dispatches) == {number[d.region.output] for d in chosen.values()}
@@ -251,7 +251,7 @@ def test_the_cut_is_the_best_of_all_labelings_and_kernels(seed: int) -> None:
     costs = [with_kernels(choice, labels, prices) for labels in labelings(choice.forms)]
     least = min(c for c in costs if c is not None)
     assert with_kernels(choice, set(shares), prices) == least
-    assert choice.price(shares, prices) == least
+    assert sum(item.price(prices) for item in choice.items(shares)) == least
 
 
 def test_a_value_is_in_one_kernel() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from compiler.ir import access
-from compiler.ir.rules import BROADCAST, RESHAPE, Term, meaning
+from compiler.ir.rules import BROADCAST, RESHAPE, Call, Term, meaning
 from tests.compiler.ir.rules import laws
 from tests.compiler.ir.rules.laws import counts, masks, meaning_of, operands, reals, sample
 from tests.compiler.ir.rules.samples import SAMPLES
+from tests.graphs import function
 
 aten = torch.ops.aten
 
@@ -133,6 +134,15 @@ DIFFERENT = [
 @pytest.mark.parametrize(("a", "b"), DIFFERENT, ids=str)
 def test_maps_that_differ(a: laws.Sample, b: laws.Sample) -> None:
     assert not set(signatures(a)) & set(signatures(b))
+
+
+def test_calls_hold_no_symbolic_numbers() -> None:
+    graph = function('%0 "x": f64[s, 8] {tp: R}', "%1: sym(s) = aten.sym_size.int(%0, 0)",
+                     "%2: f64[s, 8] = aten.narrow(%0, 0, 0, %1)", "return %2",
+                     mesh="mesh <tp = 4>\nsym s in [2, 4096]")  # fmt: skip
+    node = next(n for n in graph.graph.nodes if n.target is aten.narrow.default)
+    assert isinstance(access.arguments(node)["length"], torch.SymInt)
+    assert Call.of(node).arguments["length"] == "s"
 
 
 def test_operands_of_one_join_have_maps_of_their_own() -> None:
