@@ -57,7 +57,7 @@ P: Field = np.array(PRIMES, np.uint64)[:, None]
 def element(number: Fraction) -> Field:
     """The field elements of a rational number, shape [LANES, 1].
 
-    Denominators are powers of two (floats) or small: never a multiple of a prime.
+    Denominators are powers of two (floats), sizes or small: never a multiple of a prime.
     """
     found = [number.numerator * pow(number.denominator, -1, p) % p for p in PRIMES]
     return np.array(found, np.uint64)[:, None]

@@ -1,19 +1,20 @@
-"""Recognizes add + RMSNorm behind a sum over ranks by what it computes, however it is spelled.
+"""Recognizes add + RMSNorm behind a sum over ranks by what it computes.
 
 A *region* is everything between the sum, a residual and a weight on one side and the normalized
 rows on the other. Whether it is the norm that a kernel computes,
 
     y = h * rsqrt(mean(h * h) + eps) * (weight + offset),   h = sum + residual,
 
-is for the checker to say: region and definition are compared over the reals, where conversions
-between floating-point types are identities. ``eps`` and ``offset`` are tried from the numbers
-that occur in the region; no spelling, operand order or value is listed here.
+is for the checker to say: region and definition are compared over the reals. Operand order,
+grouping and conversions between floating-point types do not matter to it; squares, roots and
+quotients are first brought to one form by the identities that ``identities.py`` lists. A norm
+written by other identities is not recognized; nothing that is another function is. ``eps`` and
+``offset`` are tried from the numbers that occur in the region.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,12 @@ from compiler.ir.collectives import Collective
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import size_key
+from compiler.runtime.identities import RMS_NORMS, Emit, norm, real
 from compiler.runtime.kernels.select import refusal
 
 aten = torch.ops.aten
 MAX_NODES = 24
 """Values looked at behind one addition: a norm is about ten."""
-Emit = Callable[..., fx.Node]
 
 
 @dataclass(frozen=True)
@@ -164,16 +165,6 @@ class Recognizer:
         return None
 
 
-def norm(emit: Emit, h: fx.Node, weight: fx.Node | None, eps: float, offset: float) -> fx.Node:
-    """The definition: h * rsqrt(mean(h * h) + eps) * (weight + offset), over the last dimension."""
-    mean = emit(aten.mean.dim, emit(aten.mul.Tensor, h, h), [-1], True)
-    scaled = emit(aten.mul.Tensor, h, emit(aten.rsqrt.default, emit(aten.add.Tensor, mean, eps)))
-    if weight is None:
-        return scaled
-    factor = emit(aten.add.Tensor, weight, offset) if offset else weight
-    return emit(aten.mul.Tensor, scaled, factor)
-
-
 def real_graph(
     shape: tuple[Any, ...], body: Callable[[Emit, fx.Node, fx.Node], fx.Node | None]
 ) -> SpmdGraph | None:
@@ -196,7 +187,12 @@ def real_graph(
     weight.meta["val"] = torch.empty(shape[-1:], dtype=torch.float64, device="meta")
     try:
         found = body(emit, h, weight)
-    except (RuntimeError, TypeError, ValueError):  # an op that float64 rows do not go through
+    except (
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # an op that float64 rows do not go through
         return None
     if found is None:
         return None
@@ -205,37 +201,15 @@ def real_graph(
 
 
 def _copied(emit: Emit, inner: tuple[fx.Node, ...], known: dict[fx.Node, Any]) -> fx.Node | None:
-    """The region on real numbers, with norms and squares written out."""
+    """The region on real numbers, in the form that the definition has."""
     for node in inner:
-        args, kwargs = fx.node.map_arg(node.args, known.__getitem__), dict(node.kwargs)
-        if any(isinstance(x, fx.Node) for x in kwargs.values()):
+        if any(isinstance(x, fx.Node) for x in node.kwargs.values()):
             return None
-        known[node] = _real(emit, node, args, kwargs)
+        if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
+            return None  # a number that may be that of the rows, which are others here
+        known[node] = real(emit, node, known)
     found: fx.Node = known[inner[-1]]
     return found
-
-
-def _real(emit: Emit, node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    if node.target in (aten.rms_norm.default, aten._fused_rms_norm.default):
-        x, normalized, *rest = args
-        weight = rest[0] if rest else kwargs.get("weight")
-        eps = rest[1] if len(rest) > 1 else kwargs.get("eps")
-        if len(normalized) != 1:
-            raise ValueError(f"a norm over {len(normalized)} dimensions")
-        eps = torch.finfo(access.dtype(access.operands(node)[0])).eps if eps is None else eps
-        return norm(emit, x, weight, eps, 0.0)
-    if node.target is operator.getitem:
-        return args[0] if args[1] == 0 else None
-    if (
-        node.target in (aten._to_copy.default, aten.to.dtype)
-        and access.dtype(node).is_floating_point
-    ):
-        return args[0]
-    if node.target is aten.square.default or (
-        node.target is aten.pow.Tensor_Scalar and args[1] == 2
-    ):
-        return emit(aten.mul.Tensor, args[0], args[0])
-    return emit(node.target, *args, **{k: v for k, v in kwargs.items() if k != "dtype"})
 
 
 def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
@@ -276,7 +250,7 @@ def _numbers(node: fx.Node) -> list[float]:
     """Numbers that the call states, and the least difference from 1 where it leaves eps open."""
     given = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, int | float)]
     found = [float(x) for x in given if not isinstance(x, bool)]
-    if node.target in (aten.rms_norm.default, aten._fused_rms_norm.default):
+    if node.target in RMS_NORMS:
         found.append(float(torch.finfo(access.dtype(access.operands(node)[0])).eps))
     return found
 

@@ -137,7 +137,7 @@ class Known:
         """
         own = float(factor)
         return is_share(own, count) or any(
-            is_share(own * past, count) or is_share(float(term.coefficient), count)
+            is_share(own * past, count) or is_share(scale(term), count)
             for _, term, past in self.linear_past(node)
         )
 
@@ -147,7 +147,7 @@ class Known:
             read = access.operands(step)
             others = [read[i] for i in (*term.operands, *term.fixed)]
             single = (x for x in others if access.is_tensor(x) and access.tensor(x).numel() == 1)
-            if abs(term.coefficient) != 1 or any(single) or term.map == ("divide",):
+            if abs(scale(term)) != 1 or any(single) or term.map == ("divide",):
                 return True
         return False
 
@@ -164,7 +164,7 @@ class Known:
             if rule is None or rule.terms is None or len(rule.terms) != 1:
                 continue
             (term,) = rule.terms
-            factor *= float(term.coefficient)
+            factor *= scale(term)
             yield step, term, factor
             before = {access.operands(step)[i] for i in term.operands} - seen
             seen |= before
@@ -230,6 +230,12 @@ def _over_reals(node: fx.Node, rule: Meaning | None) -> Meaning | None:
         return rule
     dtypes = tuple(to if d is not None and d.is_floating_point else d for d in call.dtypes)
     return rule if dtypes == call.dtypes else meaning_of(replace(call, dtypes=dtypes))
+
+
+def scale(term: Term) -> float:
+    """What the author multiplied by; a mean divides by its addends' number, not by the ranks'."""
+    is_mean = isinstance(term.map, tuple) and term.map[0] == "sum"
+    return 1.0 if is_mean else float(term.coefficient)
 
 
 def is_share(factor: float, count: int) -> bool:

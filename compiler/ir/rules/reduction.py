@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import wraps
+from math import prod
 from typing import Any
 
 from compiler.ir.rules.build import Rule, converted, table, whole_but
@@ -38,9 +40,18 @@ def summed(call: Call) -> Meaning:
 
 
 def mean(call: Call) -> Meaning:
-    """Mean over dimensions: linear, but no sum over blocks, since each block has its own count."""
-    term = Term((0,), map=("mean", _reduced(call)))
-    return Meaning(terms=None if converted(call) else (term,), dims=_dims(call, contracts=False))
+    """Sum over dimensions / n: linear, but no sum over blocks, since each has an n of its own.
+
+    Where n is a symbol, or zero, the mean is a linear map of its own.
+    """
+    if converted(call):
+        return reduced(call)
+    along = _reduced(call)
+    sizes = [call.shapes[0][d] for d in along] if call.shapes[0] else []
+    n = prod(sizes) if all(type(s) is int for s in sizes) else 0
+    own = Term((0,), map=("mean", along))
+    term = Term((0,), map=("sum", along), coefficient=Fraction(1, n)) if n else own
+    return replace(reduced(call), terms=(term,))
 
 
 def reduced(call: Call) -> Meaning:

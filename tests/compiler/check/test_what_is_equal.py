@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from compiler.check import Verdict, check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
+from compiler.ir.text import parse_graph
 from tests.graphs import Builder, aten, function
 
 
@@ -76,3 +77,33 @@ def test_the_same_attribute_made_twice(kind: str) -> None:
     else:
         held = [torch.tensor([1.0, torch.nan, 3.0, 4.0], dtype=torch.float64) for _ in range(2)]
     assert check(weighed(held[0], "tp"), weighed(held[1], "tp")).verdict is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        (["aten.sum.dim_IntList(%0, [1])", "aten.div.Tensor(%1, 8)"], Verdict.EQUIVALENT),
+        (["aten.sum.dim_IntList(%0, [1])", "aten.mul.Tensor(%1, 0.125)"], Verdict.EQUIVALENT),
+        (["aten.sum.dim_IntList(%0, [1])", "aten.div.Tensor(%1, 7)"], Verdict.NOT_EQUIVALENT),
+        (["aten.sum.dim_IntList(%0, [0])", "aten.div.Tensor(%1, 8)"], Verdict.NOT_EQUIVALENT),
+    ],
+)
+def test_a_mean_is_a_sum_over_the_number_of_addends(lines: list[str], verdict: Verdict) -> None:
+    def graph(*calls: str) -> SpmdGraph:
+        named = [f"%{i}: f64[8] = {call}" for i, call in enumerate(calls, 1)]
+        return function('%0 "x": f64[8, 8]', *named, f"return %{len(calls)}")
+
+    assert check(graph("aten.mean.dim(%0, [1])"), graph(*lines)).verdict is verdict
+
+
+def test_a_mean_of_any_number_of_rows_is_linear() -> None:
+    def graph(*calls: str) -> SpmdGraph:
+        return parse_graph(
+            'mesh <tp = 4>\nsym s0 in [2, 64]\nfunc @main(%0 "x": f64[s0, 8]) {\n'
+            + "\n".join(calls)
+            + "\nreturn %2\n}"
+        )
+
+    first = graph("%1: f64[s0, 8] = aten.mul.Tensor(%0, 3)", "%2: f64[8] = aten.mean.dim(%1, [0])")
+    then = graph("%1: f64[8] = aten.mean.dim(%0, [0])", "%2: f64[8] = aten.mul.Tensor(%1, 3)")
+    assert check(first, then).verdict is Verdict.EQUIVALENT

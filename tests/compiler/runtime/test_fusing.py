@@ -1,4 +1,4 @@
-"""Reductions with add + RMSNorm become fused ops, whatever the spelling, and only those."""
+"""Reductions with add + RMSNorm become fused ops, in all known forms, and only those."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +46,70 @@ def weight_first(h: Tensor, w: Tensor) -> Tensor:
     return (1 + w) * h * (h.square().mean(-1, keepdim=True) + EPS).rsqrt()
 
 
+def scaled(by: Callable[[Tensor], Tensor]) -> Norm:
+    """h * by(h) * w"""
+    return lambda h, w: h * by(h) * w
+
+
+def mean_square(h: Tensor) -> Tensor:
+    return (h * h).mean(-1, keepdim=True) + EPS
+
+
+def sum_square(h: Tensor) -> Tensor:
+    return (h * h).sum(-1, keepdim=True)
+
+
+def length(h: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    return found
+
+
+FORMS: dict[str, Norm] = {
+    "h / sqrt": lambda h, w: h / mean_square(h).sqrt() * w,
+    "h * w / sqrt": lambda h, w: h * w / mean_square(h).sqrt(),
+    "w / sqrt * h": lambda h, w: w / mean_square(h).sqrt() * h,
+    "true_divide": lambda h, w: torch.true_divide(h, torch.sqrt(mean_square(h))) * w,
+    "pow -0.5": scaled(lambda h: mean_square(h).pow(-0.5)),
+    "h / pow 0.5": lambda h, w: h / mean_square(h) ** 0.5 * w,
+    "reciprocal of sqrt": scaled(lambda h: mean_square(h).sqrt().reciprocal()),
+    "sqrt of reciprocal": scaled(lambda h: (1 / mean_square(h)).sqrt()),
+    "1 / sqrt": scaled(lambda h: 1 / mean_square(h).sqrt()),
+    "root twice": scaled(lambda h: mean_square(h).sqrt().sqrt().pow(-2)),
+    "sum / n": scaled(lambda h: (sum_square(h) / HIDDEN + EPS).rsqrt()),
+    "1 / n * sum": scaled(lambda h: (1 / HIDDEN * sum_square(h) + EPS).rsqrt()),
+    "pow 2": scaled(lambda h: (h.pow(2).sum(-1, keepdim=True) / HIDDEN + EPS).rsqrt()),
+    "square": scaled(lambda h: (EPS + h.square().mean(-1, keepdim=True)).rsqrt()),
+    "vector_norm": scaled(lambda h: (length(h) ** 2 / HIDDEN + EPS).rsqrt()),
+    "norm": scaled(lambda h: (h.norm(dim=-1, keepdim=True).square() / HIDDEN + EPS).rsqrt()),
+    "converted": lambda h, w: (h.float() / mean_square(h.float()).sqrt()).to(h.dtype) * w,
+}
+"""Forms of the norm, without an offset."""
+
+OTHERS: dict[str, Norm] = {
+    "h * sqrt": scaled(lambda h: mean_square(h).sqrt()),
+    "h / v": lambda h, w: h / mean_square(h) * w,
+    "h / rsqrt": lambda h, w: h / mean_square(h).rsqrt() * w,
+    "pow -0.25": scaled(lambda h: mean_square(h).pow(-0.25)),
+    "no eps": lambda h, w: h / (h * h).mean(-1, keepdim=True).sqrt() * w,
+    "eps beside the root": lambda h, w: h / ((h * h).mean(-1, keepdim=True).sqrt() + EPS) * w,
+    "eps taken off": scaled(lambda h: (mean_square(h) - 2 * EPS).rsqrt()),
+    "sum without / n": scaled(lambda h: (sum_square(h) + EPS).rsqrt()),
+    "n + 1": scaled(lambda h: (sum_square(h) / (HIDDEN + 1) + EPS).rsqrt()),
+    "n - 1": scaled(lambda h: (sum_square(h) / (HIDDEN - 1) + EPS).rsqrt()),
+    "mean over rows": scaled(lambda h: ((h * h).mean(0, keepdim=True) + EPS).rsqrt()),
+    "mean over all": scaled(lambda h: ((h * h).mean() + EPS).rsqrt()),
+    "vector_norm not squared": scaled(lambda h: (length(h) / HIDDEN + EPS).rsqrt()),
+    "1-norm": scaled(lambda h: (h.norm(1, -1, keepdim=True) ** 2 / HIDDEN + EPS).rsqrt()),
+    "variance": scaled(lambda h: (h.var(-1, keepdim=True, unbiased=False) + EPS).rsqrt()),
+    "|h|": lambda h, w: (h * h).sqrt() * mean_square(h).rsqrt() * w,
+    "|h| by pow": lambda h, w: h.pow(4).pow(0.25) * mean_square(h).rsqrt() * w,
+    "|w|": lambda h, w: h * mean_square(h).rsqrt() * w.square().sqrt(),
+    "h / w": lambda h, w: h * mean_square(h).rsqrt() / w,
+    "w squared": lambda h, w: h * mean_square(h).rsqrt() * w.square(),
+}
+"""What looks like the norm and is another function."""
+
+
 def centred(h: Tensor, w: Tensor) -> Tensor:
     x = h - h.mean(-1, keepdim=True)
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * w
@@ -82,9 +146,13 @@ def fused_calls(graph: SpmdGraph) -> list[fx.Node]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("norm", "offset"), [(functional, 0.0), (gemma, 1.0), (llama, 0.0), (weight_first, 1.0)]
+    ("norm", "offset"),
+    [
+        *((functional, 0.0), (gemma, 1.0), (llama, 0.0), (weight_first, 1.0)),
+        *(pytest.param(form, 0.0, id=name) for name, form in FORMS.items()),
+    ],
 )
-def test_spellings(norm: Norm, offset: float, dtype: torch.dtype) -> None:
+def test_forms(norm: Norm, offset: float, dtype: torch.dtype) -> None:
     def body(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         h = residual + reduced(x)
         return norm(h, weight).exp(), h
@@ -97,7 +165,13 @@ def test_spellings(norm: Norm, offset: float, dtype: torch.dtype) -> None:
     assert not any(n.target is c10d.all_reduce.default for n in fused.graph.nodes)
 
 
-@pytest.mark.parametrize("norm", [centred, doubled, not_squared])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        *(centred, doubled, not_squared),
+        *(pytest.param(other, id=name) for name, other in OTHERS.items()),
+    ],
+)
 def test_what_is_no_rms_norm_stays(norm: Norm) -> None:
     def body(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         return norm(residual + reduced(x), weight)
@@ -105,6 +179,30 @@ def test_what_is_no_rms_norm_stays(norm: Norm) -> None:
     graph = graph_of(body, torch.float32)
     fused, (remark,) = fusing.fuse(graph, lambda *_: None)
     assert fused is graph
+    assert "no RMSNorm" in remark.reason
+
+
+def test_the_number_of_rows_is_no_number_of_the_norm() -> None:
+    """Regions are compared on few rows: divided by as many, their number would be one."""
+    graph = parse_graph("""
+mesh <tp = 4>
+sym s0 in [2, 4096]
+func @main(%0 "x": f32[s0, 16] {tp: V}, %1 "r": f32[s0, 16], %2 "w": f32[16]) {
+  %3: f32[s0, 16] = comm.all_reduce(%0) {axis = tp, op = sum}
+  %4: f32[s0, 16] = aten.add.Tensor(%1, %3)
+  %5: f32[s0, 16] = aten.mul.Tensor(%4, %4)
+  %6: f32[s0, 1] = aten.mean.dim(%5, [-1], true)
+  %7: sym(s0) = aten.sym_size.int(%4, 0)
+  %8: f32[s0, 1] = aten.mul.Tensor(%6, %7)
+  %9: f32[s0, 1] = aten.div.Tensor(%8, 2)
+  %10: f32[s0, 1] = aten.add.Tensor(%9, 1e-5)
+  %11: f32[s0, 1] = aten.rsqrt(%10)
+  %12: f32[s0, 16] = aten.mul.Tensor(%4, %11)
+  %13: f32[s0, 16] = aten.mul.Tensor(%12, %2)
+  return %13
+}
+""")
+    _, (remark,) = fusing.fuse(graph, lambda *_: None)
     assert "no RMSNorm" in remark.reason
 
 

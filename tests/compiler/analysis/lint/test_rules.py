@@ -186,3 +186,11 @@ def test_written_back() -> None:
     graph = function('%0 "cache": f64[4], %1 "x": f64[4] {tp: P}', "return %1")
     (one,) = findings(graph, {0: "cache"})
     assert "output 0 writes it back to 'cache'" in one.problem
+
+
+def test_a_mean_of_as_many_columns_as_ranks_is_no_share_of_the_ranks() -> None:
+    inputs = '%0 "x": f64[4, 1] {tp: P}, %1 "b": f64[4, 4]'
+    lines = ("%2: f64[4, 1] = aten.mean.dim(%1, [1], true)",
+             "%3: f64[4, 1] = aten.add.Tensor(%0, %2)",
+             f"%4: f64[4, 1] = comm.all_reduce(%3) {SUM}")  # fmt: skip
+    assert found(inputs, *lines, "return %4") == [("replicated-term", "%3")]

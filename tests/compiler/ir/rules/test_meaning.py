@@ -92,6 +92,7 @@ SHARED = [
     (sample(aten.where.ScalarOther, MASK, X, 0), sample(aten.where.self, MASK, X, Y)),
     (sample(aten.transpose.int, X, 0, 1), sample(aten.t.default, X)),
     (sample(aten.sum.dim_IntList, X, [0]), sample(aten.sum.dim_IntList, X, [-2])),
+    (sample(aten.sum.dim_IntList, X, [0]), sample(aten.mean.dim, X, [0])),
     (sample(aten.scatter_add.default, X, 0, counts(4, 4), Y),
      sample(aten.scatter_reduce.two, X, 0, counts(4, 4), Y, "sum")),
 ]  # fmt: skip
@@ -107,7 +108,6 @@ DIFFERENT = [
     (sample(aten.mm.default, X, Y), sample(aten.einsum.default, "ij,jk->ki", [X, Y])),
     (sample(aten.outer.default, X[0], Y[0]), sample(aten.einsum.default, "a,b->ba", [X[0], Y[0]])),
     (sample(aten.sum.dim_IntList, X, [0]), sample(aten.sum.dim_IntList, X, [1])),
-    (sample(aten.sum.dim_IntList, X, [0]), sample(aten.mean.dim, X, [0])),
     (sample(aten.cumsum.default, X, 0), sample(aten.cumsum.default, X, 1)),
     (sample(aten.permute.default, SQUARE, [0, 2, 1]),
      sample(aten.permute.default, SQUARE, [0, 1, 2])),
