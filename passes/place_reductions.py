@@ -30,7 +30,7 @@ from compiler.analysis.reasons import remarks
 from compiler.analysis.reductions import Facts, facts, joint_groups, reduction_of, reductions
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import group_position, insert_all_reduce, insert_reduce_scatter
+from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.grown import evaluate, grown
 from compiler.ir.remark import PassResult
@@ -161,10 +161,9 @@ class _Rewriter:
         made = self.plain[node] = self.target.node_copy(node, operand)
         self.origins[made] = node
         if node in self.labels.joint:
-            name = self._joint_name(node)
-            position = group_position(made)
-            assert position is not None, f"%{node.name} has no group"
-            made.update_arg(position, name)
+            argument = group_argument(made)
+            assert argument is not None, f"%{node.name} has no group"
+            access.set_argument(made, argument, self._joint_name(node))
 
     def _joint_name(self, node: fx.Node) -> str:
         """The name of both groups together, which the mesh knows from now on."""

@@ -79,10 +79,11 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
 
 def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
     """What the value depends on: an op that is a sum of terms reads what they name, no more."""
-    if rule is None or rule.terms is None:
+    reads = None if rule is None else rule.reads
+    if reads is None:
         return node.all_input_nodes
     operands = access.operands(node)
-    return [operands[i] for term in rule.terms for i in (*term.operands, *term.fixed)]
+    return [operands[i] for i in reads]
 
 
 def _after_collective(mesh: Mesh, node: fx.Node, found: Mapping[fx.Node, Classes]) -> Classes:

@@ -192,15 +192,19 @@ def described(found: Traced, mesh: Mesh | None) -> ranks.Description:
 def _asked(
     exchange: Exchange, everyone: Mapping[int, ranks.Description], mesh: Mesh | None
 ) -> Ranks:
-    if mesh is not None and mesh.size != exchange.size:
-        raise MeshError(
-            "the mesh and the process group differ in size",
-            found=f"a mesh of {mesh.size}, a process group of {exchange.size} ranks",
-            remedy="pass the mesh of all ranks that run the model",
-        )
+    _check_size(mesh, exchange.size)
     here = dist.get_rank() if dist.is_initialized() else exchange.rank
     positions = {who: i for i, who in enumerate(exchange.gather(here))}
     return Ranks(exchange.size, exchange.rank, everyone, positions)
+
+
+def _check_size(mesh: Mesh | None, ranks: int) -> None:
+    if mesh is not None and mesh.size != ranks:
+        raise MeshError(
+            "the mesh and the process group differ in size",
+            found=f"a mesh of {mesh.size}, a process group of {ranks} ranks",
+            remedy="pass the mesh of all ranks that run the model",
+        )
 
 
 def _alone(mine: ranks.Description, mesh: Mesh | None) -> Ranks:
@@ -212,12 +216,7 @@ def _alone(mine: ranks.Description, mesh: Mesh | None) -> Ranks:
     if len(spanned) == 1 and (mesh is None or mesh.size == len(next(iter(spanned)))):
         listed = next(iter(spanned))
     positions = {who: i for i, who in enumerate(listed)}
-    if mesh is not None and mesh.size != len(positions):
-        raise MeshError(
-            "the mesh and the process group differ in size",
-            found=f"a mesh of {mesh.size}, a process group of {len(positions)} ranks",
-            remedy="pass the mesh of all ranks that run the model",
-        )
+    _check_size(mesh, len(positions))
     rank = positions.get(here, 0)
     return Ranks(len(positions), rank, {rank: mine}, positions)
 

@@ -54,8 +54,8 @@ Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
 def cut_of(model: nn.Module) -> Cut:
     """How the model's DTensors are cut, while their process groups exist."""
     found: dict[str, tuple[tuple[str, Placement], ...]] = {}
-    tables = model.named_parameters(remove_duplicate=False), model.named_buffers()
-    for key, held in itertools.chain(*tables):
+    tables = (model.named_parameters, model.named_buffers)
+    for key, held in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
         if isinstance(held, DTensor):
             found[key] = tuple(
                 (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -92,7 +92,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """
     form = CallForm.of(model)
     given = form.flatten(args, kwargs)
-    for name, leaf in zip(form.names(given), given.leaves, strict=True):
+    named = tuple(zip(form.names(given), given.leaves, strict=True))
+    for name, leaf in named:
         check_leaf(f"argument {name!r}", leaf)
     tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
     auto = torch.export.Dim.AUTO
@@ -115,15 +116,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             ).run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
-    names = [n for n, x in zip(form.names(given), given.leaves, strict=True) if _is_tensor(x)]
-    lifted = lift(program, prefix="model.", names=names)
+    lifted = lift(program, prefix="model.", names=[n for n, x in named if _is_tensor(x)])
     placeholders, results = iter(lifted.arguments), iter(lifted.results)
-    whole = LiftedGraph(
-        lifted.module,
-        lifted.state,
-        tuple(next(placeholders) if _is_tensor(x) else Fixed(x) for x in given.leaves),
-        lifted.mutations,
-        tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
+    whole = replace(
+        lifted,
+        arguments=tuple(next(placeholders) if _is_tensor(x) else Fixed(x) for x in given.leaves),
+        results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
     )
     return Traced(whole, given.spec, outcome.spec, _ranges(program), _guards(whole))
 
@@ -151,7 +149,7 @@ def trace_graph(module: fx.GraphModule) -> Traced:
     assert is_spmd(module), "a graph that is not functional, typed and of ops alone"
     lifted = lift_module(module)
     in_spec = pytree.tree_structure(((0,) * len(lifted.arguments), {}))
-    result = fx.node.map_arg(access.output(module.graph).args[0], lambda node: 0)
+    result = fx.node.map_arg(access.returned(module.graph), lambda node: 0)
     return Traced(lifted, in_spec, pytree.tree_structure(result), {}, ())
 
 

@@ -7,13 +7,11 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-import torch
-
 from compiler.errors import CaptureError, CommPlanError
+from compiler.ir.access import TORCH, inside
 
-TORCH = str(Path(torch.__file__).parent)
-STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-HERE = str(Path(__file__).parent)
+STANDARD_LIBRARY = inside(sysconfig.get_paths()["stdlib"])
+HERE = inside(Path(__file__).parent)
 
 KNOWN: tuple[tuple[str, str, str], ...] = (
     (

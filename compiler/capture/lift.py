@@ -85,6 +85,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     copies: dict[fx.Node, fx.Node] = {}
     state: dict[str, State] = {}
     arguments: list[str | Fixed] = []
+    named: dict[str, str] = {}
     placeholders: dict[str, str] = {}
     given = iter(names)
     nodes = access.node_of(program.graph, "placeholder")
@@ -103,6 +104,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
             arguments.append(str(copy.target))
         else:
             state[str(copy.target)] = held
+            named[held.key] = str(copy.target)
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output") or node.target in CHECKS:
             continue
@@ -111,7 +113,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     outputs: list[fx.Node] = []
     mutations: dict[int, str] = {}
     results: list[int | Fixed] = []
-    listed = access.output(program.graph).args[0]
+    listed = access.returned(program.graph)
     assert isinstance(listed, tuple | list), "an exported program returns a flat list"
     for spec, node in zip(program.graph_signature.output_specs, listed, strict=True):
         if not isinstance(node, fx.Node):
@@ -120,8 +122,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
         if spec.kind is OutputKind.USER_OUTPUT:
             results.append(len(outputs))
         elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-            key = str(spec.target).removeprefix(prefix)
-            mutations[len(outputs)] = next(n for n, s in state.items() if s.key == key)
+            mutations[len(outputs)] = named[str(spec.target).removeprefix(prefix)]
         else:
             assert spec.kind is OutputKind.USER_INPUT_MUTATION, f"output kind {spec.kind}"
             mutations[len(outputs)] = placeholders[str(spec.target)]
@@ -232,25 +233,25 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     state: dict[str, State] = {}
+    lifted: dict[str, fx.Node] = {}
     arguments = [str(n.target) for n in access.node_of(module.graph, "placeholder")]
     for node in access.node_of(module.graph, "get_attr"):
         key = str(node.target)
+        if key in lifted:
+            copies[node] = lifted[key]
+            continue
         kind = StateKind.PARAMETER if key in parameters else StateKind.CONSTANT
         if key in buffers:
             kind = StateKind.BUFFER if key in persistent else StateKind.TRANSIENT
-        known = next((n for n, held in state.items() if held.key == key), None)
-        if known is None:
-            held = State(kind, key, attrgetter(key)(module))
-            copy = graph.placeholder(_unused(_placeholder_name(held), [*state, *arguments]))
-            copy.meta = dict(node.meta)
-            state[str(copy.target)] = held
-            copies[node] = copy
-        else:
-            copies[node] = next(n for n in graph.nodes if n.target == known)
+        held = State(kind, key, attrgetter(key)(module))
+        copy = graph.placeholder(_unused(_placeholder_name(held), {*state, *arguments}))
+        copy.meta = dict(node.meta)
+        state[str(copy.target)] = held
+        copies[node] = lifted[key] = copy
     for node in module.graph.nodes:
         if node.op not in ("get_attr", "output"):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    leaves = pytree.tree_leaves(access.output(module.graph).args[0])
+    leaves = pytree.tree_leaves(access.returned(module.graph))
     values = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
     graph.output(tuple(copies[node] for node in values))
     count = iter(range(len(values)))

@@ -72,7 +72,7 @@ def describe(
     uses: list[str] = []
     for node in graph.nodes:
         found: list[Number] = []
-        position = collectives.group_position(node)
+        group = collectives.group_argument(node)
 
         def leaf(item: Any, found: list[Number] = found) -> str:
             if isinstance(item, fx.Node):
@@ -82,11 +82,11 @@ def describe(
                 return "float" if isinstance(item, float) else "int"
             return f"device {item.type}" if isinstance(item, torch.device) else repr(item)
 
-        args = list(node.args)
-        if position is not None:
-            uses.append(str(args[position]))
-            args[position] = "group"
-        written = fx.node.map_aggregate((tuple(args), dict(node.kwargs)), leaf)
+        call = access.call(node)
+        if group is not None:
+            uses.append(str(collectives.given_group(node)))
+            call = access.with_argument(node, group, "group")
+        written = fx.node.map_aggregate(call, leaf)
         text = f"{node.op} {node.target} {written} -> {_type(node)}"
         rows.append(Row(_renumber(text, symbols), access.source_line(node)))
         numbers.append(tuple(found))

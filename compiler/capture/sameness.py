@@ -1,9 +1,16 @@
-"""Which values are the same on all ranks of an axis, whatever the data.
+"""Sameness: along which axes do all ranks compute the same, for every value?
 
 Direction  forward, one sweep in graph order.
-Domain     per value, the set of mesh axes along which every rank computes the same tensor.
-Rule       a deterministic op of values that are the same gives the same; an all_reduce, all_gather
-           or broadcast makes its result the same along the axes of its group.
+Domain     sets of mesh axes: along these, every rank holds the same tensor. A deterministic op of
+           what is the same gives the same; an all_reduce, all_gather or broadcast makes its
+           result the same along the axes of its group.
+Result     node -> axes; the graph is not touched.
+Refuses    nothing: an op without a rule may read its rank in secret, so its result is the same
+           along no axis.
+
+``analysis.replication`` is finer, and needs the placement of every input. This runs before there
+are any, to find them: of an input it is only known along which axes it was found, or has to be,
+the same. What is the same here is so there, a test asserts.
 """
 
 from __future__ import annotations
@@ -46,17 +53,15 @@ def same_values(graph: fx.Graph, mesh: Mesh, inputs: Mapping[str, Axes]) -> dict
         same = everywhere.intersection(*(found[x] for x in _read(node)))
         for constant in access.rank_constants(node):
             same &= equal_along(mesh, dict(enumerate(constant.values)))
-        if _is_random(node):
-            same = frozenset()
-        found[node] = _after_collective(node, mesh, same)
+        name = collectives.given_group(node)
+        if name is not None:
+            found[node] = _after_collective(node, mesh, name, same)
+        else:
+            found[node] = frozenset() if _may_differ(node) else same
     return found
 
 
-def _after_collective(node: fx.Node, mesh: Mesh, same: Axes) -> Axes:
-    position = collectives.group_position(node)
-    if position is None:
-        return same
-    name = str(node.args[position])
+def _after_collective(node: fx.Node, mesh: Mesh, name: str, same: Axes) -> Axes:
     axes = frozenset((mesh.axes_of(name) or ()) if name in mesh.groups else ())
     if not axes:
         return frozenset()
@@ -65,22 +70,27 @@ def _after_collective(node: fx.Node, mesh: Mesh, same: Axes) -> Axes:
 
 
 def _read(node: fx.Node) -> Sequence[fx.Node]:
-    """The nodes whose values matter; ``copy(self, src)`` reads only the shape of ``self``."""
+    """The nodes whose values matter; ``copy(self, src)`` reads only the shape of ``self``.
+
+    Of what reads no elements, ``zeros_like(x)``, all matter: it has the size of a shard if ``x`` is
+    one, and a parameter that meets it need not be whole.
+    """
     meaning = rules.meaning(node) if access.is_tensor(node) else None
-    if meaning is None or not meaning.terms:
+    if meaning is None or not meaning.reads:
         return node.all_input_nodes
     operands = access.operands(node)
-    read = {i for term in meaning.terms for i in (*term.operands, *term.fixed)}
     numbers = (x for x in node.all_input_nodes if x not in operands)
-    return [*(operands[i] for i in sorted(read)), *numbers]
+    return [*(operands[i] for i in sorted(meaning.reads)), *numbers]
 
 
-def _is_random(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded in tags:
+def _may_differ(node: fx.Node) -> bool:
+    """Whether ranks may compute different things from the same operands."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return True
-    meaning = rules.meaning(node) if access.is_tensor(node) else None
-    return meaning is not None and meaning.random
+    if node.op != "call_function" or not access.is_operand(node) or node.target is collectives.WAIT:
+        return False
+    meaning = rules.meaning(node)
+    return meaning is None or meaning.random
 
 
 def equal_along(mesh: Mesh, held: Mapping[int, object]) -> Axes:

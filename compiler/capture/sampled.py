@@ -132,9 +132,9 @@ def _numbers(
 
 def _everywhere(known: Mapping[int, Mapping[str, str]], size: int) -> dict[str, dict[int, str]]:
     """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
-    names = set.intersection(*map(set, known.values()))
+    first, *others = known.values()
     found: dict[str, dict[int, str]] = {}
-    for name in names:
+    for name in (n for n in first if all(n in held for held in others)):
         held = {rank: known[rank][name] for rank in known}
         agree = len(set(held.values())) == 1
         found[name] = {

@@ -306,7 +306,7 @@ def _owned(
     """The ids for which a mask is set, rank by rank."""
     path: dict[fx.Node, None] = {}
     found = set[fx.Node]()
-    for mask in masks:
+    for mask in (node for node in graph.graph.nodes if node in masks):
         traced = _traced(graph, mask, frozenset(inputs), path)
         if None in traced:
             return f"%{mask.name} is not a function of single ids"
@@ -353,9 +353,7 @@ def _set_for(
     values: dict[fx.Node, Any] = {ids: torch.arange(known, dtype=access.dtype(ids))}
 
     def read(item: Any) -> Any:
-        if isinstance(item, fx.Node):
-            return values[item]
-        return item.values[rank] if isinstance(item, access.RankInt | access.RankFloat) else item
+        return values[item] if isinstance(item, fx.Node) else access.on_rank(item, rank)
 
     for node in path:
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), read)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 import sympy
 import torch
@@ -210,17 +211,11 @@ def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
     names = {str(n.target): str(n.target) for n in access.node_of(source.graph, "get_attr")}
     for node in access.node_of(target.graph, "get_attr"):
         name = str(node.target)
-        if name in names and not _same_tensor(_held(source, name), _held(target, name)):
+        held = attrgetter(name)
+        if name in names and not _same_tensor(held(source.root), held(target.root)):
             raise CommPlanError(f"attribute {name!r} holds another tensor in the target")
         names.setdefault(name, f"only in target: {name}")
     return names
-
-
-def _held(graph: SpmdGraph, name: str) -> object:
-    found: object = graph.root
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _same_tensor(left: object, right: object) -> bool:

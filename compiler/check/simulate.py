@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
@@ -45,7 +46,7 @@ def simulate(
         if node.op in ("placeholder", "get_attr"):
             held = inputs.get(str(node.target))
             if held is None and node.op == "get_attr":
-                held = [_attribute(graph.root, str(node.target))] * len(ranks)
+                held = [attrgetter(str(node.target))(graph.root)] * len(ranks)
             assert held is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in held]
         else:
@@ -75,13 +76,6 @@ def _called(
     return [_execute(node, values, r, exact=exact) for r in ranks]
 
 
-def _attribute(module: nn.Module, target: str) -> Any:
-    found: Any = module
-    for name in target.split("."):
-        found = getattr(found, name)
-    return found
-
-
 def _widened(value: Any, *, exact: bool) -> Any:
     if exact and isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.double()
@@ -98,11 +92,9 @@ def _read(
     def read(item: Any) -> Any:
         if isinstance(item, fx.Node):
             return values[item][rank]
-        if isinstance(item, access.RankInt | access.RankFloat):
-            return item.values[rank]
         if isinstance(item, torch.device):
             return torch.device("cpu")
-        return _widened(item, exact=exact)
+        return _widened(access.on_rank(item, rank), exact=exact)
 
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), read)
     return args, kwargs
@@ -203,7 +195,7 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
             continue
         held = access.value(node)
         varying = [not isinstance(p, Replicate) for p in graph.inputs[name]]
-        own = _attribute(graph.root, name) if node.op == "get_attr" else None
+        own = attrgetter(name)(graph.root) if node.op == "get_attr" else None
         if own is not None and not any(varying) and not is_fake(own):
             drawn[name] = [own] * graph.mesh.size
             continue

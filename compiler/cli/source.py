@@ -19,6 +19,7 @@ from compiler.cli.arguments import placements, settings
 from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph
 from compiler.cli.progress import Stages
 from compiler.errors import CommPlanError
+from compiler.ir.access import inside
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placement
 
@@ -32,7 +33,10 @@ WORLD_SIZE = 8
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Build = Callable[[], tuple[nn.Module, Call]]
-LIBRARIES = (*map(sysconfig.get_path, ("stdlib", "purelib")), str(Path(__file__).parents[1]))
+LIBRARIES = (
+    *(inside(sysconfig.get_path(name)) for name in ("stdlib", "purelib")),
+    inside(Path(__file__).parents[1]),
+)
 """Where code is that is not the user's, if any other took part."""
 
 

@@ -177,7 +177,7 @@ def _work(node: fx.Node, call: Call, layouts: tuple[Any, ...]) -> Work:
         return FREE
     found = meaning_of(call)
     picked = _picked(found) if found else frozenset()
-    used = _used(found) if found else None
+    used = found.reads if found else None
     operands = access.operands(node)
     reads: list[Extent] = []
     gathers: list[Extent] = []
@@ -210,13 +210,6 @@ def _by_rows(call: Call, shape: tuple[Any, ...]) -> bool:
     if any(not isinstance(s, int) for every in (*call.shapes, *call.result_shapes) for s in every):
         return any(not isinstance(size, int) for size in shape)
     return bool(shape and call.result) and shape[0] == call.result[0]
-
-
-def _used(found: Meaning) -> frozenset[int] | None:
-    """Operands whose elements matter, not their shape alone; None for all."""
-    if found.terms is None:
-        return None
-    return frozenset(i for term in found.terms for i in (*term.operands, *term.fixed))
 
 
 def _picked(found: Meaning) -> frozenset[int]:

@@ -7,6 +7,7 @@ included; what else it is called with are its *static arguments*.
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,14 @@ STATE_TYPES = (
     "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp"
 )
 """What to do where a node does not state, or not truly, what it computes."""
-TORCH = str(Path(torch.__file__).parent)
+
+
+def inside(folder: str | Path) -> str:
+    """What the paths of the files in a folder begin with, and those in ``{folder}2`` do not."""
+    return os.path.join(folder, "")
+
+
+TORCH = inside(Path(torch.__file__).parent)
 
 
 class RankInt(int):
@@ -175,13 +183,20 @@ def is_operand(node: fx.Node) -> bool:
     if not has_result(node):
         return False
     if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return bool(_unbacked(found))
+        return bool(unbacked(found))
     return not isinstance(found, int | float | bool)
 
 
-def _unbacked(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> set[str]:
+def is_unbacked(symbol: str) -> bool:
+    """Whether PyTorch takes a symbol of this name for a number read out of a tensor."""
+    return symbol.startswith(("u", "zuf"))
+
+
+def unbacked(number: object) -> frozenset[str]:
     """Symbols of ``number`` that stand for data read out of a tensor, not for a shape."""
-    return {str(s) for s in number.node.expr.free_symbols if str(s).startswith(("u", "zuf"))}
+    if not isinstance(number, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return frozenset()
+    return frozenset(filter(is_unbacked, map(str, number.node.expr.free_symbols)))
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -194,6 +209,11 @@ def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
     """The node's arguments whose value depends on the rank."""
     leaves = _leaves((node.args, node.kwargs))
     return tuple([x for x in leaves if isinstance(x, (RankInt, RankFloat))])
+
+
+def on_rank(argument: Any, rank: int) -> Any:
+    """The static argument as it is on ``rank``."""
+    return argument.values[rank] if isinstance(argument, RankInt | RankFloat) else argument
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -251,13 +271,17 @@ def written_arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
+def with_argument(node: fx.Node, name: str, written: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The node's call, with ``written`` for schema argument ``name``."""
+    (args, kwargs), position = call(node), list(written_arguments(node)).index(name)
+    if position < len(args):
+        return (*args[:position], written, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: written}
+
+
 def set_argument(node: fx.Node, name: str, written: Any) -> None:
     """Replace what the node's call writes for schema argument ``name``."""
-    names = list(written_arguments(node))
-    if (position := names.index(name)) < len(node.args):
-        node.update_arg(position, written)
-    else:
-        node.update_kwarg(name, written)
+    node.args, node.kwargs = with_argument(node, name, written)
 
 
 def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:

@@ -111,27 +111,34 @@ def group_names(graph: fx.Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(c.group for _, c in collectives(graph)))
 
 
-def group_position(node: fx.Node) -> int | None:
-    """Index in ``node.args`` of the group a collective of any kind runs in, None for other ops."""
+def group_argument(node: fx.Node) -> str | None:
+    """The argument, positional or not, that gives a collective of any kind its group; or None."""
     if getattr(node.target, "namespace", "") not in GROUP_NAMESPACES:
         return None
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    found = [i for i, name in enumerate(names) if name in ("group_name", "group")]
-    return found[0] if found and found[0] < len(node.args) else None
+    args, kwargs = access.call(node)
+    given = {*names[: len(args)], *kwargs}
+    return next((x for x in names if x in ("group_name", "group") and x in given), None)
+
+
+def given_group(node: fx.Node) -> str | None:
+    """The group a collective of any kind is given, None for other ops."""
+    name = group_argument(node)
+    return None if name is None else str(access.written_arguments(node)[name])
 
 
 def all_group_names(graph: fx.Graph) -> tuple[str, ...]:
     """Names of the groups of collectives of every kind, in order of first use."""
-    places = ((node, group_position(node)) for node in graph.nodes)
-    return tuple(dict.fromkeys(str(n.args[i]) for n, i in places if i is not None))
+    return tuple(dict.fromkeys(g for g in map(given_group, graph.nodes) if g is not None))
 
 
 def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Replace group names in place, in collectives of every kind; names left out stay."""
     for node in graph.nodes:
-        position = group_position(node)
-        if position is not None and isinstance(node.args[position], str):
-            node.update_arg(position, names.get(str(node.args[position]), node.args[position]))
+        name = group_argument(node)
+        given = None if name is None else access.written_arguments(node)[name]
+        if name is not None and isinstance(given, str) and given in names:
+            access.set_argument(node, name, names[given])
 
 
 def starts(node: fx.Node) -> bool:

@@ -224,14 +224,20 @@ class Mesh:
         return next((known for known, groups in self.groups.items() if groups == wanted), name)
 
     def extends(self, other: Mesh) -> bool:
-        """Whether it has the axes of ``other`` and all its groups."""
-        return self.axes == other.axes and other.groups.items() <= self.groups.items()
+        """Whether it has the axes of ``other``, in their order, and all its groups."""
+        (axes, groups), (same, required) = self._key, other._key
+        return axes == same and required <= groups
+
+    @property
+    def _key(self) -> tuple[tuple[tuple[str, int], ...], frozenset[tuple[str, ReplicaGroups]]]:
+        """The order of axes counts, since placements are listed in it; that of groups does not."""
+        return tuple(self.axes.items()), frozenset(self.groups.items())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mesh) and (self.axes, self.groups) == (other.axes, other.groups)
+        return isinstance(other, Mesh) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash((tuple(self.axes.items()), tuple(self.groups.items())))
+        return hash(self._key)
 
     def __repr__(self) -> str:
         extra = {n: list(map(list, g.ranks)) for n, g in self.groups.items() if n not in self.axes}

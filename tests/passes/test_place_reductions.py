@@ -9,6 +9,7 @@ from compiler.analysis.reductions import facts, reductions
 from compiler.check import Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.errors import PlanError
+from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import PassResult
@@ -117,6 +118,20 @@ def test_a_view_that_strides_forbid_becomes_a_reshape() -> None:
     drawn = draw_inputs(graph, 0)
     (got,), held = simulate(after, drawn, exact=True), drawn["x"]
     assert torch.equal(got[0], -(held[0] + held[1]).t().reshape(32) + sum(drawn["y"]))
+
+
+def test_reductions_that_are_given_their_group_by_name_are_joined() -> None:
+    graph = function(
+        '%0 "x": f64[4] {dp: V, tp: V}',
+        f"%1: f64[4] = comm.all_reduce(%0) {SUM}",
+        "%2: f64[4] = comm.all_reduce(%1) {axis = dp, op = sum}",
+        "return %2",
+        mesh="mesh <dp = 2, tp = 2>",
+    )
+    for node, found in collectives(graph.graph):
+        node.args, node.kwargs = (found.operand, found.op), {"group_name": found.group}
+    (joined,) = collectives(EliminateDeadCode().apply(applied(graph).graph).graph.graph)
+    assert joined[1].group == "dp*tp"
 
 
 def test_metadata_goes_along() -> None:

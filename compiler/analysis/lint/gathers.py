@@ -129,10 +129,8 @@ def _taken_as_rows(known: Known, node: fx.Node) -> fx.Node | None:
 
 def _reads_one(rule: Meaning, node: fx.Node) -> bool:
     """Whether an op reads the elements of one tensor."""
-    terms = rule.terms
-    if terms is None:
-        return len(access.operands(node)) == 1
-    return len({i for term in terms for i in (*term.operands, *term.fixed)}) == 1
+    reads = rule.reads
+    return len(access.operands(node) if reads is None else reads) == 1
 
 
 def _moves(rule: Meaning) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -107,10 +108,7 @@ class Known:
 
     def ranks(self, axes: Iterable[str]) -> int:
         """Number of ranks along ``axes``."""
-        count = 1
-        for axis in axes:
-            count *= self.graph.mesh.axes[axis]
-        return count
+        return math.prod(self.graph.mesh.axes[axis] for axis in axes)
 
     def whole(self, node: fx.Node, axes: Iterable[str]) -> frozenset[str]:
         """Those of ``axes`` along which all ranks are sure to hold the same.
@@ -145,7 +143,7 @@ class Known:
         """Whether any factor that could be 1 / count was applied on the way to ``node``."""
         for step, term, _ in self.linear_past(node):
             read = access.operands(step)
-            others = [read[i] for i in (*term.operands, *term.fixed)]
+            others = [read[i] for i in term.reads]
             single = (x for x in others if access.is_tensor(x) and access.tensor(x).numel() == 1)
             if abs(scale(term)) != 1 or any(single) or term.map == ("divide",):
                 return True
@@ -166,8 +164,9 @@ class Known:
             (term,) = rule.terms
             factor *= scale(term)
             yield step, term, factor
-            before = {access.operands(step)[i] for i in term.operands} - seen
-            seen |= before
+            read = access.operands(step)
+            before = dict.fromkeys(read[i] for i in term.operands if read[i] not in seen)
+            seen.update(before)
             stack += [(x, factor) for x in before]
 
     @cached_property

@@ -88,10 +88,8 @@ class Site:
 
     def outcome(self, held: Sequence[Placement]) -> Outcome:
         """Results and mistake for operands of these placements."""
-        terms = self.rule.terms
-        used = range(len(held))
-        if terms is not None:
-            used = sorted({i for term in terms for i in (*term.operands, *term.fixed)})  # type: ignore[assignment]
+        reads = self.rule.reads
+        used = range(len(held)) if reads is None else sorted(reads)
         kinds = {p for i in used if isinstance(p := held[i], Partial)}
         if all(isinstance(held[i], Replicate) for i in used):
             return self.every(WHOLE)
@@ -122,7 +120,7 @@ class Site:
             return replace(self.outcome(meant), mistake=mistake)
         result: Placement = kind
         for term in terms:
-            others = [i for i in (*term.operands, *term.fixed) if held[i] != kind]
+            others = [i for i in term.reads if held[i] != kind]
             scales = any(is_partial[i] for i in term.operands)
             cut = [i for i in others if isinstance(held[i], Shard)] if scales else []
             if cut or (kind == ADDEND and not scales and self.counts_whole(term, held)):
@@ -142,8 +140,7 @@ class Site:
             return False
         ranks = self.known.ranks((self.axis,))
         scaled = any(self.known.is_scaled(x, ranks, term.coefficient) for x in factors)
-        read = (*term.operands, *term.fixed)
-        return all(isinstance(held[i], Replicate) for i in read) and not scaled
+        return all(isinstance(held[i], Replicate) for i in term.reads) and not scaled
 
     def sharded(self, held: Sequence[Placement], used: Sequence[int]) -> Outcome:
         """Results where no operand is a partial sum and not all are whole."""

@@ -8,13 +8,13 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.analysis.lint.finding import Finding
 from compiler.analysis.lint.known import Known, concrete_shape
 from compiler.analysis.replication import replicated_over
 from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind
+from compiler.ir.rows import divides
 
 SAME_SIZE = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER, Kind.BROADCAST)
 """Collectives that all ranks must enter with one size."""
@@ -38,7 +38,7 @@ def sizes(known: Known) -> Iterator[Finding]:
 def _uneven(known: Known, node: fx.Node, what: Collective) -> Iterator[Finding]:
     """Rows that no padding made a multiple of the ranks."""
     rows, ranks = access.shape(what.operand)[0], known.graph.mesh.group(what.group).axis_size
-    if statically_known_true(rows % ranks == 0):
+    if divides(ranks, rows):
         return
     count = f"{rows} rows" if isinstance(rows, int) else f"{_text(rows)} rows, for any count,"
     yield known.finding(
@@ -73,9 +73,9 @@ def _counted_out(
     """Ranks that read a size out of data that differs between them."""
     groups = known.graph.mesh.group(what.group)
     for size in access.shape(what.operand):
-        for symbol in size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ():
-            origin = read_from.get(str(symbol))
-            if origin is not None and not replicated_over(known.classes[origin], groups):
+        symbols = access.unbacked(size)
+        for symbol, origin in read_from.items():
+            if symbol in symbols and not replicated_over(known.classes[origin], groups):
                 held = f"a size that {known.name(origin)} = {known.op(origin)} reads out of data "
                 yield _differs(known, node, what, held + "that differs between ranks")
                 return
@@ -91,7 +91,7 @@ def _differs(known: Known, node: fx.Node, what: Collective, how: str) -> Finding
 
 
 def _symbols(known: Known) -> dict[str, fx.Node]:
-    """Symbol of a size that stands for data -> the value it first appears in."""
+    """Symbol of a size that stands for data -> the value it first appears in, in program order."""
     found: dict[str, fx.Node] = {}
     for node in known.graph.graph.nodes:
         if node not in known.classes or "val" not in node.meta:
@@ -100,10 +100,8 @@ def _symbols(known: Known) -> dict[str, fx.Node]:
         for held in value if isinstance(value, list | tuple) else (value,):
             listed = held.shape if isinstance(held, torch.Tensor) else (held,)
             for size in listed:
-                if isinstance(size, torch.SymInt):
-                    for symbol in size.node.expr.free_symbols:
-                        if str(symbol).startswith("u"):
-                            found.setdefault(str(symbol), node)
+                for symbol in sorted(access.unbacked(size)):
+                    found.setdefault(symbol, node)
     return found
 
 
@@ -140,9 +138,7 @@ def _shape_on(
         return access.concrete(value) if isinstance(value, torch.SymInt) else value
 
     def own(item: object) -> object:
-        values = getattr(item, "values", None)
-        is_rank_number = isinstance(item, access.RankInt | access.RankFloat)
-        return values[rank] if is_rank_number and values else item
+        return access.on_rank(item, rank)
 
     args, kwargs = access.call(node)
     args, kwargs = pytree.tree_map(own, pytree.tree_map_only(fx.Node, on_meta, (args, kwargs)))

@@ -64,7 +64,7 @@ class Sum:
             seen.add(node)
             read, times = access.operands(node), self.times(node)
             for term in rule.terms:
-                reads = [read[i] for i in (*term.operands, *term.fixed)]
+                reads = [read[i] for i in term.reads]
                 if any(read[i] in self.known.zeros for i in term.operands):
                     continue
                 extra = self.times(*reads) // times

@@ -185,10 +185,8 @@ def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, L
         while a != b and (i < len(before) or j < len(after)):
             if i < len(before) and (j == len(after) or _smaller(a, b)):
                 a, i = sympy.expand(a * before[i]), i + 1
-            elif j < len(after):
-                b, j = sympy.expand(b * after[j]), j + 1
             else:
-                a, i = sympy.expand(a * before[i]), i + 1
+                b, j = sympy.expand(b * after[j]), j + 1
     return tuple(left), tuple(right)
 
 

@@ -71,6 +71,11 @@ class Term:
     fixed: tuple[int, ...] = ()
     coefficient: Fraction = Fraction(1)
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Operands whose elements it depends on."""
+        return (*self.operands, *self.fixed)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -145,6 +150,13 @@ class Meaning:
     random: bool = False
     fresh: bool = False
     rank_dependent: bool = False
+
+    @property
+    def reads(self) -> frozenset[int] | None:
+        """Operands whose elements matter, not their shape alone; None: all."""
+        if self.terms is None:
+            return None
+        return frozenset(i for term in self.terms for i in term.reads)
 
     def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
         """Whether partial sums in go to partial sums out.

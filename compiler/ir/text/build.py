@@ -56,7 +56,7 @@ class Builder:
     def __init__(self, mesh: Mesh, ranges: Mapping[str, Range]) -> None:
         self.mesh = mesh
         self.symbols = {
-            name: sympy.Symbol(name, integer=True, positive=None if is_unbacked(name) else True)
+            name: sympy.Symbol(name, integer=True, positive=not access.is_unbacked(name) or None)
             for name in ranges
         }
         self.ranges = {self.symbols[name]: bounds for name, bounds in ranges.items()}
@@ -164,7 +164,7 @@ class Builder:
         # Layers repeat, and most of the time to parse a model went into running ops: calls that
         # are equal in all but the data share one result, unless it depends on the data.
         key: Hashable = (target, self._key(args), self._key(kwargs))
-        if any(is_unbacked(s.name) for s in symbols(held.type)):
+        if any(access.is_unbacked(s.name) for s in symbols(held.type)):
             data = (target, repr((args, kwargs)))
             key = data if fresh or data in self.known else key
         if key not in self.known:
@@ -256,11 +256,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def is_unbacked(symbol: str) -> bool:
-    """Whether PyTorch takes a symbol of this name for a number read out of a tensor."""
-    return symbol.startswith("u")
-
-
 def _same(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     return statically_known_true(size == other)
 
@@ -277,7 +272,7 @@ def hints(ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, int]:
     """
     found: dict[sympy.Symbol, int] = {}
     for symbol, (low, high) in ranges.items():
-        if is_unbacked(symbol.name):
+        if access.is_unbacked(symbol.name):
             continue
         least, greatest = max(int(low), 2), int(min(high, 2**40))
         likely = [64 * prime for prime in PRIMES]

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compiler.errors import MeshError
+from compiler.ir import access
 from compiler.ir.mesh import Mesh
-from compiler.ir.text.build import Range, is_unbacked
+from compiler.ir.text.build import Range
 from compiler.ir.text.declarations import Declarations
 
 
@@ -74,7 +75,7 @@ class Header(Declarations):
             scanner.expect(",")
             high = self.bound()
             scanner.expect("]")
-            least = -math.inf if is_unbacked(name) else 0
+            least = -math.inf if access.is_unbacked(name) else 0
             if not least <= low <= high or low == math.inf:
                 scanner.fail(
                     f"the range of {name!r} holds no size",

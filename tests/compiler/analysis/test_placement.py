@@ -5,7 +5,7 @@ import torch
 from compiler.analysis.placement import placements
 from compiler.check.simulate import simulate
 from compiler.ir import access
-from compiler.ir.placement import Partial, Replicate, Shard
+from compiler.ir.placement import Partial, Replicate, Shard, Varying
 from tests.graphs import function
 
 MLP = function(
@@ -39,17 +39,25 @@ def test_the_ranks_hold_what_is_derived() -> None:
     )
     held = simulate(MLP, {"x": [x] * 4, "up": up.chunk(4, 1), "down": list(down.chunk(4, 0))})
     hidden = torch.nn.functional.silu(x @ up)
-    whole = [x @ up, hidden, hidden @ down, 0.5 * (hidden @ down), 0.5 * (hidden @ down)]
+    product = hidden @ down
+    parts = [a @ b for a, b in zip(hidden.chunk(4, 1), down.chunk(4, 0), strict=True)]
+    own = [torch.nn.functional.silu(part) for part in parts]
+    half = 0.5 * product
+    whole = [x @ up, hidden, product, half, half, torch.stack(own), half, torch.cat(own)]
     found = placements(MLP)
     outputs = access.results(access.output(MLP.graph))
-    for node, ranks, want in zip(outputs, held, whole, strict=False):
+    for node, ranks, want in zip(outputs, held, whole, strict=True):
         match found[node][0]:
             case Replicate():
-                got = ranks[2]
+                got, want = torch.stack(ranks), want.expand(len(ranks), *want.shape)
             case Shard(dim):
                 got = torch.cat(ranks, dim)
-            case Partial():
-                got = sum(ranks)
+            case Partial("sum"):
+                got = torch.stack(ranks).sum(0)
+            case Varying():
+                got = torch.stack(ranks)
+            case other:
+                raise AssertionError(f"{node.name}: {other}")
         torch.testing.assert_close(got, want)
 
 

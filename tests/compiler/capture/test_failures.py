@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from compiler.capture import capture
+from compiler.capture.failures import model_line
 from compiler.capture.sampled import fake_process_group
 from compiler.errors import CaptureError
 
@@ -88,6 +91,14 @@ def test_a_failure_names_its_cause_its_line_and_a_remedy(model, what, where, rem
     assert what in text
     assert remedy in caught.value.remedy
     assert pytest.raises(CaptureError, match=where).matches(caught.value), text
+
+
+@pytest.mark.parametrize("library", [torch.__file__, capture.__code__.co_filename])
+def test_a_folder_whose_name_begins_like_that_of_a_library_is_the_models(library, monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", f"{Path(library).parent}titan/layer.py", "exec"))
+    assert model_line(caught.value) == "layer.py:1 in <module>"
 
 
 def test_an_argument_of_an_unknown_class_is_named():

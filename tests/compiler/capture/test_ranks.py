@@ -66,6 +66,22 @@ def test_any_other_difference_is_refused_with_the_ranks(other, difference):
         check_rows(rows(graph(0), other, graph(0)))
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_names_of_groups_do_not_matter(by_name):
+    def reduced(name):
+        made = graph(0)
+        node, x = access.output(made), access.node_of(made, "placeholder")[0]
+        op = torch.ops._c10d_functional.all_reduce.default
+        with made.inserting_before(node):
+            args, kwargs = ((), {"group_name": name}) if by_name else ((name,), {})
+            made.call_function(op, (x, "sum", *args), kwargs).meta = x.meta
+        return made
+
+    one, other = reduced("0"), reduced("1")
+    check_rows(rows(one, other))
+    assert describe(other, {}, {}).uses == ("1",)
+
+
 def test_a_longer_program_is_refused():
     longer = graph(0)
     with longer.inserting_before(access.output(longer)):

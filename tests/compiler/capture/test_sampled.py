@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from compiler.capture import capture_ranks
+from compiler.capture import capture_ranks, sampled
 from compiler.capture.sampled import fake_process_group
 from compiler.errors import CaptureError
 from compiler.ir import access, collectives, placement
@@ -118,6 +118,45 @@ def test_dtensors_declare_their_placement():
     captured = capture_ranks(Distributed, lambda: X, 4)
     assert captured.graph.inputs["p_up_weight"] == (placement.Shard(0),)
     assert captured.graph.mesh == Mesh({"tp": 4})
+
+
+class TwoNames(nn.Module):
+    """A DTensor buffer under two keys."""
+
+    def __init__(self):
+        super().__init__()
+        line = init_device_mesh("cpu", (4,), mesh_dim_names=("tp",))
+        table = distribute_tensor(torch.randn(4, HIDDEN), line, [Shard(0)])
+        self.group = line.get_group()
+        self.register_buffer("first", table)
+        self.register_buffer("second", table)
+
+    def forward(self, x):
+        return funcol.all_reduce(x + self.first + self.second.exp(), "sum", self.group)
+
+
+def test_a_dtensor_under_two_names_declares_both():
+    inputs = capture_ranks(TwoNames, lambda: X, 4).graph.inputs
+    assert inputs["b_first"] == inputs["b_second"] == (placement.Shard(0),)
+
+
+class ManyConstants(nn.Module):
+    def forward(self, x):
+        return [x + torch.tensor([float(i)]) for i in range(20)]
+
+
+def test_tensors_are_compared_in_the_order_of_the_graph(monkeypatch):
+    compared = []
+
+    def place(lifted, mesh, given, declared, digests):
+        compared.extend(digests)
+        return original(lifted, mesh, given, declared, digests)
+
+    original = sampled.placing.place
+    monkeypatch.setattr(sampled.placing, "place", place)
+    captured = capture_ranks(ManyConstants, lambda: X, 2)
+    assert compared == list(captured.constants)
+    assert len(compared) == 20
 
 
 def test_groups_are_named_as_on_a_given_mesh():

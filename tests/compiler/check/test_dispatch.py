@@ -172,6 +172,20 @@ def test_refused(body: Body, why: str) -> None:
     assert why in str(found(body))
 
 
+def test_of_several_masks_the_first_is_blamed() -> None:
+    """Whatever the order of addresses: one message for one model, on every rank."""
+
+    def chained(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for e in range(16):
+            sums = ids.sum(1, keepdim=True) == self.first() + e
+            chosen = torch.where(sums.expand_as(ids), weights, 0).sum(1, keepdim=True)
+            total = total + (x @ self.experts[0]) * chosen
+        return total
+
+    assert found(chained) == "%expand is not a function of single ids"
+
+
 def test_fixed_sizes_are_refused() -> None:
     assert "number of rows is fixed" in str(found(table_rows, tokens=1))
 

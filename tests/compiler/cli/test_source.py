@@ -3,10 +3,12 @@
 import importlib
 import inspect
 import logging
+from pathlib import Path
 
 import pytest
 
-from compiler.cli.source import ALIASES
+import compiler
+from compiler.cli.source import ALIASES, user_line
 from compiler.ir.quiet import FAKE_TENSORS, PROGRAMS
 
 
@@ -22,6 +24,13 @@ def test_aliases_name_factories(name):
     module, _, factory = ALIASES[name].partition(":")
     parameters = inspect.signature(getattr(importlib.import_module(module), factory)).parameters
     assert {"experts", "layers"} <= parameters.keys()
+
+
+def test_a_folder_beside_the_libraries_is_the_users(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", f"{Path(compiler.__file__).parent}2/build.py", "exec"))
+    assert user_line(caught.value).startswith("build.py:1 in <module>")
 
 
 def test_unknown_model(run):

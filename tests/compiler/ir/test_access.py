@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,9 @@ def test_numbers_that_differ_between_ranks() -> None:
     node = build.call(aten.narrow.default, x, 0, rank_int(0, 2), length=rank_int(2, 1))
     assert [c.values for c in access.rank_constants(node)] == [(0, 2), (2, 1)]
     assert access.rank_constants(x) == ()
+    held = (start, share, 3, "x")
+    assert [access.on_rank(item, 0) for item in held] == [0, 0.25, 3, "x"]
+    assert [access.on_rank(item, 1) for item in held] == [16, 0.5, 3, "x"]
 
 
 def test_operands_and_arguments() -> None:
@@ -67,6 +71,8 @@ def test_sizes_are_static_arguments_but_numbers_from_data_are_operands() -> None
     assert access.operands(found["v3"]) == (found["x"],)
     assert str(access.arguments(found["v3"])["size"]) == "(s0, 4)"
     assert access.is_operand(found["v4"])
+    numbers = (access.value(found["v4"]), access.value(found["v2"]), 3)
+    assert [access.unbacked(x) for x in numbers] == [{"u0"}, set(), set()]
     assert access.operands(found["v5"]) == (found["v3"], found["v4"])
     assert access.results(access.output(graph.graph)) == (found["v5"], found["v2"])
     assert access.returned(graph.graph) == (found["v5"], found["v2"])
@@ -110,6 +116,13 @@ def test_origins() -> None:
     node.meta["stack_trace"] = '  File "/b.py", line 3, in f\n    x\n  File "/a/model.py", line 88'
     assert access.layer_path(node) == "layers.0.mlp"
     assert access.source_line(node) == "model.py:88"
+    torch_folder = str(Path(torch.__file__).parent)
+    node.meta["stack_trace"] = (
+        f'  File "/a/model.py", line 88\n  File "{torch_folder}titan/layer.py", line 5\n'
+        f'  File "{torch_folder}/nn/modules/linear.py", line 1\n'
+        '  File "<eval_with_key>.3 from here", line 2'
+    )
+    assert access.source_location(node) == (f"{torch_folder}titan/layer.py", 5)
     node.meta["nn_module_stack"] = {"a": ("_empty_nn_module_stack_from_metadata_hook", object)}
     assert access.layer_path(node) == ""
 

@@ -8,14 +8,16 @@ from compiler.errors import GraphError, MeshError
 from compiler.ir.collectives import (
     WAIT,
     Kind,
+    all_group_names,
     check_groups,
     collective,
     collectives,
     group_names,
     insert_all_reduce,
+    rename_groups,
 )
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten
+from tests.graphs import Builder, aten, c10d
 
 
 def test_every_kind() -> None:
@@ -93,6 +95,21 @@ def test_group_that_is_no_name() -> None:
         "  where: model.py:8\n"
         "  remedy: capture with torch.distributed.config.compile_on_one_rank off"
     )
+
+
+def test_groups_given_by_name_are_listed_and_renamed() -> None:
+    build = Builder(Mesh({"dp": 2, "tp": 2}))
+    x = build.input("x", 4)
+    scattered = build.graph.call_function(
+        c10d.reduce_scatter_tensor.default, (x, "sum"), {"group_name": "dp", "group_size": 2}
+    )
+    placed = build.graph.call_function(c10d.all_reduce.default, (x, "sum", "tp"))
+    numbered = build.graph.call_function(c10d.all_reduce.default, (x, "sum"), {"group_name": 7})
+    assert all_group_names(build.graph) == ("dp", "tp", "7")
+    rename_groups(build.graph, {"dp": "0", "tp": "1", "7": "2"})
+    assert scattered.kwargs == {"group_name": "0", "group_size": 2}
+    assert placed.args == (x, "sum", "1")
+    assert numbered.kwargs == {"group_name": 7}  # collective() says what is wrong with it
 
 
 def test_insertion() -> None:

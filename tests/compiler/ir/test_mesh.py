@@ -56,6 +56,19 @@ def test_equality_hash_and_text() -> None:
     assert str(mesh) == "<dp = 2, tp = 2>"
 
 
+def test_the_order_of_axes_counts_and_that_of_groups_does_not() -> None:
+    pairs, both = {"pairs": [[0, 3], [1, 2]]}, {"both": [[0, 1, 2, 3]]}
+    mesh, other = (Mesh({"dp": 2, "tp": 2}, g) for g in (pairs | both, both | pairs))
+    assert (mesh, hash(mesh)) == (other, hash(other))
+    assert mesh.extends(other)
+    assert mesh.extends(Mesh({"dp": 2, "tp": 2}, both))
+    assert not Mesh({"dp": 2, "tp": 2}, both).extends(mesh)
+    line, turned = Mesh({"one": 1, "tp": 2}), Mesh({"tp": 2, "one": 1})
+    assert line.groups == turned.groups
+    assert line != turned
+    assert not turned.extends(line)
+
+
 @pytest.mark.parametrize(
     ("axes", "groups", "text"),
     [

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from compiler.analysis.lint import Severity, findings
+from compiler.analysis.lint.known import Known
+from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial
@@ -164,6 +166,43 @@ def test_unused_collectives_are_warnings() -> None:
                      "%2: f64[4] = aten.neg(%1)", "return %0")  # fmt: skip
     (one,) = findings(graph)
     assert (one.rule, one.severity) == ("unused-collective", Severity.WARNING)
+
+
+def test_of_several_counts_the_first_read_is_named() -> None:
+    counts = range(8)
+    total = " + ".join(f"u{i}" for i in counts)
+    read = [
+        line
+        for i in counts
+        for line in (
+            f"%{2 * i + 1}: i64[8] = aten.select.int(%0, 0, {i})",
+            f"%{2 * i + 2}: i64[u{7 - i}, 1] = aten.nonzero(%{2 * i + 1})",
+        )
+    ]
+    graph = function(
+        '%0 "n": i64[8, 8] {tp: V}',
+        *read,
+        f"%17: i64[{total}, 1] = aten.cat([{', '.join(f'%{2 * i + 2}' for i in counts)}])",
+        f"%18: i64[{total}, 1] = comm.all_reduce(%17) {SUM}",
+        "return %18",
+        mesh="mesh <tp = 4>\n" + "\n".join(f"sym u{i} in [0, 8]" for i in counts),
+    )  # fmt: skip
+    (problem,) = [one.problem for one in findings(graph) if one.rule == "rank-dependent-size"]
+    assert "a size that %2 = aten.nonzero reads" in problem
+
+
+def test_factors_of_a_value_are_those_of_one_way_to_it() -> None:
+    squares = range(0, 36, 3)
+    lines = [line for i in squares for line in (
+        f"%{i + 1}: f64[4] = aten.neg(%{i})",
+        f"%{i + 2}: f64[4] = aten.mul.Tensor(%{i}, 2.0)",
+        f"%{i + 3}: f64[4] = aten.mul.Tensor(%{i + 1}, %{i + 2})",
+    )]  # fmt: skip
+    graph = function('%0 "x": f64[4]', *lines, "return %36")
+    (last,) = access.results(access.output(graph.graph))
+    steps = [node.name for node, *_ in Known(graph).linear_past(last)]
+    doubled = [f"v{i + step}" for i in reversed(squares) for step in (3, 2)]
+    assert steps == [*doubled, *(f"v{i + 1}" for i in squares)]
 
 
 def built(send: object) -> SpmdGraph:

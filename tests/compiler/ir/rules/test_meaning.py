@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compiler.ir import access
-from compiler.ir.rules import BROADCAST, RESHAPE, Call, Term, meaning
+from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning
 from tests.compiler.ir.rules import laws
 from tests.compiler.ir.rules.laws import counts, masks, meaning_of, operands, reals, sample
 from tests.compiler.ir.rules.samples import SAMPLES
@@ -173,3 +173,23 @@ def test_numbers_of_the_rank(build: Callable[[int], laws.Sample]) -> None:
 
 def test_an_op_without_a_rule_has_no_meaning() -> None:
     assert meaning(laws.node(sample(aten.as_strided.default, X, [2], [1]))) is None
+
+
+def test_what_is_read() -> None:
+    first, second = Term((2, 0), fixed=(3,)), Term((0,))
+    assert (first.reads, second.reads, Term(()).reads) == ((2, 0, 3), (0,), ())
+    assert Meaning(terms=(first, second)).reads == {0, 2, 3}
+    assert Meaning(terms=()).reads == frozenset()  # a constant
+    assert Meaning().reads is None
+
+
+def test_elements_that_are_not_read_do_not_matter() -> None:
+    unread = 0
+    for call in SAMPLES:
+        reads, tensors = meaning_of(call).reads, operands(call)
+        if reads is None or meaning_of(call).random or len(reads) == len(tensors):
+            continue
+        zeroed = [x if i in reads else torch.zeros_like(x) for i, x in enumerate(tensors)]
+        assert laws.close(laws.run(call, tensors), laws.run(call, zeroed)), call
+        unread += 1
+    assert unread > 5
