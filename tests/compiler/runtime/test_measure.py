@@ -42,11 +42,11 @@ def test_two_ranks_write_a_machine_that_loads(gloo_pool: Any, tmp_path: Path) ->
         (kind, 2, ("eager",)) for kind in KINDS
     }
     for kind in KINDS:
-        stages = machine.collective(kind, 4096, [[0, 1]], launch="eager").stages
-        assert tuple(stage.kind for stage in stages) in WAYS.get(kind, ((kind,),))
-        for stage in stages:
-            assert stage.time_ps > 0
-            assert stage.library == f"gloo {torch.__version__}"
+        phases = machine.collective(kind, 4096, [[0, 1]], launch="eager").phases
+        assert tuple(phase.kind for phase in phases) in WAYS.get(kind, ((kind,),))
+        for phase in phases:
+            assert phase.time_ps > 0
+            assert phase.library == f"gloo {torch.__version__}"
         with pytest.raises(MachineError, match="over 2 ranks takes"):
             machine.collective(kind, 4096, [[0, 1]], launch="graph")
     assert machine.launch_ps("eager") > 0
