@@ -25,17 +25,27 @@ Values = tuple[list[Any], list[Any]]
 """What a model holds of a graph's inputs, and what a call gives of them."""
 
 
+def autocast_state() -> tuple[Any, ...]:
+    """How autocast is set around a call: its casts are part of a trace."""
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
+
+
 def call_kind(given: Arguments) -> tuple[Any, ...]:
     """What must agree for two calls to run one graph, sizes of two and more left out."""
-    return given.spec, tuple(
-        (
-            x.dtype,
-            x.device,
-            tuple(size if size < 2 else -1 for size in x.shape),
-        )
-        if isinstance(x, torch.Tensor)
-        else (type(x), x)
-        for x in given.leaves
+    return (
+        given.spec,
+        autocast_state(),
+        tuple(
+            (
+                x.dtype,
+                x.device,
+                tuple(size if size < 2 else -1 for size in x.shape),
+            )
+            if isinstance(x, torch.Tensor)
+            else (type(x), x)
+            for x in given.leaves
+        ),
     )
 
 
@@ -116,11 +126,14 @@ class Prepared:
             if isinstance(name, str) and any(isinstance(p, Replicate) for p in placed[name])
         )
 
-    def accepts(self, given: Arguments) -> bool:
-        """Whether the sizes of this call are among those the graph was traced for.
+    def accepts(self, model: nn.Module, given: Arguments) -> bool:
+        """Whether the model's modes and the sizes of this call are those the graph was traced for.
 
-        A function of the shapes alone, so that all ranks decide alike.
+        Of the call, a function of the shapes alone, so that all ranks decide alike.
         """
+        asked = self.captured.training.items()
+        if any(model.get_submodule(name).training != training for name, training in asked):
+            return False
         return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
