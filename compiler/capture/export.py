@@ -25,6 +25,7 @@ from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.capture.modes import asked_to_train, modes
+from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged
 
@@ -98,6 +99,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     named = tuple(zip(form.names(given), given.leaves, strict=True))
     for name, leaf in named:
         check_leaf(f"argument {name!r}", leaf)
+    if not any(_is_tensor(leaf) for _, leaf in named):
+        raise CaptureError(
+            "a call without tensor arguments has nothing to capture",
+            found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
+            remedy="pass at least one tensor, such as the token ids",
+        )
     tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -12,7 +13,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
 from compiler.runtime.lowering import Lowered
-from compiler.runtime.prepared import Prepared, Values, autocast_state, call_kind
+from compiler.runtime.prepared import (
+    CallKind,
+    Prepared,
+    Values,
+    autocast_state,
+    call_kind,
+    varying_numbers,
+)
 from compiler.runtime.seen import Arranged, canonical_order, walked
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
@@ -69,6 +77,7 @@ class OptimizedModule(nn.Module):
         self._seen: dict[Hashable, tuple[Prepared, Lowered, Arranged]] = {}
         self._compared: set[int] = set()
         self._asked: dict[str, nn.Module] = {}
+        self._warned: set[str] = set()
 
     original: nn.Module
 
@@ -159,7 +168,8 @@ class OptimizedModule(nn.Module):
     def _fitting(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Prepared:
-        known = self._graphs.setdefault(call_kind(given), [])
+        kind = call_kind(given)
+        known = self._graphs.setdefault(kind, [])
         for prepared in known:
             if prepared.accepts(self.original, given):
                 return prepared
@@ -168,7 +178,26 @@ class OptimizedModule(nn.Module):
         known.append(prepared)
         for name in prepared.captured.training:
             self._asked[name] = self.original.get_submodule(name)
+        self._warn_of_numbers(kind, given)
         return prepared
+
+    def _warn_of_numbers(self, kind: CallKind, given: Arguments) -> None:
+        """Say so, once, where a graph is made for each value of a Python number."""
+        for at in varying_numbers(kind, self._graphs):
+            name = self._form.names(given)[at]
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"a graph was captured and proven for each value of the Python number {name!r} "
+                    f"({given.leaves[at]!r} is the third), and is kept; pass a tensor instead",
+                    stacklevel=2,
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise _not_copied()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise _not_copied()
 
     @property
     def prepared(self) -> tuple[Prepared, ...]:
@@ -215,6 +244,15 @@ class OptimizedModule(nn.Module):
 def _finished(outputs: Any, call: _Call) -> Any:
     with torch.no_grad():
         return call.prepared.result(call.form, outputs, call.values, call.given)
+
+
+def _not_copied() -> CommPlanError:
+    return CommPlanError(
+        "an optimized model can be neither copied nor saved",
+        found="its graphs are of this process: they hold process groups and the model's tensors",
+        remedy="copy or save the model, which is its attribute .original, or its state_dict(), and "
+        "optimize again where it is to run",
+    )
 
 
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,21 +31,32 @@ def autocast_state() -> tuple[Any, ...]:
     return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
 
 
-def call_kind(given: Arguments) -> tuple[Any, ...]:
+CallKind = tuple[pytree.TreeSpec, tuple[Any, ...], tuple[Any, ...]]
+"""Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
+
+
+def call_kind(given: Arguments) -> CallKind:
     """What must agree for two calls to run one graph, sizes of two and more left out."""
-    return (
-        given.spec,
-        autocast_state(),
-        tuple(
-            (
-                x.dtype,
-                x.device,
-                tuple(size if size < 2 else -1 for size in x.shape),
-            )
-            if isinstance(x, torch.Tensor)
-            else (type(x), x)
-            for x in given.leaves
-        ),
+    leaves = (
+        (x.dtype, x.device, tuple(size if size < 2 else -1 for size in x.shape))
+        if isinstance(x, torch.Tensor)
+        else (type(x), x)
+        for x in given.leaves
+    )
+    return given.spec, autocast_state(), tuple(leaves)
+
+
+def varying_numbers(kind: CallKind, kinds: Iterable[CallKind]) -> tuple[int, ...]:
+    """Leaves that are numbers, of which at least three values make a kind of call of their own."""
+    *around, leaves = kind
+    alike = [other[-1] for other in kinds if list(other[:-1]) == around]
+
+    def values(at: int) -> int:
+        rest = leaves[:at], leaves[at + 1 :]
+        return sum((other[:at], other[at + 1 :]) == rest for other in alike)
+
+    return tuple(
+        at for at, leaf in enumerate(leaves) if leaf[0] in (int, float) and values(at) >= 3
     )
 
 

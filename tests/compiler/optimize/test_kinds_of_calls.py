@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compiler import optimize_allreduce
+from compiler import CommPlanError, optimize_allreduce
 from compiler.capture.modes import asked_to_train
 from compiler.capture.sampled import fake_process_group
 from tests.compiler.optimize.models import HIDDEN, Stack
@@ -124,3 +127,62 @@ def test_autocast_is_part_of_a_call(group: dist.ProcessGroup, first: bool) -> No
     with torch.autocast("cpu", torch.float16):
         close(optimized(X), model(X))
     assert len(optimized.prepared) == 3
+
+
+class Positioned(Dropping):
+    def forward(self, x: Tensor, start: int, heat: float = 1.0) -> Tensor:
+        return self.stack(x + start) * heat
+
+
+def test_a_graph_per_value_of_a_number_is_warned_of_once(group: dist.ProcessGroup) -> None:
+    optimized = optimize_allreduce(Positioned(group))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimized(X, 0)
+        optimized(X, 1)
+        optimized(X, 1)
+        assert not [w for w in caught if "Python number" in str(w.message)]
+        for start in (2, 3, 2):
+            optimized(X, start)
+        optimized(X, 0, heat=0.5)
+        optimized(X, 1, heat=0.25)
+    said = [str(w.message) for w in caught if "Python number" in str(w.message)]
+    assert said == [
+        "a graph was captured and proven for each value of the Python number 'start' (2 is the "
+        "third), and is kept; pass a tensor instead"
+    ]
+    assert len(optimized.prepared) == 6
+
+
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (copy.deepcopy, "can be neither copied nor saved"),
+        (copy.copy, "can be neither copied nor saved"),
+        (lambda optimized: torch.save(optimized, io.BytesIO()), "can be neither copied nor saved"),
+        (optimize_allreduce, "the model is optimized already"),
+    ],
+)
+def test_what_an_optimized_model_is_not_for(
+    group: dist.ProcessGroup, use: Callable[[nn.Module], object], what: str
+) -> None:
+    with pytest.raises(CommPlanError, match=what) as caught:
+        use(optimize_allreduce(Stack(group)))
+    assert ".original" in caught.value.remedy
+    assert type(copy.deepcopy(optimize_allreduce(Linear()).original)) is Linear
+
+
+class Linear(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+
+def test_a_call_without_tensors(group: dist.ProcessGroup) -> None:
+    with pytest.raises(CommPlanError, match="a call without tensor arguments") as caught:
+        optimize_allreduce(Positioned(group))(3, 4)
+    assert caught.value.found == "x=3, start=4"
+
+
+def test_inputs_is_a_mapping(group: dist.ProcessGroup) -> None:
+    with pytest.raises(CommPlanError, match="inputs= is no mapping"):
+        optimize_allreduce(Stack(group), inputs="x")  # type: ignore[arg-type]
