@@ -80,7 +80,8 @@ def test_tokens_that_differ_along_one_axis(gloo_pool: Any) -> None:
         assert found["difference"] < 1e-5
         assert found["sums"] == (4, 3, "EQUIVALENT")
         assert found["undeclared"].endswith(
-            "input 'x' must be the same on all ranks, and is not; ranks 2, 3, 4, 5, 6, 7 differ from the others"
+            "input 'x' must be the same on all ranks, and is not; "
+            "ranks 2, 3, 4, 5, 6, 7 differ from the others"
         )
         assert found["tp differs"].endswith(
             "input 'x' must be the same on all ranks of axis 'tp', and is not; "
