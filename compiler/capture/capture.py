@@ -49,6 +49,7 @@ class Capture:
         ranges: symbol of a size -> smallest and largest value; None is no limit.
         guards: what else the sizes of a call must satisfy, over the same symbols.
         groups: name on the mesh -> this process's name of the group.
+        training: module -> whether it trains, of those that the trace asked.
         assumed: what is taken to be the same on all ranks, and why, without having been compared.
         remarks: what a reader should know besides.
         seconds: time spent.
@@ -65,6 +66,7 @@ class Capture:
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     groups: Mapping[str, str]
+    training: Mapping[str, bool]
     assumed: tuple[str, ...]
     remarks: tuple[str, ...]
     seconds: float
@@ -277,6 +279,7 @@ def assembled(
         ranges=traced.ranges,
         guards=traced.guards,
         groups={on_mesh: own for own, on_mesh in resolved.names.items()},
+        training=traced.training,
         assumed=(*resolved.assumed, *placed.assumed),
         remarks=notes,
         seconds=0.0,

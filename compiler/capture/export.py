@@ -24,6 +24,8 @@ from compiler.capture.arguments import Arguments, CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
+from compiler.capture.modes import asked_to_train, modes
+from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged
 
@@ -39,6 +41,7 @@ class Traced:
         ranges: symbol of a size -> its smallest and largest value (None: no limit).
         guards: what else the sizes of a call must satisfy.
         cut: the model's DTensors.
+        training: module -> whether it trains, of those that were asked.
     """
 
     lifted: LiftedGraph
@@ -47,6 +50,7 @@ class Traced:
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     cut: Cut = field(default_factory=dict)
+    training: Mapping[str, bool] = field(default_factory=dict)
 
 
 class _Outcome:
@@ -95,25 +99,31 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     named = tuple(zip(form.names(given), given.leaves, strict=True))
     for name, leaf in named:
         check_leaf(f"argument {name!r}", leaf)
+    if not any(_is_tensor(leaf) for _, leaf in named):
+        raise CaptureError(
+            "a call without tensor arguments has nothing to capture",
+            found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
+            remedy="pass at least one tensor, such as the token ids",
+        )
     tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
     outcome = _Outcome()
+    wrapped = _OnTensors(model, given, outcome)
     try:
         with (
             localised(model),
             torch.no_grad(),
             warnings.catch_warnings(),
             unlogged(FAKE_TENSORS),
+            asked_to_train(model) as asked,
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
-            program = torch.export.export(
-                _OnTensors(model, given, outcome),
-                tuple(tensors),
-                dynamic_shapes={"tensors": dims},
-                strict=False,
-            ).run_decompositions({})
+            written = torch.export.export(
+                wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
+            )
+            program = written.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
     lifted = lift(program, prefix="model.", names=[n for n, x in named if _is_tensor(x)])
@@ -123,7 +133,10 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         arguments=tuple(next(placeholders) if _is_tensor(x) else Fixed(x) for x in given.leaves),
         results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
     )
-    return Traced(whole, given.spec, outcome.spec, _ranges(program), _guards(whole))
+    return Traced(
+        whole, given.spec, outcome.spec, _ranges(program), _guards(whole),
+        training=modes(model, written.graph, asked),
+    )  # fmt: skip
 
 
 def trace_program(program: ExportedProgram) -> Traced:

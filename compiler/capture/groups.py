@@ -86,7 +86,14 @@ def resolve(
         if name in names or (name in found):
             continue
         if name not in groups[rank]:
-            assert mesh is not None, f"group {name!r} was not resolved"
+            if mesh is None or name not in mesh.groups:
+                called = f" ({labels[name]})" if labels.get(name) else ""
+                raise MeshError(
+                    f"process group {name!r}{called} has ranks outside the group that compiles",
+                    found=f"the model uses it; {size} ranks compile",
+                    remedy="pass group= with all ranks that the model communicates with, or leave "
+                    "it out: then it is all ranks of the job",
+                )
             names[name] = mesh.aliases(name)
             continue
         known = {r: groups[r][u[place]] for r, u in uses.items() if u[place] in groups[r]}

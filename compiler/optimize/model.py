@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,16 @@ from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
 from compiler.analysis.statistics import CountedCollective, Statistics
-from compiler.capture import Capture, capture
+from compiler.capture import CallForm, Capture, capture
 from compiler.check import Report, Verdict
 from compiler.cost import Machine, MachineError
 from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
 from compiler.ir.exchange import Exchange
 from compiler.ir.mesh import Mesh, check_mesh
+from compiler.ir.placement import Replicate, check_inputs
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
+from compiler.optimize.graph import Inputs, OptimizationResult, check_policy, optimize_spmd
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import Ranged, is_open, optimize_ranges
@@ -132,6 +133,7 @@ def optimize_allreduce(
     example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     mesh: Mesh | None = None,
+    inputs: Inputs | None = None,
     layers: Sequence[LayerMetadata | str] | None = None,
     machine: str | Path | Machine | None = "auto",
     launch: str = "graph",
@@ -144,7 +146,12 @@ def optimize_allreduce(
 ) -> OptimizedModule:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
-    Called on every rank, before serving, with the process group initialized.
+    Called on every rank, before serving, with the process group initialized. Each kind of call is
+    captured, planned and proven once, at its first call: a kind is the tree of the arguments, the
+    types and values of those that are no tensors (each value of a Python number is a kind of its
+    own: pass a tensor), the element types, devices and numbers of dimensions of those that are,
+    which of their sizes are 0, 1 or more, whether the modules that the trace asked are training,
+    and autocast.
 
     Args:
         model: tensor-parallel, already sharded: an ``nn.Module`` (a ``GraphModule`` is one), or
@@ -152,6 +159,9 @@ def optimize_allreduce(
         example_inputs: positional arguments as a sequence, or keyword arguments as a mapping;
             sizes of two and more become symbolic. None: capture at the first call.
         mesh: names the ranks' axes; default: from the groups that the graph uses.
+        inputs: argument name or state_dict key -> placement, or {axis: placement}; axes left out
+            are Replicate. They override what is found by comparing ranks: with data parallelism
+            ``{"x": {"dp": Varying()}}``, with rows cut outside the model ``{"x": Shard(0)}``.
         layers: kind of each decoder layer, "dense" or "sparse"; default: from ``model.config``,
             else from the graph.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
@@ -174,14 +184,17 @@ def optimize_allreduce(
     Raises:
         CommPlanError: no model, or an option there is not.
         CaptureError: the model cannot be captured, or ranks run different programs.
-        MeshError: no process group, no mesh, or a group name that does not resolve.
+        MeshError: no process group, no mesh, or a group name that does not resolve, or is of
+            other ranks than ``group``.
         MachineError: no such machine, or one that does not know a collective of the model.
-        PlacementError: a tensor that must be the same on all ranks differs.
+        PlacementError: a tensor that must be the same on all ranks differs, or ``inputs`` does not
+            fit the model.
         VerificationError: a rewritten graph could not be shown equivalent; nothing runs.
     """
     check_model(model)
     if mesh is not None:
         check_mesh(mesh)
+    check_inputs(inputs)
     check_policy(policy)
     check_kernels(kernels)
     everyone = ranks_of(group)
@@ -193,15 +206,20 @@ def optimize_allreduce(
         process_groups.may_grow, fuse=kernels != "off",
     )  # fmt: skip
 
+    options = {
+        "policy": policy, "launch": launch, "widen": widen, "kernels": kernels, "verify": verify,
+    }  # fmt: skip
+
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
-        captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange)
+        captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs)
         config = getattr(owner, "config", None)
         ranged, report = optimize_captured_ranges(
             captured, search, config=config, layers=layers, verify=verify,
             may_fall_back=machine == AUTO,
         )  # fmt: skip
         if exchange is not None:
-            _agree(exchange, ranged, search)
+            sizes = _sizes(CallForm.of(owner), args, kwargs)
+            _agree(exchange, ranged, search, options, sizes)
         most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
         forms = dict[int, Lowered]()
         tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
@@ -217,7 +235,7 @@ def optimize_allreduce(
             symbol=ranged.symbol,
             captured=captured,
             report=replace(report, remarks=(*report.remarks, *said)),
-            compare_inputs=partial(compare_inputs, exchange) if exchange else None,
+            compare_inputs=_comparison(exchange, captured) if exchange else None,
         )
 
     if everyone.size() == 1:
@@ -300,6 +318,12 @@ def _report(
 
 def check_model(model: object) -> None:
     """Raise CommPlanError unless ``model`` is something to capture."""
+    if isinstance(model, OptimizedModule):
+        raise CommPlanError(
+            "the model is optimized already",
+            found=type(model).__name__,
+            remedy="use it as it is, or pass the model it was made of, its attribute .original",
+        )
     if not isinstance(model, nn.Module | ExportedProgram):
         raise CommPlanError(
             "not a model",
@@ -329,11 +353,37 @@ def as_call(
     )
 
 
-def _agree(exchange: Exchange, ranged: Ranged, search: Search) -> None:
+def _comparison(
+    exchange: Exchange, captured: Capture
+) -> Callable[[Mapping[str, torch.Tensor]], None]:
+    """Compares arguments along the axes along which they are taken to be the same."""
+    mesh = captured.graph.mesh
+    along = {
+        name: [axis for axis, p in zip(mesh.axes, placed, strict=True) if p == Replicate()]
+        for name, placed in captured.graph.inputs.items()
+    }
+    return partial(compare_inputs, exchange, mesh=mesh, along=along)
+
+
+def _sizes(
+    form: CallForm, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    given = form.flatten(args, kwargs)
+    named = zip(form.names(given), given.leaves, strict=True)
+    return {name: tuple(x.shape) for name, x in named if isinstance(x, torch.Tensor)}
+
+
+def _agree(
+    exchange: Exchange,
+    ranged: Ranged,
+    search: Search,
+    options: Mapping[str, object],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> None:
     """All ranks must hold the same plans before any of them runs one."""
     plans = [result.plan.digest for result in ranged.results]
     name = None if search.machine is None else search.machine.name
-    compare_plans(exchange, f"{ranged.table} {plans}", name)
+    compare_plans(exchange, f"{ranged.table} {plans}", name, options, sizes)
 
 
 def _nothing(policy: str, why: str) -> ModelReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from compiler.capture.digest import digests
 from compiler.capture.ranks import ranks_text
 from compiler.errors import MeshError, PlacementError, PlanError
 from compiler.ir.exchange import Exchange
+from compiler.ir.mesh import Mesh
 
 T = TypeVar("T")
 
@@ -79,8 +80,19 @@ def exchange_if_any(group: dist.ProcessGroup | None) -> Exchange | None:
     return exchange_over(ranks_of(group)) if is_there else None
 
 
-def compare_inputs(exchange: Exchange, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise unless all ranks hold the same ``tensors``; all ranks must call it.
+def compare_inputs(
+    exchange: Exchange,
+    tensors: Mapping[str, torch.Tensor],
+    mesh: Mesh | None = None,
+    along: Mapping[str, Iterable[str]] | None = None,
+) -> None:
+    """Raise unless ranks hold the same ``tensors``; all ranks must call it.
+
+    Args:
+        exchange: the ranks.
+        tensors: what this rank holds.
+        mesh: of the ranks.
+        along: tensor -> axes along which it is compared; without it all ranks are alike.
 
     Raises:
         PlacementError: names the first tensor that differs, and the ranks.
@@ -88,31 +100,60 @@ def compare_inputs(exchange: Exchange, tensors: Mapping[str, torch.Tensor]) -> N
     everyone = exchange.gather(digests(tensors))
     for name in tensors:
         held = [listed.get(name) for listed in everyone]
-        if len(set(held)) == 1:
-            continue
-        common = max(held, key=held.count)  # of several, the first rank's: all ranks say the same
-        others = [rank for rank, digest in enumerate(held) if digest != common]
-        raise PlacementError(
-            f"input {name!r} must be the same on all ranks, and is not",
-            found=f"{ranks_text(others)} differ{'s' if len(others) == 1 else ''} from the others",
-            remedy="give every rank the same input, or declare its placement with inputs=",
-        )
+        for where, group in _groups(exchange, name, mesh, along):
+            digest_of = {rank: held[rank] for rank in group}
+            found = list(digest_of.values())
+            common = max(found, key=found.count)  # of several, the first: all ranks say the same
+            others = [rank for rank, digest in digest_of.items() if digest != common]
+            if others:
+                differ = f"differ{'s' if len(others) == 1 else ''} from the others"
+                raise PlacementError(
+                    f"input {name!r} must be the same on all ranks{where}, and is not",
+                    found=f"{ranks_text(others)} {differ}",
+                    remedy="give every rank the same input, or declare its placement with inputs=",
+                )
 
 
-def compare_plans(exchange: Exchange, digest: str, machine: str | None) -> None:
+def _groups(
+    exchange: Exchange, name: str, mesh: Mesh | None, along: Mapping[str, Iterable[str]] | None
+) -> Iterator[tuple[str, Sequence[int]]]:
+    """The ranks that are to hold the same, and what to call them."""
+    if mesh is None or along is None or set(along[name]) == set(mesh.axes):
+        yield "", range(exchange.size)
+        return
+    for axis in along[name]:
+        for group in mesh.groups[axis].ranks:
+            yield f" of axis {axis!r}", group
+
+
+def compare_plans(
+    exchange: Exchange,
+    digest: str,
+    machine: str | None,
+    options: Mapping[str, object] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
     """Raise unless all ranks hold the same plans; all ranks must call it.
 
     Args:
         exchange: the ranks.
         digest: of this rank's plans.
         machine: name of the machine that they are made for; None: they compare by bytes.
+        options: of this rank, which must agree whatever the plans are.
+        sizes: of the arguments of the call that the plans were first made for.
 
     Raises:
-        PlanError: names the ranks that differ, and their machines where those do.
+        PlanError: names the ranks that differ, and their options, machines or sizes if those do.
     """
-    everyone = exchange.gather((digest, machine))
-    first, planned_for = everyone[0]
-    others = {rank: named for rank, (held, named) in enumerate(everyone) if held != first}
+    everyone = exchange.gather((digest, machine, options or {}, sizes or {}))
+    first, planned_for, *_ = everyone[0]
+    others = {rank: named for rank, (held, named, *_) in enumerate(everyone) if held != first}
+    if found := _first_difference([held for _, _, held, _ in everyone]):
+        raise PlanError(
+            "ranks optimize with different options",
+            found=found,
+            remedy="call optimize_allreduce with the same options on every rank",
+        )
     for rank, named in others.items():
         if named != planned_for:
             raise PlanError(
@@ -122,6 +163,12 @@ def compare_plans(exchange: Exchange, digest: str, machine: str | None) -> None:
                 remedy="pass machine= by name, the same on every rank: by default each rank takes "
                 "the machine that has its own GPU",
             )
+    if others and (found := _first_difference([held for *_, held in everyone])):
+        raise PlanError(
+            "ranks hold different plans: the sizes they were first called with differ",
+            found=found,
+            remedy="make the first call, or example_inputs=, with the same sizes on every rank",
+        )
     if others:
         raise PlanError(
             "ranks hold different plans",
@@ -129,3 +176,13 @@ def compare_plans(exchange: Exchange, digest: str, machine: str | None) -> None:
             remedy="run the same version of commplan and torch, with the same options, on every "
             "rank",
         )
+
+
+def _first_difference(everyone: Sequence[Mapping[str, object]]) -> str:
+    """What differs between the first rank and another, empty if nothing does."""
+    first = everyone[0]
+    for rank, held in enumerate(everyone):
+        for name in dict.fromkeys((*first, *held)):
+            if first.get(name) != held.get(name):
+                return f"{name} is {first.get(name)!r} on rank 0, {held.get(name)!r} on rank {rank}"
+    return ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -12,7 +13,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.capture.arguments import Arguments, CallForm
 from compiler.errors import CommPlanError
 from compiler.runtime.lowering import Lowered
-from compiler.runtime.prepared import Prepared, Values, call_kind
+from compiler.runtime.prepared import (
+    CallKind,
+    Prepared,
+    Values,
+    autocast_state,
+    call_kind,
+    varying_numbers,
+)
 from compiler.runtime.seen import Arranged, canonical_order, walked
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
@@ -32,8 +40,9 @@ class OptimizedModule(nn.Module):
     """Runs a model through graphs that were rewritten and proven equivalent.
 
     A call whose argument tree, element types, devices, constants and sizes fit a prepared graph
-    runs it; any other is captured, planned and proven first. Which graph runs is a function of
-    the call's shapes alone, so that all ranks choose alike. A call without tokens (a size of
+    runs it, if modules that the graph depends on train or not, and autocast is on or not, as when
+    it was traced; any other is captured, planned and proven first. Of a call's tensors, shapes
+    alone decide which graph runs, so that all ranks choose alike. A call without tokens (a size of
     zero) runs the model itself: it owes no rank a sum.
 
     Attributes:
@@ -52,13 +61,14 @@ class OptimizedModule(nn.Module):
             unchanged: the report of a model that is to run as it is; nothing is captured then.
             debug: compare inputs between ranks at every call.
         """
-        super().__init__()
+        training = model.training
         object.__setattr__(self, "original", model)
+        super().__init__()
+        self.training = training
         self._parameters = model._parameters
         self._buffers = model._buffers
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.training = model.training
         self.debug, self.unchanged = debug, unchanged
         self._prepare = prepare
         self._form = CallForm.of(model)
@@ -66,8 +76,24 @@ class OptimizedModule(nn.Module):
         self._chosen: dict[Any, tuple[Prepared, Lowered]] = {}
         self._seen: dict[Hashable, tuple[Prepared, Lowered, Arranged]] = {}
         self._compared: set[int] = set()
+        self._asked: dict[str, nn.Module] = {}
+        self._warned: set[str] = set()
 
     original: nn.Module
+
+    @property
+    def training(self) -> bool:
+        """Whether the model trains; one flag for both."""
+        return self.original.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.original.training = mode
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """As the model's own, which may leave some of its modules as they are."""
+        self.original.train(mode)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, computed by the prepared graph for this call."""
@@ -90,8 +116,9 @@ class OptimizedModule(nn.Module):
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
         call = walked(args, kwargs)
-        if call is not None and call.key in self._seen:
-            prepared, form, arranged = self._seen[call.key]
+        found = None if call is None else self._seen.get((call.key, self._around()))
+        if call is not None and found is not None:
+            prepared, form, arranged = found
             given = arranged(call.tensors)
         else:
             given = self._form.flatten(args, kwargs)
@@ -100,7 +127,7 @@ class OptimizedModule(nn.Module):
             prepared, form = self._graph_for(given, args, kwargs)
             if call is not None:
                 arranged = canonical_order(self._form, args, kwargs)
-                self._seen[call.key] = prepared, form, arranged
+                self._seen[call.key, self._around()] = prepared, form, arranged
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
@@ -119,29 +146,58 @@ class OptimizedModule(nn.Module):
     def _graph_for(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Prepared, Lowered]:
-        seen = (
+        call = (
             given.spec,
             tuple(
                 (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
                 for x in given.leaves
             ),
         )
-        if (found := self._chosen.get(seen)) is None:
+        if (found := self._chosen.get((call, self._around()))) is None:
             prepared = self._fitting(given, args, kwargs)
-            found = self._chosen[seen] = prepared, prepared.form(given)
+            found = self._chosen[call, self._around()] = prepared, prepared.form(given)
         return found
+
+    def _around(self) -> tuple[Any, ...]:
+        """What decides which graph runs besides the call: autocast, and which modules train.
+
+        Modules that a later trace asks make it longer: calls seen before are then looked up anew.
+        """
+        return autocast_state(), *[module.training for module in self._asked.values()]
 
     def _fitting(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Prepared:
-        known = self._graphs.setdefault(call_kind(given), [])
+        kind = call_kind(given)
+        known = self._graphs.setdefault(kind, [])
         for prepared in known:
-            if prepared.accepts(given):
+            if prepared.accepts(self.original, given):
                 return prepared
         with _disable_current_modes():  # a mode around the call is about its ops, not capture's
             prepared = self._prepare(args, kwargs)
         known.append(prepared)
+        for name in prepared.captured.training:
+            self._asked[name] = self.original.get_submodule(name)
+        self._warn_of_numbers(kind, given)
         return prepared
+
+    def _warn_of_numbers(self, kind: CallKind, given: Arguments) -> None:
+        """Say so, once, where a graph is made for each value of a Python number."""
+        for at in varying_numbers(kind, self._graphs):
+            name = self._form.names(given)[at]
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"a graph was captured and proven for each value of the Python number {name!r} "
+                    f"({given.leaves[at]!r} is the third), and is kept; pass a tensor instead",
+                    stacklevel=2,
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise _not_copied()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise _not_copied()
 
     @property
     def prepared(self) -> tuple[Prepared, ...]:
@@ -188,6 +244,15 @@ class OptimizedModule(nn.Module):
 def _finished(outputs: Any, call: _Call) -> Any:
     with torch.no_grad():
         return call.prepared.result(call.form, outputs, call.values, call.given)
+
+
+def _not_copied() -> CommPlanError:
+    return CommPlanError(
+        "an optimized model can be neither copied nor saved",
+        found="its graphs are of this process: they hold process groups and the model's tensors",
+        remedy="copy or save the model, which is its attribute .original, or its state_dict(), and "
+        "optimize again where it is to run",
+    )
 
 
 def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,17 +25,38 @@ Values = tuple[list[Any], list[Any]]
 """What a model holds of a graph's inputs, and what a call gives of them."""
 
 
-def call_kind(given: Arguments) -> tuple[Any, ...]:
+def autocast_state() -> tuple[Any, ...]:
+    """How autocast is set around a call: its casts are part of a trace."""
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
+
+
+CallKind = tuple[pytree.TreeSpec, tuple[Any, ...], tuple[Any, ...]]
+"""Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
+
+
+def call_kind(given: Arguments) -> CallKind:
     """What must agree for two calls to run one graph, sizes of two and more left out."""
-    return given.spec, tuple(
-        (
-            x.dtype,
-            x.device,
-            tuple(size if size < 2 else -1 for size in x.shape),
-        )
+    leaves = (
+        (x.dtype, x.device, tuple(size if size < 2 else -1 for size in x.shape))
         if isinstance(x, torch.Tensor)
         else (type(x), x)
         for x in given.leaves
+    )
+    return given.spec, autocast_state(), tuple(leaves)
+
+
+def varying_numbers(kind: CallKind, kinds: Iterable[CallKind]) -> tuple[int, ...]:
+    """Leaves that are numbers, of which at least three values make a kind of call of their own."""
+    *around, leaves = kind
+    alike = [other[-1] for other in kinds if list(other[:-1]) == around]
+
+    def values(at: int) -> int:
+        rest = leaves[:at], leaves[at + 1 :]
+        return sum((other[:at], other[at + 1 :]) == rest for other in alike)
+
+    return tuple(
+        at for at, leaf in enumerate(leaves) if leaf[0] in (int, float) and values(at) >= 3
     )
 
 
@@ -116,11 +137,14 @@ class Prepared:
             if isinstance(name, str) and any(isinstance(p, Replicate) for p in placed[name])
         )
 
-    def accepts(self, given: Arguments) -> bool:
-        """Whether the sizes of this call are among those the graph was traced for.
+    def accepts(self, model: nn.Module, given: Arguments) -> bool:
+        """Whether the model's modes and the sizes of this call are those the graph was traced for.
 
-        A function of the shapes alone, so that all ranks decide alike.
+        Of the call, a function of the shapes alone, so that all ranks decide alike.
         """
+        asked = self.captured.training.items()
+        if any(model.get_submodule(name).training != training for name, training in asked):
+            return False
         return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
