@@ -105,7 +105,7 @@ def ranged(call: Call, start: Any, count: Any, step: int = 1) -> object:
     where they begin. Where that is not known, or not the same on every rank, by the call.
     """
     dim, shape = call.dim(), call.shapes[0]
-    if not shape or type(step) is not int:
+    if not shape or type(step) is not int or call.rank_dependent:
         return (call.key,)
     counted = type(start) is int and type(shape[dim]) is int
     if not (counted or isinstance(start, sympy.Expr) or (type(start) is int and start >= 0)):
@@ -130,8 +130,8 @@ def slice_rows(call: Call) -> Meaning:
     """A range of one dimension; as many rows as there are is all of them."""
     if call.shapes[0] == call.result:
         return Meaning(terms=(Term((0,), map=RESHAPE),), dims=whole_but(call, ()))
-    step, count = call.arguments.get("step", 1), call.result[call.dim()]
-    key = ranged(call, call.arguments.get("start") or 0, count, step)
+    start, step = call.arguments.get("start"), call.arguments.get("step", 1)
+    key = ranged(call, 0 if start is None else start, call.result[call.dim()], step)
     return Meaning(terms=(Term((0,), map=key),), dims=whole_but(call, (call.dim(),)))
 
 

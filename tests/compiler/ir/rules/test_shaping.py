@@ -75,6 +75,17 @@ def test_ranges_of_the_same_elements_are_the_same_map(data: st.DataObject) -> No
         assert (taken[0] == taken[1]) == (maps[0] == maps[1])
 
 
+def test_ranges_that_differ_between_ranks_are_known_by_their_call() -> None:
+    """A number of the rank's own is zero on some rank, and still no zero."""
+    maps = []
+    for own in (access.RankInt(0, (0, 1)), access.RankInt(0, (0, 2)), 0):
+        for op, *more in ((aten.narrow.default, 1, own, 3), (aten.select.int, 1, own),
+                           (aten.slice.Tensor, 1, own, 2)):  # fmt: skip
+            (term,) = laws.meaning_of(sample(op, reals(6, 4), *more)).terms or ()
+            maps.append(term.map)
+    assert len(set(maps)) == 9
+
+
 def test_parts_are_the_ranges_that_they_are() -> None:
     x = reals(6, 4)
     for several in (sample(aten.split.Tensor, x, 3, 0), sample(aten.chunk.default, x, 2)):
