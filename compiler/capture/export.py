@@ -25,7 +25,7 @@ from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.ir import access
-from compiler.ir.quiet import FAKE_TENSORS, unlogged
+from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             torch.no_grad(),
             warnings.catch_warnings(),
             unlogged(FAKE_TENSORS),
+            unprinted(),
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
