@@ -27,7 +27,7 @@ from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
 from compiler.capture.modes import asked_to_train, modes
 from compiler.errors import CaptureError
 from compiler.ir import access
-from compiler.ir.quiet import FAKE_TENSORS, unlogged
+from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             torch.no_grad(),
             warnings.catch_warnings(),
             unlogged(FAKE_TENSORS),
+            unprinted(),
             asked_to_train(model) as asked,
         ):
             warnings.simplefilter("ignore")

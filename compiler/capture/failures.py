@@ -7,11 +7,39 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from torch import fx
+from torch.distributed import distributed_c10d
+from torch.export import ExportedProgram
+
 from compiler.errors import CaptureError, CommPlanError
-from compiler.ir.access import TORCH, inside
+from compiler.ir.access import TORCH, inside, source_line
 
 STANDARD_LIBRARY = inside(sysconfig.get_paths()["stdlib"])
 HERE = inside(Path(__file__).parent)
+
+INSTEAD = (
+    "use all_reduce, all_gather_into_tensor, reduce_scatter_tensor or all_to_all_single, or keep "
+    "it outside the model"
+)
+FORMS = {
+    "broadcast": "broadcast",
+    "allreduce": "all_reduce",
+    "allreduce_coalesced": "all_reduce_coalesced",
+    "allgather": "all_gather_tensor",
+    "_allgather_base": "all_gather_tensor",
+    "reduce_scatter": "reduce_scatter_tensor",
+    "_reduce_scatter_base": "reduce_scatter_tensor",
+    "alltoall": "all_to_all_single",
+    "alltoall_base": "all_to_all_single",
+}
+"""Collective of torch.distributed that export leaves as it is -> functional collective."""
+
+OBJECTS_AND_HANDLES = frozenset({"isend", "irecv", "batch_isend_irecv"}) | {
+    name for name in dir(distributed_c10d) if "object" in name and not name.startswith("_")
+}
+"""Functions of torch.distributed that export refuses where the model calls them."""
+
+UNMAPPED = r"Node\.meta (\w+) has invalid val field|c10d\.(\w+_\b|Work)|ProcessGroup"
 
 KNOWN: tuple[tuple[str, str, str], ...] = (
     (
@@ -31,9 +59,9 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         "forward works on their local tensors",
     ),
     (
-        r"Node\.meta (\w+) has invalid val field|c10d\.(\w+_\b|Work)|ProcessGroup",
+        UNMAPPED,
         "a collective has no functional form",
-        "use the same collective of torch.distributed._functional_collectives",
+        INSTEAD,
     ),
     (
         r"\.numpy\(\)|\.data_ptr|Cannot access data pointer",
@@ -59,6 +87,8 @@ def capture_error(error: Exception) -> CommPlanError:
     if isinstance(error, CommPlanError):
         return error
     text = f"{type(error).__name__}: {error}"
+    if (unmapped := _unmapped(error, text)) is not None:
+        return unmapped
     what, remedy = next(
         ((what, remedy) for pattern, what, remedy in KNOWN if re.search(pattern, text)),
         (
@@ -68,6 +98,39 @@ def capture_error(error: Exception) -> CommPlanError:
     )
     found = next(line for line in text.splitlines() if line.strip())
     return CaptureError(what, where=model_line(error), found=found, remedy=remedy)
+
+
+def _unmapped(error: Exception, text: str) -> CaptureError | None:
+    """The error for a collective that cannot be in a functional graph, if that is what it is.
+
+    Export fails over it where the model calls it, or later, with a graph that has it.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name in OBJECTS_AND_HANDLES and _is_of_c10d(frame.f_code.co_filename):
+            return _without_form(frame.f_code.co_name, model_line(error))
+        for held in frame.f_locals.values() if re.search(UNMAPPED, text) else ():
+            graph = held.graph if isinstance(held, fx.GraphModule | ExportedProgram) else held
+            for node in graph.nodes if isinstance(graph, fx.Graph) else ():
+                name = str(getattr(getattr(node.target, "_schema", None), "name", ""))
+                if name.startswith("c10d::"):
+                    return _without_form(name.removeprefix("c10d::"), source_line(node))
+    return None
+
+
+def _without_form(name: str, where: str) -> CaptureError:
+    form = FORMS.get(name.removesuffix("_"))
+    return CaptureError(
+        "a collective has no functional form" if form is None else "a collective is not functional",
+        where=where,
+        found=name.removesuffix("_"),
+        remedy=INSTEAD
+        if form is None
+        else f"use {form} of torch.distributed._functional_collectives",
+    )
+
+
+def _is_of_c10d(filename: str) -> bool:
+    return filename == distributed_c10d.__file__
 
 
 def model_line(error: BaseException) -> str:

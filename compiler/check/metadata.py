@@ -68,6 +68,13 @@ class _Typed:
 
 
 @dataclass(frozen=True)
+class _Symbolic:
+    """A symbolic number or truth value by its expression: to compare the value itself guards."""
+
+    expression: sympy.Basic
+
+
+@dataclass(frozen=True)
 class _Failed:
     """A call that its op refuses."""
 
@@ -215,6 +222,8 @@ def _plain(held: Any) -> Any:
         return tuple((name, _plain(x)) for name, x in held.items())
     if isinstance(held, list | tuple):
         return tuple(map(_plain, held))
+    if isinstance(held, torch.SymFloat | torch.SymBool):
+        return _Symbolic(held.node.expr)
     return HOST if isinstance(held, torch.device) else size_key(held)
 
 
@@ -230,7 +239,7 @@ def _sized(held: Any, sizes: Sizes) -> Any:
         if not number.is_Integer:
             raise _UnknownError  # read out of data
         return int(number)
-    if isinstance(held, slice | torch.SymFloat | torch.SymBool | torch.Generator | fx.Node):
+    if isinstance(held, slice | _Symbolic | torch.Generator | fx.Node):
         raise _UnknownError
     return held
 

@@ -1,10 +1,12 @@
-"""Without the logs of PyTorch about exceptions that become errors of ours."""
+"""Without what PyTorch logs and prints about exceptions that become errors of ours."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+import torch.export._trace
 
 FAKE_TENSORS, PROGRAMS = "torch._subclasses.fake_tensor", "torch.export"
 """Loggers that print the traceback of what is raised anyway."""
@@ -18,3 +20,14 @@ def unlogged(*names: str) -> Iterator[None]:
             stack.callback(setattr, log, "disabled", log.disabled)
             log.disabled = True
         yield
+
+
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Within it, export does not print the graph that it had when it failed; models may print."""
+    names = vars(torch.export._trace)
+    names["print"] = lambda *_, **__: None  # its own, in the place of the builtin
+    try:
+        yield
+    finally:
+        del names["print"]

@@ -105,11 +105,13 @@ def optimize_graph(
     Raises:
         GraphError, MeshError, PlacementError: the arguments are not well-formed.
         MachineError: no such machine, or one that does not know a collective of the graph.
-        CommPlanError: no such policy or way to launch, or tokens that are no count.
+        CommPlanError: no such policy or way to launch, tokens or a bisect_limit that are no
+            count, or observers that cannot be called.
         VerificationError: the result could not be shown equivalent; nothing is returned.
     """
     check_policy(policy)
     check_tokens(tokens)
+    check_pipeline(observers, bisect_limit)
     known_machine, how = machine_of(machine), launch_of(launch)
     source = spmd_graph(gm, mesh, inputs)
     well_formed(source.graph)
@@ -137,12 +139,32 @@ def check_policy(policy: str) -> None:
 
 def check_tokens(tokens: object) -> None:
     """Raise CommPlanError unless ``tokens`` is a count or None."""
-    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
+    if tokens is not None and not _is_count(tokens, least=1):
         raise CommPlanError(
             "tokens= is no count of tokens",
             found=repr(tokens),
             remedy="an integer of >= 1, or None",
         )
+
+
+def check_pipeline(observers: object, bisect_limit: object) -> None:
+    """Raise CommPlanError unless passes can be told to these, and so many can be run."""
+    if not isinstance(observers, Sequence) or not all(map(callable, observers)):
+        raise CommPlanError(
+            "observers= is no sequence of functions",
+            found=repr(observers),
+            remedy="functions of one PassRecord, as in observers=[print]",
+        )
+    if bisect_limit is not None and not _is_count(bisect_limit, least=0):
+        raise CommPlanError(
+            "bisect_limit= is no number of passes",
+            found=repr(bisect_limit),
+            remedy="an integer of >= 0, or None",
+        )
+
+
+def _is_count(given: object, *, least: int) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and given >= least
 
 
 def optimize_spmd(

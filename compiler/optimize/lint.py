@@ -10,7 +10,9 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.analysis.lint import Finding, findings
-from compiler.capture import capture
+from compiler.analysis.lint.one_rank import as_far_as_sure, unsure_calls
+from compiler.capture import Capture, capture
+from compiler.capture.capture import NOT_COMPARED
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh, check_mesh
@@ -43,7 +45,8 @@ def lint(
             Arguments left out are Replicate, a GraphModule's parameters Varying.
         example_inputs: arguments of a model that is no graph yet, as for ``optimize_allreduce``.
         group: process group of all ranks that call this; default: all ranks of the job, if there
-            is one. They are asked only where ``model_or_graph`` has to be captured.
+            is one. They are asked only where ``model_or_graph`` has to be captured. Where there
+            are none to ask, what may be computed from the rank counts as unknown.
 
     Returns:
         Findings in program order, empty if there are none.
@@ -76,7 +79,22 @@ def lint(
         )
     except DivergenceError as error:
         return [divergence(error)]
+    if NOT_COMPARED in captured.remarks and not isinstance(model_or_graph, fx.GraphModule):
+        return list(_of_one_rank(captured, model_or_graph, inputs or {}))
     return list(findings(captured.graph, captured.mutations))
+
+
+def _of_one_rank(
+    captured: Capture, model: nn.Module | ExportedProgram, inputs: Inputs
+) -> Sequence[Finding]:
+    """Findings that hold whatever the model's code computes from the ranks of others."""
+    kept = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
+    undeclared = {n: key for n, key in captured.state.items() if not {n, key} & set(inputs)}
+    computed = {n for n, key in undeclared.items() if key not in kept}
+    computed |= set(captured.constants) - set(inputs)
+    unsure = unsure_calls(captured.graph)
+    graph = as_far_as_sure(captured.graph, unsure, computed, set(undeclared))
+    return findings(graph, captured.mutations, unsure)
 
 
 def divergence(error: DivergenceError) -> Finding:

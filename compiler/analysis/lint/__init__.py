@@ -9,7 +9,9 @@ A value that varies in an unknown way is never reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+
+from torch import fx
 
 from compiler.analysis.lint.finding import RULES, Finding, Severity
 from compiler.analysis.lint.known import Known
@@ -20,14 +22,17 @@ from compiler.analysis.lint.sweep import sweep
 from compiler.ir.graph import SpmdGraph
 
 
-def findings(graph: SpmdGraph, written: Mapping[int, str] | None = None) -> tuple[Finding, ...]:
+def findings(
+    graph: SpmdGraph, written: Mapping[int, str] | None = None, unsure: Set[fx.Node] = frozenset()
+) -> tuple[Finding, ...]:
     """The mistakes in ``graph``, in program order.
 
     Args:
         graph: the graph; its inputs' placements are taken as they are.
         written: output -> input that it is written back to.
+        unsure: calls that may have other numbers on other ranks; ``graph`` has no rule for them.
     """
-    known = Known(graph)
+    known = Known(graph, unsure)
     found = [
         *sweep(known),
         *counted_terms(known),

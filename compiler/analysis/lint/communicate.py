@@ -90,7 +90,8 @@ def _reduced(
             )
             known.states[node] |= dict.fromkeys(owed, WHOLE)
     if what.op == "avg" and any(held[a] == Partial("sum") for a in axes):
-        if not known.is_rescaled(what.operand):
+        ranks = known.ranks(axes)
+        if not (known.is_rescaled(what.operand) or known.is_scaled_later(node, ranks)):
             yield _of_kind(known, node, what, "sum", axes)
     else:
         kinds = [p.op for a in axes if isinstance(p := held[a], Partial)]
@@ -132,7 +133,12 @@ def _intended(known: Known, node: fx.Node, what: Collective, ranks: int) -> bool
     """Whether equal operands are added on purpose: ranks are counted, or 1 / ranks is applied."""
     readers = [reader for wait in node.users for reader in wait.users]
     divided = bool(readers) and all(known.is_scaled(reader, ranks) for reader in readers)
-    return what.operand in known.constants or divided or known.is_scaled(what.operand, ranks)
+    return (
+        what.operand in known.constants
+        or divided
+        or known.is_scaled_later(node, 1 / ranks)
+        or known.is_scaled(what.operand, ranks)
+    )
 
 
 def _sums_shards(

@@ -54,7 +54,7 @@ def gathered(
             f"transpose {name} first, or split what is gathered into {known.ranks(axes)} blocks "
             f"and join them along dimension {cut[0]}",
         )
-    elif cut[0] == 0 and (used := _used_blocks(node, known.ranks(axes))) is not None:
+    elif cut[0] == 0 and (used := _used_blocks(known, node, known.ranks(axes))) is not None:
         yield known.finding(
             "unused-chunks",
             node,
@@ -139,7 +139,7 @@ def _moves(rule: Meaning) -> bool:
     return len(terms) == 1 and len(terms[0].operands) == 1 and terms[0].map is not BROADCAST
 
 
-def _used_blocks(node: fx.Node, count: int) -> tuple[int, ...] | None:
+def _used_blocks(known: Known, node: fx.Node, count: int) -> tuple[int, ...] | None:
     """Which of ``count`` blocks are read; None where all are, or may be."""
     found: set[int] = set()
     rows, *rest = concrete_shape(node)
@@ -147,9 +147,11 @@ def _used_blocks(node: fx.Node, count: int) -> tuple[int, ...] | None:
         shape = concrete_shape(reader) if access.is_tensor(reader) else ()
         if shape == (count, rows // count, *rest):
             readers = list(reader.users)
-            if any(x.target is not aten.select.int for x in readers):
+            if any(x.target is not aten.select.int or x in known.unsure for x in readers):
                 return None
             found |= {int(access.arguments(x)["index"]) % count for x in readers}
+        elif reader in known.unsure:
+            return None
         elif (used := _picked(reader, node, count)) is not None:
             found |= used
         else:

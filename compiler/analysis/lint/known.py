@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -29,12 +29,14 @@ class Known:
 
     Attributes:
         graph: the graph.
+        unsure: calls whose numbers are one rank's, and may be others on other ranks.
         states: per value and axis, what the ranks hold, as ``sweep`` finds out. A value that
             would be whole had the author reduced it counts as whole from its finding on.
         reported: values whose missing reduction has been reported, with the axis.
     """
 
     graph: SpmdGraph
+    unsure: Set[fx.Node] = frozenset()
     states: dict[fx.Node, dict[str, Placement]] = field(default_factory=dict)
     reported: set[tuple[fx.Node, str]] = field(default_factory=set)
 
@@ -139,6 +141,23 @@ class Known:
             for _, term, past in self.linear_past(node)
         )
 
+    def is_scaled_later(self, node: fx.Node, factor: float, past: float = 1.0) -> bool:
+        """Whether all that reads ``node`` is multiplied by ``factor``, or may be."""
+        return bool(node.users) and all(
+            self._is_scaled_by(reader, factor, past) for reader in node.users
+        )
+
+    def _is_scaled_by(self, node: fx.Node, factor: float, past: float) -> bool:
+        if node in self.unsure:
+            return True
+        if node.target is WAIT:
+            return self.is_scaled_later(node, factor, past)
+        rule = self.meanings.get(node)
+        if rule is None or rule.terms is None or [len(t.reads) for t in rule.terms] != [1]:
+            return False
+        past *= scale(rule.terms[0])
+        return is_share(past, 1 / factor) or self.is_scaled_later(node, factor, past)
+
     def is_rescaled(self, node: fx.Node) -> bool:
         """Whether any factor that could be 1 / count was applied on the way to ``node``."""
         for step, term, _ in self.linear_past(node):
@@ -237,7 +256,7 @@ def scale(term: Term) -> float:
     return 1.0 if is_mean else float(term.coefficient)
 
 
-def is_share(factor: float, count: int) -> bool:
+def is_share(factor: float, count: float) -> bool:
     """Whether ``count`` times the factor is one but for its sign and a literal's rounding."""
     return abs(abs(factor) * count - 1) < 1e-6
 

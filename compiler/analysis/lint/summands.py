@@ -88,27 +88,28 @@ class Sum:
         over = listed(self.axes) if self.axes is not None else f"group {self.what.group!r}"
         first = next((read[i] for i in term.operands), None)
         name = "a constant" if first is None else known.name(first)
-        again = first is not None and self.is_reduced(first)
+        again = None if first is None else self.reduced_by(first)
         return known.finding(
             "replicated-term",
             node,
             f"{known.op(node)} adds {name}, which is "
-            + ("the sum over all ranks already" if again else "the same on every rank")
+            + (f"the {again} over all ranks already" if again else "the same on every rank")
             + f", to what {known.name(self.node)} = {self.what.kind} over {over} adds up: "
             f"it counts {extra} times",
             f"add {name} after {known.name(self.node)}, on one rank only, or scaled by 1/{extra}"
-            + ("; or leave out its own reduction" if again else ""),
+            + ("; or leave out its own reduction" if again == "sum" else ""),
         )
 
-    def is_reduced(self, node: fx.Node) -> bool:
-        """Whether ``node`` is linear in the result of a reduction over the same ranks."""
+    def reduced_by(self, node: fx.Node) -> str | None:
+        """The kind of reduction over the same ranks in whose result ``node`` is linear."""
         steps = [node, *(access.operands(s)[i] for s, t, _ in self.known.linear_past(node)
                          for i in t.operands)]  # fmt: skip
         for step in steps:
             started = self.known.collective(access.operands(step)[0]) if _is_wait(step) else None
-            if started is not None and started.kind in REDUCING:
-                return self.known.graph.mesh.group(started.group) == self.groups
-        return False
+            if started is None or started.kind not in REDUCING:
+                continue
+            return started.op if self.known.graph.mesh.group(started.group) == self.groups else None
+        return None
 
 
 def _is_wait(node: fx.Node) -> bool:

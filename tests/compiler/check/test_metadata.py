@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compiler.check import Verdict, check, metadata
 from compiler.errors import GraphError
@@ -208,6 +209,19 @@ def test_several_results_and_arithmetic_with_sizes() -> None:
     node_of(target, operator.getitem).args = (node_of(target, aten.topk.default), 0)
     with pytest.raises(GraphError, match=r"stated: int64\[4, 2\]; given by .*: float64\[4, 2\]"):
         metadata.check_metadata(graph, target)
+
+
+def test_truth_values_of_sizes_read_out_of_data_are_not_compared() -> None:
+    """A loop over experts, ``torch.where`` in each, asserts one such value per expert."""
+    build, sizes = Builder(Mesh({"tp": 4})), ShapeEnv()
+    x = build.input("x", 4, 4)
+    for _ in range(2):
+        rows = build.graph.call_function(unknown, (x,))
+        rows.meta["val"] = sizes.create_unbacked_symint()
+        known = build.graph.call_function(operator.ge, (rows, 0))
+        known.meta["val"] = rows.meta["val"] >= 0
+    graph = build.finish(x)
+    metadata.check_metadata(graph, graph.own_copy())
 
 
 def test_equal_numbers_of_other_types_are_other_statements() -> None:

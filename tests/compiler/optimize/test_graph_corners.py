@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
+from compiler import optimize_allreduce
+from compiler.capture.sampled import fake_process_group
 from compiler.check import Verdict
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence, optimize_graph
@@ -95,3 +97,36 @@ def test_sparse_layers_of_square_weights_for_any_number_of_tokens(tokens: int) -
     assert shared is (tokens > 1)
     said = [r.reason for r in result.remarks if r.reason.startswith("rows are not shared")]
     assert len(said) == (tokens == 1)
+
+
+class Experts(torch.nn.Module):
+    """The loop of Hugging Face: each expert takes the rows that are routed to it."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = torch.nn.Linear(8, experts, bias=False)
+        self.up = torch.nn.Parameter(torch.ones(experts, 4, 8))
+        self.down = torch.nn.Parameter(torch.ones(experts, 8, 4))
+        self.shared = torch.nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        routed = torch.zeros_like(x)
+        for expert in range(self.experts):
+            row, column = torch.where(chosen == expert)
+            y = torch.relu(x[row] @ self.up[expert].t()) @ self.down[expert].t()
+            routed.index_add_(0, row, y * weights[row, column, None])
+        dist.all_reduce(routed)
+        shared = self.shared(x)
+        dist.all_reduce(shared)
+        return x + routed + shared
+
+
+@pytest.mark.parametrize("experts", [2, 8])
+def test_a_loop_over_experts_of_rows_known_by_data(experts: int) -> None:
+    with fake_process_group(0, 2):
+        result = optimize_allreduce(Experts(experts), (torch.randn(5, 8),))
+    (text, *_) = str(result.report).splitlines()
+    assert "2 all_reduces before, 1 after" in text
+    assert text.endswith("verdict EQUIVALENT")

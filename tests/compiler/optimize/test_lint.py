@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -115,3 +117,79 @@ def differing(group: dist.ProcessGroup) -> list[str]:
 
 def test_real_ranks_that_differ_all_say_so(gloo_pool) -> None:  # type: ignore[no-untyped-def]
     assert gloo_pool(2).run(differing) == [["rank-dependent-program"]] * 2
+
+
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(HIDDEN))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def total(x: torch.Tensor, op: str = "sum") -> torch.Tensor:
+    return funcol.all_reduce(x, op, dist.group.WORLD)
+
+
+class OneRank(nn.Module):
+    """Column- and row-parallel weights, and what a rank computes from its number."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part, self.rank, self.ranks = part, dist.get_rank(), dist.get_world_size()
+        self.norm = Norm()
+        self.up = nn.Parameter(torch.ones(SHARD, HIDDEN))
+        self.down = nn.Parameter(torch.ones(HIDDEN, SHARD))
+        self.gain = nn.Parameter(torch.ones(SHARD))
+        self.register_buffer("own", torch.full((SHARD,), float(self.rank)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.part in CODE:
+            return CODE[self.part](self, x)
+        return WEIGHTS[self.part](self, x, torch.relu(self.norm(x) @ self.up.t()) @ self.down.t())
+
+    def own_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(self.ranks, x.shape[0] // self.ranks, HIDDEN)[self.rank]
+
+
+CODE: dict[str, Callable[[OneRank, torch.Tensor], torch.Tensor]] = {
+    "rows": lambda m, x: total(x[m.rank * 3 : m.rank * 3 + 3]),
+    "columns times a parameter": lambda m, x: total(m.gain * x.narrow(1, m.rank * SHARD, SHARD)),
+    "a chunk": lambda m, x: total(x.chunk(m.ranks, -1)[m.rank]),
+    "an offset": lambda m, x: total((x - m.rank * SHARD).relu()),
+    "a weight": lambda m, x: total(x * float(m.rank + 1)),
+    "a buffer": lambda m, x: total(m.own + x[:, :SHARD]),
+}
+WEIGHTS: dict[str, Callable[[OneRank, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "own rows": lambda m, x, y: (
+        m.own_rows(x) + funcol.reduce_scatter_tensor(y, "sum", 0, dist.group.WORLD)
+    ),
+    "own rows of all": lambda m, x, y: m.own_rows(
+        funcol.all_gather_tensor(y[:3], 0, dist.group.WORLD)
+    ),
+    "an average": lambda m, x, y: total(y, "avg") * m.ranks,
+    "a division": lambda m, x, y: total(total(y)) / m.ranks,
+    "twice": lambda m, x, y: total(total(y)),
+    "residual": lambda m, x, y: total(y + x),
+    "maximum": lambda m, x, y: total(y + total(x.mean(0), "max")),
+    "never": lambda m, x, y: m.norm(y + x),
+}
+SURE = {
+    "twice": "double-reduction",
+    "residual": "replicated-term",
+    "maximum": "replicated-term",
+    "never": "missing-reduction",
+}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("part", [*CODE, *WEIGHTS])
+def test_of_a_model_on_one_rank_only_what_is_sure_is_found(part: str, rank: int) -> None:
+    weights = {"up": Shard(0), "down": Shard(1)} if part in WEIGHTS else None
+    with fake_process_group(rank, 2):
+        found = lint(OneRank(part), example_inputs=(X,), inputs=weights)
+    assert [one.rule for one in found] == ([SURE[part]] if part in SURE else [])
+    if part == "maximum":
+        assert "which is the max over all ranks already" in found[0].problem
+        assert "leave out" not in found[0].remedy

@@ -28,6 +28,19 @@ PATTERNS = {
         "%2: f64[4] = aten.div.Tensor(%1, 4)", "%3: f64[4] = aten.add.Tensor(%0, %2)",
         f"%4: f64[4] = comm.all_reduce(%3) {SUM}", "return %4",
     ),
+    "an average that is multiplied by n is the sum": (
+        '%0 "x": f64[4, 6] {tp: S(1)}, %1 "w": f64[6, 8] {tp: S(0)}',
+        "%2: f64[4, 8] = aten.mm(%0, %1)",
+        "%3: f64[4, 8] = comm.all_reduce(%2) {axis = tp, op = avg}",
+        "%4: f64[32] = aten.view(%3, [32])", "%5: f64[32] = aten.mul.Tensor(%4, 4)",
+        "return %5",
+    ),
+    "a second sum that is divided by n later": (
+        '%0 "x": f64[4] {tp: V}',
+        f"%1: f64[4] = comm.all_reduce(%0) {SUM}", f"%2: f64[4] = comm.all_reduce(%1) {SUM}",
+        "%3: f64[2, 2] = aten.view(%2, [2, 2])", "%4: f64[2, 2] = aten.div.Tensor(%3, 4)",
+        "return %4",
+    ),
     "a whole term scaled by 1 / n in two steps, of a sum nobody takes here": (
         '%0 "x": f64[4] {tp: V}, %1 "b": f64[4]',
         "%2: f64[4] = aten.mul.Tensor(%1, 0.5)", "%3: f64[4] = aten.neg(%2)",
