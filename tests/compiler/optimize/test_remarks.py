@@ -47,3 +47,20 @@ def test_roundings_name_what_is_added_not_the_rows_it_is_padded_with() -> None:
     assert result.report is not None
     (rounding,) = result.report.roundings
     assert "reduce_scatter over tp takes aten.add.Tensor of 2 operands: additions" in rounding
+
+
+def test_all_reduces_of_one_value_are_done_once() -> None:
+    graph = function(
+        '%0 "x": f64[4, 8] {tp: V}',
+        "%1: f64[4, 8] = aten.silu(%0)",
+        f"%2: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+        f"%3: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+        "%4: f64[4, 8] = aten.add.Tensor(%2, %3)",
+        "return %4",
+    )
+    result = optimized(graph)
+    assert (result.verdict, result.after.all_reduces) == (Verdict.EQUIVALENT, 1)
+    assert [str(r) for r in result.remarks] == [
+        "passed: %v2: all_reduce done once for all that need %v1 reduced",
+        "passed: %v3: all_reduce done once for all that need %v1 reduced",
+    ]
