@@ -149,6 +149,8 @@ class _Rewriter:
             return made
         made = insert_all_reduce(self.target, operand, kind, group)
         made.meta = dict(node.meta)
+        if self.found[node].reduces:
+            made._rename(node.name)  # what later passes do to it, they say by this name
         return made
 
     def _other(self, node: fx.Node) -> None:

@@ -9,11 +9,13 @@ After     %3: f32[4, 8] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
           %5: f32[4, 8] {tp: R} = aten.add.Tensor(%3, %4)
           %6: f32[4, 8] {tp: R} = aten.add.Tensor(%5, %2)
 
-Law       addition is associative and commutative: (r + a) + b = (a + b) + r.
+Law       addition is associative and commutative: (r + a) + b = (a + b) + r; scaling
+          distributes over it: r - c a - c b = r - c (a + b).
 Exact     over the reals; in floating point the order of additions changes.
 Requires  a tree of additions that are not linear in a reduction themselves, with two or more leaves
           that are linear in the same one, and each of which has a collective to itself that
-          reduces no less than the tree holds, and could not either.
+          reduces no fewer elements than the tree holds, and could not either; nor may all of these
+          together be of fewer bytes, as those of narrower types can.
 Ensures   as many additions as before, of the same layout. No plan of reductions is lost: every
           value linear in one is still there, and the sum of leaves, computed reduced, demands of
           them what the removed additions did. So neither bytes nor number of collectives rise in
@@ -26,17 +28,19 @@ Saves     nothing by itself: what meets now can be merged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any, ClassVar
+from fractions import Fraction
+from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import fx
 
-from compiler.analysis.addition_trees import Tree, like, may_have_trees, trees
+from compiler.analysis.addition_trees import Term, Tree, is_exact, like, may_have_trees, trees
 from compiler.analysis.carriers import Carrier, carriers
-from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reads_shape, reductions
+from compiler.analysis.least_reduced import least_reduced
+from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reductions
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
@@ -69,14 +73,17 @@ class RegroupSums:
         remarks: list[Remark] = []
         for tree in trees(graph, {node for every in found.values() for node in every}):
             for reduction, leaves in by_reduction(tree, found):
-                why = {x: refusal(x, tree.root, found[reduction]) for x in leaves}
-                remarks += [_missed(x, reason) for x, reason in why.items() if reason]
-                if len(group := [x for x in leaves if not why[x]]) > 1:
+                why = refusals(tree, leaves, found[reduction])
+                remarks += [_missed(x, reason) for x, reason in why.items()]
+                if len(group := [x for x in leaves if x not in why]) > 1:
                     groups.setdefault(tree, []).append(group)
                     remarks.append(_passed(tree, group, reduction))
         if not groups:
             return PassResult(graph, tuple(remarks), changed=False)
-        return PassResult(regrouped(graph, groups), tuple(remarks), changed=True)
+        # Factors that could not be multiplied may be gone: what is missed, the last look tells.
+        last = self.apply(regrouped(graph, groups))
+        passed = [remark for remark in remarks if remark.kind is RemarkKind.PASSED]
+        return PassResult(last.graph, (*passed, *last.remarks), changed=True)
 
 
 def by_reduction(
@@ -84,45 +91,47 @@ def by_reduction(
 ) -> Iterator[tuple[Reduction, list[fx.Node]]]:
     """Reductions that distribute over additions, with the leaves linear in each: two or more."""
     for reduction, every in reversed(found.items()):
-        leaves = [x for x in tree.leaves if x in every and not every[x].addend]
+        leaves = [x for x, _ in tree.terms if x in every and not every[x].addend]
         if len(leaves) > 1 and reduction.kind in LINEAR_KINDS:
             yield reduction, leaves
 
 
-def refusal(leaf: fx.Node, root: fx.Node, found: Found) -> str | None:
-    """Why adding ``leaf`` to others of its reduction would save none; None if it may."""
-    if not like(leaf, root):
-        return f"it is not laid out as %{root.name}"
-    own = list(own_reductions(leaf, found))
-    if not own:
-        return f"not only %{root.name} needs its reduction"
-    if all(least_bytes(x, found) < access.payload_bytes(root) for x in own):
-        return f"its reduction is, or may be, of less than %{root.name} holds"
-    return None
-
-
-def own_reductions(leaf: fx.Node, found: Found) -> Iterator[fx.Node]:
-    """Results of reductions that are read for ``leaf`` alone."""
-    queue = [leaf]
-    while queue:
-        at = queue.pop()
-        if sum(not reads_shape(user) for user in at.users) > 1:
-            continue
-        if found[at].reduces:
-            yield at
+def refusals(tree: Tree, leaves: Sequence[fx.Node], found: Found) -> dict[fx.Node, str]:
+    """Why adding a leaf to others of its reduction would save none; those that may be left out."""
+    root, why, saved = tree.root, dict[fx.Node, str](), dict[fx.Node, Fraction]()
+    for leaf in dict.fromkeys(leaves):
+        if not like(leaf, root):
+            why[leaf] = f"it is not laid out as %{root.name}"
+        elif not (least := least_reduced(leaf, found, elements)):
+            why[leaf] = f"not only %{root.name} needs its reduction"
+        elif least < elements(root):
+            why[leaf] = f"its reduction is, or may be, of fewer elements than %{root.name} has"
         else:
-            queue += found[at].operands
+            saved[leaf] = least_reduced(leaf, found, access.payload_bytes)
+    if not saved:
+        return why
+    terms = [(x, c) for x, c in tree.terms if x in saved]
+    first, scale = lead(terms, root)
+    for leaf, coefficient in terms:
+        ratio, whole = coefficient / scale, not access.dtype(leaf).is_floating_point
+        if not is_exact(ratio) or (whole and ratio.denominator > 1):
+            why[leaf] = f"no number is the ratio of its factor to that of %{first.name}"
+            del saved[leaf]
+    taken, most = ceil(sum(saved.values(), Fraction(0))), access.payload_bytes(root)
+    if len(saved) > 1 and taken < most:
+        said = f"all of them reduce, or may, {taken} bytes, one reduction of %{root.name} {most}"
+        why |= dict.fromkeys(saved, said)
+    return why
 
 
-def least_bytes(result: fx.Node, found: Found) -> int:
-    """Payload of a reduction, or of what it may be of instead: all that its addend is linear in."""
-    seen: dict[fx.Node, int] = {}
-    queue = [result]
-    while queue:
-        if (at := queue.pop()) not in seen and access.is_tensor(at):
-            seen[at] = access.payload_bytes(at)
-            queue += found[at].operands
-    return min(seen.values())
+def elements(node: fx.Node) -> int:
+    """How many a tensor has."""
+    return access.payload_bytes(node) // access.dtype(node).itemsize
+
+
+def lead(terms: Sequence[Term], root: fx.Node) -> Term:
+    """What a sum of them starts with: laid out as the root, the author's sign and scale if any."""
+    return min((t for t in terms if like(t[0], root)), key=lambda t: t[1] != 1)
 
 
 def _missed(leaf: fx.Node, why: str) -> Remark:
@@ -154,19 +163,37 @@ def _sum(
     target: fx.Graph, tree: Tree, groups: Sequence[Group], copies: Mapping[fx.Node, fx.Node]
 ) -> fx.Node:
     """The sum; each addition has the type, layer and source of one that it replaces."""
-    replaced = iter(tree.additions)
+    replaced, root = iter(tree.additions), tree.root
 
-    def added(left: Any, right: Any) -> fx.Node:
-        made = target.call_function(torch.ops.aten.add.Tensor, (left, right))
-        made.meta = dict(next(replaced).meta)
-        return made
+    def added(first: Term, terms: Iterable[Term]) -> Term:
+        total, scale = first
+        for value, coefficient in terms:
+            ratio = coefficient / scale
+            size = int(abs(ratio)) if ratio.denominator == 1 else float(abs(ratio))
+            op = torch.ops.aten.add.Tensor if ratio > 0 else torch.ops.aten.sub.Tensor
+            total = target.call_function(op, (total, value), {} if size == 1 else {"alpha": size})
+            total.meta = dict((before := next(replaced)).meta)
+            total._rename(before.name)  # what later passes do to it, they say by this name
+        return total, scale
 
-    first = {x for group in groups for x in group}
-    sums = [reduce(added, (copies[x] for x in group)) for group in groups]
+    def started(terms: Sequence[Term]) -> Term:
+        first = lead(terms, root)
+        at = terms.index(first)
+        held = [(copies.get(x, x), c) for x, c in (first, *terms[:at], *terms[at + 1 :])]
+        return added(held[0], held[1:])
+
+    grouped = {x for group in groups for x in group}
+    sums = [started([(x, c) for x, c in tree.terms if x in group]) for group in groups]
+    rest = [(x, c) for x, c in tree.terms if x not in grouped]
     # The rest apart, started by what has the type of the sum: fused kernels add one value.
-    rest = sorted((x for x in tree.leaves if x not in first), key=lambda x: not like(x, tree.root))
-    others = [copies.get(x, x) for x in rest]
-    if rest and like(rest[0], tree.root):
-        others = [reduce(added, others)]
-    total: fx.Node = reduce(added, (*sums, *others))
+    rest.sort(key=lambda term: not like(term[0], root))
+    if rest and like(rest[0][0], root) and lead(rest, root)[1] == 1:
+        others = [started(rest)]
+    else:
+        others = [(copies.get(x, x), c) for x, c in rest]
+    terms = [*sums, *others]
+    # What starts the sum as it is comes first, laid out as the sum if any such is.
+    at = min(range(len(terms)), key=lambda i: (terms[i][1] != 1, not like(terms[i][0], root)))
+    total, _ = added(terms[at], terms[:at] + terms[at + 1 :])
+    assert isinstance(total, fx.Node), "a tree adds something"
     return total

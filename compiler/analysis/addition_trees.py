@@ -1,21 +1,25 @@
 """Addition trees: what is added up, in however many steps.
 
-A tree is additions of two values, or of a value and a number, whose results are laid out alike;
-all but the last, its root, are read by the next one alone. Its leaves are what they add otherwise.
-By associativity and commutativity the root is the sum of the leaves, in any order and grouping.
-Where one leaf is laid out as the root, partial sums that start with it are too, so that a leaf
-that broadcasts may come in anywhere after it.
+A tree is additions of two values, or of a value and a number, and differences of such, whose
+results are laid out alike; all but the last, its root, are read by the next one alone. Its leaves
+are what they add otherwise, each with a coefficient: the product of signs and alphas on its way.
+By associativity and commutativity the root is the sum of coefficient * leaf, in any order and
+grouping. Where one leaf is laid out as the root, partial sums that start with it are too, so that
+a leaf that broadcasts may come in anywhere after it.
 
 Direction  backward, one look at each value.
 Result     ``Tree`` per root; the graph is not touched.
-Refuses    additions that cast, of booleans, of a value to itself, scaled (alpha), or neither of
-           whose operands is laid out as the result.
+Refuses    additions that cast, of booleans, of a value to itself, with an alpha that is no number
+           or zero, or neither of whose operands is laid out as the result; coefficients that no
+           number of the program can be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -26,7 +30,11 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules.meaning import layout_key
 
 aten = torch.ops.aten
-ADD = (aten.add.Tensor, aten.add.Scalar)
+DIFFERENCES = (aten.sub.Tensor, aten.sub.Scalar)
+ADDITIONS = (aten.add.Tensor, aten.add.Scalar, *DIFFERENCES)
+
+Term = tuple[Any, Fraction]
+"""A value or a number, and its coefficient."""
 
 
 @dataclass(frozen=True)
@@ -41,47 +49,67 @@ class Tree:
         return self.additions[-1]
 
     @property
-    def leaves(self) -> Iterator[Any]:
-        """Values and numbers that are added up, in the author's order."""
-        additions, queue = set(self.additions), [self.root]
+    def terms(self) -> Iterator[Term]:
+        """What is added up, in the author's order; the first has coefficient 1."""
+        additions, queue = set(self.additions), [(self.root, Fraction(1))]
         while queue:
-            at = queue.pop()
+            at, coefficient = queue.pop()
             if at in additions:
-                queue += reversed(operands(at))
+                left, right = operands(at)
+                queue += [(right, coefficient * factor(at)), (left, coefficient)]
             else:
-                yield at
+                yield at, coefficient
 
 
 def may_have_trees(graph: SpmdGraph) -> bool:
     """Whether any addition reads another: without that there is no tree."""
-    return any(n.target in ADD and any(u.target in ADD for u in n.users) for n in graph.graph.nodes)
+    return any(
+        n.target in ADDITIONS and any(u.target in ADDITIONS for u in n.users)
+        for n in graph.graph.nodes
+    )
 
 
 def trees(graph: SpmdGraph, apart: Set[fx.Node] = frozenset()) -> tuple[Tree, ...]:
     """Trees of two additions or more; ``apart`` are values that stay as they are."""
     root_of: dict[fx.Node, fx.Node] = {}
+    coefficients: dict[fx.Node, Fraction] = {}
     for node in reversed(graph.graph.nodes):
         if node in apart or not is_addition(graph, node):
             continue
+        root, coefficient = node, Fraction(1)
         reader = next(iter(node.users)) if len(node.users) == 1 else node
-        inner = reader in root_of and like(node, reader)
-        root_of[node] = root_of[reader] if inner else node
-    found: dict[fx.Node, list[fx.Node]] = {}
+        if reader in root_of and like(node, reader):
+            by = factor(reader) if operands(reader)[1] is node else 1
+            if is_exact(found := coefficients[reader] * by, found * factor(node)):
+                root, coefficient = root_of[reader], found
+        root_of[node], coefficients[node] = root, coefficient
+    held: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(root_of):
-        found.setdefault(root_of[node], []).append(node)
-    return tuple(Tree(tuple(held)) for held in found.values() if len(held) > 1)
+        held.setdefault(root_of[node], []).append(node)
+    return tuple(Tree(tuple(every)) for every in held.values() if len(every) > 1)
 
 
 def is_addition(graph: SpmdGraph, node: fx.Node) -> bool:
     """Whether ``node`` may be part of a tree."""
-    if node.target not in ADD or (rule := graph.meanings[node]) is None or rule.terms is None:
+    if node.target not in ADDITIONS:
+        return False
+    if (rule := graph.meanings[node]) is None or rule.terms is None:
         return False
     left, right = operands(node)
-    return (
-        access.arguments(node)["alpha"] == 1
-        and left is not right
-        and (like(left, node) or like(right, node))
-    )
+    alpha = access.arguments(node)["alpha"]
+    scaled = isinstance(alpha, int | float) and math.isfinite(alpha) and alpha != 0
+    return scaled and left is not right and (like(left, node) or like(right, node))
+
+
+def factor(addition: fx.Node) -> Fraction:
+    """What the second operand is multiplied by."""
+    alpha = Fraction(access.arguments(addition)["alpha"])
+    return -alpha if addition.target in DIFFERENCES else alpha
+
+
+def is_exact(*coefficients: Fraction) -> bool:
+    """Whether a program can state each of them as a number."""
+    return all(abs(c) < 1 << 53 and float(c) == c for c in coefficients)
 
 
 def operands(addition: fx.Node) -> tuple[Any, Any]:

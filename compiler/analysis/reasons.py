@@ -40,6 +40,8 @@ def remarks(labels: Labels) -> tuple[Remark, ...]:
 def _moved(node: fx.Node, labels: Labels) -> str:
     """Where the reduction with result ``node`` went, empty if it stays."""
     if node not in labels.unreduced:
+        if addend(node) in labels.unreduced:
+            return f"done once for all that need %{addend(node).name} reduced"
         return f"hoisted above {addend(node).target}"
     joint = labels.found[node].joint
     movers = [*(user for user in node.users if user in labels.unreduced), *joint]

@@ -29,6 +29,7 @@ from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, well_formed
+from compiler.ir.rows import PAD_ROWS
 from compiler.ir.rules.meaning import shape_key, size_key
 
 SIMULATION_BYTES = 256 << 20
@@ -265,11 +266,17 @@ def _roundings(
             continue
         if str(vectors(after[found.operand].data)) not in reduced:
             place = access.layer_path(found.operand) or f"%{node.name}"
+            takes = _computed(found.operand)
             yield (
                 f"{place}: {found.kind} over {found.group} takes "
-                f"{found.operand.target} of {len(access.operands(found.operand))} operands: "
+                f"{takes.target} of {len(access.operands(takes))} operands: "
                 "additions are reassociated"
             )
+
+
+def _computed(node: fx.Node) -> fx.Node:
+    """What ``node`` is but for rows that were added to share them evenly."""
+    return access.operands(node)[0] if node.target is PAD_ROWS else node
 
 
 def _divergence(

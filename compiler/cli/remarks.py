@@ -26,16 +26,11 @@ class Shown(StrEnum):
 COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.NOTE: "cyan"}
 
 
-def _by_kind(remarks: Sequence[Remark], shown: Shown) -> list[tuple[RemarkKind, str, list[str]]]:
-    """Kind, reason, and the layer of each remark with that reason."""
-    kinds = [k for k in COLOURS if shown in ("all", str(k)) or k is RemarkKind.NOTE]
-    return [
-        (kind, reason, layers)
-        for kind in kinds
-        for reason, layers in grouped(
-            (remark.layer, remark.reason) for remark in remarks if remark.kind is kind
-        ).items()
-    ]
+def _by_kind(remarks: Sequence[Remark], shown: Shown) -> Iterator[tuple[RemarkKind, list[Remark]]]:
+    """Kinds that are shown, and their remarks."""
+    for kind in COLOURS:
+        if shown in ("all", str(kind)) or kind is RemarkKind.NOTE:
+            yield kind, [remark for remark in remarks if remark.kind is kind]
 
 
 def assumptions(texts: Iterable[str]) -> Iterator[str]:
@@ -58,15 +53,20 @@ def remarks_table(remarks: Sequence[Remark], shown: Shown) -> Table | None:
     table.add_column("count", justify="right")
     table.add_column("reason")
     table.add_column("where")
-    for kind, reason, layers in _by_kind(remarks, shown):
-        where = Text(layers_text(layers).replace("}, ", "},\n"))
-        table.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), Text(reason), where)
+    for kind, held in _by_kind(remarks, shown):
+        for reason, layers in grouped((r.layer, r.reason) for r in held).items():
+            where = Text(layers_text(layers).replace("}, ", "},\n"))
+            table.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), Text(reason), where)
     return table if table.row_count else None
 
 
 def remarks_json(remarks: Sequence[Remark], shown: Shown) -> list[dict[str, Any]]:
-    """The same as JSON values."""
-    return [
-        {"kind": str(kind), "reason": reason, "count": len(layers), "layers": layers}
-        for kind, reason, layers in _by_kind(remarks, shown)
-    ]
+    """The same as JSON values, each reason as it was said."""
+    found = []
+    for kind, held in _by_kind(remarks, shown):
+        for reason in dict.fromkeys(r.reason for r in held):
+            layers = [r.layer for r in held if r.reason == reason]
+            found.append(
+                {"kind": str(kind), "reason": reason, "count": len(layers), "layers": layers}
+            )
+    return found

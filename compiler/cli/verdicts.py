@@ -37,10 +37,17 @@ def exit_code(verdict: Verdict) -> ExitCode:
 
 
 def grouped(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Layers by text, in order of first appearance; names of values do not tell texts apart."""
-    found: dict[str, list[str]] = {}
+    """Layers by text, in order of first appearance; names of values do not tell texts apart.
+
+    Of texts that names tell apart, the first stands for all.
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
     for layer, text in lines:
-        found.setdefault(re.sub(r" ?%\w+", "", text), []).append(layer)
+        alike.setdefault(re.sub(r"%\w+", "%", text), []).append((layer, text))
+    found: dict[str, list[str]] = {}
+    for held in alike.values():
+        (_, first), others = held[0], sum(text != held[0][1] for _, text in held)
+        found[first + (f"; {others} more like it" if others else "")] = [x for x, _ in held]
     return found
 
 

@@ -26,6 +26,7 @@ from compiler.optimize.planner import Planner
 from compiler.optimize.search import POLICIES, Search
 from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
 from compiler.plan.comm_plan import CommPlan
+from passes import PlaceReductions
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
 
@@ -220,7 +221,7 @@ def finished(
         report=report,
         remarks=(
             *_general_remarks(source, policy, verify=verify),
-            *written.pipeline.remarks,
+            *_still_true(written.pipeline.records),
             *(_unscattered(written.graph) if policy != "off" else ()),
             *_unsent(planner, decided, tokens),
         ),
@@ -255,6 +256,19 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
         else:
             owner.register_buffer(name, held)
     return made
+
+
+def _still_true(records: Sequence[PassRecord]) -> Iterator[Remark]:
+    """Remarks of all passes, but of those reductions kept that a later one moved or scattered."""
+    moved: list[set[tuple[str, str]]] = [set()]
+    for record in reversed(records):
+        passed = {(r.value, r.layer) for r in record.remarks if r.kind is RemarkKind.PASSED}
+        moved.append(moved[-1] | passed)
+    for record, later in zip(records, reversed(moved[:-1]), strict=True):
+        for remark in record.remarks:
+            kept = record.name == PlaceReductions.name and remark.kind is RemarkKind.MISSED
+            if not kept or (remark.value, remark.layer) not in later:
+                yield remark
 
 
 def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:

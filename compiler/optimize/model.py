@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
-from compiler.analysis.statistics import CountedCollective, Statistics
+from compiler.analysis.statistics import CountedCollective, Statistics, statistics
 from compiler.capture import CallForm, Capture, capture
 from compiler.check import Report, Verdict
 from compiler.cost import Machine, MachineError
@@ -56,6 +56,8 @@ class ModelReport:
         seconds: wall time per stage.
         ranged: the plans for all numbers of tokens, of which the above is the one for the call
             that was captured; None where there is but one.
+        tokens: what the call that was captured had, and payloads are counted at; None where no
+            one size counts them.
     """
 
     plan: CommPlan
@@ -67,6 +69,7 @@ class ModelReport:
     assumed: tuple[str, ...] = ()
     seconds: Mapping[str, float] | None = None
     ranged: Ranged | None = None
+    tokens: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -88,10 +91,11 @@ class ModelReport:
         return found
 
     def __str__(self) -> str:
+        at = "" if self.tokens is None else f" at {self.tokens} tokens"
         lines = [
             f"{self.before.all_reduces} all_reduces before, {self.after.all_reduces} after; "
-            f"payload {self.before.payload_bytes} bytes before, {self.after.payload_bytes} after; "
-            f"verdict {self.verdict}"
+            f"payload {self.before.payload_bytes} bytes before, {self.after.payload_bytes} after"
+            f"{at}; verdict {self.verdict}"
         ]
         for kind, (count, before, after) in self.by_layer_kind().items():
             if before or after:
@@ -292,6 +296,13 @@ def optimize_captured_ranges(
     tokens = planner.canonical.work.hints.get(ranged.symbol, 1) if ranged.symbol else 1
     result = ranged.results[ranged.table.plan(tokens)]
     report = _report(captured, metadata, result, planner.clock.seconds, notes)
+    if ranged.symbol is not None:  # results count at the first of their range
+        report = replace(
+            report,
+            before=statistics(captured.graph.graph, tokens),
+            after=statistics(result.spmd.graph, tokens),
+            tokens=tokens,
+        )
     return ranged, replace(report, ranged=ranged if ranged.totals else None)
 
 

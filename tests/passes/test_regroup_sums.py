@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from compiler.analysis.addition_trees import ADD
+from compiler.analysis.addition_trees import ADDITIONS
 from compiler.analysis.statistics import Statistics
 from compiler.check import Verdict, check
 from compiler.cost import Launch
@@ -50,6 +50,9 @@ LEAVES: dict[str, Callable[[Builder, fx.Node], fx.Node | float]] = {
         aten.repeat.default, b.all_reduce(b.call(aten.sum.dim_IntList, x, [0], True)), [4, 1]
     ),
     "row": lambda b, x: b.all_reduce(b.call(aten.sum.dim_IntList, x, [0])),
+    "with a bias": lambda b, x: b.all_reduce(
+        b.call(aten.add.Tensor, x, b.call(aten.sum.dim_IntList, x, [0]))
+    ),
     "partial": lambda b, x: x,
     "number": lambda b, x: 1.5,
 }  # fmt: skip
@@ -71,8 +74,9 @@ def random_tree(seed: int) -> SpmdGraph:
             left, right = right, left
         if not isinstance(left, fx.Node):
             left = whole
-        alpha = chosen.choice((1, 1, 1, 1, 1, 1, 2))
-        terms.append(build.call(aten.add.Tensor, left, right, alpha=alpha))
+        op = chosen.choice((*[aten.add.Tensor] * 4, aten.sub.Tensor))
+        alpha = chosen.choice((1, 1, 1, 1, 1, 1, 2, 0.25, 0.3))
+        terms.append(build.call(op, left, right, alpha=alpha))
         seen.append(left)
     (root,) = terms
     assert isinstance(root, fx.Node)
@@ -94,7 +98,7 @@ def regrouped(graph: SpmdGraph) -> bool:
 
 
 def additions(graph: SpmdGraph) -> int:
-    return sum(node.target in ADD for node in graph.graph.nodes)
+    return sum(node.target in ADDITIONS for node in graph.graph.nodes)
 
 
 def test_random_trees() -> None:
@@ -182,11 +186,23 @@ def test_additions_keep_layer_and_source() -> None:
         node.meta["nn_module_stack"] = {"": (f"L['self'].layers.{index}", torch.nn.Module)}
         node.meta["stack_trace"] = f'File "model.py", line {index}, in forward'
     result = RegroupSums().apply(build.finish(root))
-    made = [n for n in result.graph.graph.nodes if n.target in ADD]
+    made = [n for n in result.graph.graph.nodes if n.target in ADDITIONS]
     assert [access.layer_path(n) for n in made] == ["layers.0", "layers.1"]
     assert [access.source_location(n) for n in made] == [("model.py", 0), ("model.py", 1)]
     (remark,) = result.remarks
     assert remark.layer == "layers.1"
+
+
+def test_factors_of_whole_numbers_are_whole() -> None:
+    for first, second, regroups in ((2, 4, True), (2, 3, False)):
+        build = Builder(Mesh({"tp": 2}))
+        x, y = (build.input(n, *SHAPE, varies=("tp",), dtype=torch.int64) for n in "xy")
+        whole = build.input("r", *SHAPE, dtype=torch.int64)
+        inner = build.call(aten.add.Tensor, whole, build.all_reduce(x), alpha=first)
+        root = build.call(aten.sub.Tensor, inner, build.all_reduce(y), alpha=second)
+        graph = build.finish(root)
+        assert regrouped(graph) is regroups
+        assert agree(graph, RegroupSums().apply(graph).graph)
 
 
 def test_long_sums_take_time_in_proportion() -> None:

@@ -64,6 +64,32 @@ def test_remarks_of_one_kind(run, two_sums, shown, rows):
     assert {remark["kind"] for remark in plan["remarks"]} == rows
 
 
+TWICE_A_BIAS = """
+mesh <tp = 4>
+func @main(%0 "x": f32[4, 8] {tp: V}, %1 "y": f32[4, 8] {tp: V}, %2 "b": f32[4, 8]) {
+  %3: f32[4, 8] = comm.all_reduce(%0) {axis = tp, op = sum}
+  %4: f32[4, 8] = aten.add.Tensor(%3, %2)
+  %5: f32[4, 8] = aten.silu(%4)
+  %6: f32[4, 8] = comm.all_reduce(%1) {axis = tp, op = sum}
+  %7: f32[4, 8] = aten.exp(%2)
+  %8: f32[4, 8] = aten.add.Tensor(%6, %7)
+  %9: f32[4, 8] = aten.silu(%8)
+  return %5, %9
+}
+"""
+
+
+def test_remarks_that_differ_in_names_are_one_row_with_the_names_of_the_first(run, tmp_path):
+    path = tmp_path / "twice.spmd"
+    path.write_text(TWICE_A_BIAS)
+    why = "all_reduce kept: aten.add.Tensor adds {}, which is not a partial sum"
+    assert f"2   {why.format('%b')}; 1 more like it" in run("plan", path).out
+    (plan,) = json.loads(run("plan", path, "--format", "json").out)["plans"]
+    assert {(r["reason"], r["count"]) for r in plan["remarks"]} == {
+        (why.format("%b"), 1), (why.format("%v7"), 1)
+    }  # fmt: skip
+
+
 def test_policy_off_moves_nothing_and_says_so(run, two_sums):
     found = run("plan", two_sums, "--policy", "off")
     assert found.code == 0

@@ -111,6 +111,8 @@ def on_ranks(group: dist.ProcessGroup) -> dict[str, Any]:
     x = torch.ones(6, HIDDEN)
     optimized = optimize_allreduce(model, (x,), group=group, machine=machine(4))
     found: dict[str, Any] = {"text": str(optimized.report), "worst": 0.0}
+    before = optimized.report.before
+    found["payload"] = (before.payload_bytes, before.all_reduces * x.nbytes)
     for tokens in COUNTS:
         x = torch.linspace(-1, 1, tokens * HIDDEN).reshape(tokens, HIDDEN)
         got = optimized(x)
@@ -133,6 +135,8 @@ def test_ranks_run_the_plan_of_the_range(gloo_pool: Any) -> None:
         assert found["4096"]["reduce_scatter"] == found["4096 graph"] == 2
         assert "multiples of 4" in found["text"]
         assert "ms predicted" in found["text"]
+        assert " after at 6 tokens; verdict" in found["text"]
+        assert found["payload"][0] == found["payload"][1], "of the call that was captured"
         assert found["graphs"] == 2, "one for a single token, one for more"
 
 
