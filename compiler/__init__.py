@@ -47,8 +47,12 @@ _HOMES = {
     "compiler.ir.mesh": ("Mesh",),
     "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
     "compiler.optimize": (
-        *("ModelReport", "OptimizationResult", "check_equivalence", "lint"),
-        *("optimize_allreduce", "optimize_graph"),
+        "ModelReport",
+        "OptimizationResult",
+        "check_equivalence",
+        "lint",
+        "optimize_allreduce",
+        "optimize_graph",
     ),
 }
 
