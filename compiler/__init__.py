@@ -1,18 +1,26 @@
-"""Communication planning for tensor-parallel PyTorch models."""
+"""Communication planning for tensor-parallel PyTorch models.
 
-from compiler.analysis.lint import Finding
-from compiler.check import Report, Verdict
-from compiler.errors import CommPlanError
-from compiler.ir.mesh import Mesh
-from compiler.ir.placement import Partial, Replicate, Shard, Varying
-from compiler.optimize import (
-    ModelReport,
-    OptimizationResult,
-    check_equivalence,
-    lint,
-    optimize_allreduce,
-    optimize_graph,
-)
+Names are imported when they are first used: the command line starts, and can be interrupted,
+before PyTorch is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.analysis.lint import Finding
+    from compiler.check import Report, Verdict
+    from compiler.errors import CommPlanError
+    from compiler.ir.mesh import Mesh
+    from compiler.ir.placement import Partial, Replicate, Shard, Varying
+    from compiler.optimize import (
+        ModelReport,
+        OptimizationResult,
+        check_equivalence,
+        lint,
+        optimize_allreduce,
+        optimize_graph,
+    )
 
 __all__ = [
     "CommPlanError",
@@ -31,3 +39,33 @@ __all__ = [
     "optimize_allreduce",
     "optimize_graph",
 ]
+
+_HOMES = {
+    "compiler.analysis.lint": ("Finding",),
+    "compiler.check": ("Report", "Verdict"),
+    "compiler.errors": ("CommPlanError",),
+    "compiler.ir.mesh": ("Mesh",),
+    "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
+    "compiler.optimize": (
+        "ModelReport",
+        "OptimizationResult",
+        "check_equivalence",
+        "lint",
+        "optimize_allreduce",
+        "optimize_graph",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The first use of an exported name, which is an attribute from then on."""
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("compiler.optimize")  # everything, as one import: operators are registered there
+    globals()[name] = found = getattr(import_module(home), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -110,7 +110,8 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # else the model's code has destroyed it, and has its own error
+            dist.destroy_process_group()
 
 
 def _digests_of_code(found: Traced) -> dict[str, str]:

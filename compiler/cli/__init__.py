@@ -1,5 +1,5 @@
 """The command line: ``commplan plan``, ``dump``, ``optimize``, ``check``, ``lint``, and others."""
 
-from compiler.cli.app import app, main
+from compiler.cli.entry import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

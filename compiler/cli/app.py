@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Any
 
 import typer
@@ -51,7 +50,7 @@ app = typer.Typer(
     help="Plans, rewrites and proves the collectives of tensor-parallel PyTorch models.",
     epilog="Results go to standard output, progress and logs to standard error. "
     "Exit codes: 0 ok, 1 not equivalent or findings, 2 unproved, 3 bad input, "
-    "70 internal error.",
+    "70 internal error, 130 interrupted, 141 nobody reads the output any more.",
 )
 app.command("plan")(plan)
 app.command("dump")(dump)
@@ -60,13 +59,3 @@ app.command("lint")(lint)
 app.command("optimize")(optimize)
 app.add_typer(machine, name="machine")
 app.command("rules")(rules)
-
-
-def main() -> None:
-    """The console script ``commplan``."""
-    try:
-        app(prog_name="commplan")
-    except Exception:
-        traceback.print_exc()
-        print("commplan: internal error, please report it with the lines above", file=sys.stderr)
-        sys.exit(ExitCode.INTERNAL_ERROR)

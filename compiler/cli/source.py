@@ -17,6 +17,7 @@ from torch import nn
 from compiler.capture import capture_ranks
 from compiler.cli.arguments import placements, settings
 from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph
+from compiler.cli.own import NAMES, import_own, is_own, location
 from compiler.cli.progress import Stages
 from compiler.errors import CommPlanError
 from compiler.ir.access import inside
@@ -70,6 +71,8 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
             raise CommPlanError(
                 f"{idle} given for a model", where=name, remedy="pass --tp for its ranks"
             )
+        if name in ALIASES:
+            import_own("models")
         name = ALIASES.get(name, name)
         build = factory(name, settings(pairs))
         with stages.stage("capture", name) as tell:
@@ -145,24 +148,38 @@ def factory(name: str, keywords: Mapping[str, Any]) -> Build:
 
 
 def _imported(name: str) -> Any:
-    if (here := str(Path.cwd())) not in sys.path:  # a console script does not look there
-        sys.path.insert(0, here)
+    here = str(Path.cwd())
+    if here not in sys.path and not is_own(name.partition(".")[0]):
+        sys.path.insert(0, here)  # a console script does not look there
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
+        missing = error.name if isinstance(error, ImportError) else None
+        namesake = _namesake(missing or "")
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{missing}."):
             raise CommPlanError(
                 f"no module named {missing!r}",
                 where=name,
-                found=f"searched {here} and the installed packages",
-                remedy="run in the folder that holds it, or install it",
+                found=namesake or f"searched {here} and the installed packages",
+                remedy="rename one of the two: a process has one package of a name"
+                if namesake
+                else "run in the folder that holds it, or install it",
             ) from None
         raise CommPlanError(
             f"module {name!r} cannot be imported",
             where=user_line(error),
             found=f"{type(error).__name__}: {error}",
+            remedy=f"{namesake}: rename yours" if namesake else "",
         ) from None
+
+
+def _namesake(missing: str) -> str:
+    """Which package was searched for ``missing``, where this program has one of that name too."""
+    package = missing.partition(".")[0]
+    if package not in NAMES or (folder := location(package)) is None:
+        return ""
+    whose = "this program's own" if is_own(package) else "another than this program's own"
+    return f"{package!r} is the package in {folder}, {whose}"
 
 
 def _built(

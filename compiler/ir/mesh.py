@@ -116,8 +116,9 @@ class Mesh:
 
     Args:
         axes: axis name -> axis size, outermost first.
-        groups: further group names -> replica groups as lists of ranks. Names of axes may be
-            listed too, if they denote the same groups.
+        groups: further group names -> replica groups as lists of ranks, or a name that the mesh
+            knows: an axis, or ``a*b`` for the groups of both. Names of axes may be listed too, if
+            they denote the same groups.
 
     Raises:
         MeshError: axes or groups that are no mapping of names, an axis size that is no integer of
@@ -127,7 +128,7 @@ class Mesh:
     def __init__(
         self,
         axes: Mapping[str, int],
-        groups: Mapping[str, Iterable[Sequence[int]]] | None = None,
+        groups: Mapping[str, str | Iterable[Sequence[int]]] | None = None,
     ) -> None:
         _check_names("the axes of a mesh", axes, 'for example Mesh({"tp": 8})')
         _check_names("groups=", groups or {}, 'for example groups={"pairs": [[0, 1], [2, 3]]}')
@@ -147,7 +148,10 @@ class Mesh:
         self.axes: dict[str, int] = dict(axes)
         self.groups: dict[str, ReplicaGroups] = {name: self.along(name) for name in axes}
         for name, listed in (groups or {}).items():
-            found = ReplicaGroups.of(name, listed, self.size)
+            if isinstance(listed, str):
+                found = self.group(listed)
+            else:
+                found = ReplicaGroups.of(name, listed, self.size)
             if self.groups.setdefault(name, found) != found:
                 raise MeshError(
                     f"group {name!r} is also an axis and denotes other ranks",
@@ -179,10 +183,12 @@ class Mesh:
             both = product(self.group(first), self.group(rest)) if first and rest else None
             if both is not None:
                 return both
+            axis = next(iter(self.axes))
             raise MeshError(
                 f"group name {name!r} does not resolve",
                 found=f"the mesh knows {sorted(self.groups)}",
-                remedy="pass mesh= with this name as an axis or in groups=",
+                remedy="name its ranks, for example those of an axis: "
+                f"Mesh(…, groups={{{name!r}: {axis!r}}}), or --group {name}={axis}",
             )
         return self.groups[name]
 

@@ -2,7 +2,8 @@
 
 from compiler.optimize.graph import OptimizationResult, check_equivalence, optimize_graph
 from compiler.optimize.lint import lint
-from compiler.optimize.model import ModelReport, optimize_allreduce, optimize_capture
+from compiler.optimize.model import optimize_allreduce, optimize_capture
+from compiler.optimize.report import ModelReport
 
 __all__ = [
     "ModelReport",

@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import fx, nn
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
+from compiler.analysis.reductions import reduction_of
+from compiler.analysis.replication import replicated_over, replication
 from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, PlacementError, VerificationError
 from compiler.ir import access
-from compiler.ir.collectives import Kind, check_numbers, collective
+from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, check_given, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement
@@ -88,7 +90,8 @@ def optimize_graph(
             any dtype. Not changed.
         mesh: resolves the group names in the graph; no process group is needed.
         inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
-            left out are Replicate, parameters left out are Varying.
+            left out are Replicate, parameters left out are Varying. ``.module()`` of an
+            ExportedProgram has parameters; its ``graph_module`` has placeholders for them.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
             machine file, or a ``Machine``. "auto" and None: none, plans compare by payload bytes,
             then by number of collectives.
@@ -222,6 +225,7 @@ def finished(
         remarks=(
             *_general_remarks(source, policy, verify=verify),
             *_still_true(written.pipeline.records),
+            *(_of_the_same(written.graph) if policy != "off" else ()),
             *(_unscattered(written.graph) if policy != "off" else ()),
             *_unsent(planner, decided, tokens),
         ),
@@ -269,6 +273,23 @@ def _still_true(records: Sequence[PassRecord]) -> Iterator[Remark]:
             kept = record.name == PlaceReductions.name and remark.kind is RemarkKind.MISSED
             if not kept or (remark.value, remark.layer) not in later:
                 yield remark
+
+
+def _of_the_same(graph: SpmdGraph) -> Iterator[Remark]:
+    """Reductions of what ranks hold alike: no rank owes another a term, so no law moves them."""
+    same = replication(graph)
+    for node in graph.graph.nodes:
+        what = collective(node) if node.target is WAIT else None
+        found = reduction_of(graph, node) if what else None
+        if what is None or found is None or found.groups.axis_size == 1:
+            continue
+        if replicated_over(same[what.operand], found.groups):
+            why = (
+                f"{what.kind} kept: by the placements of the graph's inputs its operand is the "
+                "same on every rank; declare inputs that differ in inputs= (--input)"
+            )
+            layer = access.layer_path(what.operand)
+            yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
 
 
 def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:

@@ -131,7 +131,8 @@ def test_group_the_mesh_does_not_know_is_a_verdict() -> None:
         Verdict.INVALID,
         "target: group name 'pp' does not resolve\n"
         "  found: the mesh knows ['tp']\n"
-        "  remedy: pass mesh= with this name as an axis or in groups=",
+        "  remedy: name its ranks, for example those of an axis: "
+        "Mesh(…, groups={'pp': 'tp'}), or --group pp=tp",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compiler.cli import app
+from compiler.cli.app import app
 
 TWO_SUMS = """
 mesh <tp = 4>
@@ -63,6 +63,11 @@ def raises():
 
 def exits():
     raise SystemExit(7)
+
+
+def destroys():
+    torch.distributed.destroy_process_group()
+    return Layers(dist.get_world_size()), (torch.ones(6, 8),)
 
 
 def wrong_shape():

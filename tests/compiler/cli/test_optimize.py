@@ -88,6 +88,7 @@ def test_plan_of_a_program_states_what_it_assumes(run, program):
     [
         ((), "a .pt2 file does not say what its ranks are"),
         (("--mesh", "tp=4"), "group name '0' does not resolve"),
+        (("--mesh", "tp=4"), "groups={'0': 'tp'}), or --group 0=tp"),
         (("--mesh", "tp"), "cannot read --mesh"),
         (("--mesh", "tp=4,tp=2"), "cannot read --mesh"),
         (("--mesh", "tp=0"), "axis 'tp' has no ranks"),

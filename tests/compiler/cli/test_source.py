@@ -64,6 +64,12 @@ def test_unknown_factory(run, factories):
     assert "is not callable" in message(run("plan", f"{factories}:NOT_CALLABLE"))
 
 
+def test_factory_that_destroys_the_process_group(run, factories):
+    text = message(run("plan", f"{factories}:destroys"))
+    assert "error: factory 'cli_factories:destroys' raised ValueError\n" in text
+    assert "Default process group has not been initialized" in text
+
+
 def test_factory_that_raises(run, factories):
     text = message(run("plan", f"{factories}:raises"))
     assert "error: factory 'cli_factories:raises' raised ValueError\n" in text

@@ -2,7 +2,8 @@
 
 import pytest
 
-from compiler.cli import app, arguments, main
+from compiler.cli import arguments, main
+from compiler.cli.app import app
 from compiler.cli.collectives import bytes_text
 from compiler.cli.layers import layers_text, ranges_text
 from compiler.cli.remarks import assumptions

@@ -140,7 +140,7 @@ def test_axes_that_are_none(axes: Any, text: str) -> None:
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize("listed", [[0, 1], "tp", [["a", "b"]], None, [[0.5, 1]]])
+@pytest.mark.parametrize("listed", [[0, 1], [["a", "b"]], None, [[0.5, 1]]])
 def test_groups_that_are_no_lists_of_ranks(listed: Any) -> None:
     with pytest.raises(MeshError) as caught:
         Mesh({"tp": 2}, {"g": listed})
@@ -165,6 +165,14 @@ def test_ranks_may_be_any_integers() -> None:
     assert Mesh({"tp": 4}, {"g": torch.arange(4).view(2, 2)}).group("g").ranks == ((0, 1), (2, 3))  # type: ignore[dict-item]
 
 
+def test_a_group_may_be_named_by_axes() -> None:
+    mesh = Mesh({"dp": 2, "tp": 2}, groups={"0": "tp", "1": "dp*tp", "2": "0"})
+    assert mesh.group("0") == mesh.group("2") == mesh.group("tp")
+    assert mesh.group("1").ranks == ((0, 1, 2, 3),)
+    with pytest.raises(MeshError, match="group name 'pp' does not resolve"):
+        Mesh({"tp": 2}, groups={"0": "pp"})
+
+
 @pytest.mark.parametrize("read", [Mesh.group, Mesh.axes_of, Mesh.aliases])
 def test_unknown_name(read: object) -> None:
     with pytest.raises(MeshError) as caught:
@@ -172,7 +180,8 @@ def test_unknown_name(read: object) -> None:
     assert str(caught.value) == (
         "group name 'pp' does not resolve\n"
         "  found: the mesh knows ['tp']\n"
-        "  remedy: pass mesh= with this name as an axis or in groups="
+        "  remedy: name its ranks, for example those of an axis: "
+        "Mesh(…, groups={'pp': 'tp'}), or --group pp=tp"
     )
 
 

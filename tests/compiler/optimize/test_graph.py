@@ -319,7 +319,8 @@ def test_errors() -> None:
          "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, boundary, off"),
         ({"mesh": Mesh({"dp": 4})}, MeshError,
          "group name 'tp' does not resolve\n  found: the mesh knows ['dp']\n"
-         "  remedy: pass mesh= with this name as an axis or in groups="),
+         "  remedy: name its ranks, for example those of an axis: "
+        "Mesh(…, groups={'tp': 'dp'}), or --group tp=dp"),
         ({"inputs": {"z": Varying()}}, PlacementError,
          "inputs= names ['z'], which the graph does not have\n"
          "  found: the graph's inputs are ['x', 'y']\n"
@@ -379,3 +380,21 @@ def test_graph_that_mutates_is_refused() -> None:
         "op aten.neg_.default of value %neg__default mutates its operand\n"
         "  remedy: functionalize: run_decompositions({}) on the exported program"
     )
+
+
+def test_a_sum_of_what_is_the_same_on_all_ranks_is_kept_with_the_reason() -> None:
+    """So it looks where an export has lifted parameters to placeholders: those are Replicate."""
+    same = XY.replace("tp: V", "tp: R")
+    sums = (
+        f"%2: f64[4, 8] = comm.all_reduce(%0) {SUM}",
+        f"%3: f64[4, 8] = comm.all_reduce(%1) {SUM}",
+    )
+    result = optimized(
+        function(same, *sums, "%4: f64[4, 8] = aten.add.Tensor(%2, %3)", "return %4")
+    )
+    assert (result.verdict, result.after.all_reduces) == (Verdict.IDENTICAL, 2)
+    assert [r.kind for r in result.remarks] == [RemarkKind.MISSED] * 2
+    assert {r.reason for r in result.remarks} == {
+        "all_reduce kept: by the placements of the graph's inputs its operand is the same on every "
+        "rank; declare inputs that differ in inputs= (--input)"
+    }
