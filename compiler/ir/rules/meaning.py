@@ -40,6 +40,7 @@ from compiler.ir import access
 Labels = tuple[int | str | None, ...]
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+PLAIN = frozenset((int, float, bool, str, type(None), access.Operand))
 
 BROADCAST = "broadcast"
 """Map of a pointwise term: operands are broadcast to the result's shape and multiplied."""
@@ -224,7 +225,10 @@ class Call:
             result_shapes=result_shapes,
             result_dtypes=tuple([_dtype(x) for x in produced]),
             rank_dependent=bool(access.rank_constants(node)),
-            arguments={name: _without_symbols(x) for name, x in arguments.items()},
+            arguments={
+                name: x if type(x) in PLAIN else _without_symbols(x)
+                for name, x in arguments.items()
+            },
         )
 
     @property
