@@ -86,10 +86,10 @@ def namesakes(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("start", [("-m", "compiler"), ("-c", CONSOLE_SCRIPT)])
-def test_own_models_and_those_of_the_working_directory(namesakes, start):
+def test_own_models_and_those_of_the_working_directory(namesakes):
     """Factories of both are found: what they are called with is wrong, or what they do."""
-    own = run("plan", "step3p5", "--set", "no_such=1", cwd=namesakes, start=start)
+    start = ("-c", CONSOLE_SCRIPT)
+    own = run("plan", "step3p5", "--set", "no_such=1", cwd=namesakes)
     assert own.returncode == 3
     assert "error: factory 'models.step3p5.entry:prefill' cannot be called" in own.stderr
     users = run("plan", "models.mine:build", cwd=namesakes, start=start)
