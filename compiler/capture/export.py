@@ -24,7 +24,7 @@ from compiler.capture.arguments import Arguments, CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
-from compiler.capture.modes import asked_to_train, modes
+from compiler.capture.modes import modes, watched
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
@@ -117,12 +117,14 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             warnings.catch_warnings(),
             unlogged(FAKE_TENSORS),
             unprinted(),
-            asked_to_train(model) as asked,
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
-            written = torch.export.export(
-                wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
+            written, asked = watched(
+                model,
+                lambda: torch.export.export(
+                    wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
+                ),
             )
             program = written.run_decompositions({})
     except Exception as error:

@@ -6,12 +6,15 @@ again; and a call looks at the modules that were asked alone, instead of at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import fx, nn
 from torch._ops import HigherOrderOperator
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -38,6 +41,18 @@ def asked_to_train(model: nn.Module) -> Iterator[dict[str, bool]]:
         yield found
     finally:
         delattr(nn.Module, "training")
+
+
+def watched(model: nn.Module, export: Callable[[], T]) -> tuple[T, dict[str, bool]]:
+    """What ``export`` gives, and which modules of ``model`` it asked."""
+    try:
+        with asked_to_train(model) as asked:
+            return export(), asked
+    except RuntimeError as error:
+        if "RecursionError" not in str(error):
+            raise
+    # The compiler of torch 2.11 cannot trace what watches within branches of control flow.
+    return export(), {name: module.training for name, module in model.named_modules()}
 
 
 def modes(model: nn.Module, graph: fx.Graph, asked: dict[str, bool]) -> dict[str, bool]:
