@@ -24,7 +24,7 @@ from compiler.capture.arguments import Arguments, CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
-from compiler.capture.modes import modes, watched
+from compiler.capture.modes import watched
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
@@ -120,7 +120,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
-            written, asked = watched(
+            written, training = watched(
                 model,
                 lambda: torch.export.export(
                     wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
@@ -137,9 +137,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
     )
     return Traced(
-        whole, given.spec, outcome.spec, _ranges(program), _guards(whole),
-        training=modes(model, written.graph, asked),
-    )  # fmt: skip
+        whole, given.spec, outcome.spec, _ranges(program), _guards(whole), training=training
+    )
 
 
 def trace_program(program: ExportedProgram) -> Traced:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._ops import HigherOrderOperator
-
-T = TypeVar("T")
+from torch.export import ExportedProgram
 
 
 @contextmanager
@@ -43,20 +41,20 @@ def asked_to_train(model: nn.Module) -> Iterator[dict[str, bool]]:
         delattr(nn.Module, "training")
 
 
-def watched(model: nn.Module, export: Callable[[], T]) -> tuple[T, dict[str, bool]]:
-    """What ``export`` gives, and which modules of ``model`` it asked."""
+def watched(
+    model: nn.Module, export: Callable[[], ExportedProgram]
+) -> tuple[ExportedProgram, dict[str, bool]]:
+    """What ``export`` gives, and what to compare between calls: module -> whether it trains.
+
+    Those that were asked, or all where branches of control flow were traced unseen.
+    """
     try:
         with asked_to_train(model) as asked:
-            return export(), asked
+            program = export()
     except RuntimeError as error:
         if "RecursionError" not in str(error):
             raise
-    # The compiler of torch 2.11 cannot trace what watches within branches of control flow.
-    return export(), {name: module.training for name, module in model.named_modules()}
-
-
-def modes(model: nn.Module, graph: fx.Graph, asked: dict[str, bool]) -> dict[str, bool]:
-    """What to compare between calls: those ``asked``, or all where parts were traced unseen."""
-    if any(isinstance(node.target, HigherOrderOperator) for node in graph.nodes):
-        return {name: module.training for name, module in model.named_modules()}
-    return asked
+        program = export()  # the compiler of torch 2.11 cannot trace what watches within branches
+    if any(isinstance(node.target, HigherOrderOperator) for node in program.graph.nodes):
+        asked = {name: module.training for name, module in model.named_modules()}
+    return program, asked

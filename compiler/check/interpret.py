@@ -287,9 +287,7 @@ class Interpreter:
         if not term.operands:
             return algebra.constant(term.coefficient)
         factors = [operands[i] for i in term.operands]
-        if term.map == RESHAPE:
-            (value,) = factors
-        elif isinstance(term.map, tuple) and term.map[0] == RANGE:
+        if term.map == RESHAPE or (isinstance(term.map, tuple) and term.map[0] == RANGE):
             value = self._moved(term.map, factors[0])
         elif term.map == BROADCAST:
             shapes = tuple(call.shapes[i] for i in term.operands)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from compiler import CommPlanError, optimize_allreduce
-from compiler.capture.modes import asked_to_train, modes, watched
+from compiler.capture.modes import asked_to_train, watched
 from compiler.capture.sampled import fake_process_group
 from tests.compiler.optimize.models import HIDDEN, Stack
 
@@ -93,8 +93,8 @@ class Branches(Dropping):
 
 def test_modules_asked_within_control_flow_can_be_traced(group: dist.ProcessGroup) -> None:
     model = Branches(group)
-    written, asked = watched(model, lambda: torch.export.export(model, (X,), strict=False))
-    assert modes(model, written.graph, asked)["drop"] is model.drop.training
+    _, training = watched(model, lambda: torch.export.export(model, (X,), strict=False))
+    assert training["drop"] is model.drop.training
 
 
 def test_modes_are_looked_at_no_longer_after_a_failed_trace(group: dist.ProcessGroup) -> None:
