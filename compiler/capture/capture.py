@@ -10,13 +10,13 @@ from typing import Any
 import sympy
 import torch
 import torch.distributed as dist
-import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.capture import declared, groups, placing, ranks
 from compiler.capture.export import Traced, trace, trace_graph, trace_program
 from compiler.capture.lift import Fixed, StateKind, is_spmd
+from compiler.capture.trees import Structure
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.ir import collectives
 from compiler.ir.exchange import Exchange
@@ -44,8 +44,7 @@ class Capture:
         arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
         mutations: graph output -> placeholder whose tensor it is written back to.
         results: per leaf of the result, the graph output, or a constant.
-        in_spec: tree of ``(args, kwargs)``, in the canonical order of ``CallForm``.
-        out_spec: tree of the result.
+        out_spec: structure of the result and of the arguments that the model updates.
         ranges: symbol of a size -> smallest and largest value; None is no limit.
         guards: what else the sizes of a call must satisfy, over the same symbols.
         groups: name on the mesh -> this process's name of the group.
@@ -61,8 +60,7 @@ class Capture:
     arguments: tuple[str | Fixed, ...]
     mutations: Mapping[int, str]
     results: tuple[int | Fixed, ...]
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    out_spec: Structure
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     groups: Mapping[str, str]
@@ -274,7 +272,6 @@ def assembled(
         arguments=lifted.arguments,
         mutations=lifted.mutations,
         results=lifted.results,
-        in_spec=traced.in_spec,
         out_spec=traced.out_spec,
         ranges=traced.ranges,
         guards=traced.guards,

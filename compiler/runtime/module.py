@@ -119,14 +119,14 @@ class OptimizedModule(nn.Module):
         found = None if call is None else self._seen.get((call.key, self._around()))
         if call is not None and found is not None:
             prepared, form, arranged = found
-            given = arranged(call.tensors)
+            given = arranged(call)
         else:
             given = self._form.flatten(args, kwargs)
-            if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
+            if given.lacks_tokens:
                 return None
             prepared, form = self._graph_for(given, args, kwargs)
             if call is not None:
-                arranged = canonical_order(self._form, args, kwargs)
+                arranged = canonical_order(self._form, args, kwargs, call)
                 self._seen[call.key, self._around()] = prepared, form, arranged
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared

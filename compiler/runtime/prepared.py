@@ -10,11 +10,11 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
+from compiler.capture.trees import Structure, rebuilt
 from compiler.ir import access
 from compiler.ir.placement import Replicate
 from compiler.plan.ranges import TokenTable
@@ -31,7 +31,7 @@ def autocast_state() -> tuple[Any, ...]:
     return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
 
 
-CallKind = tuple[pytree.TreeSpec, tuple[Any, ...], tuple[Any, ...]]
+CallKind = tuple[Structure, tuple[Any, ...], tuple[Any, ...]]
 """Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
 
 
@@ -194,7 +194,10 @@ class Prepared:
     def result(
         self, form: Lowered, outputs: Sequence[Any], values: Values, given: Arguments
     ) -> Any:
-        """The model's result from the outputs of a form, after writing back what it updates."""
+        """The model's result from the outputs of a form, after writing back what it updates.
+
+        Tensors that are written in place get their new values, containers their new contents.
+        """
         for index, at, leaf in self.written:
             held, own = values
             whole = held[at] if at < len(held) else own[at - len(held)]
@@ -202,7 +205,7 @@ class Prepared:
             if index not in form.in_place or into is not whole:
                 into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
-        return pytree.tree_unflatten(leaves, self.captured.out_spec)
+        return rebuilt(self.captured.out_spec, leaves, list(given.objects), given.leaves)
 
     def _bound(self, model: nn.Module) -> tuple[Held, list[int], list[int]]:
         """What the model holds, leaves that are read, place of each placeholder's value."""
