@@ -42,6 +42,7 @@ class Capture:
         state: placeholder -> key of a parameter or buffer in the model.
         constants: placeholder -> tensor that the model's code made, on this rank.
         arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
+        cached: placeholders of arguments that are parts of caches.
         mutations: graph output -> placeholder whose tensor it is written back to.
         results: per leaf of the result, the graph output, or a constant.
         out_spec: structure of the result and of the arguments that the model updates.
@@ -58,6 +59,7 @@ class Capture:
     state: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
     arguments: tuple[str | Fixed, ...]
+    cached: frozenset[str]
     mutations: Mapping[int, str]
     results: tuple[int | Fixed, ...]
     out_spec: Structure
@@ -270,6 +272,7 @@ def assembled(
         state={name: s.key for name, s in lifted.state.items() if name not in made},
         constants={name: s.tensor for name, s in made.items()},
         arguments=lifted.arguments,
+        cached=lifted.cached,
         mutations=lifted.mutations,
         results=lifted.results,
         out_spec=traced.out_spec,

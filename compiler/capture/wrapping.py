@@ -79,10 +79,14 @@ def with_leaves(lifted: LiftedGraph, given: Arguments, outcome: Outcome) -> Lift
         outcome: what the wrapper left when it was traced.
     """
     placeholders, results = iter(lifted.arguments), iter(lifted.results)
+    arguments = tuple(next(placeholders) if is_tensor(x) else Fixed(x) for x in given.leaves)
     return replace(
         lifted,
-        arguments=tuple(next(placeholders) if is_tensor(x) else Fixed(x) for x in given.leaves),
+        arguments=arguments,
         results=tuple(next(results) if is_computed(x) else Fixed(x) for x in outcome.leaves),
+        cached=frozenset(
+            x for i, x in enumerate(arguments) if i in given.cached and isinstance(x, str)
+        ),
     )
 
 

@@ -92,28 +92,37 @@ class Prepared:
 
     @cached_property
     def counts_tokens(self) -> tuple[int, int] | None:
-        """Position of the argument, and the dimension, whose size counts tokens."""
-        tensors = [i for i, x in enumerate(self.captured.arguments) if isinstance(x, str)]
-        for at, sizes in zip(tensors, self.sizes, strict=True):
-            for dim, size in enumerate(sizes):
-                if str(size) == self.symbol:
-                    return at, dim
-        return None
+        """Position of the argument, and the dimension, whose size counts tokens.
+
+        Caches are asked last: their sizes count tokens of former calls.
+        """
+        arguments = self.captured.arguments
+        tensors = [i for i, x in enumerate(arguments) if isinstance(x, str)]
+        found = [
+            (arguments[at] in self.captured.cached, at, dim)
+            for at, sizes in zip(tensors, self.sizes, strict=True)
+            for dim, size in enumerate(sizes)
+            if str(size) == self.symbol
+        ]
+        return min(found)[1:] if found else None
 
     def covers(self, num_tokens: int) -> bool:
         """Whether calls with so many tokens may run this graph.
 
-        Where no size counts them, tokens are the elements of the first argument if it holds
-        integers, else its rows.
+        Where no size counts them, tokens are the elements of the first argument that is not in a
+        cache if it holds integers, else its rows.
         """
         if self.counts_tokens is not None:
             lower, upper = self.captured.ranges.get(str(self.symbol), (0, None))
             return lower <= num_tokens and (upper is None or num_tokens <= upper)
-        if not self.sizes:
+        names = [x for x in self.captured.arguments if isinstance(x, str)]
+        at = next((i for i, name in enumerate(names) if name not in self.captured.cached), None)
+        if at is None:
             return False
-        name = next(x for x in self.captured.arguments if isinstance(x, str))
-        (first,) = (x for x in access.node_of(self.module.graph, "placeholder") if x.target == name)
-        rows = self.sizes[0][:-1] if access.dtype(first).is_floating_point else self.sizes[0]
+        (first,) = (
+            x for x in access.node_of(self.module.graph, "placeholder") if x.target == names[at]
+        )
+        rows = self.sizes[at][:-1] if access.dtype(first).is_floating_point else self.sizes[at]
         count = math.prod(rows)
         return not isinstance(count, int) or count == num_tokens
 

@@ -8,7 +8,7 @@ of that, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +55,21 @@ class _Walk:
 
     def visit(self, x: Any) -> None:
         kind = type(x)
-        if kind in COMMON:
-            self.key.extend((kind, x))
-        elif isinstance(x, torch.Tensor):
+        if isinstance(x, torch.Tensor):
             self.visit_tensor(x)
         elif kind is tuple:
-            self.key.extend((tuple, len(x)))
-            for item in x:
-                self.visit(item)
+            self.visit_items(tuple, x)
+        elif kind is list or kind is dict or is_cache_class(kind):
+            self.visit_object(kind, x)
         elif isinstance(x, PLAIN):
             self.key.extend((kind, x))
-        elif self.is_first(x):
-            self.visit_object(kind, x)
+        else:
+            raise _OtherError
+
+    def visit_items(self, kind: type, items: Sequence[Any]) -> None:
+        self.key.extend((kind, len(items)))
+        for item in items:
+            self.visit(item)
 
     def visit_tensor(self, x: torch.Tensor) -> None:
         count = len(self.tensors)
@@ -76,34 +79,29 @@ class _Walk:
         else:
             self.key.extend(("tensor", at))
 
-    def is_first(self, x: Any) -> bool:
-        count = len(self.objects)
-        if (at := self.met.setdefault(id(x), count)) == count:
-            self.objects.append(x)
-            return True
-        self.key.extend(("object", at))
-        return False
-
     def visit_object(self, kind: type, x: Any) -> None:
+        count = len(self.objects)
+        if (at := self.met.setdefault(id(x), count)) != count:
+            self.key.extend(("object", at))
+            return
+        self.objects.append(x)
         if kind is list:
-            self.key.extend((list, len(x)))
-            for item in x:
-                self.visit(item)
+            self.visit_items(list, x)
         elif kind is dict:
-            self.key.extend((dict, tuple(x)))
-            for item in x.values():
-                self.visit(item)
-        elif is_cache_class(kind):
-            self.visit_cache(kind, vars(x))
+            self.key.append(tuple(x))
+            self.visit_items(dict, tuple(x.values()))
         else:
-            raise _OtherError
+            self.visit_cache(kind, vars(x))
 
     def visit_cache(self, kind: type, held: dict[str, Any]) -> None:
-        self.key.extend((kind, tuple(held)))
+        kinds = tuple(map(type, held.values()))
+        self.key.extend((kind, tuple(held), kinds))
         counts = counters(kind)
-        for name, item in held.items():
-            if type(item) is int and item >= 0 and name in counts:
+        for name, item, of in zip(held, held.values(), kinds, strict=True):
+            if of is int and name in counts and item >= 0:
                 self.visit_tensor(carrier(item))
+            elif of in COMMON:
+                self.key.append(item)
             else:
                 self.visit(item)
 
