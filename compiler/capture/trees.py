@@ -14,6 +14,7 @@ import enum
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -102,6 +103,13 @@ class Structure:
 
     nodes: tuple[Node | None, ...]
     updated: tuple[int, ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.nodes, self.updated))
 
 
 def whole(spec: pytree.TreeSpec) -> Structure:

@@ -11,6 +11,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
+from torch.utils._sympy.printers import PythonPrinter
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
@@ -29,6 +30,17 @@ def autocast_state() -> tuple[Any, ...]:
     """How autocast is set around a call: its casts are part of a trace."""
     enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
     return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
+
+
+def compiled(conditions: Iterable[sympy.Basic]) -> Callable[[Mapping[str, int]], bool]:
+    """Whether all conditions hold for values of their symbols; each token may ask."""
+    listed = list(conditions)
+    printer = PythonPrinter()
+    functions = {f for c in listed for f in c.atoms(sympy.Function)}
+    names = {"math": math, **{f.func.__name__: f.func for f in functions}}
+    source = " and ".join(f"({printer.doprint(condition)})" for condition in listed)
+    code = compile(source or "True", "<conditions on sizes>", "eval")
+    return lambda values: bool(eval(code, names, dict(values)))
 
 
 CallKind = tuple[Structure, tuple[Any, ...], tuple[Any, ...]]
@@ -157,25 +169,47 @@ class Prepared:
         return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
-        values: dict[sympy.Symbol, int] = {}
-        derived: list[tuple[Any, int]] = []
-        for traced, shape in zip(self.sizes, shapes, strict=True):
+        named, conditions = self._conditions
+        values: dict[str, int] = {}
+        for traced, shape in zip(named, shapes, strict=True):
             for expected, size in zip(traced, shape, strict=True):
                 if isinstance(expected, int):
                     if expected != size:
                         return False
-                elif expected.is_Symbol:
-                    if values.setdefault(expected, size) != size:
-                        return False
-                else:
-                    derived.append((expected, size))
-        for symbol, size in values.items():
-            lower, upper = self.captured.ranges.get(str(symbol), (0, None))
-            if size < lower or (upper is not None and size > upper):
-                return False
-        if any(expected.subs(values) != size for expected, size in derived):
-            return False
-        return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
+                elif values.setdefault(expected, size) != size:
+                    return False
+        return conditions(values)
+
+    @cached_property
+    def _conditions(
+        self,
+    ) -> tuple[tuple[tuple[int | str, ...], ...], Callable[[Mapping[str, int]], bool]]:
+        """Per tensor argument, its sizes as numbers or names; what named sizes must satisfy.
+
+        Sizes that are computed from others have names of their own.
+        """
+        derived: list[sympy.Basic] = []
+
+        def named(size: int | sympy.Expr) -> int | str:
+            if isinstance(size, int):
+                return size
+            if not size.is_Symbol:
+                name = sympy.Symbol(f"derived{len(derived)}", integer=True)
+                derived.append(sympy.Eq(size, name))
+                return str(name)
+            return str(size)
+
+        names = tuple(tuple(map(named, sizes)) for sizes in self.sizes)
+        conditions = [*derived, *self.captured.guards]
+        symbols = {name for sizes in names for name in sizes}
+        if any(str(s) not in symbols for c in conditions for s in c.free_symbols):
+            return names, lambda values: False  # no size of a call tells what it is
+        for name, (lower, upper) in self.captured.ranges.items():
+            if name in symbols:
+                symbol = sympy.Symbol(name, integer=True)
+                conditions.append(sympy.Ge(symbol, lower))
+                conditions += [] if upper is None else [sympy.Le(symbol, upper)]
+        return names, compiled(conditions)
 
     def values(self, model: nn.Module, given: Arguments) -> Values:
         """All that the graph reads in this call: what the model holds, and the call's tensors."""

@@ -31,17 +31,45 @@ class Walked:
     """One call.
 
     Attributes:
-        key: equal for calls that differ in the values of tensors alone.
+        key: equal for calls that differ in the sizes and values of tensors alone.
+        shapes: of the tensors.
         tensors: in the order in which they are met, each once.
         objects: lists, dicts and caches, likewise.
     """
 
     key: Hashable
+    shapes: tuple[torch.Size, ...]
     tensors: list[torch.Tensor]
     objects: list[Any]
 
 
 Arranged = Callable[[Walked], Arguments]
+
+
+class Recognizer:
+    """Flattens calls; those like one before in one walk."""
+
+    def __init__(self, form: CallForm) -> None:
+        self._form = form
+        self._arranged: dict[Hashable, Arranged] = {}
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Arguments, Hashable | None]:
+        """A call's arguments, and what is equal for calls that differ in values alone.
+
+        Returns:
+            The arguments, and None for the second where a container has to be flattened each time.
+
+        Raises:
+            CaptureError: the arguments do not fit the model.
+        """
+        if (call := walked(args, kwargs)) is None:
+            return self._form.flatten(args, kwargs), None
+        if (arranged := self._arranged.get(call.key)) is None:
+            arranged = canonical_order(self._form, args, kwargs, call)
+            self._arranged[call.key] = arranged
+        return arranged(call), (call.key, call.shapes)
 
 
 class _Walk:
@@ -54,7 +82,7 @@ class _Walk:
         self.met: dict[int, int] = {}
 
     def visit(self, x: Any) -> None:
-        kind = type(x)
+        kind: type = type(x)
         if isinstance(x, torch.Tensor):
             self.visit_tensor(x)
         elif kind is tuple:
@@ -75,7 +103,7 @@ class _Walk:
         count = len(self.tensors)
         if (at := self.met.setdefault(id(x), count)) == count:
             self.tensors.append(x)
-            self.key.extend((x.shape, x.dtype, x.device))
+            self.key.extend((x.dtype, x.device))
         else:
             self.key.extend(("tensor", at))
 
@@ -115,7 +143,8 @@ def walked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Walked | None:
             walk.visit(x)
     except _OtherError:
         return None
-    return Walked(tuple(walk.key), walk.tensors, walk.objects)
+    shapes = tuple([x.shape for x in walk.tensors])
+    return Walked(tuple(walk.key), shapes, walk.tensors, walk.objects)
 
 
 def canonical_order(
