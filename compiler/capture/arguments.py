@@ -7,23 +7,18 @@ does: the module of an exported program insists on the form it was exported with
 
 from __future__ import annotations
 
-import enum
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from compiler.capture.trees import PLAIN, Alias, Flattened, Structure, paths
 from compiler.errors import CaptureError
 
 Kind = inspect.Parameter
-PLAIN = (
-    bool, int, float, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.layout,
-)  # fmt: skip
-"""Leaves that a graph may hold as constants."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +26,26 @@ class Arguments:
     """Flattened call arguments.
 
     Attributes:
-        leaves: tensors and constants.
-        spec: the tree of ``(args, kwargs)`` they are the leaves of.
+        leaves: tensors and constants; ``Alias`` for what was met before; counts of tokens in
+            caches are the first sizes of tensors without elements.
+        spec: the structure of ``(args, kwargs)``.
+        objects: the caller's containers that a model may change in place.
+        cached: positions of leaves in caches.
     """
 
     leaves: tuple[Any, ...]
-    spec: pytree.TreeSpec
+    spec: Structure
+    objects: tuple[Any, ...] = ()
+    cached: frozenset[int] = frozenset()
+
+    @property
+    def lacks_tokens(self) -> bool:
+        """Whether a tensor has no elements; in a cache, that says nothing."""
+        leaves = enumerate(self.leaves)
+        return any(
+            isinstance(x, torch.Tensor) and x.numel() == 0 and i not in self.cached
+            for i, x in leaves
+        )
 
 
 @dataclass(frozen=True)
@@ -100,21 +109,27 @@ class CallForm:
         Raises:
             CaptureError: the arguments do not fit the signature.
         """
-        leaves, spec = pytree.tree_flatten(self.canonical(args, kwargs))
-        return Arguments(tuple(leaves), spec)
+        flat = Flattened(carry=True)
+        flat.add(self.canonical(args, kwargs))
+        return Arguments(
+            tuple(flat.leaves),
+            Structure(tuple(flat.nodes)),
+            tuple(flat.objects),
+            frozenset(flat.cached),
+        )
 
     def names(self, given: Arguments) -> tuple[str, ...]:
         """Per leaf, the argument it belongs to, such as ``ids`` or ``cache_0_key``."""
-        tree = pytree.tree_unflatten(list(range(len(given.leaves))), given.spec)
         listed = [
             n for n, p in self.signature.parameters.items() if p.kind is not Kind.KEYWORD_ONLY
         ]
-        return tuple(_name(path, listed) for path, _ in pytree.tree_flatten_with_path(tree)[0])
+        return tuple(_name(path, listed) for path in paths(given.spec))
 
 
 def check_leaf(what: str, leaf: Any) -> None:
     """Raise CaptureError unless ``leaf`` is a tensor, a size or a plain constant."""
-    if not isinstance(leaf, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, *PLAIN)):
+    symbolic = torch.SymInt, torch.SymFloat, torch.SymBool
+    if not isinstance(leaf, (torch.Tensor, Alias, *symbolic, *PLAIN)):
         raise CaptureError(
             f"{what} is neither a tensor nor a plain constant",
             found=f"{type(leaf).__module__}.{type(leaf).__qualname__}",
@@ -123,17 +138,10 @@ def check_leaf(what: str, leaf: Any) -> None:
         )
 
 
-def _name(path: tuple[Any, ...], listed: list[str]) -> str:
+def _name(path: tuple[str, ...], listed: list[str]) -> str:
     """A name for the leaf at ``path`` in ``(args, kwargs)``."""
-    tree, first, *inner = (_key(entry) for entry in path)
+    tree, first, *inner = path
     if tree == "0":
         place = int(first)
         first = listed[place] if place < len(listed) else f"arg_{place}"
     return "_".join("".join(c if c.isalnum() else "_" for c in part) for part in (first, *inner))
-
-
-def _key(entry: Any) -> str:
-    for field in ("idx", "key", "name"):
-        if hasattr(entry, field):
-            return str(getattr(entry, field))
-    return str(entry)

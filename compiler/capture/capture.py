@@ -10,13 +10,13 @@ from typing import Any
 import sympy
 import torch
 import torch.distributed as dist
-import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.capture import declared, groups, placing, ranks
 from compiler.capture.export import Traced, trace, trace_graph, trace_program
 from compiler.capture.lift import Fixed, StateKind, is_spmd
+from compiler.capture.trees import Structure
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.ir import collectives
 from compiler.ir.exchange import Exchange
@@ -42,10 +42,10 @@ class Capture:
         state: placeholder -> key of a parameter or buffer in the model.
         constants: placeholder -> tensor that the model's code made, on this rank.
         arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
+        cached: placeholders of arguments that are parts of caches.
         mutations: graph output -> placeholder whose tensor it is written back to.
         results: per leaf of the result, the graph output, or a constant.
-        in_spec: tree of ``(args, kwargs)``, in the canonical order of ``CallForm``.
-        out_spec: tree of the result.
+        out_spec: structure of the result and of the arguments that the model updates.
         ranges: symbol of a size -> smallest and largest value; None is no limit.
         guards: what else the sizes of a call must satisfy, over the same symbols.
         groups: name on the mesh -> this process's name of the group.
@@ -59,10 +59,10 @@ class Capture:
     state: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
     arguments: tuple[str | Fixed, ...]
+    cached: frozenset[str]
     mutations: Mapping[int, str]
     results: tuple[int | Fixed, ...]
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    out_spec: Structure
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     groups: Mapping[str, str]
@@ -272,9 +272,9 @@ def assembled(
         state={name: s.key for name, s in lifted.state.items() if name not in made},
         constants={name: s.tensor for name, s in made.items()},
         arguments=lifted.arguments,
+        cached=lifted.cached,
         mutations=lifted.mutations,
         results=lifted.results,
-        in_spec=traced.in_spec,
         out_spec=traced.out_spec,
         ranges=traced.ranges,
         guards=traced.guards,

@@ -1,7 +1,7 @@
 """Trace a model with torch.export: one functional graph whose inputs include all state.
 
-The model is called through a wrapper that takes tensors alone, so that the trees of arguments and
-results are ours to keep; the wrapper leaves no trace in names and layer paths.
+The model is called through a wrapper that takes tensors alone (``wrapping``), so that the trees of
+arguments and results are ours to keep; the wrapper leaves no trace in names and layer paths.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -20,11 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
 
-from compiler.capture.arguments import Arguments, CallForm, check_leaf
+from compiler.capture.arguments import CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
-from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
+from compiler.capture.lift import LiftedGraph, is_spmd, lift, lift_module
 from compiler.capture.modes import watched
+from compiler.capture.trees import Structure, whole
+from compiler.capture.wrapping import OnTensors, Outcome, is_tensor, with_leaves
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
@@ -36,8 +38,7 @@ class Traced:
 
     Attributes:
         lifted: the graph; its arguments and results are the leaves of the trees.
-        in_spec: tree of ``(args, kwargs)``.
-        out_spec: tree of the result.
+        out_spec: structure of the result and of the arguments that the model updates.
         ranges: symbol of a size -> its smallest and largest value (None: no limit).
         guards: what else the sizes of a call must satisfy.
         cut: the model's DTensors.
@@ -45,47 +46,11 @@ class Traced:
     """
 
     lifted: LiftedGraph
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    out_spec: Structure
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     cut: Cut = field(default_factory=dict)
     training: Mapping[str, bool] = field(default_factory=dict)
-
-
-class _Outcome:
-    """Where the wrapper leaves the result tree; a plain object, which export does not look into."""
-
-    leaves: list[Any]
-    spec: pytree.TreeSpec
-
-
-class _OnTensors(nn.Module):
-    """The model as a function of its tensor arguments alone, returning tensors alone."""
-
-    def __init__(self, model: nn.Module, given: Arguments, outcome: _Outcome) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-        self.given, self.outcome = given, outcome
-
-    def forward(self, *tensors: torch.Tensor) -> list[Any]:
-        following = iter(tensors)
-        leaves = [next(following) if _is_tensor(x) else x for x in self.given.leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self.given.spec)
-        leaves, self.outcome.spec = pytree.tree_flatten(self.model(*args, **kwargs))
-        for leaf in leaves:
-            check_leaf("a result of the model", leaf)
-        self.outcome.leaves = leaves
-        return [x for x in leaves if _is_computed(x)]
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor)
-
-
-def _is_computed(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
@@ -99,17 +64,17 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     named = tuple(zip(form.names(given), given.leaves, strict=True))
     for name, leaf in named:
         check_leaf(f"argument {name!r}", leaf)
-    if not any(_is_tensor(leaf) for _, leaf in named):
+    if not any(is_tensor(leaf) for _, leaf in named):
         raise CaptureError(
             "a call without tensor arguments has nothing to capture",
             found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
             remedy="pass at least one tensor, such as the token ids",
         )
-    tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
+    tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
-    outcome = _Outcome()
-    wrapped = _OnTensors(model, given, outcome)
+    outcome = Outcome()
+    wrapped = OnTensors(model, given, outcome)
     try:
         with (
             localised(model),
@@ -129,16 +94,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             program = written.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
-    lifted = lift(program, prefix="model.", names=[n for n, x in named if _is_tensor(x)])
-    placeholders, results = iter(lifted.arguments), iter(lifted.results)
-    whole = replace(
-        lifted,
-        arguments=tuple(next(placeholders) if _is_tensor(x) else Fixed(x) for x in given.leaves),
-        results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
-    )
-    return Traced(
-        whole, given.spec, outcome.spec, _ranges(program), _guards(whole), training=training
-    )
+    lifted = lift(program, prefix="model.", names=[n for n, x in named if is_tensor(x)])
+    lifted = with_leaves(lifted, given, outcome)
+    return Traced(lifted, outcome.spec, _ranges(program), _guards(lifted), training=training)
 
 
 def trace_program(program: ExportedProgram) -> Traced:
@@ -154,18 +112,16 @@ def trace_program(program: ExportedProgram) -> Traced:
     except Exception as error:
         raise capture_error(error) from error
     lifted, call = lift(program), program.call_spec
-    assert call.in_spec is not None, "an exported program has an argument tree"
     assert call.out_spec is not None, "an exported program has a result tree"
-    return Traced(lifted, call.in_spec, call.out_spec, _ranges(program), _guards(lifted))
+    return Traced(lifted, whole(call.out_spec), _ranges(program), _guards(lifted))
 
 
 def trace_graph(module: fx.GraphModule) -> Traced:
     """The same for a graph that is one already (``is_spmd``); it takes flat arguments."""
     assert is_spmd(module), "a graph that is not functional, typed and of ops alone"
     lifted = lift_module(module)
-    in_spec = pytree.tree_structure(((0,) * len(lifted.arguments), {}))
     result = fx.node.map_arg(access.returned(module.graph), lambda node: 0)
-    return Traced(lifted, in_spec, pytree.tree_structure(result), {}, ())
+    return Traced(lifted, whole(pytree.tree_structure(result)), {}, ())
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -64,6 +64,7 @@ class LiftedGraph:
         arguments: per argument, its placeholder or the constant it was traced with.
         mutations: index of a graph output -> placeholder whose tensor it is written back to.
         results: per result of the model, the index of a graph output, or a constant.
+        cached: placeholders of arguments that are parts of caches.
     """
 
     module: fx.GraphModule
@@ -71,6 +72,7 @@ class LiftedGraph:
     arguments: tuple[str | Fixed, ...]
     mutations: Mapping[int, str]
     results: tuple[int | Fixed, ...]
+    cached: frozenset[str] = frozenset()
 
 
 def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) -> LiftedGraph:

@@ -3,7 +3,9 @@
 In this order: the caller's ``inputs=``; what the model declares (DTensors, ``tp_plan``); equality
 of the tensors on all ranks, by digest, where there are ranks to ask; and where a parameter meets a
 whole tensor of its size, that it is one too. Whatever is taken to be the same without having been
-compared is listed as assumed. Arguments are compared when the graph is first called.
+compared is listed as assumed. Arguments are compared when the graph is first called; numbers with
+a fraction in caches never are: each rank has its own heads, and caches that are all zero would be
+equal by chance.
 
 A tensor that the graph writes to counts as the same on all ranks only if what is written is.
 """
@@ -70,6 +72,8 @@ def place(
                 assumed[name] = "declared, not compared"
         elif name in compared:
             same[name] = equal_along(mesh, compared[name])
+        elif name in lifted.cached and access.dtype(node).is_floating_point:
+            same[name] = frozenset()
         elif state is None:
             same[name] = everywhere
             assumed[name] = "an argument; compared at the first call where ranks can be asked"

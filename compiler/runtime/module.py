@@ -21,9 +21,11 @@ from compiler.runtime.prepared import (
     call_kind,
     varying_numbers,
 )
-from compiler.runtime.seen import Arranged, canonical_order, walked
+from compiler.runtime.seen import Recognizer
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
+REMEMBERED = 4096
+"""Calls whose graph is found by their sizes alone."""
 
 
 class _Call:
@@ -73,8 +75,8 @@ class OptimizedModule(nn.Module):
         self._prepare = prepare
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[Prepared]] = {}
-        self._chosen: dict[Any, tuple[Prepared, Lowered]] = {}
-        self._seen: dict[Hashable, tuple[Prepared, Lowered, Arranged]] = {}
+        self._seen: dict[Hashable, tuple[Prepared, Lowered]] = {}
+        self._recognized = Recognizer(self._form)
         self._compared: set[int] = set()
         self._asked: dict[str, nn.Module] = {}
         self._warned: set[str] = set()
@@ -115,19 +117,15 @@ class OptimizedModule(nn.Module):
 
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
-        call = walked(args, kwargs)
-        found = None if call is None else self._seen.get((call.key, self._around()))
-        if call is not None and found is not None:
-            prepared, form, arranged = found
-            given = arranged(call.tensors)
-        else:
-            given = self._form.flatten(args, kwargs)
-            if any(isinstance(x, torch.Tensor) and x.numel() == 0 for x in given.leaves):
+        given, key = self._recognized(args, kwargs)
+        found = self._seen.get((key, self._around()))
+        if key is None or found is None:
+            if given.lacks_tokens:
                 return None
-            prepared, form = self._graph_for(given, args, kwargs)
-            if call is not None:
-                arranged = canonical_order(self._form, args, kwargs)
-                self._seen[call.key, self._around()] = prepared, form, arranged
+            found = self._graph_for(given, args, kwargs)
+            if key is not None:
+                self._remember((key, self._around()), found)
+        prepared, form = found
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
@@ -143,20 +141,17 @@ class OptimizedModule(nn.Module):
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
         return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)[0]
 
+    def _remember(self, call: Hashable, found: tuple[Prepared, Lowered]) -> None:
+        """So that calls of these sizes are not looked at again; growing caches have ever new."""
+        if len(self._seen) >= REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        self._seen[call] = found
+
     def _graph_for(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Prepared, Lowered]:
-        call = (
-            given.spec,
-            tuple(
-                (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else (type(x), x)
-                for x in given.leaves
-            ),
-        )
-        if (found := self._chosen.get((call, self._around()))) is None:
-            prepared = self._fitting(given, args, kwargs)
-            found = self._chosen[call, self._around()] = prepared, prepared.form(given)
-        return found
+        prepared = self._fitting(given, args, kwargs)
+        return prepared, prepared.form(given)
 
     def _around(self) -> tuple[Any, ...]:
         """What decides which graph runs besides the call: autocast, and which modules train.

@@ -10,11 +10,12 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch.utils._sympy.printers import PythonPrinter
 
 from compiler.capture import Capture, Fixed
 from compiler.capture.arguments import Arguments
+from compiler.capture.trees import Structure, rebuilt
 from compiler.ir import access
 from compiler.ir.placement import Replicate
 from compiler.plan.ranges import TokenTable
@@ -31,7 +32,18 @@ def autocast_state() -> tuple[Any, ...]:
     return enabled("cpu"), dtype("cpu"), enabled("cuda"), dtype("cuda")
 
 
-CallKind = tuple[pytree.TreeSpec, tuple[Any, ...], tuple[Any, ...]]
+def compiled(conditions: Iterable[sympy.Basic]) -> Callable[[Mapping[str, int]], bool]:
+    """Whether all conditions hold for values of their symbols; each token may ask."""
+    listed = list(conditions)
+    printer = PythonPrinter()
+    functions = {f for c in listed for f in c.atoms(sympy.Function)}
+    names = {"math": math, **{f.func.__name__: f.func for f in functions}}
+    source = " and ".join(f"({printer.doprint(condition)})" for condition in listed)
+    code = compile(source or "True", "<conditions on sizes>", "eval")
+    return lambda values: bool(eval(code, names, dict(values)))
+
+
+CallKind = tuple[Structure, tuple[Any, ...], tuple[Any, ...]]
 """Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
 
 
@@ -92,28 +104,37 @@ class Prepared:
 
     @cached_property
     def counts_tokens(self) -> tuple[int, int] | None:
-        """Position of the argument, and the dimension, whose size counts tokens."""
-        tensors = [i for i, x in enumerate(self.captured.arguments) if isinstance(x, str)]
-        for at, sizes in zip(tensors, self.sizes, strict=True):
-            for dim, size in enumerate(sizes):
-                if str(size) == self.symbol:
-                    return at, dim
-        return None
+        """Position of the argument, and the dimension, whose size counts tokens.
+
+        Caches are asked last: their sizes count tokens of former calls.
+        """
+        arguments = self.captured.arguments
+        tensors = [i for i, x in enumerate(arguments) if isinstance(x, str)]
+        found = [
+            (arguments[at] in self.captured.cached, at, dim)
+            for at, sizes in zip(tensors, self.sizes, strict=True)
+            for dim, size in enumerate(sizes)
+            if str(size) == self.symbol
+        ]
+        return min(found)[1:] if found else None
 
     def covers(self, num_tokens: int) -> bool:
         """Whether calls with so many tokens may run this graph.
 
-        Where no size counts them, tokens are the elements of the first argument if it holds
-        integers, else its rows.
+        Where no size counts them, tokens are the elements of the first argument that is not in a
+        cache if it holds integers, else its rows.
         """
         if self.counts_tokens is not None:
             lower, upper = self.captured.ranges.get(str(self.symbol), (0, None))
             return lower <= num_tokens and (upper is None or num_tokens <= upper)
-        if not self.sizes:
+        names = [x for x in self.captured.arguments if isinstance(x, str)]
+        at = next((i for i, name in enumerate(names) if name not in self.captured.cached), None)
+        if at is None:
             return False
-        name = next(x for x in self.captured.arguments if isinstance(x, str))
-        (first,) = (x for x in access.node_of(self.module.graph, "placeholder") if x.target == name)
-        rows = self.sizes[0][:-1] if access.dtype(first).is_floating_point else self.sizes[0]
+        (first,) = (
+            x for x in access.node_of(self.module.graph, "placeholder") if x.target == names[at]
+        )
+        rows = self.sizes[at][:-1] if access.dtype(first).is_floating_point else self.sizes[at]
         count = math.prod(rows)
         return not isinstance(count, int) or count == num_tokens
 
@@ -148,25 +169,47 @@ class Prepared:
         return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
-        values: dict[sympy.Symbol, int] = {}
-        derived: list[tuple[Any, int]] = []
-        for traced, shape in zip(self.sizes, shapes, strict=True):
+        named, conditions = self._conditions
+        values: dict[str, int] = {}
+        for traced, shape in zip(named, shapes, strict=True):
             for expected, size in zip(traced, shape, strict=True):
                 if isinstance(expected, int):
                     if expected != size:
                         return False
-                elif expected.is_Symbol:
-                    if values.setdefault(expected, size) != size:
-                        return False
-                else:
-                    derived.append((expected, size))
-        for symbol, size in values.items():
-            lower, upper = self.captured.ranges.get(str(symbol), (0, None))
-            if size < lower or (upper is not None and size > upper):
-                return False
-        if any(expected.subs(values) != size for expected, size in derived):
-            return False
-        return all(bool(guard.subs(values) == True) for guard in self.captured.guards)  # noqa: E712
+                elif values.setdefault(expected, size) != size:
+                    return False
+        return conditions(values)
+
+    @cached_property
+    def _conditions(
+        self,
+    ) -> tuple[tuple[tuple[int | str, ...], ...], Callable[[Mapping[str, int]], bool]]:
+        """Per tensor argument, its sizes as numbers or names; what named sizes must satisfy.
+
+        Sizes that are computed from others have names of their own.
+        """
+        derived: list[sympy.Basic] = []
+
+        def named(size: int | sympy.Expr) -> int | str:
+            if isinstance(size, int):
+                return size
+            if not size.is_Symbol:
+                name = sympy.Symbol(f"derived{len(derived)}", integer=True)
+                derived.append(sympy.Eq(size, name))
+                return str(name)
+            return str(size)
+
+        names = tuple(tuple(map(named, sizes)) for sizes in self.sizes)
+        conditions = [*derived, *self.captured.guards]
+        symbols = {name for sizes in names for name in sizes}
+        if any(str(s) not in symbols for c in conditions for s in c.free_symbols):
+            return names, lambda values: False  # no size of a call tells what it is
+        for name, (lower, upper) in self.captured.ranges.items():
+            if name in symbols:
+                symbol = sympy.Symbol(name, integer=True)
+                conditions.append(sympy.Ge(symbol, lower))
+                conditions += [] if upper is None else [sympy.Le(symbol, upper)]
+        return names, compiled(conditions)
 
     def values(self, model: nn.Module, given: Arguments) -> Values:
         """All that the graph reads in this call: what the model holds, and the call's tensors."""
@@ -194,7 +237,10 @@ class Prepared:
     def result(
         self, form: Lowered, outputs: Sequence[Any], values: Values, given: Arguments
     ) -> Any:
-        """The model's result from the outputs of a form, after writing back what it updates."""
+        """The model's result from the outputs of a form, after writing back what it updates.
+
+        Tensors that are written in place get their new values, containers their new contents.
+        """
         for index, at, leaf in self.written:
             held, own = values
             whole = held[at] if at < len(held) else own[at - len(held)]
@@ -202,7 +248,7 @@ class Prepared:
             if index not in form.in_place or into is not whole:
                 into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
-        return pytree.tree_unflatten(leaves, self.captured.out_spec)
+        return rebuilt(self.captured.out_spec, leaves, list(given.objects), given.leaves)
 
     def _bound(self, model: nn.Module) -> tuple[Held, list[int], list[int]]:
         """What the model holds, leaves that are read, place of each placeholder's value."""
