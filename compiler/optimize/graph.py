@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.analysis.reductions import reduction_of
 from compiler.analysis.replication import replicated_over, replication
 from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
+from compiler.analysis.undeclared import undeclared
+from compiler.capture.export import functional_program
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, PlacementError, VerificationError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, check_given, spmd_graph, well_formed
+from compiler.ir.inputs import Inputs
 from compiler.ir.mesh import Mesh
-from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.decided import Decided
 from compiler.optimize.machines import launch_of, machine_of
@@ -31,8 +35,6 @@ from compiler.plan.comm_plan import CommPlan
 from passes import PlaceReductions
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
-
-Inputs = Mapping[str, Placement | Mapping[str, Placement]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class OptimizationResult:
 
 
 def optimize_graph(
-    gm: fx.GraphModule,
+    gm: fx.GraphModule | ExportedProgram,
     *,
     mesh: Mesh,
     inputs: Inputs | None = None,
@@ -87,11 +89,13 @@ def optimize_graph(
 
     Args:
         gm: functional ATen and ``_c10d_functional`` calls with ``meta["val"]`` on every node, in
-            any dtype. Not changed.
+            any dtype; or an ExportedProgram, whose tensors and written values are inputs and
+            outputs of the result. Not changed.
         mesh: resolves the group names in the graph; no process group is needed.
-        inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
-            left out are Replicate, parameters left out are Varying. ``.module()`` of an
-            ExportedProgram has parameters; its ``graph_module`` has placeholders for them.
+        inputs: name of a placeholder or parameter, or a pattern such as ``layers.*.weight``, in
+            which ``*`` stands for one part -> placement, or {axis: placement}. Left out,
+            parameters are Varying, also where ``run_decompositions`` or AOTAutograd made them
+            placeholders; other placeholders are Replicate.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
             machine file, or a ``Machine``. "auto" and None: none, plans compare by payload bytes,
             then by number of collectives.
@@ -112,13 +116,17 @@ def optimize_graph(
         CommPlanError: no such policy or way to launch, tokens or a bisect_limit that are no
             count, or observers that cannot be called.
         VerificationError: the result could not be shown equivalent; nothing is returned.
+
+    Warns:
+        UndeclaredInputs: nothing says which inputs differ between the ranks of a collective.
     """
     check_policy(policy)
     check_tokens(tokens)
     check_pipeline(observers, bisect_limit)
     known_machine, how = machine_of(machine), launch_of(launch)
-    source = spmd_graph(gm, mesh, inputs)
+    source = spmd_graph(functional(gm), mesh, inputs)
     well_formed(source.graph)
+    warn_undeclared(source, inputs)
     check_numbers(source.graph, source.mesh)
     return optimize_spmd(
         source,
@@ -131,6 +139,20 @@ def optimize_graph(
         pipeline=Pipeline(observers, bisect_limit, check_each),
         widen=widen,
     )
+
+
+def functional(given: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
+    """A program's graph with all of its tensors as inputs; what is no program as it is."""
+    if not isinstance(given, ExportedProgram):
+        return given
+    module: fx.GraphModule = functional_program(given).graph_module
+    return module
+
+
+def warn_undeclared(graph: SpmdGraph, inputs: Inputs | None) -> None:
+    """Warn the caller of the public function that calls this; see ``undeclared``."""
+    if (warning := undeclared(graph, inputs)) is not None:
+        warnings.warn(warning, stacklevel=3)
 
 
 def check_policy(policy: str) -> None:
@@ -331,8 +353,8 @@ def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[R
 
 
 def check_equivalence(
-    source: fx.GraphModule,
-    target: fx.GraphModule,
+    source: fx.GraphModule | ExportedProgram,
+    target: fx.GraphModule | ExportedProgram,
     *,
     mesh: Mesh,
     inputs: Inputs | None = None,
@@ -340,7 +362,7 @@ def check_equivalence(
     """Whether ``target`` computes the same function as ``source`` on every rank.
 
     Args:
-        source: functional ATen and ``_c10d_functional`` calls, ``meta["val"]`` on every node.
+        source: as in ``optimize_graph``.
         target: likewise; placeholders correspond by position, attributes by name.
         mesh: resolves the group names of both.
         inputs: placements of the source's inputs, as in ``optimize_graph``.
@@ -352,28 +374,19 @@ def check_equivalence(
     Raises:
         GraphError, MeshError: no graph modules, or no mesh.
         PlacementError: ``inputs`` does not fit the source.
+
+    Warns:
+        UndeclaredInputs: as ``optimize_graph``.
     """
-    check_given(mesh, source, target, inputs=inputs)
+    both = functional(source), functional(target)
+    check_given(mesh, *both, inputs=inputs)
     graphs = []
-    for side, gm in (("source", source), ("target", target)):
-        given = _for_target(source, target, inputs) if side == "target" else inputs
+    for side, gm, given in zip(("source", "target"), both, (inputs, None), strict=True):
         try:
             graphs.append(spmd_graph(gm, mesh, given))
+        except PlacementError:
+            raise
         except CommPlanError as error:
-            if side == "source" and isinstance(error, PlacementError):
-                raise
             return Report(Verdict.INVALID, f"{side}: {error}")
+    warn_undeclared(graphs[0], inputs)
     return check(*graphs)
-
-
-def _for_target(
-    source: fx.GraphModule, target: fx.GraphModule, inputs: Inputs | None
-) -> dict[str, Placement | Mapping[str, Placement]]:
-    """Placements of the source's inputs under the names the target gives them."""
-    sides = [
-        [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"] for gm in (source, target)
-    ]
-    names = dict(zip(*sides, strict=False))
-    attributes = {str(n.target) for n in target.graph.nodes if n.op == "get_attr"}
-    given = {names.get(name, name): placement for name, placement in (inputs or {}).items()}
-    return {n: p for n, p in given.items() if n in attributes or n in sides[1]}

@@ -95,7 +95,7 @@ def test_plan_of_a_program_states_what_it_assumes(run, program):
         (("--mesh", "tp=4", "--group", "0=ep"), "cannot read --group"),
         ((*RANKS, "--input", "x"), "cannot read --input"),
         ((*RANKS, "--input", "x=Q"), "cannot read --input"),
-        ((*RANKS, "--input", "z=R"), "which the graph does not have"),
+        ((*RANKS, "--input", "z=R"), "which the graph does not read"),
         ((*RANKS, "--input", "x=S(7)"), "shards a dimension it does not have"),
         ((*RANKS, "--input", "x=ep:R"), "names an unknown axis"),
     ],

@@ -37,9 +37,9 @@ def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(PlacementError) as caught:
         spmd_graph(graph.module, graph.mesh, {"y": Varying()})
     assert str(caught.value) == (
-        "inputs= names ['y'], which the graph does not have\n"
-        "  found: the graph's inputs are ['x', 'w']\n"
-        "  remedy: name placeholders or parameters of the graph"
+        "inputs= names ['y'], which the graph does not read\n  found: its inputs are ['x', 'w']\n"
+        "  remedy: name arguments, placeholders or state_dict keys; * stands for one part of a "
+        "dotted name"
     )
     for name in ("x", "w"):
         with pytest.raises(PlacementError, match="dimension 2 of a tensor of 2 dimensions"):
