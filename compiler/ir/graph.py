@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
@@ -130,6 +131,8 @@ def spmd_graph(
     access.output(module.graph)  # refuses a graph without one
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in module.graph.nodes:
+        if "val" not in node.meta:  # what export leaves without one is better said by its kind
+            _check_functional(node)
         schema.check_node(node)
         if node.op == "placeholder":
             _check_is_data(node)
@@ -195,19 +198,7 @@ def well_formed(graph: fx.Graph) -> None:
         GraphError: an op that mutates its operand, or a value used before its wait.
     """
     for node in graph.nodes:
-        if node.op in ("call_module", "call_method") and access.has_result(node):
-            raise GraphError(
-                f"%{node.name} is a {node.op} node",
-                where=access.place(node),
-                remedy="capture to ATen ops, for example with torch.export",
-            )
-        declared = getattr(node.target, "_schema", None)
-        if node.target in _IN_PLACE or (declared is not None and declared.is_mutable):
-            raise GraphError(
-                f"op {_name(node.target)} of value %{node.name} mutates its operand",
-                where=access.source_line(node),
-                remedy="functionalize: run_decompositions({}) on the exported program",
-            )
+        _check_functional(node)
         if collectives.starts(node):
             for user in _before_wait(node):
                 raise GraphError(
@@ -215,6 +206,33 @@ def well_formed(graph: fx.Graph) -> None:
                     where=access.source_line(user),
                     remedy="wait for the collective first",
                 )
+
+
+def _check_functional(node: fx.Node) -> None:
+    """Raise GraphError for what is no call of an op that leaves its operands alone."""
+    if node.op in ("call_module", "call_method") and access.has_result(node):
+        raise GraphError(
+            f"%{node.name} is a {node.op} node",
+            where=access.place(node),
+            remedy="capture to ATen ops, for example with torch.export",
+        )
+    declared = getattr(node.target, "_schema", None)
+    if node.target in _IN_PLACE or (declared is not None and declared.is_mutable):
+        raise GraphError(
+            f"op {_name(node.target)} of value %{node.name} mutates its operand",
+            where=access.source_line(node),
+            remedy="functionalize: pass the ExportedProgram itself, whose written tensors are "
+            "outputs, not its .module()",
+        )
+    runs = [user for user in node.users if isinstance(user.target, HigherOrderOperator)]
+    if node.op == "get_attr" and "val" not in node.meta and runs:
+        raise GraphError(
+            "the graph takes a branch or runs a loop",
+            where=access.place(runs[0]),
+            found=f"{runs[0].target} of {node.target}",
+            remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
+            "call",
+        )
 
 
 def _before_wait(node: fx.Node) -> Iterator[fx.Node]:

@@ -1,11 +1,11 @@
-"""Optimize a graph; check two graphs against each other."""
+"""Optimize a graph."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -15,14 +15,12 @@ from compiler.analysis.reductions import reduction_of
 from compiler.analysis.replication import replicated_over, replication
 from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
-from compiler.analysis.undeclared import undeclared
-from compiler.capture.export import functional_program
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
-from compiler.errors import CommPlanError, PlacementError, VerificationError
+from compiler.errors import CommPlanError, VerificationError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
-from compiler.ir.graph import SpmdGraph, check_given, spmd_graph, well_formed
+from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.inputs import Inputs
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
@@ -30,8 +28,11 @@ from compiler.optimize.decided import Decided
 from compiler.optimize.machines import launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.search import POLICIES, Search
+from compiler.optimize.source import functional, warn_undeclared
 from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
 from compiler.plan.comm_plan import CommPlan
+from compiler.runtime.exchange import ranks_of
+from compiler.runtime.groups import bound
 from passes import PlaceReductions
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
@@ -42,7 +43,8 @@ class OptimizationResult:
     """What became of a graph.
 
     Attributes:
-        graph_module: the rewritten graph, a new module; attributes are shared with the source.
+        graph_module: the rewritten graph, a new module; attributes are shared with the source. It
+            runs in process groups of the names that it gives; ``bind`` gives it others.
         plan: what was decided.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
@@ -67,6 +69,25 @@ class OptimizationResult:
     def verdict(self) -> Verdict:
         """The checker's verdict; UNPROVED where verification was switched off."""
         return self.report.verdict if self.report else Verdict.UNPROVED
+
+    def bind(self, groups: Mapping[str, Any] | None = None, *, group: Any = None) -> fx.GraphModule:
+        """``graph_module`` with the names and ranks of this process, called as it is.
+
+        All ranks call it together. ``graph_module`` itself runs where process groups have the
+        names that the graph gives.
+
+        Args:
+            groups: axis, or group name of the mesh -> process group; those left out are the
+                groups of that name, or are made.
+            group: process group of all ranks of the mesh, in its order; default: all ranks of the
+                job.
+
+        Raises:
+            MeshError: no process group, a name that does not resolve, or a process group of other
+                ranks than the mesh says.
+        """
+        module = bound(self.spmd, groups or {}, ranks_of(group))
+        return _as_the_source(self.spmd.with_graph(module.graph, {}))
 
 
 def optimize_graph(
@@ -139,20 +160,6 @@ def optimize_graph(
         pipeline=Pipeline(observers, bisect_limit, check_each),
         widen=widen,
     )
-
-
-def functional(given: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
-    """A program's graph with all of its tensors as inputs; what is no program as it is."""
-    if not isinstance(given, ExportedProgram):
-        return given
-    module: fx.GraphModule = functional_program(given).graph_module
-    return module
-
-
-def warn_undeclared(graph: SpmdGraph, inputs: Inputs | None) -> None:
-    """Warn the caller of the public function that calls this; see ``undeclared``."""
-    if (warning := undeclared(graph, inputs)) is not None:
-        warnings.warn(warning, stacklevel=3)
 
 
 def check_policy(policy: str) -> None:
@@ -350,43 +357,3 @@ def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[R
     if without_rule:
         found.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
     return tuple(Remark(RemarkKind.NOTE, "", why) for why in found)
-
-
-def check_equivalence(
-    source: fx.GraphModule | ExportedProgram,
-    target: fx.GraphModule | ExportedProgram,
-    *,
-    mesh: Mesh,
-    inputs: Inputs | None = None,
-) -> Report:
-    """Whether ``target`` computes the same function as ``source`` on every rank.
-
-    Args:
-        source: as in ``optimize_graph``.
-        target: likewise; placeholders correspond by position, attributes by name.
-        mesh: resolves the group names of both.
-        inputs: placements of the source's inputs, as in ``optimize_graph``.
-
-    Returns:
-        The report; ``.verdict`` is one of IDENTICAL, EQUIVALENT, NOT_EQUIVALENT, UNPROVED and
-        INVALID. An ill-formed graph is a verdict, not an error.
-
-    Raises:
-        GraphError, MeshError: no graph modules, or no mesh.
-        PlacementError: ``inputs`` does not fit the source.
-
-    Warns:
-        UndeclaredInputs: as ``optimize_graph``.
-    """
-    both = functional(source), functional(target)
-    check_given(mesh, *both, inputs=inputs)
-    graphs = []
-    for side, gm, given in zip(("source", "target"), both, (inputs, None), strict=True):
-        try:
-            graphs.append(spmd_graph(gm, mesh, given))
-        except PlacementError:
-            raise
-        except CommPlanError as error:
-            return Report(Verdict.INVALID, f"{side}: {error}")
-    warn_undeclared(graphs[0], inputs)
-    return check(*graphs)

@@ -18,8 +18,8 @@ from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.inputs import Inputs, by_input
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import check_inputs
-from compiler.optimize.graph import warn_undeclared
 from compiler.optimize.model import as_call, check_model
+from compiler.optimize.source import warn_undeclared
 from compiler.runtime.exchange import exchange_if_any
 
 

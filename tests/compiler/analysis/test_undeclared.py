@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed import _functional_collectives as funcol
-from torch.export import ExportedProgram
 
-from compiler import Mesh, Replicate, Shard, Varying, check_equivalence, lint, optimize_graph
+from compiler import Mesh, Replicate, Shard, check_equivalence, lint, optimize_graph
 from compiler.analysis.undeclared import undeclared
 from compiler.errors import UndeclaredInputs
-from compiler.ir.graph import spmd_graph
 from tests.graphs import function
 
 MM = "%2: f32[4, 4] = aten.mm(%0, %1)"
@@ -81,42 +74,3 @@ def test_every_door_warns_unless_all_is_declared(door: str) -> None:
         warnings.simplefilter("error")
         call(inputs={"*": Replicate()})
         call(inputs={"w": Shard(0)})
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
-        self.register_buffer("seen", torch.zeros(8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.add_(x.sum(0))
-        return sum(funcol.all_reduce(f(x), "sum", dist.group.WORLD) for f in self.layers)
-
-
-@pytest.fixture
-def program() -> Iterator[ExportedProgram]:
-    dist.init_process_group("fake", rank=0, world_size=4)
-    yield torch.export.export(Block(), (torch.ones(4, 8),), strict=False)
-    dist.destroy_process_group()
-
-
-def test_parameters_among_placeholders_vary_unless_declared(program: ExportedProgram) -> None:
-    mesh = Mesh({"tp": 4}, groups={"0": "tp"})
-    lifted = program.run_decompositions({}).graph_module
-    placed = spmd_graph(lifted, mesh, {"layers.*.weight": Shard(1), "layers.1.weight": Varying()})
-    assert placed.inputs == {
-        "p_layers_0_weight": (Shard(1),),
-        "p_layers_1_weight": (Varying(),),
-        "b_seen": (Varying(),),
-        "x": (Replicate(),),
-    }
-    assert undeclared(spmd_graph(lifted, mesh)) is None
-
-
-def test_a_program_is_as_good_as_its_graph(program: ExportedProgram) -> None:
-    mesh = Mesh({"tp": 4}, groups={"0": "tp"})
-    result = optimize_graph(program, mesh=mesh)
-    assert (result.before.all_reduces, result.after.all_reduces) == (2, 1)
-    assert len(result.graph_module.graph.output_node().args[0]) == 2  # the buffer, the sum
-    assert check_equivalence(program, result.graph_module, mesh=mesh).verdict.runs

@@ -138,7 +138,8 @@ def test_mutation_is_not_well_formed(target: object) -> None:
     assert str(caught.value) == (
         f"op {shown} of value %{node.name} mutates its operand\n"
         "  where: model.py:5\n"
-        "  remedy: functionalize: run_decompositions({}) on the exported program"
+        "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+        "outputs, not its .module()"
     )
 
 

@@ -378,7 +378,8 @@ def test_graph_that_mutates_is_refused() -> None:
         optimized(graph)
     assert str(caught.value) == (
         "op aten.neg_.default of value %neg__default mutates its operand\n"
-        "  remedy: functionalize: run_decompositions({}) on the exported program"
+        "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+        "outputs, not its .module()"
     )
 
 
