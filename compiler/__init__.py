@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compiler.analysis.lint import Finding
     from compiler.check import Report, Verdict
-    from compiler.errors import CommPlanError
+    from compiler.errors import CommPlanError, UndeclaredInputs
     from compiler.ir.mesh import Mesh
     from compiler.ir.placement import Partial, Replicate, Shard, Varying
     from compiler.optimize import (
@@ -32,6 +32,7 @@ __all__ = [
     "Replicate",
     "Report",
     "Shard",
+    "UndeclaredInputs",
     "Varying",
     "Verdict",
     "check_equivalence",
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "compiler.analysis.lint": ("Finding",),
     "compiler.check": ("Report", "Verdict"),
-    "compiler.errors": ("CommPlanError",),
+    "compiler.errors": ("CommPlanError", "UndeclaredInputs"),
     "compiler.ir.mesh": ("Mesh",),
     "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
     "compiler.optimize": (

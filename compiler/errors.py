@@ -18,13 +18,12 @@ class CommPlanError(Exception):
 
     def __init__(self, what: str, *, where: str = "", found: str = "", remedy: str = "") -> None:
         self.what, self.where, self.found, self.remedy = what, where, found, remedy
-        lines = [what]
-        lines += [
-            f"  {name}: {text}"
-            for name, text in (("where", where), ("found", found), ("remedy", remedy))
-            if text
-        ]
-        super().__init__("\n".join(lines))
+        parts = (("where", where), ("found", found), ("remedy", remedy))
+        super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
+
+
+class UndeclaredInputs(CommPlanError, UserWarning):  # noqa: N818 -- a warning by its kind
+    """A warning: nothing says which inputs of a graph differ between ranks."""
 
 
 class MeshError(CommPlanError):

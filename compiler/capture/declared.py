@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from compiler.capture.lift import State, StateKind
 from compiler.errors import PlacementError
+from compiler.ir.inputs import pattern
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Placement, Replicate, Shard, Varying
 
@@ -108,19 +108,17 @@ def from_plan(
     tensors = [s for s in state.values() if s.kind in (StateKind.PARAMETER, StateKind.BUFFER)]
     found: Declared = {held.key: {} for held in tensors}
     remarks: list[str] = []
-    for pattern, style in plan.items():
+    for text, style in plan.items():
         if style not in STYLES:
             raise PlacementError(
-                f"tp_plan uses an unknown style for {pattern!r}",
+                f"tp_plan uses an unknown style for {text!r}",
                 found=repr(style),
                 remedy=f"use one of {', '.join(STYLES)}, or pass inputs={{name: placement}}",
             )
-        matches = re.compile(
-            r"[^.]+".join(map(re.escape, pattern.split("*"))) + r"(\.(weight|bias))?"
-        ).fullmatch
+        matches = pattern(text, r"(\.(weight|bias))?").fullmatch
         named = [held for held in tensors if matches(held.key)]
         if not named:
-            remarks.append(f"tp_plan: {pattern!r} names no tensor that the graph reads")
+            remarks.append(f"tp_plan: {text!r} names no tensor that the graph reads")
         for held in named:
             found[held.key] = {axis: STYLES[style](held.key, held.tensor.dim())}
     return found, tuple(remarks)

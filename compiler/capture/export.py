@@ -105,15 +105,25 @@ def trace_program(program: ExportedProgram) -> Traced:
     Raises:
         CaptureError: the program cannot be made functional.
     """
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), unlogged(FAKE_TENSORS):
-            warnings.simplefilter("ignore")
-            program = program.run_decompositions({})
-    except Exception as error:
-        raise capture_error(error) from error
+    program = functional_program(program)
     lifted, call = lift(program), program.call_spec
     assert call.out_spec is not None, "an exported program has a result tree"
     return Traced(lifted, whole(call.out_spec), _ranges(program), _guards(lifted))
+
+
+def functional_program(program: ExportedProgram) -> ExportedProgram:
+    """The program in functional ATen ops.
+
+    Raises:
+        CaptureError: it cannot be made so.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), unlogged(FAKE_TENSORS):
+            warnings.simplefilter("ignore")
+            made: ExportedProgram = program.run_decompositions({})
+            return made
+    except Exception as error:
+        raise capture_error(error) from error
 
 
 def trace_graph(module: fx.GraphModule) -> Traced:

@@ -25,10 +25,11 @@ from compiler.capture.sameness import Axes, equal_along, met_by_same, same_value
 from compiler.errors import PlacementError
 from compiler.ir import access
 from compiler.ir.exchange import Exchange
+from compiler.ir.inputs import Inputs, by_input
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
 
-Given = Mapping[str, Placement | Mapping[str, Placement]]
+Given = Inputs
 Digests = Mapping[str, Mapping[int, str]]
 """Placeholder -> rank -> digest, for tensors that every rank could digest."""
 
@@ -103,14 +104,28 @@ def compare(
     """Digests of the model's tensors on every rank; shards, declared to differ, are left out."""
     if exchange is None:
         return {}
+    stated = declared_by(lifted, given)
     wanted = {
         name: state.tensor
         for name, state in lifted.state.items()
-        if not _is_sharded(given.get(name, given.get(state.key, declared.get(state.key))))
+        if not _is_sharded(stated.get(name, declared.get(state.key)))
     }
     everyone = exchange.gather(digests(wanted))
     shared = set.intersection(*map(set, everyone))
     return {name: {r: d[name] for r, d in enumerate(everyone)} for name in wanted if name in shared}
+
+
+def declared_by(
+    lifted: LiftedGraph, given: Given
+) -> dict[str, Placement | Mapping[str, Placement]]:
+    """Placeholder -> what the caller declares of it, by its name or its key in the model.
+
+    Raises:
+        PlacementError: a name that is no input, or two that differ about one.
+    """
+    arguments = (str(n.target) for n in access.node_of(lifted.module.graph, "placeholder"))
+    keys = {state.key: name for name, state in lifted.state.items()}
+    return by_input(given, {name: name for name in arguments} | keys, "model")
 
 
 def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
@@ -122,21 +137,14 @@ def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
 def _stated(
     lifted: LiftedGraph, mesh: Mesh, given: Given, declared: Declared
 ) -> dict[str, Placements]:
-    names = {str(n.target) for n in access.node_of(lifted.module.graph, "placeholder")}
     keys = {state.key: name for name, state in lifted.state.items()}
-    if unknown := set(given) - names - set(keys):
-        raise PlacementError(
-            f"inputs= names {sorted(unknown, key=str)}, which the model does not read",
-            found=f"it reads {sorted(names | set(keys))}",
-            remedy="name arguments, placeholders or state_dict keys",
-        )
     written = set(lifted.mutations.values())
     found = {
         keys[key]: placements_on(mesh, placement, key)
         for key, placement in declared.items()
         if key in keys and (placement or keys[key] not in written)
     }
-    stated = {keys.get(n, n): placements_on(mesh, p, n) for n, p in given.items()}
+    stated = {n: placements_on(mesh, p, n) for n, p in declared_by(lifted, given).items()}
     return found | stated
 
 

@@ -49,7 +49,7 @@ def simulate(
                 held = [attrgetter(str(node.target))(graph.root)] * len(ranks)
             assert held is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in held]
-        else:
+        elif access.has_result(node):
             values[node] = _called(graph, node, values, exact=exact)
         for x in node.all_input_nodes:
             if last_use[x] is node:

@@ -10,7 +10,7 @@ import typer
 
 from compiler.check import check
 from compiler.cli import options
-from compiler.cli.files import Given, is_graph_file, read_graph
+from compiler.cli.files import Given, is_graph_file, read_graph, warn_undeclared
 from compiler.cli.progress import Stages, stdout
 from compiler.cli.verdicts import exit_code, print_report, report_json
 from compiler.ir.graph import SpmdGraph
@@ -46,6 +46,7 @@ def check_graphs(
             return read_graph(name, given if texts_only or not is_text else Given())
 
     graphs = read(source), read(target)
+    warn_undeclared(graphs[0], given if source.endswith(".pt2") else Given())
     with stages.stage("check"):
         report = check(*graphs)
     if format is Format.JSON:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from compiler.analysis.undeclared import undeclared
 from compiler.cli.arguments import mesh_of, placements
+from compiler.cli.progress import stderr
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
-from compiler.ir.placement import Placement, Varying
 from compiler.ir.quiet import FAKE_TENSORS, PROGRAMS, unlogged
 from compiler.ir.text import parse_graph
 
@@ -105,10 +106,7 @@ def unreadable(path: Path, error: Exception) -> CommPlanError:
 
 
 def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGraph:
-    """The graph of a program on the mesh that was given.
-
-    The model's tensors become inputs, Varying unless given; arguments are Replicate unless given.
-    """
+    """The graph of a functional program on the mesh that was given."""
     if not given.mesh:
         raise CommPlanError(
             f"a {PROGRAM} file does not say what its ranks are",
@@ -116,7 +114,6 @@ def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGrap
             remedy="pass --mesh tp=8, and --group NAME=tp for groups that have other names",
         )
     mesh = mesh_of(given.mesh, given.groups)
-    held: dict[str, Placement | Mapping[str, Placement]] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.CUSTOM_OBJ or spec.kind is InputKind.TOKEN:
             raise GraphError(
@@ -124,15 +121,19 @@ def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGrap
                 where=name,
                 remedy="keep opaque objects out of forward",
             )
-        if spec.kind is not InputKind.USER_INPUT:
-            held[spec.arg.name] = Varying()
     module = fx.GraphModule(torch.nn.Module(), program.graph)
     for node in module.graph.nodes:
         if node.op != "output":
             node.meta.setdefault("val", None)
-    graph = spmd_graph(module, mesh, held | placements(given.inputs))
+    graph = spmd_graph(module, mesh, placements(given.inputs))
     well_formed(graph.graph)
     return graph
+
+
+def warn_undeclared(graph: SpmdGraph, given: Given) -> None:
+    """Say on standard error where a graph of a file does not tell what ranks hold."""
+    if (warning := undeclared(graph, placements(given.inputs))) is not None:
+        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from compiler.cli.files import (
     program_graph,
     read_graph,
     read_program,
+    warn_undeclared,
     write_bytes,
     write_text,
 )
@@ -61,6 +62,7 @@ def optimize(
             source = program_graph(program, given, file)
         else:
             source = read_graph(file, given)
+    warn_undeclared(source, given)
     with stages.stage("optimize"):
         result = optimize_spmd(
             source,

@@ -75,8 +75,8 @@ Inputs = Annotated[
         "--input",
         metavar="NAME=PLACEMENT",
         help="Placement of an input of a `.pt2` file or a model: `R`, `V`, `P`, `P(op)`, `S(dim)`, "
-        "or per axis `tp:S(0),dp:R`. Left out: arguments R, the model's own tensors as it declares "
-        "them, else V. Repeatable.",
+        "or per axis `tp:S(0),dp:R`. In a name, `*` stands for one part. Left out: arguments R, "
+        "the model's own tensors as it declares them, else V. Repeatable.",
     ),
 ]
 PolicyOption = Annotated[

@@ -16,7 +16,7 @@ from torch import nn
 
 from compiler.capture import capture_ranks
 from compiler.cli.arguments import placements, settings
-from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph
+from compiler.cli.files import ASSUMED, PROGRAM, Given, is_graph_file, read_graph, warn_undeclared
 from compiler.cli.own import NAMES, import_own, is_own, location
 from compiler.cli.progress import Stages
 from compiler.errors import CommPlanError
@@ -86,6 +86,7 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
         )
     with stages.stage("read", name):
         graph = read_graph(name, given)
+    warn_undeclared(graph, given)
     return Source(name, graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
 
 

@@ -306,6 +306,18 @@ def projection(node: fx.Node) -> int | None:
     return node.args[1]
 
 
+def state_key(node: fx.Node) -> str:
+    """Key of the model's tensor that a placeholder stands for; empty if nothing says it is one.
+
+    AOTAutograd, which also makes exported programs functional, describes every placeholder.
+    """
+    described: Any = node.meta.get("desc")
+    while hasattr(described, "base"):  # a part of a tensor subclass
+        described = described.base
+    key = getattr(described, "target", "")
+    return key if isinstance(key, str) else ""
+
+
 def layer_path(node: fx.Node) -> str:
     """Dotted path of the module the node comes from, empty if capture recorded none."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -13,9 +13,11 @@ from functools import cached_property
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
+from compiler.ir.inputs import Inputs, by_input
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
     Placement,
@@ -108,15 +110,16 @@ def check_given(mesh: object, *modules: object, inputs: object = None) -> None:
 def spmd_graph(
     module: fx.GraphModule,
     mesh: Mesh,
-    inputs: Mapping[str, Placement | Mapping[str, Placement]] | None = None,
+    inputs: Inputs | None = None,
 ) -> SpmdGraph:
     """``module`` with checked groups and with a placement for every input.
 
     Args:
         module: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
         mesh: resolves every group name in the graph.
-        inputs: placeholder or attribute name -> placement, or {axis: placement}. Placeholders
-            left out are Replicate, attributes (parameters) left out are Varying.
+        inputs: name of a placeholder, or of an attribute or tensor of the model, or a pattern
+            -> placement, or {axis: placement}. Left out, attributes and placeholders for tensors
+            of the model (``access.state_key``) are Varying, other placeholders Replicate.
 
     Raises:
         GraphError: no graph, or one that does not end in an output, or a node that does not fit
@@ -126,27 +129,30 @@ def spmd_graph(
     """
     check_given(mesh, module, inputs=inputs)
     access.output(module.graph)  # refuses a graph without one
-    given = dict(inputs or {})
-    names: dict[str, Placement] = {}
+    placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in module.graph.nodes:
+        if "val" not in node.meta:  # what export leaves without one is better said by its kind
+            _check_functional(node)
         schema.check_node(node)
         if node.op == "placeholder":
             _check_is_data(node)
-            names[str(node.target)] = Replicate()
+            placed[str(node.target)] = Varying() if access.state_key(node) else Replicate()
         elif node.op == "get_attr":
-            names[str(node.target)] = Varying()
-    if unknown := set(given) - set(names):
-        raise PlacementError(
-            f"inputs= names {sorted(unknown, key=str)}, which the graph does not have",
-            found=f"the graph's inputs are {list(names)}",
-            remedy="name placeholders or parameters of the graph",
-        )
+            placed[str(node.target)] = Varying()
+    placed |= by_input(inputs or {}, input_names(module.graph), "graph")
     collectives.check_groups(module.graph, mesh)
-    found = {n: placements_on(mesh, given.get(n, default), n) for n, default in names.items()}
+    found = {name: placements_on(mesh, placement, name) for name, placement in placed.items()}
     for node in module.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, found[str(node.target)])
     return SpmdGraph(module, module.graph, mesh, found)
+
+
+def input_names(graph: fx.Graph) -> dict[str, str]:
+    """Every name of an input -> its target; a placeholder also has the key of its tensor."""
+    nodes = (*access.node_of(graph, "placeholder"), *access.node_of(graph, "get_attr"))
+    keys = {key: str(n.target) for n in nodes if (key := access.state_key(n))}
+    return {str(n.target): str(n.target) for n in nodes} | keys
 
 
 def _check_is_data(node: fx.Node) -> None:
@@ -192,19 +198,7 @@ def well_formed(graph: fx.Graph) -> None:
         GraphError: an op that mutates its operand, or a value used before its wait.
     """
     for node in graph.nodes:
-        if node.op in ("call_module", "call_method") and access.has_result(node):
-            raise GraphError(
-                f"%{node.name} is a {node.op} node",
-                where=access.place(node),
-                remedy="capture to ATen ops, for example with torch.export",
-            )
-        declared = getattr(node.target, "_schema", None)
-        if node.target in _IN_PLACE or (declared is not None and declared.is_mutable):
-            raise GraphError(
-                f"op {_name(node.target)} of value %{node.name} mutates its operand",
-                where=access.source_line(node),
-                remedy="functionalize: run_decompositions({}) on the exported program",
-            )
+        _check_functional(node)
         if collectives.starts(node):
             for user in _before_wait(node):
                 raise GraphError(
@@ -212,6 +206,33 @@ def well_formed(graph: fx.Graph) -> None:
                     where=access.source_line(user),
                     remedy="wait for the collective first",
                 )
+
+
+def _check_functional(node: fx.Node) -> None:
+    """Raise GraphError for what is no call of an op that leaves its operands alone."""
+    if node.op in ("call_module", "call_method") and access.has_result(node):
+        raise GraphError(
+            f"%{node.name} is a {node.op} node",
+            where=access.place(node),
+            remedy="capture to ATen ops, for example with torch.export",
+        )
+    declared = getattr(node.target, "_schema", None)
+    if node.target in _IN_PLACE or (declared is not None and declared.is_mutable):
+        raise GraphError(
+            f"op {_name(node.target)} of value %{node.name} mutates its operand",
+            where=access.source_line(node),
+            remedy="functionalize: pass the ExportedProgram itself, whose written tensors are "
+            "outputs, not its .module()",
+        )
+    runs = [user for user in node.users if isinstance(user.target, HigherOrderOperator)]
+    if node.op == "get_attr" and "val" not in node.meta and runs:
+        raise GraphError(
+            "the graph takes a branch or runs a loop",
+            where=access.place(runs[0]),
+            found=f"{runs[0].target} of {node.target}",
+            remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
+            "call",
+        )
 
 
 def _before_wait(node: fx.Node) -> Iterator[fx.Node]:

@@ -5,7 +5,7 @@
 
 Rows that ranks cannot share evenly are padded: n ranks hold ceil(rows / n) each. ``all_slice`` does
 so itself. Cut back with ``aten.slice``. All ranks hold the same graph: which block is this rank's
-is known to the runtime alone, which gives ``all_slice`` its kernel.
+only its process groups tell, so the kernel of ``all_slice`` is in ``compiler.runtime.groups``.
 """
 
 from __future__ import annotations

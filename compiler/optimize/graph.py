@@ -1,12 +1,14 @@
-"""Optimize a graph; check two graphs against each other."""
+"""Optimize a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.analysis.reductions import reduction_of
@@ -15,24 +17,25 @@ from compiler.analysis.rows import only_own_rows_read
 from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
-from compiler.errors import CommPlanError, PlacementError, VerificationError
+from compiler.errors import CommPlanError, VerificationError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
-from compiler.ir.graph import SpmdGraph, check_given, spmd_graph, well_formed
+from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.inputs import Inputs
 from compiler.ir.mesh import Mesh
-from compiler.ir.placement import Placement
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.decided import Decided
 from compiler.optimize.machines import launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.search import POLICIES, Search
+from compiler.optimize.source import functional, warn_undeclared
 from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
 from compiler.plan.comm_plan import CommPlan
+from compiler.runtime.exchange import ranks_of
+from compiler.runtime.groups import bound
 from passes import PlaceReductions
 
 UNVERIFIED = "verification was switched off: the graph is unproved"
-
-Inputs = Mapping[str, Placement | Mapping[str, Placement]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class OptimizationResult:
     """What became of a graph.
 
     Attributes:
-        graph_module: the rewritten graph, a new module; attributes are shared with the source.
+        graph_module: the rewritten graph, a new module; attributes are shared with the source. It
+            runs in process groups of the names that it gives; ``bind`` gives it others.
         plan: what was decided.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
@@ -66,9 +70,28 @@ class OptimizationResult:
         """The checker's verdict; UNPROVED where verification was switched off."""
         return self.report.verdict if self.report else Verdict.UNPROVED
 
+    def bind(self, groups: Mapping[str, Any] | None = None, *, group: Any = None) -> fx.GraphModule:
+        """``graph_module`` with the names and ranks of this process, called as it is.
+
+        All ranks call it together. ``graph_module`` itself runs where process groups have the
+        names that the graph gives.
+
+        Args:
+            groups: axis, or group name of the mesh -> process group; those left out are the
+                groups of that name, or are made.
+            group: process group of all ranks of the mesh, in its order; default: all ranks of the
+                job.
+
+        Raises:
+            MeshError: no process group, a name that does not resolve, or a process group of other
+                ranks than the mesh says.
+        """
+        module = bound(self.spmd, groups or {}, ranks_of(group))
+        return _as_the_source(self.spmd.with_graph(module.graph, {}))
+
 
 def optimize_graph(
-    gm: fx.GraphModule,
+    gm: fx.GraphModule | ExportedProgram,
     *,
     mesh: Mesh,
     inputs: Inputs | None = None,
@@ -87,11 +110,13 @@ def optimize_graph(
 
     Args:
         gm: functional ATen and ``_c10d_functional`` calls with ``meta["val"]`` on every node, in
-            any dtype. Not changed.
+            any dtype; or an ExportedProgram, whose tensors and written values are inputs and
+            outputs of the result. Not changed.
         mesh: resolves the group names in the graph; no process group is needed.
-        inputs: placeholder or parameter name -> placement, or {axis: placement}. Placeholders
-            left out are Replicate, parameters left out are Varying. ``.module()`` of an
-            ExportedProgram has parameters; its ``graph_module`` has placeholders for them.
+        inputs: name of a placeholder or parameter, or a pattern such as ``layers.*.weight``, in
+            which ``*`` stands for one part -> placement, or {axis: placement}. Left out,
+            parameters are Varying, also where ``run_decompositions`` or AOTAutograd made them
+            placeholders; other placeholders are Replicate.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
             machine file, or a ``Machine``. "auto" and None: none, plans compare by payload bytes,
             then by number of collectives.
@@ -112,13 +137,17 @@ def optimize_graph(
         CommPlanError: no such policy or way to launch, tokens or a bisect_limit that are no
             count, or observers that cannot be called.
         VerificationError: the result could not be shown equivalent; nothing is returned.
+
+    Warns:
+        UndeclaredInputs: nothing says which inputs differ between the ranks of a collective.
     """
     check_policy(policy)
     check_tokens(tokens)
     check_pipeline(observers, bisect_limit)
     known_machine, how = machine_of(machine), launch_of(launch)
-    source = spmd_graph(gm, mesh, inputs)
+    source = spmd_graph(functional(gm), mesh, inputs)
     well_formed(source.graph)
+    warn_undeclared(source, inputs)
     check_numbers(source.graph, source.mesh)
     return optimize_spmd(
         source,
@@ -328,52 +357,3 @@ def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[R
     if without_rule:
         found.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
     return tuple(Remark(RemarkKind.NOTE, "", why) for why in found)
-
-
-def check_equivalence(
-    source: fx.GraphModule,
-    target: fx.GraphModule,
-    *,
-    mesh: Mesh,
-    inputs: Inputs | None = None,
-) -> Report:
-    """Whether ``target`` computes the same function as ``source`` on every rank.
-
-    Args:
-        source: functional ATen and ``_c10d_functional`` calls, ``meta["val"]`` on every node.
-        target: likewise; placeholders correspond by position, attributes by name.
-        mesh: resolves the group names of both.
-        inputs: placements of the source's inputs, as in ``optimize_graph``.
-
-    Returns:
-        The report; ``.verdict`` is one of IDENTICAL, EQUIVALENT, NOT_EQUIVALENT, UNPROVED and
-        INVALID. An ill-formed graph is a verdict, not an error.
-
-    Raises:
-        GraphError, MeshError: no graph modules, or no mesh.
-        PlacementError: ``inputs`` does not fit the source.
-    """
-    check_given(mesh, source, target, inputs=inputs)
-    graphs = []
-    for side, gm in (("source", source), ("target", target)):
-        given = _for_target(source, target, inputs) if side == "target" else inputs
-        try:
-            graphs.append(spmd_graph(gm, mesh, given))
-        except CommPlanError as error:
-            if side == "source" and isinstance(error, PlacementError):
-                raise
-            return Report(Verdict.INVALID, f"{side}: {error}")
-    return check(*graphs)
-
-
-def _for_target(
-    source: fx.GraphModule, target: fx.GraphModule, inputs: Inputs | None
-) -> dict[str, Placement | Mapping[str, Placement]]:
-    """Placements of the source's inputs under the names the target gives them."""
-    sides = [
-        [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"] for gm in (source, target)
-    ]
-    names = dict(zip(*sides, strict=False))
-    attributes = {str(n.target) for n in target.graph.nodes if n.op == "get_attr"}
-    given = {names.get(name, name): placement for name, placement in (inputs or {}).items()}
-    return {n: p for n, p in given.items() if n in attributes or n in sides[1]}

@@ -15,10 +15,11 @@ from compiler.capture import Capture, capture
 from compiler.capture.capture import NOT_COMPARED
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.inputs import Inputs, by_input
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import check_inputs
-from compiler.optimize.graph import Inputs
 from compiler.optimize.model import as_call, check_model
+from compiler.optimize.source import warn_undeclared
 from compiler.runtime.exchange import exchange_if_any
 
 
@@ -41,8 +42,8 @@ def lint(
             ``meta["val"]``; an ExportedProgram; or a tensor-parallel model, as for
             ``optimize_allreduce``.
         mesh: resolves the group names; needed where no process group is initialized.
-        inputs: placeholder, argument or state_dict key -> placement, or {axis: placement}.
-            Arguments left out are Replicate, a GraphModule's parameters Varying.
+        inputs: placeholder, argument, state_dict key or pattern -> placement, or {axis:
+            placement}, as in ``optimize_graph``.
         example_inputs: arguments of a model that is no graph yet, as for ``optimize_allreduce``.
         group: process group of all ranks that call this; default: all ranks of the job, if there
             is one. They are asked only where ``model_or_graph`` has to be captured. Where there
@@ -54,15 +55,20 @@ def lint(
     Raises:
         CommPlanError: there is no graph to look at: bad placements or groups, a model that cannot
             be captured. That ranks run different programs is a finding, not an error.
+
+    Warns:
+        UndeclaredInputs: as ``optimize_graph``.
     """
     check_inputs(inputs)
     if mesh is not None:
         check_mesh(mesh)
     if isinstance(model_or_graph, SpmdGraph):
+        warn_undeclared(model_or_graph, inputs)
         return list(findings(model_or_graph))
     if isinstance(model_or_graph, fx.GraphModule) and mesh is not None:
         graph = spmd_graph(model_or_graph, mesh, inputs)
         well_formed(graph.graph)
+        warn_undeclared(graph, inputs)
         return list(findings(graph))
     check_model(model_or_graph)
     is_graph = isinstance(model_or_graph, fx.GraphModule | ExportedProgram)
@@ -81,6 +87,8 @@ def lint(
         return [divergence(error)]
     if NOT_COMPARED in captured.remarks and not isinstance(model_or_graph, fx.GraphModule):
         return list(_of_one_rank(captured, model_or_graph, inputs or {}))
+    if is_graph:
+        warn_undeclared(captured.graph, inputs)
     return list(findings(captured.graph, captured.mutations))
 
 
@@ -89,9 +97,11 @@ def _of_one_rank(
 ) -> Sequence[Finding]:
     """Findings that hold whatever the model's code computes from the ranks of others."""
     kept = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
-    undeclared = {n: key for n, key in captured.state.items() if not {n, key} & set(inputs)}
+    names = {n: n for n in captured.graph.inputs} | {k: n for n, k in captured.state.items()}
+    given = by_input(inputs, names, "model")
+    undeclared = {n: key for n, key in captured.state.items() if n not in given}
     computed = {n for n, key in undeclared.items() if key not in kept}
-    computed |= set(captured.constants) - set(inputs)
+    computed |= set(captured.constants) - set(given)
     unsure = unsure_calls(captured.graph)
     graph = as_far_as_sure(captured.graph, unsure, computed, set(undeclared))
     return findings(graph, captured.mutations, unsure)

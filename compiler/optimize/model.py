@@ -18,10 +18,11 @@ from compiler.capture import CallForm, Capture, capture
 from compiler.cost import Machine, MachineError
 from compiler.errors import CommPlanError
 from compiler.ir.exchange import Exchange
+from compiler.ir.inputs import Inputs
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import Replicate, check_inputs
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.optimize.graph import Inputs, OptimizationResult, check_policy, optimize_spmd
+from compiler.optimize.graph import OptimizationResult, check_policy, optimize_spmd
 from compiler.optimize.machines import AUTO, device_of, launch_of, machine_of
 from compiler.optimize.planner import Planner
 from compiler.optimize.ranges import Ranged, optimize_ranges

@@ -1,5 +1,6 @@
 # Sourced by the commands in scripts/: the virtual environment of this checkout.
 # Sets ROOT (the checkout) and VENV, moves to ROOT, and defines ensure_environment.
+# TORCH=2.11.0 in the environment, or set later with VENV, is installed instead of the pinned version.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 VENV=$ROOT/.venv
@@ -23,10 +24,20 @@ find_python() {
     return 1
 }
 
+# The versions to install. Each release of PyTorch names those of setuptools it works with.
+constraints() {
+    if [[ -z ${TORCH:-} ]]; then
+        cat constraints.txt
+    else
+        sed -e "s/^torch==.*/torch==$TORCH/" -e '/^setuptools==/d' constraints.txt
+    fi
+}
+
 # What an installation depends on. A virtual environment cannot be moved, hence the path.
 installation_inputs() {
     echo "$VENV"
-    cat setup.cfg pyproject.toml constraints.txt
+    cat setup.cfg pyproject.toml
+    constraints
 }
 
 # Makes VENV and installs this checkout into it, unless that has been done for the same inputs.
@@ -41,7 +52,8 @@ ensure_environment() {
     "$python" -m venv --clear "$VENV" || return
     # The build backend is pinned too, so the build must not fetch another one for itself.
     local pip=("$VENV/bin/python" -m pip -qq --no-input --disable-pip-version-check)
-    "${pip[@]}" install -c constraints.txt setuptools || return
-    "${pip[@]}" install -c constraints.txt --no-build-isolation -e '.[test,hf,plot]' || return
+    constraints >"$VENV/constraints.txt"
+    "${pip[@]}" install -c "$VENV/constraints.txt" setuptools || return
+    "${pip[@]}" install -c "$VENV/constraints.txt" --no-build-isolation -e '.[test,hf,plot]' || return
     installation_inputs >"$stamp"
 }

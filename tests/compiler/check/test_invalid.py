@@ -40,13 +40,15 @@ def starts_only() -> SpmdGraph:
         pytest.param(
             in_place(aten.add_.Tensor),
             "target: op aten.add_.Tensor of value %add__tensor mutates its operand\n"
-            "  remedy: functionalize: run_decompositions({}) on the exported program",
+            "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+            "outputs, not its .module()",
             id="op that mutates",
         ),
         pytest.param(
             in_place(operator.setitem),
             "target: op operator.setitem of value %setitem mutates its operand\n"
-            "  remedy: functionalize: run_decompositions({}) on the exported program",
+            "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+            "outputs, not its .module()",
             id="assignment to a slice",
         ),
         pytest.param(

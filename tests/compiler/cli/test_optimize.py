@@ -95,7 +95,7 @@ def test_plan_of_a_program_states_what_it_assumes(run, program):
         (("--mesh", "tp=4", "--group", "0=ep"), "cannot read --group"),
         ((*RANKS, "--input", "x"), "cannot read --input"),
         ((*RANKS, "--input", "x=Q"), "cannot read --input"),
-        ((*RANKS, "--input", "z=R"), "which the graph does not have"),
+        ((*RANKS, "--input", "z=R"), "which the graph does not read"),
         ((*RANKS, "--input", "x=S(7)"), "shards a dimension it does not have"),
         ((*RANKS, "--input", "x=ep:R"), "names an unknown axis"),
     ],
@@ -147,3 +147,18 @@ def test_not_a_program(run, tmp_path):
     found = run("optimize", path, "-o", tmp_path / "out.pt2", *RANKS)
     assert found.code == 3
     assert f"cannot read the file\n  where: {path}" in found.err
+
+
+@pytest.mark.parametrize("command", ["lint", "dump", "check", "optimize"])
+def test_inputs_that_do_not_differ_are_warned_of(run, two_sums, command):
+    two_sums.write_text(two_sums.read_text().replace("{tp: V}", "{tp: R}"))
+    more = {"check": [two_sums], "optimize": ["-o", two_sums]}.get(command, [])
+    assert run(command, two_sums, *more).err.count("warning: no input differs between") == 1
+
+
+def test_inputs_of_a_program_go_by_the_names_that_the_model_gives_them(run, program):
+    found = run(
+        "dump", program, *RANKS, "--before", "--input", "*.weight=S(1)", "--input", "step=R"
+    )
+    assert (found.code, "warning" in found.err) == (0, False)
+    assert [found.out.count(f'_weight": f32[8, 4] {{tp: S({dim})}}') for dim in (0, 1)] == [0, 2]

@@ -37,9 +37,9 @@ def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(PlacementError) as caught:
         spmd_graph(graph.module, graph.mesh, {"y": Varying()})
     assert str(caught.value) == (
-        "inputs= names ['y'], which the graph does not have\n"
-        "  found: the graph's inputs are ['x', 'w']\n"
-        "  remedy: name placeholders or parameters of the graph"
+        "inputs= names ['y'], which the graph does not read\n  found: its inputs are ['x', 'w']\n"
+        "  remedy: name arguments, placeholders or state_dict keys; * stands for one part of a "
+        "dotted name"
     )
     for name in ("x", "w"):
         with pytest.raises(PlacementError, match="dimension 2 of a tensor of 2 dimensions"):
@@ -138,7 +138,8 @@ def test_mutation_is_not_well_formed(target: object) -> None:
     assert str(caught.value) == (
         f"op {shown} of value %{node.name} mutates its operand\n"
         "  where: model.py:5\n"
-        "  remedy: functionalize: run_decompositions({}) on the exported program"
+        "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+        "outputs, not its .module()"
     )
 
 

@@ -322,9 +322,9 @@ def test_errors() -> None:
          "  remedy: name its ranks, for example those of an axis: "
         "Mesh(…, groups={'tp': 'dp'}), or --group tp=dp"),
         ({"inputs": {"z": Varying()}}, PlacementError,
-         "inputs= names ['z'], which the graph does not have\n"
-         "  found: the graph's inputs are ['x', 'y']\n"
-         "  remedy: name placeholders or parameters of the graph"),
+         "inputs= names ['z'], which the graph does not read\n  found: its inputs are ['x', 'y']\n"
+         "  remedy: name arguments, placeholders or state_dict keys; * stands for one part of a "
+         "dotted name"),
         ({"inputs": {"x": Shard(2)}}, PlacementError,
          "the placement of 'x' shards a dimension it does not have\n"
          "  found: dimension 2 of a tensor of 2 dimensions\n"
@@ -378,7 +378,8 @@ def test_graph_that_mutates_is_refused() -> None:
         optimized(graph)
     assert str(caught.value) == (
         "op aten.neg_.default of value %neg__default mutates its operand\n"
-        "  remedy: functionalize: run_decompositions({}) on the exported program"
+        "  remedy: functionalize: pass the ExportedProgram itself, whose written tensors are "
+        "outputs, not its .module()"
     )
 
 
