@@ -11,9 +11,11 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from compiler.backend import report
 from compiler.backend.caching import keyed
+from compiler.backend.guards import guard_modules
 from compiler.backend.inputs import DynamoInput, dynamo_inputs
 from compiler.backend.options import BackendOptions
 from compiler.backend.planning import Rewritten, refuse, rewritten
@@ -52,11 +54,12 @@ def commplan(
         ExchangeError: ranks that compile other graphs, or none: then nothing may run.
     """
     settings = BackendOptions.of(options, mode)
+    guard_modules()
     graph = _Graph(settings, dynamo_inputs(gm, example_inputs))
     if settings.inner == "eager":
         return aot_autograd(
             fw_compiler=partial(graph.eager, trains=True),
-            bw_compiler=lambda gm, _: boxed(lambda inputs: gm(*inputs)),
+            bw_compiler=lambda gm, _: op_by_op(gm),
             inference_compiler=partial(graph.eager, trains=False),
             keep_inference_input_mutations=True,
         )(gm, example_inputs)
@@ -81,7 +84,7 @@ class _Graph:
     def eager(self, gm: fx.GraphModule, example_inputs: Sequence[Any], *, trains: bool) -> Compiled:
         """Runs op by op."""
         return self._compiled(
-            gm, lambda made, _: boxed(lambda inputs: made(*inputs)), trains=trains
+            gm, lambda made, _: op_by_op(made), trains=trains
         )
 
     def inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **rest: Any) -> Any:
@@ -154,6 +157,13 @@ def _switch(gm: fx.GraphModule, made: Rewritten, forms: TokenTable[Compiled]) ->
     count = _count_of(gm, str(made.symbol))
 
     return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
+
+
+def op_by_op(gm: fx.GraphModule) -> Compiled:
+    """Runs a graph as it is, and no hooks of modules with it."""
+    _LazyGraphModule.force_recompile(gm)
+    forward = gm.forward
+    return boxed(lambda inputs: forward(*inputs))
 
 
 def boxed(run: Compiled) -> Compiled:
