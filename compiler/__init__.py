@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compiler.analysis.lint import Finding
+    from compiler.backend import GraphReport, reports, reset_reports
     from compiler.check import Report, Verdict
     from compiler.errors import CommPlanError, UndeclaredInputs
     from compiler.ir.mesh import Mesh
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CommPlanError",
     "Finding",
+    "GraphReport",
     "Mesh",
     "ModelReport",
     "OptimizationResult",
@@ -39,9 +41,12 @@ __all__ = [
     "lint",
     "optimize_allreduce",
     "optimize_graph",
+    "reports",
+    "reset_reports",
 ]
 
 _HOMES = {
+    "compiler.backend": ("GraphReport", "reports", "reset_reports"),
     "compiler.analysis.lint": ("Finding",),
     "compiler.check": ("Report", "Verdict"),
     "compiler.errors": ("CommPlanError", "UndeclaredInputs"),

@@ -5,6 +5,8 @@ Broken internal invariants are ``assert`` statements with a message, never one o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CommPlanError(Exception):
     """A user's mistake: printed by the command line without a traceback.
@@ -40,6 +42,26 @@ class CaptureError(CommPlanError):
 
 class DivergenceError(CaptureError):
     """Ranks that do not run the same program."""
+
+
+class ExchangeError(CommPlanError):
+    """Ranks that did not arrive where all meet, or that failed.
+
+    Attributes:
+        reasons: rank -> why it failed.
+        alone: the ranks are not at one place, so that none may go on.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        reasons: Mapping[int, str] | None = None,
+        alone: bool = False,
+        **rest: str,
+    ) -> None:
+        super().__init__(what, **rest)
+        self.reasons, self.alone = dict(reasons or {}), alone
 
 
 class GraphError(CommPlanError):

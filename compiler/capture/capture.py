@@ -23,7 +23,7 @@ from compiler.ir.exchange import Exchange
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 
-Model = nn.Module | ExportedProgram
+Model = nn.Module | ExportedProgram | Traced
 Progress = Callable[[str], None]
 
 NOT_COMPARED = (
@@ -103,7 +103,7 @@ def capture(
 
     Args:
         model: a tensor-parallel model, already sharded. A GraphModule of functional ops with
-            ``meta["val"]`` is taken as it is.
+            ``meta["val"]`` is taken as it is, and so is what is traced already.
         args: example arguments; sizes of two and more become symbolic where the model allows.
         kwargs: example keyword arguments.
         mesh: the mesh to name groups on; built from the groups the model uses if None.
@@ -164,6 +164,8 @@ def capture(
 
 def traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
     """The trace of a model, a program or a graph; see ``capture``."""
+    if isinstance(model, Traced):
+        return model
     if isinstance(model, ExportedProgram):
         return trace_program(model)
     if isinstance(model, fx.GraphModule) and is_spmd(model):
@@ -289,9 +291,6 @@ def assembled(
 def _declared(
     model: Model, traced: Traced, where: Ranks, mesh: Mesh
 ) -> tuple[declared.Declared, tuple[str, ...]]:
-    if not isinstance(model, nn.Module):
-        return {}, ()
-
     def axis_of(name: str) -> str | None:
         held = where.descriptions[where.rank].groups[name]
         members = tuple(where.positions.get(member, -1) for member in held)

@@ -57,11 +57,16 @@ def cut_of(model: nn.Module) -> Cut:
     tables = (model.named_parameters, model.named_buffers)
     for key, held in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
         if isinstance(held, DTensor):
-            found[key] = tuple(
-                (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
-                for dim, placement in enumerate(held.placements)
-            )
+            found[key] = dims_of(held)
     return found
+
+
+def dims_of(held: DTensor) -> tuple[tuple[str, Placement], ...]:
+    """Per dimension of a DTensor's device mesh, the process group and the placement."""
+    return tuple(
+        (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
+        for dim, placement in enumerate(held.placements)
+    )
 
 
 def from_dtensors(cut: Cut, axis_of: Callable[[str], str | None]) -> Declared:

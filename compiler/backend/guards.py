@@ -1,0 +1,98 @@
+"""A guard on what Dynamo does not watch: hooks, and methods replaced on classes.
+
+By default Dynamo skips its guards on the hooks of modules that had none
+(``skip_nnmodule_hook_guards``), asks about global hooks once, and reads methods off a class
+without a guard. Where one of these changes, this guard fails, and Dynamo traces anew.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch._C._dynamo.guards import dict_version
+from torch._dynamo.source import GlobalStateSource
+from torch._guards import Guard, TracingContext
+from torch.nn.modules import module as nn_module
+from torch.utils.hooks import RemovableHandle
+
+EMPTY_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"
+"""Name of the guard that Dynamo makes of every hook dictionary it reads, and skips."""
+
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+
+
+def guard_modules() -> None:
+    """Guard the modules of the frame that Dynamo is compiling."""
+    context = TracingContext.try_get()
+    if context is None:  # called without Dynamo
+        return
+    guards = context.guards_context.dynamo_guards
+    hooks = [guard for guard in guards if guard.create_fn_name() == EMPTY_HOOKS]
+    guards.add(Guard(GlobalStateSource(), partial(_create, hooks=hooks)))
+
+
+def _create(builder: Any, guard: Guard, *, hooks: Sequence[Guard]) -> None:
+    """Add the guard to the frame's; called by Dynamo once the frame is compiled."""
+    dictionaries = [_value(builder, each.originating_source) for each in hooks]
+    owners = {_value(builder, each.originating_source.base) for each in hooks}  # type: ignore[attr-defined]
+    classes = list({type(owner): None for owner in owners if isinstance(owner, nn.Module)})
+    builder.guard_manager.root.add_lambda_guard(
+        unchanged(dictionaries, classes),
+        ["commplan: no hook was added, and no method of a module's class replaced"],
+        *_user_stack(builder.guard_manager.root, guard),
+    )
+
+
+def _value(builder: Any, source: Any) -> Any:
+    """What a source stands for in the frame."""
+    try:
+        return builder.get(source)
+    except (AttributeError, TypeError):  # older: by name
+        name = source.name
+        return builder.get(name() if callable(name) else name)
+
+
+def _user_stack(root: Any, guard: Guard) -> list[Any]:
+    """The third argument of ``add_lambda_guard``, where it takes one."""
+    return [guard.user_stack] if "arg2" in root.add_lambda_guard.__doc__ else []
+
+
+def unchanged(
+    hooks: Sequence[dict[Any, Any]], classes: Sequence[type[nn.Module]]
+) -> Callable[[Any], bool]:
+    """A function that tells whether the modules are called as they were when it was made.
+
+    Args:
+        hooks: dictionaries of hooks, empty.
+        classes: those of the modules.
+    """
+    shared = [vars(nn_module)[name] for name in GLOBAL_HOOKS]
+    before, busy = [list(table) for table in shared], any(map(bool, shared))
+    # A class shows its dictionary through a proxy; the version is the dictionary's own.
+    parents = dict.fromkeys(parent for c in classes for parent in c.__mro__ if parent is not object)
+    tables = [gc.get_referents(vars(parent))[0] for parent in parents]
+    defined = [dict(table) for table in tables]
+    counted, versions = RemovableHandle.next_id, list(map(dict_version, tables))
+
+    def check(_: Any) -> bool:
+        nonlocal counted, versions
+        if RemovableHandle.next_id != counted or busy:  # hooks take a number when they are added
+            if any(hooks) or [list(table) for table in shared] != before:
+                return False
+            counted = RemovableHandle.next_id
+        if (now := list(map(dict_version, tables))) != versions:
+            if not all(map(_same, tables, defined)):
+                return False
+            versions = now
+        return True
+
+    return check
+
+
+def _same(table: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a class defines what it did, object by object."""
+    return table.keys() == before.keys() and all(table[name] is before[name] for name in table)
