@@ -24,7 +24,7 @@ from compiler.capture.arguments import Arguments, CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import Fixed, LiftedGraph, is_spmd, lift, lift_module
-from compiler.capture.modes import watched
+from compiler.capture.reads import Reads
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
@@ -41,7 +41,7 @@ class Traced:
         ranges: symbol of a size -> its smallest and largest value (None: no limit).
         guards: what else the sizes of a call must satisfy.
         cut: the model's DTensors.
-        training: module -> whether it trains, of those that were asked.
+        reads: the Python state that the trace read; None where no Python ran.
     """
 
     lifted: LiftedGraph
@@ -50,11 +50,17 @@ class Traced:
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     cut: Cut = field(default_factory=dict)
-    training: Mapping[str, bool] = field(default_factory=dict)
+    reads: Reads | None = None
 
 
 class _Outcome:
-    """Where the wrapper leaves the result tree; a plain object, which export does not look into."""
+    """Where the wrapper leaves the result tree, and what the model reads.
+
+    A plain object, which export does not look into.
+    """
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
 
     leaves: list[Any]
     spec: pytree.TreeSpec
@@ -73,7 +79,9 @@ class _OnTensors(nn.Module):
         following = iter(tensors)
         leaves = [next(following) if _is_tensor(x) else x for x in self.given.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.given.spec)
-        leaves, self.outcome.spec = pytree.tree_flatten(self.model(*args, **kwargs))
+        with self.outcome.reads.recording():
+            result = self.model(*args, **kwargs)
+        leaves, self.outcome.spec = pytree.tree_flatten(result)
         for leaf in leaves:
             check_leaf("a result of the model", leaf)
         self.outcome.leaves = leaves
@@ -108,7 +116,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
-    outcome = _Outcome()
+    outcome = _Outcome(Reads(model))
     wrapped = _OnTensors(model, given, outcome)
     try:
         with (
@@ -120,15 +128,13 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
-            written, training = watched(
-                model,
-                lambda: torch.export.export(
-                    wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
-                ),
+            program = torch.export.export(
+                wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
             )
-            program = written.run_decompositions({})
+            program = program.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
+    outcome.reads.settle()
     lifted = lift(program, prefix="model.", names=[n for n, x in named if _is_tensor(x)])
     placeholders, results = iter(lifted.arguments), iter(lifted.results)
     whole = replace(
@@ -137,7 +143,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
     )
     return Traced(
-        whole, given.spec, outcome.spec, _ranges(program), _guards(whole), training=training
+        whole, given.spec, outcome.spec, _ranges(program), _guards(whole), reads=outcome.reads
     )
 
 
