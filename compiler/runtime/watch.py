@@ -267,9 +267,12 @@ def _dictionary(owner: Owner) -> dict[Any, Any] | None:
 
 
 def _one_of_each_type(tables: Iterable[dict[str, Any]]) -> list[torch.Tensor]:
-    """Tensors that tell whether all were converted through ``.data``, which moves no version."""
+    """Tensors that tell whether all were converted through ``.data``, which moves no version.
+
+    ``model.double()`` converts parameters so, and replaces buffers.
+    """
     tensors = (x for table in tables for x in table.values() if isinstance(x, torch.Tensor))
-    return list({(x.dtype, x.device): x for x in tensors}.values())
+    return list({(type(x), x.dtype, x.device): x for x in tensors}.values())
 
 
 def _is_empty(cell: Any) -> bool:
