@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from compiler.capture import declared, groups, placing, ranks
 from compiler.capture.export import Traced, trace, trace_graph, trace_program
 from compiler.capture.lift import Fixed, StateKind, is_spmd
+from compiler.capture.reads import Reads
 from compiler.capture.trees import Structure
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.ir import collectives
@@ -49,7 +50,7 @@ class Capture:
         ranges: symbol of a size -> smallest and largest value; None is no limit.
         guards: what else the sizes of a call must satisfy, over the same symbols.
         groups: name on the mesh -> this process's name of the group.
-        training: module -> whether it trains, of those that the trace asked.
+        reads: the Python state that the trace read; None where no Python ran.
         assumed: what is taken to be the same on all ranks, and why, without having been compared.
         remarks: what a reader should know besides.
         seconds: time spent.
@@ -66,7 +67,7 @@ class Capture:
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     groups: Mapping[str, str]
-    training: Mapping[str, bool]
+    reads: Reads | None
     assumed: tuple[str, ...]
     remarks: tuple[str, ...]
     seconds: float
@@ -281,7 +282,7 @@ def assembled(
         ranges=traced.ranges,
         guards=traced.guards,
         groups={on_mesh: own for own, on_mesh in resolved.names.items()},
-        training=traced.training,
+        reads=traced.reads,
         assumed=(*resolved.assumed, *placed.assumed),
         remarks=notes,
         seconds=0.0,

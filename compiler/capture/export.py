@@ -24,7 +24,7 @@ from compiler.capture.arguments import CallForm, check_leaf
 from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
 from compiler.capture.lift import LiftedGraph, is_spmd, lift, lift_module
-from compiler.capture.modes import watched
+from compiler.capture.reads import Reads
 from compiler.capture.trees import Structure, whole
 from compiler.capture.wrapping import OnTensors, Outcome, is_tensor, with_leaves
 from compiler.errors import CaptureError
@@ -42,7 +42,7 @@ class Traced:
         ranges: symbol of a size -> its smallest and largest value (None: no limit).
         guards: what else the sizes of a call must satisfy.
         cut: the model's DTensors.
-        training: module -> whether it trains, of those that were asked.
+        reads: the Python state that the trace read; None where no Python ran.
     """
 
     lifted: LiftedGraph
@@ -50,7 +50,7 @@ class Traced:
     ranges: Mapping[str, tuple[int, int | None]]
     guards: tuple[sympy.Basic, ...]
     cut: Cut = field(default_factory=dict)
-    training: Mapping[str, bool] = field(default_factory=dict)
+    reads: Reads | None = None
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
@@ -73,7 +73,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
-    outcome = Outcome()
+    outcome = Outcome(Reads(model))
     wrapped = OnTensors(model, given, outcome)
     try:
         with (
@@ -85,18 +85,16 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
-            written, training = watched(
-                model,
-                lambda: torch.export.export(
-                    wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
-                ),
+            program = torch.export.export(
+                wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
             )
-            program = written.run_decompositions({})
+            program = program.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
+    outcome.reads.settle()
     lifted = lift(program, prefix="model.", names=[n for n, x in named if is_tensor(x)])
     lifted = with_leaves(lifted, given, outcome)
-    return Traced(lifted, outcome.spec, _ranges(program), _guards(lifted), training=training)
+    return Traced(lifted, outcome.spec, _ranges(program), _guards(lifted), reads=outcome.reads)
 
 
 def trace_program(program: ExportedProgram) -> Traced:

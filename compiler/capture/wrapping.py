@@ -10,6 +10,7 @@ from torch import nn
 
 from compiler.capture.arguments import Arguments, check_leaf
 from compiler.capture.lift import Fixed, LiftedGraph
+from compiler.capture.reads import Reads
 from compiler.capture.trees import Flattened, Structure, can_take, opened, rebuilt, unchanged
 from compiler.errors import CaptureError
 
@@ -18,6 +19,7 @@ class Outcome:
     """Where the wrapper leaves the result; a plain object, which export does not look into.
 
     Attributes:
+        reads: the Python state of the model that its forward reads.
         leaves: of the result and of the arguments that the model updates: computed values,
             constants, and ``Alias`` for what is an argument's own tensor or container.
         spec: puts them together again, and names the containers that are updated.
@@ -25,6 +27,9 @@ class Outcome:
 
     leaves: list[Any]
     spec: Structure
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
 
 
 class OnTensors(nn.Module):
@@ -56,7 +61,9 @@ class OnTensors(nn.Module):
         args, kwargs = rebuilt(self.given.spec, leaves, objects)
         before = [opened(x) for x in objects]
         flat = Flattened(leaves, objects)
-        flat.add(self.model(*args, **kwargs))
+        with self.outcome.reads.recording():
+            result = self.model(*args, **kwargs)
+        flat.add(result)
         updated = [i for i, x in enumerate(objects) if not _same(before[i], opened(x))]
         for i in updated:
             _check_updatable(objects[i])

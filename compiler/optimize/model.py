@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from compiler.runtime.groups import ProcessGroups
 from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.prepared import Prepared
+from compiler.runtime.view import OptimizedView, view_of
+from compiler.runtime.watch import Reason, compare_reasons
 
 
 def optimize_allreduce(
@@ -52,15 +54,15 @@ def optimize_allreduce(
     debug: bool = False,
     widen: bool = False,
     kernels: str = "auto",
-) -> OptimizedModule:
+) -> OptimizedModule | OptimizedView:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
     Called on every rank, before serving, with the process group initialized. Each kind of call is
     captured, planned and proven once, at its first call: a kind is the tree of the arguments, the
     types and values of those that are no tensors (each value of a Python number is a kind of its
     own: pass a tensor), the element types, devices and numbers of dimensions of those that are,
-    which of their sizes are 0, 1 or more, whether the modules that the trace asked are training,
-    and autocast.
+    which of their sizes are 0, 1 or more, and autocast. A model that is changed afterwards, in
+    attributes, modules, hooks or code that the capture read, is captured anew at its next call.
 
     Args:
         model: tensor-parallel, already sharded: an ``nn.Module`` (a ``GraphModule`` is one), or
@@ -87,8 +89,10 @@ def optimize_allreduce(
             Triton and symmetric memory are there; "off" does not. The report says which and why.
 
     Returns:
-        A module with the model's call signature, parameters and state_dict keys. ``.report``
-        tells what was done, ``.graph_module(num_tokens)`` the graph that runs.
+        A view of the model: an instance of a subclass of its class, with the same attributes,
+        parameters and methods, that runs proven graphs when it is called. ``.report`` tells what
+        was done, ``.graph_module(num_tokens)`` the graph that runs, ``.original`` is the model. Of
+        a GraphModule or ExportedProgram, an ``OptimizedModule``.
 
     Raises:
         CommPlanError: no model, or an option there is not.
@@ -119,7 +123,9 @@ def optimize_allreduce(
         "policy": policy, "launch": launch, "widen": widen, "kernels": kernels, "verify": verify,
     }  # fmt: skip
 
-    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
+    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> Prepared:
+        if exchange is not None:
+            compare_reasons(exchange, reason)
         captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs)
         config = getattr(owner, "config", None)
         ranged, report = optimize_captured_ranges(
@@ -138,7 +144,8 @@ def optimize_allreduce(
                 found, process_groups.names(found, captured.groups),
                 mutations=captured.mutations, kernels=kernels, most=most[at],
             )  # fmt: skip
-        said = dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
+        said = dict.fromkeys(_notes(captured, reason))
+        said |= dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
         return Prepared(
             forms=ranged.table.map(forms.__getitem__),
             symbol=ranged.symbol,
@@ -149,12 +156,14 @@ def optimize_allreduce(
 
     if everyone.size() == 1:
         why = "world size 1: no rank owes another a sum; the model runs as it is"
-        return OptimizedModule(owner, prepare, unchanged=_nothing(policy, why), debug=debug)
+        return view_of(
+            OptimizedModule(owner, prepare, unchanged=_nothing(policy, why), debug=debug)
+        )
     optimized = OptimizedModule(owner, prepare, debug=debug)
     if example_inputs is not None:
         args, kwargs = as_call(example_inputs)
         optimized.prepare_call(*args, **kwargs)
-    return optimized
+    return view_of(optimized)
 
 
 def optimize_capture(
@@ -234,7 +243,7 @@ def _report(
 
 def check_model(model: object) -> None:
     """Raise CommPlanError unless ``model`` is something to capture."""
-    if isinstance(model, OptimizedModule):
+    if isinstance(model, OptimizedModule | OptimizedView):
         raise CommPlanError(
             "the model is optimized already",
             found=type(model).__name__,
@@ -267,6 +276,16 @@ def as_call(
         found=type(example_inputs).__name__,
         remedy="pass a tuple of positional or a dict of keyword arguments",
     )
+
+
+def _notes(captured: Capture, reason: Reason) -> Iterator[Remark]:
+    """Why a graph was captured, and what it may depend on that nobody looks at."""
+    if reason:
+        yield Remark(RemarkKind.NOTE, "", f"captured anew: {reason.text}")
+    unwatched = captured.reads.unwatched if captured.reads else {}
+    if unwatched:
+        listed = "; ".join(f"{name} ({why})" for name, why in unwatched.items())
+        yield Remark(RemarkKind.NOTE, "", f"changes are not noticed of: {listed}")
 
 
 def _comparison(

@@ -34,6 +34,7 @@ class Held:
 
     Attributes:
         names: the placeholders.
+        slots: per parameter or buffer, the table that holds it and its key there.
     """
 
     def __init__(
@@ -47,22 +48,28 @@ class Held:
             constants: placeholder -> tensor that the model's code made.
         """
         self.names = (*state, *constants)
-        self._slots = [slot(model, key) for key in state.values()]
+        self.slots = tuple(slot(model, key) for key in state.values())
         self._constants = list(constants.values())
-        self._seen: list[Any] = []
-        self._tensors = self._constants
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the model's tensors again: one of them may have been replaced."""
+        now = [owner[key] for owner, key in self.slots]
+        self._dtensors = [(i, x) for i, x in enumerate(now) if isinstance(x, DTensor)]
+        self._tensors = now + self._constants
+        self._parts: list[torch.Tensor] = []
 
     def tensors(self) -> list[Any]:
-        """What is held now, in the order of ``names``; of DTensors, this rank's part.
+        """The tensors of the last ``refresh``, in the order of ``names``; of DTensors, local parts.
 
         The same list as before if nothing was replaced since. Not to be changed.
         """
-        found = [owner[key] for owner, key in self._slots]
-        if len(found) == len(self._seen) and all(map(operator.is_, found, self._seen)):
-            return self._tensors
-        if any(isinstance(x, DTensor) for x in found):  # what one holds may be replaced in it
-            return [x.to_local() if isinstance(x, DTensor) else x for x in found] + self._constants
-        self._seen, self._tensors = found, found + self._constants
+        if self._dtensors:  # a DTensor may get another local tensor, and stays the same object
+            parts = [x._local_tensor for _, x in self._dtensors]
+            if len(parts) != len(self._parts) or not all(map(operator.is_, parts, self._parts)):
+                self._parts, self._tensors = parts, list(self._tensors)
+                for (i, _), part in zip(self._dtensors, parts, strict=True):
+                    self._tensors[i] = part
         return self._tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler.capture.arguments import Arguments, CallForm
+from compiler.capture.reads import Reads
 from compiler.errors import CommPlanError
 from compiler.runtime.lowering import Lowered
 from compiler.runtime.prepared import (
@@ -22,10 +24,13 @@ from compiler.runtime.prepared import (
     varying_numbers,
 )
 from compiler.runtime.seen import Recognizer
+from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched
 
-Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], Prepared]
 REMEMBERED = 4096
 """Calls whose graph is found by their sizes alone."""
+MAX_STALE = 8
+"""Graphs of one kind of call that are kept although the model has changed since."""
 
 
 class _Call:
@@ -42,10 +47,10 @@ class OptimizedModule(nn.Module):
     """Runs a model through graphs that were rewritten and proven equivalent.
 
     A call whose argument tree, element types, devices, constants and sizes fit a prepared graph
-    runs it, if modules that the graph depends on train or not, and autocast is on or not, as when
-    it was traced; any other is captured, planned and proven first. Of a call's tensors, shapes
-    alone decide which graph runs, so that all ranks choose alike. A call without tokens (a size of
-    zero) runs the model itself: it owes no rank a sum.
+    runs it, if all Python state that its trace read, and autocast, are as they were then; any other
+    is captured, planned and proven first. Of a call's tensors, shapes alone decide which graph
+    runs, so that all ranks choose alike. A call without tokens (a size of zero) runs the model
+    itself: it owes no rank a sum.
 
     Attributes:
         original: the model. Its parameters are this module's, under the same names.
@@ -59,7 +64,8 @@ class OptimizedModule(nn.Module):
 
         Args:
             model: the model.
-            prepare: captures, plans and proves the graph for a call.
+            prepare: captures, plans and proves the graph for a call, given what has changed since
+                a graph for such calls was made.
             unchanged: the report of a model that is to run as it is; nothing is captured then.
             debug: compare inputs between ranks at every call.
         """
@@ -78,7 +84,10 @@ class OptimizedModule(nn.Module):
         self._seen: dict[Hashable, tuple[Prepared, Lowered]] = {}
         self._recognized = Recognizer(self._form)
         self._compared: set[int] = set()
-        self._asked: dict[str, nn.Module] = {}
+        self._watch = Watch()
+        self._watched: dict[int, Watched] = {}
+        self._dropped: dict[CallKind, Reason] = {}
+        self._recaptured = Counter[Reason]()
         self._warned: set[str] = set()
 
     original: nn.Module
@@ -117,6 +126,7 @@ class OptimizedModule(nn.Module):
 
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
+        self._look()
         given, key = self._recognized(args, kwargs)
         found = self._seen.get((key, self._around()))
         if key is None or found is None:
@@ -139,6 +149,7 @@ class OptimizedModule(nn.Module):
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
+        self._look()
         return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)[0]
 
     def _remember(self, call: Hashable, found: tuple[Prepared, Lowered]) -> None:
@@ -154,11 +165,48 @@ class OptimizedModule(nn.Module):
         return prepared, prepared.form(given)
 
     def _around(self) -> tuple[Any, ...]:
-        """What decides which graph runs besides the call: autocast, and which modules train.
+        """What decides which graph runs besides the call: autocast, and the model's state."""
+        return autocast_state(), self._watch.state
 
-        Modules that a later trace asks make it longer: calls seen before are then looked up anew.
+    def _look(self) -> None:
+        """Notice what has changed in the model; graphs of its former state wait for it to return.
+
+        Those that read a module or tensor that the model no longer holds are dropped, so that it
+        is not kept alive.
         """
-        return autocast_state(), *[module.training for module in self._asked.values()]
+        if self._watch.unchanged():
+            return
+        self._watch.update()
+        form = CallForm.of(self.original)
+        if form != self._form:
+            self._form, self._recognized = form, Recognizer(form)
+        for kind, known in self._graphs.items():
+            stale = [p for p in known if not self._watched[id(p)].is_valid]
+            lost = [p for p in stale if self._watched[id(p)].releases_state]
+            kept = [p for p in stale if not self._watched[id(p)].releases_state]
+            for prepared in (*lost, *kept[:-MAX_STALE]):
+                self._dropped[kind] = self._watched[id(prepared)].reason
+                self._drop(known, prepared)
+
+    def _drop(self, known: list[Prepared], prepared: Prepared) -> None:
+        known[:] = [other for other in known if other is not prepared]
+        self._watch.remove(self._watched.pop(id(prepared)))
+        self._compared.discard(id(prepared))
+        self._seen.clear()
+
+    def _reason(self, kind: CallKind, given: Arguments) -> Reason:
+        """What has changed since a graph was made that would run this call."""
+        stale = (self._watched[id(p)] for p in self._graphs[kind] if p.accepts(given))
+        nearest = min((graph.reason for graph in stale), key=lambda r: len(r.names), default=None)
+        reason = nearest or self._dropped.pop(kind, UNCHANGED)
+        self._recaptured[reason] += 1
+        if reason and self._recaptured[reason] == 3:
+            warnings.warn(
+                f"the model was captured anew three times because of {', '.join(reason.names[:3])}:"
+                " pass what changes from call to call as a tensor",
+                stacklevel=2,
+            )
+        return reason
 
     def _fitting(
         self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -166,13 +214,14 @@ class OptimizedModule(nn.Module):
         kind = call_kind(given)
         known = self._graphs.setdefault(kind, [])
         for prepared in known:
-            if prepared.accepts(self.original, given):
+            if self._watched[id(prepared)].is_valid and prepared.accepts(given):
                 return prepared
         with _disable_current_modes():  # a mode around the call is about its ops, not capture's
-            prepared = self._prepare(args, kwargs)
+            prepared = self._prepare(args, kwargs, self._reason(kind, given))
         known.append(prepared)
-        for name in prepared.captured.training:
-            self._asked[name] = self.original.get_submodule(name)
+        held = prepared.held(self.original)
+        reads = prepared.captured.reads or Reads(self.original)
+        self._watched[id(prepared)] = self._watch.add(reads, held.slots, held.refresh)
         self._warn_of_numbers(kind, given)
         return prepared
 
@@ -189,15 +238,20 @@ class OptimizedModule(nn.Module):
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise _not_copied()
+        raise not_copied()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise _not_copied()
+        raise not_copied()
 
     @property
     def prepared(self) -> tuple[Prepared, ...]:
         """All prepared graphs, by kind of call."""
         return tuple(p for known in self._graphs.values() for p in known)
+
+    @property
+    def reports(self) -> tuple[Any, ...]:
+        """What was done for each prepared graph."""
+        return tuple(prepared.report for prepared in self.prepared)
 
     @property
     def report(self) -> Any:
@@ -241,7 +295,8 @@ def _finished(outputs: Any, call: _Call) -> Any:
         return call.prepared.result(call.form, outputs, call.values, call.given)
 
 
-def _not_copied() -> CommPlanError:
+def not_copied() -> CommPlanError:
+    """Why an optimized model is neither copied nor saved."""
     return CommPlanError(
         "an optimized model can be neither copied nor saved",
         found="its graphs are of this process: they hold process groups and the model's tensors",

@@ -158,15 +158,16 @@ class Prepared:
             if isinstance(name, str) and any(isinstance(p, Replicate) for p in placed[name])
         )
 
-    def accepts(self, model: nn.Module, given: Arguments) -> bool:
-        """Whether the model's modes and the sizes of this call are those the graph was traced for.
+    def accepts(self, given: Arguments) -> bool:
+        """Whether the sizes of this call are those the graph was traced for.
 
-        Of the call, a function of the shapes alone, so that all ranks decide alike.
+        A function of the shapes alone, so that all ranks decide alike.
         """
-        asked = self.captured.training.items()
-        if any(model.get_submodule(name).training != training for name, training in asked):
-            return False
         return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
+
+    def held(self, model: nn.Module) -> Held:
+        """The tensors of ``model`` that the graph reads."""
+        return self._bound(model)[0]
 
     def _fits(self, shapes: tuple[torch.Size, ...]) -> bool:
         named, conditions = self._conditions

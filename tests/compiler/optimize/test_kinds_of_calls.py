@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from compiler import CommPlanError, optimize_allreduce
-from compiler.capture.modes import asked_to_train, watched
 from compiler.capture.sampled import fake_process_group
 from tests.compiler.optimize.models import HIDDEN, Stack
 
@@ -83,28 +82,6 @@ def test_train_is_that_of_the_model(group: dist.ProcessGroup) -> None:
     optimized.train()
     assert optimized.training
     assert not drops(optimized)
-
-
-class Branches(Dropping):
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.cond(x.sum() > 0, lambda x: self.drop(x), lambda x: x.sin(), (x,))
-        return y
-
-
-def test_modules_asked_within_control_flow_can_be_traced(group: dist.ProcessGroup) -> None:
-    model = Branches(group)
-    _, training = watched(model, lambda: torch.export.export(model, (X,), strict=False))
-    assert training["drop"] is model.drop.training
-
-
-def test_modes_are_looked_at_no_longer_after_a_failed_trace(group: dist.ProcessGroup) -> None:
-    def fail() -> None:
-        with asked_to_train(Stack(group)):
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        fail()
-    assert "training" not in vars(nn.Module)
 
 
 def close(got: Tensor, want: Tensor) -> None:

@@ -52,6 +52,8 @@ def test_state_then_constants_in_the_order_of_their_names() -> None:
     )
     assert found.tensors() is got
     model.scale = nn.Parameter(torch.zeros(1))
+    assert found.tensors() is got, "whoever watches the model says when to look"
+    found.refresh()
     assert found.tensors()[1] is model.scale
     assert got[1] is not model.scale
 

@@ -1,0 +1,311 @@
+"""Notice, in microseconds per call, that Python state which graphs read has changed.
+
+A call compares versions of dictionaries, which torch reads in C++, and by identity what has none:
+the items of lists, global names, closures, classes of modules. Only where one of these moved are
+the values that graphs read compared. Dictionaries that moved once are guarded apart, since guards
+of torch cannot be replaced one by one.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+import torch._C._dynamo.guards as guards
+from torch.utils.hooks import RemovableHandle
+
+from compiler.capture.reads import ABSENT, Change, Kind, Owner, Reads, summary
+from compiler.errors import CommPlanError, DivergenceError
+from compiler.ir.exchange import Exchange
+
+Slots = Iterable[tuple[dict[str, Any], str]]
+END = object()
+"""Between the items of two sequences."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a model is captured anew; false if it is not.
+
+    Attributes:
+        names: of the values that have changed.
+        text: how.
+    """
+
+    names: tuple[str, ...]
+    text: str = field(compare=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+
+UNCHANGED = Reason((), "no change")
+
+
+class Watched:
+    """One graph under watch.
+
+    Attributes:
+        reads: what it read when it was traced.
+        changed: identity of an owner -> how it differs from that now.
+    """
+
+    def __init__(self, reads: Reads, refresh: Callable[[], None]) -> None:
+        self.reads, self.refresh = reads, refresh
+        self.changed: dict[int, list[Change]] = {}
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the state is as the graph read it."""
+        return not self.changed
+
+    @property
+    def reason(self) -> Reason:
+        """All that differs from what the graph read."""
+        changes = [change for listed in self.changed.values() for change in listed]
+        return Reason(tuple(dict.fromkeys(c.name for c in changes)), summary(changes))
+
+    @property
+    def releases_state(self) -> bool:
+        """Whether the graph alone keeps a module or tensor alive that the model has let go of."""
+        return any(c.releases_state for listed in self.changed.values() for c in listed)
+
+    def compare(self, moved: Iterable[int]) -> bool:
+        """Compare what was read of the owners that moved; whether there are others to watch now."""
+        owners, before = self.reads.owners, len(self.reads.owners)
+        changed = {at: self.reads.changes(owners[at]) for at in list(moved) if at in owners}
+        changed[0] = self.reads.untied()
+        self.changed |= changed
+        self.changed = {at: listed for at, listed in self.changed.items() if listed}
+        return len(owners) != before
+
+
+class Watch:
+    """The Python state that the graphs of one model read.
+
+    Attributes:
+        state: numbers of the graphs that are right in the present state.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is watched yet."""
+        self.state: tuple[int, ...] = ()
+        self._graphs: dict[int, Watched] = {}
+        self._count = 0
+        self._owners: dict[int, Owner] = {}
+        self._moving: set[int] = set()
+        self._still, self._moved = _Versions({}), _Versions({})
+        self._arm()
+
+    def add(self, reads: Reads, slots: Slots = (), refresh: Callable[[], None] = int) -> Watched:
+        """Watch what a new graph read.
+
+        Args:
+            reads: recorded by its trace.
+            slots: tables and keys of the tensors that the graph gets anew at every call.
+            refresh: reads those tensors again; called whenever a watched value has moved.
+        """
+        for table, key in slots:
+            reads.bind(table, key)
+        for graph in self._graphs.values():  # a trace moves versions, which are taken anew below
+            graph.compare(graph.reads.owners)
+        self._graphs[self._count] = added = Watched(reads, refresh)
+        self._count += 1
+        self._still = _Versions({})
+        self._arm()
+        return added
+
+    def remove(self, graph: Watched) -> None:
+        """Forget a graph, and all that it read."""
+        self._graphs = {n: other for n, other in self._graphs.items() if other is not graph}
+        self._arm()
+
+    def unchanged(self) -> bool:
+        """Whether nothing has moved since the last ``update``; to be asked at every call."""
+        return (
+            self._still.unchanged()
+            and self._moved.unchanged()
+            and RemovableHandle.next_id == self._next_hook
+            and all(map(is_, map(type, self._modules), self._classes))
+            and self._has_same_items()
+        )
+
+    def update(self) -> None:
+        """Compare what has moved with what graphs read, and watch from here on."""
+        kinds = set[Kind]()
+        if RemovableHandle.next_id != self._next_hook:
+            kinds.add(Kind.HOOKS)
+        if not all(map(is_, map(type, self._modules), self._classes)):
+            kinds.add(Kind.TYPES)
+        if not self._has_same_items():
+            kinds |= {Kind.CLASS, Kind.GLOBALS, Kind.CELLS, Kind.SEQUENCE, Kind.TENSORS}
+        moved = self._still.moved() | self._moved.moved()
+        needs_arming = bool(kinds) or not moved <= self._moving
+        self._moving |= moved
+        moved |= {at for at, owner in self._owners.items() if owner.kind in kinds}
+        for graph in self._graphs.values():
+            needs_arming |= graph.compare(moved)
+            graph.refresh()
+        if needs_arming:
+            self._arm()
+        else:
+            self._moved = _Versions(self._moved.dicts)
+            self.state = self._valid()
+
+    def _arm(self) -> None:
+        """Take the present state for the one to compare with."""
+        self.state = self._valid()
+        self._owners = {
+            at: owner for graph in self._graphs.values() for at, owner in graph.reads.owners.items()
+        }
+        of_kind: dict[Kind, list[Owner]] = {kind: [] for kind in Kind}
+        dicts: dict[int, dict[Any, Any]] = {}
+        for at, owner in self._owners.items():
+            of_kind[owner.kind].append(owner)
+            if (versioned := _dictionary(owner)) is not None:
+                dicts[at] = versioned
+        self._names = [
+            (vars(owner.target) if owner.kind is Kind.CLASS else owner.target, key)
+            for at, owner in self._owners.items()
+            if owner.kind in (Kind.CLASS, Kind.GLOBALS) and at not in dicts
+            for key in owner.values
+        ]
+        closures = (owner.target.__closure__ for owner in of_kind[Kind.CELLS])
+        self._cells = [cell for closure in closures for cell in closure if not _is_empty(cell)]
+        self._sequences = [owner.target for owner in of_kind[Kind.SEQUENCE]]
+        self._tensors = _one_of_each_type(owner.target for owner in of_kind[Kind.TENSORS])
+        self._modules = [m for owner in of_kind[Kind.TYPES] for m in owner.target.values()]
+        self._classes = list(map(type, self._modules))
+        self._next_hook = RemovableHandle.next_id
+        self._items = self._items_now()
+        still = {at: held for at, held in dicts.items() if at not in self._moving}
+        if still.keys() != self._still.dicts.keys():
+            self._still = _Versions(still)
+        self._moved = _Versions({at: held for at, held in dicts.items() if at in self._moving})
+
+    def _valid(self) -> tuple[int, ...]:
+        return tuple(n for n, graph in self._graphs.items() if graph.is_valid)
+
+    def _has_same_items(self) -> bool:
+        try:
+            now = self._items_now()
+        except ValueError:  # a closure was emptied
+            return False
+        return len(now) == len(self._items) and all(map(is_, now, self._items))
+
+    def _items_now(self) -> list[Any]:
+        """What has no version: global names, closures, items of sequences, types of tensors."""
+        found = [names.get(key, ABSENT) for names, key in self._names]
+        found += [cell.cell_contents for cell in self._cells]
+        for sequence in self._sequences:
+            found += sequence
+            found.append(END)
+        for tensor in self._tensors:
+            found += (tensor.dtype, tensor.device.index)
+        return found
+
+
+class _Versions:
+    """Dictionaries, and whether any was written since, by the guards that torch.compile uses.
+
+    Attributes:
+        dicts: identity of the owner -> dictionary.
+    """
+
+    def __init__(self, dicts: dict[int, dict[Any, Any]]) -> None:
+        """Take the present versions."""
+        self.dicts, self._listed = dicts, list(dicts.values())
+        version_of = getattr(guards, "dict_version", None)
+        self._version_of: Callable[[Any], object] = version_of or (lambda _: object())
+        self._versions = list(map(self._version_of, self._listed))
+        self._check = _guard(self._listed)
+
+    def unchanged(self) -> bool:
+        """Whether all dictionaries have the versions that were taken."""
+        if self._check is not None:
+            return self._check(self._listed)
+        return list(map(self._version_of, self._listed)) == self._versions
+
+    def moved(self) -> set[int]:
+        """Owners whose dictionaries were written."""
+        now = map(self._version_of, self._listed)
+        return {at for at, old, new in zip(self.dicts, self._versions, now, strict=True)
+                if old != new}  # fmt: skip
+
+
+def _guard(dicts: list[dict[Any, Any]]) -> Callable[[Any], bool] | None:
+    """A check of all versions in one call of C++; None where torch has it not, or another form."""
+    try:
+        from torch._dynamo.guards import GuardManagerType
+
+        root = guards.RootGuardManager()
+        for at, held in enumerate(dicts):
+            item = root.list_getitem_manager(at, "", held, GuardManagerType.GUARD_MANAGER)
+            item.add_dict_version_guard(held, [""], None)
+        check: Callable[[Any], bool] = root.check
+        return check if check(dicts) is True else None
+    except (AttributeError, ImportError, TypeError):
+        return None
+
+
+def _dictionary(owner: Owner) -> dict[Any, Any] | None:
+    """The dictionary whose version tells that an owner was written; None where there is none."""
+    match owner.kind:
+        case Kind.ATTRIBUTES | Kind.TENSORS | Kind.ITEMS:
+            return owner.target  # type: ignore[no-any-return]
+        case Kind.HOOKS:  # every hook that is added counts one up; those that are there may go
+            return owner.target or None
+        case Kind.CLASS:
+            referents = gc.get_referents(vars(owner.target))
+            return next((x for x in referents if type(x) is dict), None)
+        case _:
+            return None
+
+
+def _one_of_each_type(tables: Iterable[dict[str, Any]]) -> list[torch.Tensor]:
+    """Tensors that tell whether all were converted through ``.data``, which moves no version.
+
+    ``model.double()`` converts parameters so, and replaces buffers.
+    """
+    tensors = (x for table in tables for x in table.values() if isinstance(x, torch.Tensor))
+    return list({(type(x), x.dtype, x.device): x for x in tensors}.values())
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is END
+    except ValueError:
+        return True
+
+
+def compare_reasons(exchange: Exchange, reason: Reason) -> None:
+    """Raise unless all ranks capture for the same reason; all ranks must call it.
+
+    Args:
+        exchange: the ranks.
+        reason: what makes this rank capture anew; ``UNCHANGED`` for a first call of its kind.
+
+    Raises:
+        DivergenceError: ranks see different changes, or this one waits for others in vain.
+    """
+    remedy = "change the model alike on all ranks, and before the same call"
+    try:
+        everyone = exchange.gather(reason)
+    except CommPlanError as error:
+        if not reason:
+            raise
+        raise DivergenceError(
+            f"rank {exchange.rank} saw a change of the model that other ranks may not have seen",
+            found=f"{reason.text}; {error.what}",
+            remedy=remedy,
+        ) from error
+    if any(other != reason for other in everyone):
+        raise DivergenceError(
+            "ranks see different changes of the model",
+            found="; ".join(f"rank {rank}: {other.text}" for rank, other in enumerate(everyone)),
+            remedy=remedy,
+        )
