@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.shares import Share, converts, gathered, shares
+from compiler.analysis.shares import Share, gathered, shares, shares_rows
 from compiler.ir import access
 from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
@@ -50,10 +50,9 @@ class UnshardRows:
 
     def apply(self, graph: SpmdGraph) -> PassResult:
         """The graph with the author's shares computed whole."""
-        groups = graph.mesh.group(self.group)
-        if not any(converts(graph, node, groups) for node in graph.graph.nodes):
+        if not shares_rows(graph, self.group):
             return PassResult(graph, (), changed=False)
-        every = shares(graph, groups)
+        every = shares(graph, graph.mesh.group(self.group))
         read = {x for share in every.values() for x in share.carrying}
         writer = _Writer(
             graph, self.group, {n: s for n, s in every.items() if n in read or not s.refusal}

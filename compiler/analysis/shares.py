@@ -59,12 +59,16 @@ def gathered(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> fx.Node 
     return what.operand if what is not None and what.kind is Kind.ALL_GATHER else None
 
 
-def converts(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> bool:
-    """Whether ``node`` is the author's own rows of a sum, or of a whole value."""
-    what, cut = _over(graph, node, groups), all_slice(node)
-    if cut is not None:
-        return graph.mesh.group(cut.group) == groups
-    return what is not None and what.kind is Kind.REDUCE_SCATTER
+def shares_rows(graph: SpmdGraph, group: str) -> bool:
+    """Whether ranks hold rows of their own of a sum, or of a whole value, by the author's will."""
+    groups = graph.mesh.group(group)
+    for node in graph.graph.nodes:
+        what, cut = _over(graph, node, groups), all_slice(node)
+        if what is not None and what.kind is Kind.REDUCE_SCATTER:
+            return True
+        if cut is not None and graph.mesh.group(cut.group) == groups:
+            return True
+    return False
 
 
 def _over(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> Collective | None:

@@ -13,6 +13,7 @@ from torch import fx
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.analysis.shares import shares_rows
 from compiler.cost.units import PS_PER_US
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rows import AUTHORED
@@ -87,12 +88,19 @@ class Planner:
         self._fused: dict[tuple[Written, str], list[NormBehind]] = {}
         self._priced: dict[tuple[Written, int | None], Times] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
-        passes: tuple[Pass, ...] = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        known: tuple[Pass, ...] = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        self._first = tuple(step for step in known if step not in withdrawn)
+        made = self._run(first, self._first, first.placed)
         if search.policy != "off":
-            unshard = map(UnshardRows, first.sharing_groups)
-            passes = (*passes, *unshard, RegroupSums(search.widen, search.join))
-        self._first = tuple(step for step in passes if step not in withdrawn)
-        self._written[()] = self._run(first, self._first, first.placed)
+            groups = [g for g in made.sharing_groups if shares_rows(made.graph, g)]
+            later: tuple[Pass, ...] = (
+                *map(UnshardRows, groups),
+                RegroupSums(search.widen, search.join),
+            )
+            later = tuple(step for step in later if step not in withdrawn)
+            made = self._run(made, later, first.placed)
+            self._first = (*self._first, *later)
+        self._written[()] = made
         self.clock.lap("canonicalize")
 
     def under(self, policy: str) -> Planner:

@@ -51,8 +51,8 @@ def test_result() -> None:
     )
     assert (result.before.payload_bytes, result.after.payload_bytes) == (512, 256)
     assert [record.name for record in result.records] == [
-        "canonicalize", "own-slices", "eliminate-dead-code", "unshard-rows", "regroup-sums",
-        "place-reductions", "eliminate-dead-code",
+        "canonicalize", "own-slices", "eliminate-dead-code", "regroup-sums", "place-reductions",
+        "eliminate-dead-code",
     ]  # fmt: skip
     assert list(result.seconds) == ["canonicalize", "plan", "rewrite", "check"]
     assert [str(r) for r in result.remarks] == [
@@ -263,10 +263,10 @@ def test_without_verification_nothing_is_proved() -> None:
 def test_observers_and_bisection() -> None:
     seen: list[str] = []
     optimized(two_branches(), observers=[lambda record: seen.append(record.name)])
-    assert seen == ["canonicalize", "own-slices", "eliminate-dead-code", "unshard-rows",
-                    "regroup-sums", "place-reductions", "eliminate-dead-code"]  # fmt: skip
-    assert optimized(two_branches(), bisect_limit=5).after.all_reduces == 2
-    assert optimized(two_branches(), bisect_limit=6).after.all_reduces == 1
+    assert seen == ["canonicalize", "own-slices", "eliminate-dead-code", "regroup-sums",
+                    "place-reductions", "eliminate-dead-code"]  # fmt: skip
+    assert optimized(two_branches(), bisect_limit=4).after.all_reduces == 2
+    assert optimized(two_branches(), bisect_limit=5).after.all_reduces == 1
 
 
 def test_wrong_rewrite_is_withdrawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
