@@ -6,10 +6,12 @@ from passes.own_slices import OwnSlices
 from passes.place_reductions import PlaceReductions
 from passes.regroup_sums import RegroupSums
 from passes.shard_rows import ShardRows
+from passes.unshard_rows import UnshardRows
 
 PASSES = (
     Canonicalize,
     OwnSlices,
+    UnshardRows,
     RegroupSums,
     PlaceReductions,
     ShardRows,
@@ -25,4 +27,5 @@ __all__ = [
     "PlaceReductions",
     "RegroupSums",
     "ShardRows",
+    "UnshardRows",
 ]

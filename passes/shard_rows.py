@@ -38,10 +38,12 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.grown import SIZE_ARGUMENTS
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_sharing import RowSharing
+from compiler.ir.rows import AUTHORED
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
 
 SCATTERED = "all_reduce became a reduce_scatter"
+KEPT = "reduce_scatter kept: rows stay shared as the author shares them"
 SENT = "rows go to the ranks that own their experts and back, by all_to_all: no all_reduce"
 
 
@@ -79,12 +81,17 @@ class ShardRows:
         target = writer.written()
         remarks = [
             Remark(RemarkKind.PASSED, f"%{node.name}",
-                   SENT if form.communicates.operand in sent else SCATTERED,
+                   _became(node, sent=form.communicates.operand in sent),
                    access.layer_path(form.communicates.operand))
             for node, form in shares.items()
             if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE
         ]  # fmt: skip
         return PassResult(target, tuple(remarks), changed=True)
+
+
+def _became(node: fx.Node, *, sent: bool) -> str:
+    kept = KEPT if AUTHORED in node.meta else SCATTERED
+    return SENT if sent else kept
 
 
 @dataclass

@@ -126,6 +126,6 @@ def _row_refusal(
     for x, labels in both:
         if x not in partial and factors & set(labels):
             return f"{node.target} reads %{x.name} row by row, which has no rows of other ranks"
-    if not grows(node, set(partial), known.reduction.groups.axis_size):
+    if not grows(node, dict.fromkeys(partial, 0), known.reduction.groups.axis_size):
         return f"{node.target} states how many rows there are"
     return None

@@ -1,8 +1,8 @@
-"""The call of a node on tensors of more rows, for ops that treat the rows of dimension 0 alike."""
+"""The call of a node on tensors of more rows, for ops that treat the rows of a dimension alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,18 @@ SIZE_ARGUMENTS = ("size", "shape")
 """Arguments in which an op states the size of its result; for other rows it is left to the op."""
 
 
-def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
+def grown(
+    target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node], dim: int = 0
+) -> fx.Node:
     """A copy of ``node`` in ``target`` on ``operand`` of what it reads, of more rows or as it was.
 
     The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
+
+    Args:
+        target: where the copy goes.
+        node: the call; its result counts rows along ``dim``.
+        operand: value that ``node`` reads -> what the copy reads.
+        dim: dimension of the result.
 
     Raises:
         ValueError: the op does not take operands of these shapes.
@@ -29,7 +37,7 @@ def grown(target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]
     schema = getattr(node.target, "_schema", None)
     for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
         if argument.name in SIZE_ARGUMENTS:
-            made.update_arg(i, _without_rows(made.args[i], access.shape(node)))
+            made.update_arg(i, _without_rows(made.args[i], access.shape(node), dim))
     try:
         evaluate(made)
     except (RuntimeError, IndexError, TypeError) as error:
@@ -55,36 +63,46 @@ def evaluate(node: fx.Node) -> None:
             node.meta["val"] = node.target(*args, **kwargs)
 
 
-def _without_rows(stated: Any, shape: access.Shape) -> list[Any]:
-    """The sizes of a result of ``shape``, the first to be inferred."""
-    others = zip(stated[1:], shape[1:], strict=False)
-    return [-1, *(size if type(given) is int and given == -1 else given for given, size in others)]
+def _without_rows(stated: Any, shape: access.Shape, dim: int) -> list[Any]:
+    """The sizes of a result of ``shape``, that of ``dim`` to be inferred."""
+    pairs = zip(stated, shape, strict=False)
+    sizes = [size if type(given) is int and given == -1 else given for given, size in pairs]
+    return [*sizes[:dim], -1, *sizes[dim + 1 :]]
 
 
-def grows(node: fx.Node, more: set[fx.Node], times: int) -> bool:
+def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
     """Whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows, by one rule.
 
     That is: its rows are cut out of the larger result as the operands are out of theirs.
+
+    Args:
+        node: the call.
+        more: operands that have more rows -> the dimension that counts them.
+        times: how many times as many.
+        dim: the dimension of the result that counts rows.
     """
     scratch, stand_ins = fx.Graph(), dict[fx.Node, fx.Node]()
     for x in node.all_input_nodes:
         stand_ins[x] = scratch.placeholder(x.name)
-        stand_ins[x].meta["val"] = in_rows(access.value(x), times) if x in more else access.value(x)
+        held = access.value(x)
+        stand_ins[x].meta["val"] = in_rows(held, times, more[x]) if x in more else held
     try:
-        made = grown(scratch, node, stand_ins.__getitem__)
+        made = grown(scratch, node, stand_ins.__getitem__, dim)
     except ValueError:
         return False
     before, after = meaning(node), meaning(made)
-    wanted, found = (_sizes(v) for v in (in_rows(access.value(node), times), access.value(made)))
+    wanted, found = (
+        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(made))
+    )
     assert before is not None, f"{node.target} has no rule"
     return after is not None and after.dims == before.dims and wanted == found
 
 
-def in_rows(held: Any, times: int) -> Any:
-    """Tensors like ``held`` with ``times`` the rows."""
+def in_rows(held: Any, times: int, dim: int) -> Any:
+    """Tensors like ``held`` with ``times`` the rows along ``dim``."""
     if isinstance(held, list | tuple):
-        return [in_rows(x, times) for x in held]
-    return resized(held, 0, held.shape[0] * times)
+        return [in_rows(x, times, dim) for x in held]
+    return resized(held, dim, held.shape[dim] * times)
 
 
 def _sizes(held: Any) -> list[tuple[Any, ...]]:

@@ -26,6 +26,10 @@ torch.library.define("commplan::pad_rows", "(Tensor self, int dim, int multiple)
 ALL_SLICE = torch.ops.commplan.all_slice.default
 PAD_ROWS = torch.ops.commplan.pad_rows.default
 
+AUTHORED = "rows_shared_by_the_author"
+"""Key in the ``meta`` of a value that all ranks hold alike: the replica groups over which each
+rank held its own rows of it in the source."""
+
 
 @dataclass(frozen=True)
 class AllSlice:

@@ -226,11 +226,10 @@ def finished(
 ) -> OptimizationResult:
     """The planned graph, written and proved.
 
-    A graph that is not shown to be equivalent is given up; where it shares rows, for one that does
-    not.
+    A step that is not shown to be right is withdrawn, and what comes after it decided anew.
 
     Raises:
-        VerificationError: the result could not be shown equivalent.
+        VerificationError: not even the source could be shown equivalent to itself.
     """
     source, policy, clock = planner.source, planner.search.policy, planner.clock
     written = planner.write(decided)
@@ -238,15 +237,19 @@ def finished(
     report = check(source, written.graph) if verify else None
     clock.lap("check")
     if report is not None and not report.verdict.runs:
-        if decided.rows:
-            why = f"rows are not shared: the graph would be {report.verdict}: {report.explanation}"
-            result = finished(planner, planner.unshared(decided), tokens=tokens, verify=verify)
-            return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
-        raise VerificationError(
-            f"the rewritten graph is {report.verdict}: nothing was optimized",
-            found=report.explanation,
-            remedy="report this; policy='off' leaves the graph as it is",
-        )
+        records = written.pipeline.records
+        if not records:
+            raise VerificationError(
+                f"the rewritten graph is {report.verdict}: nothing was optimized",
+                found=report.explanation,
+                remedy="report this; policy='off' leaves the graph as it is",
+            )
+        wrong = _first_wrong(source, records)
+        why = f"{records[wrong].name} withdrawn: the graph would be "
+        why += f"{report.verdict}: {report.explanation}"
+        fewer = planner.without(decided, wrong)
+        result = finished(fewer, fewer.decide(tokens), tokens=tokens, verify=verify)
+        return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
     return OptimizationResult(
         graph_module=_as_the_source(written.graph),
         plan=decided.plan(policy, tokens),
@@ -264,6 +267,19 @@ def finished(
         records=tuple(written.pipeline.records),
         seconds=dict(clock.seconds),
     )
+
+
+def _first_wrong(source: SpmdGraph, records: Sequence[PassRecord]) -> int:
+    """Position of a pass whose graph is not shown to be equivalent, but its operand is: bisected.
+
+    The graph after all passes is known not to be.
+    """
+    low, high = -1, len(records) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        runs = check(source, records[middle].graph).verdict.runs
+        low, high = (middle, high) if runs else (low, middle)
+    return high
 
 
 def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:

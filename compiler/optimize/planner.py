@@ -13,8 +13,10 @@ from torch import fx
 from compiler.analysis.layers import LayerMetadata, layer_of
 from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.rows import at_hand, row_forms
+from compiler.analysis.shares import shares_rows
 from compiler.cost.units import PS_PER_US
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.rows import AUTHORED
 from compiler.optimize.decided import Decided, Written
 from compiler.optimize.forms import dispatches, norms_behind
 from compiler.optimize.search import Search
@@ -33,6 +35,7 @@ from passes import (
     PlaceReductions,
     RegroupSums,
     ShardRows,
+    UnshardRows,
 )
 
 MOST_PRICED = 64
@@ -61,6 +64,8 @@ class Planner:
         search: what to choose from.
         layers: metadata per decoder layer.
         pipeline: runs the passes.
+        withdrawn: what is not done, although it would cost less: passes before any decision, and
+            decisions, each with those before it.
     """
 
     @collection_paused()
@@ -70,8 +75,10 @@ class Planner:
         search: Search,
         layers: Sequence[LayerMetadata],
         pipeline: Pipeline,
+        withdrawn: frozenset[object] = frozenset(),
     ) -> None:
         """Canonicalizes the graph, and regroups its sums if any reduction may move."""
+        self._pipeline, self.withdrawn = pipeline, withdrawn
         self.source, self.search = source, search
         self.layers, self.clock = layers, Clock()
         first = Written(source.own_copy(), pipeline)
@@ -81,10 +88,19 @@ class Planner:
         self._fused: dict[tuple[Written, str], list[NormBehind]] = {}
         self._priced: dict[tuple[Written, int | None], Times] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
-        passes: tuple[Pass, ...] = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        known: tuple[Pass, ...] = (Canonicalize(), OwnSlices(), EliminateDeadCode())
+        self._first = tuple(step for step in known if step not in withdrawn)
+        made = self._run(first, self._first, first.placed)
         if search.policy != "off":
-            passes = (*passes, RegroupSums(search.widen, search.join))
-        self._written[()] = self._run(first, passes, first.placed)
+            groups = [g for g in made.sharing_groups if shares_rows(made.graph, g)]
+            later: tuple[Pass, ...] = (
+                *map(UnshardRows, groups),
+                RegroupSums(search.widen, search.join),
+            )
+            later = tuple(step for step in later if step not in withdrawn)
+            made = self._run(made, later, first.placed)
+            self._first = (*self._first, *later)
+        self._written[()] = made
         self.clock.lap("canonicalize")
 
     def under(self, policy: str) -> Planner:
@@ -116,8 +132,18 @@ class Planner:
         """The plan that merges reductions, and shares no more rows than costs nothing."""
         return self.under("merge").decide(None)
 
+    @cached_property
+    def baselines(self) -> tuple[Decided, ...]:
+        """Plans that no other may take longer than; the author's where he shares rows himself."""
+        authored = any(AUTHORED in node.meta for node in self.canonical.graph.graph.nodes)
+        return (self.as_written, self.merged) if authored else (self.merged,)
+
+    def baseline_ps(self, tokens: int) -> int:
+        """What the planned graph may take at most."""
+        return min(self.time_ps(decided, tokens) for decided in self.baselines)
+
     def decide(self, tokens: int | None) -> Decided:
-        """The cheapest plan, found cut by cut; never one that takes longer than merging alone.
+        """The cheapest plan, found cut by cut; never one that takes longer than the baselines.
 
         Args:
             tokens: value of symbolic sizes; None for their hints.
@@ -128,7 +154,7 @@ class Planner:
         found = self._decided(tokens)
         if not self.compares_times:
             return found
-        return min(self.merged, found, key=lambda decided: self.time_ps(decided, tokens))
+        return min(*self.baselines, found, key=lambda decided: self.time_ps(decided, tokens))
 
     def _decided(self, tokens: int | None) -> Decided:
         at, path, search = self.canonical, tuple[Hashable, ...](), self.search
@@ -138,7 +164,12 @@ class Planner:
         if search.policy == "off":
             return Decided(path, (), (), at, choice, shares)
         while (reduction := at.next_reduction) is not None:
-            stages.append(stage := self._placement(path, at, reduction, tokens))
+            stage = self._placement(path, at, reduction, tokens)
+            if (*path, stage.decision) in self.withdrawn:
+                left = number_of(at.graph)[reduction.key]
+                at = replace(at, placed={**at.placed, reduction.key: left})
+                continue
+            stages.append(stage)
             path = (*path, stage.decision)
             at = self._after(path, at, stage, reduction)
         for group in at.sharing_groups:
@@ -147,6 +178,8 @@ class Planner:
                 at = self._after(path, at, rows[-1])
             choice = self._row_choice((*path, group), at, group)
             shares = choice.cheapest(self._prices(at, tokens))
+            if (*path, choice.stage(shares).decision) in self.withdrawn:
+                shares = frozenset()
             rows += [choice.stage(shares)] if shares else []
         self.clock.lap("plan")
         last = (rows[-1].decision,) if shares else ()
@@ -158,10 +191,28 @@ class Planner:
             return decided.at
         return self._after(decided.decisions, decided.at, decided.rows[-1])
 
-    def unshared(self, decided: Decided) -> Decided:
-        """The plan without sharing rows."""
-        path = tuple(stage.decision for stage in decided.stages)
-        return Decided(path, decided.stages, (), self._written[path], None, frozenset())
+    def without(self, decided: Decided, step: int) -> Planner:
+        """Plans of the same graph without one step of a plan; what comes after is decided anew.
+
+        Where rows cannot be shared, those that the author shares stay as he wrote them.
+
+        Args:
+            decided: the plan.
+            step: position of the pass in the records of its graph.
+        """
+        number = (step - len(self._first)) // 2  # dead code is eliminated after every decision
+        what: object = decided.decisions[: number + 1]
+        if step < len(self._first):
+            what = self._first[step]
+        elif number >= len(decided.stages):
+            unshard = UnshardRows(decided.rows[number - len(decided.stages)].group)
+            ran = zip(self._first, self.canonical.pipeline.records, strict=True)
+            what = next((each for each, r in ran if each == unshard and r.changed), what)
+        made = Planner(
+            self.source, self.search, self.layers, self._pipeline, self.withdrawn | {what}
+        )
+        made.clock = self.clock
+        return made
 
     def time_ps(self, decided: Decided, tokens: int | None) -> int:
         """What the planned graph takes on the machine, known without writing it."""
@@ -220,7 +271,9 @@ class Planner:
                 layered = sparse if self.search.policy == "boundary" else frozenset[int]()
                 allowed = partial(_may_share, free, layered)
                 norms = self._norms(at, group)
-                self._choices[key] = RowChoice(at.graph, group, allowed=allowed, norms=norms)
+                self._choices[key] = RowChoice(
+                    at.graph, group, allowed=allowed, norms=norms, works_whole=False
+                )
         found = self._choices[key]
         assert isinstance(found, RowChoice)
         return found
@@ -308,4 +361,4 @@ class Planner:
 
 
 def _may_share(free: Set[fx.Node], layers: Set[int], node: fx.Node) -> bool:
-    return node in free or layer_of(node) in layers
+    return node in free or layer_of(node) in layers or AUTHORED in node.meta

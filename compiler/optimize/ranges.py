@@ -121,7 +121,7 @@ def decided_ranges(
         first,
         last,
         ranks,
-        limit=lambda tokens: planner.time_ps(planner.merged, tokens),
+        limit=planner.baseline_ps,
     )
     return symbol, table
 

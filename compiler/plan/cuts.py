@@ -10,7 +10,7 @@ such costs submodular. What is left is cut by networkx. All is exact: costs are 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -53,6 +53,16 @@ class FlowNetwork:
         if capacity and start != end:
             self.edges[start][end] = self.edges[start].get(end, 0) + capacity
             self.incoming[end][start] = self.edges[start][end]
+
+    def prefer_sink(self, nodes: Collection[Hashable]) -> None:
+        """Of all least cuts, the one with most of ``nodes`` on the sink side is the least."""
+        if not nodes:
+            return
+        scale = len(nodes) + 1
+        for node, sides in self.sides.items():
+            sides[:] = [scale * sides[0] + (node in nodes), scale * sides[1]]
+        for edges in (*self.edges.values(), *self.incoming.values()):
+            edges.update({end: scale * capacity for end, capacity in edges.items()})
 
     def sink_side(self) -> set[Hashable]:
         """The nodes on the sink side of the least cut, as few of them as any least cut has.

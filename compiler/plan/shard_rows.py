@@ -12,7 +12,7 @@ Every value with a share form is computed whole (W, source side) or as shares (S
                           operands and the reduce_scatter of its result, that exchange is paid
     one of several results of an op is labelled as the op is
 
-Prices are integers; a tie is W.
+Prices are integers; a tie is W, but for what the author held as shares (``UnshardRows``) it is S.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from compiler.analysis.rows import SIZE_READ, reads_share, row_forms
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.rows import AUTHORED
 from compiler.ir.text import numbers
 from compiler.plan.comm_plan import RowStage
 from compiler.plan.cuts import NEVER, FlowNetwork
@@ -60,6 +61,7 @@ class RowChoice:
         norms: what fused kernels may do behind sums.
         key: item -> what is equal for items that cost the same, whatever the prices; by default
             every item has a price of its own.
+        works_whole: whether ops that the author computes on shares may run on all rows.
     """
 
     def __init__(
@@ -71,13 +73,15 @@ class RowChoice:
         dispatches: Mapping[fx.Node, Dispatch] | None = None,
         norms: Sequence[NormBehind] = (),
         key: Callable[[Item], Hashable] = lambda item: item,
+        works_whole: bool = True,
     ) -> None:
         """Looks at the graph once, for any number of prices."""
         self.graph, self.group = graph, group
         self.groups = graph.mesh.group(group)
         self.forms = {n: form for n, form in row_forms(graph, self.groups).items() if allowed(n)}
         self.dispatches = {n: d for n, d in (dispatches or {}).items() if n in self.forms}
-        self.norms, self.key = norms, key
+        self.norms, self.key, self.works_whole = norms, key, works_whole
+        self.authored = {n for n in self.forms if self.groups in n.meta.get(AUTHORED, ())}
         self._sent = {d.region.output: d for d in self.dispatches.values()}
         self._reads = {n: d.region.output for d in self.dispatches.values() for n in d.region.nodes}
 
@@ -247,7 +251,14 @@ class RowChoice:
                 network.connect(gathered, node, gather)
                 for reader in linked:
                     network.connect(reader, gathered)
+        self._keep_authored(network)
         return network
+
+    def _keep_authored(self, network: FlowNetwork) -> None:
+        """What the author holds as shares stays so at equal cost, and work always, if so asked."""
+        for node in () if self.works_whole else self.authored:
+            network.pay(node, source=0 if self.forms[node].communicates else NEVER)
+        network.prefer_sink(self.authored)
 
 
 def shard_rows(

@@ -13,7 +13,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.optimize.graph import optimize_spmd
 from compiler.pipeline import Pipeline
-from passes import Canonicalize, EliminateDeadCode, RegroupSums
+from passes import Canonicalize, EliminateDeadCode, RegroupSums, UnshardRows
 from tests.case_files import Case, all_cases
 from tests.case_runner import Runner
 from tests.graphs import agree
@@ -59,6 +59,7 @@ REGISTRY = {
     "eliminate-dead-code": EliminateDeadCode,
     "place-reductions": PlacedReductions,
     "regroup-sums": RegroupSums,
+    "unshard-rows": UnshardRows,
 }
 CASES = all_cases(Path(__file__).parent)
 

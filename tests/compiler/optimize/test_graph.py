@@ -269,7 +269,7 @@ def test_observers_and_bisection() -> None:
     assert optimized(two_branches(), bisect_limit=5).after.all_reduces == 1
 
 
-def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_rewrite_is_withdrawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclasses.dataclass(frozen=True)
     class Wrong(compiler.optimize.planner.PlaceReductions):
         def apply(self, graph: SpmdGraph) -> object:  # type: ignore[override]
@@ -279,11 +279,24 @@ def test_wrong_rewrite_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> Non
             return result
 
     monkeypatch.setattr(compiler.optimize.planner, "PlaceReductions", Wrong)
+    result = optimized(two_branches())
+    assert (result.verdict, result.after.all_reduces, result.plan.stages) == (
+        Verdict.IDENTICAL, 2, (),
+    )  # fmt: skip
+    start = "place-reductions withdrawn: the graph would be NOT_EQUIVALENT: output 0 on rank 0"
+    assert any(remark.reason.startswith(start) for remark in result.remarks)
+
+
+def test_source_that_is_not_shown_to_be_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    unproved = Report(Verdict.UNPROVED, "nobody knows")
+    monkeypatch.setattr(compiler.optimize.graph, "check", lambda source, target: unproved)
     with pytest.raises(VerificationError) as caught:
         optimized(two_branches())
-    assert caught.value.what == "the rewritten graph is NOT_EQUIVALENT: nothing was optimized"
-    assert caught.value.found.startswith("output 0 on rank 0 differs by")
-    assert caught.value.remedy == "report this; policy='off' leaves the graph as it is"
+    assert str(caught.value) == (
+        "the rewritten graph is UNPROVED: nothing was optimized\n"
+        "  found: nobody knows\n"
+        "  remedy: report this; policy='off' leaves the graph as it is"
+    )
 
 
 def test_rows_are_not_shared_where_that_cannot_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +317,7 @@ def test_rows_are_not_shared_where_that_cannot_be_proved(monkeypatch: pytest.Mon
     assert not result.plan.rows
     assert result.verdict.runs
     (missed,) = [r for r in result.remarks if r.kind is RemarkKind.MISSED]
-    assert missed.reason.startswith("rows are not shared: the graph would be UNPROVED")
+    assert missed.reason.startswith("shard-rows withdrawn: the graph would be UNPROVED")
 
 
 def test_errors() -> None:

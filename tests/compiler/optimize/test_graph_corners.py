@@ -95,7 +95,7 @@ def test_sparse_layers_of_square_weights_for_any_number_of_tokens(tokens: int) -
     assert result.verdict.runs
     shared = "reduce_scatter" in result.after.counts
     assert shared is (tokens > 1)
-    said = [r.reason for r in result.remarks if r.reason.startswith("rows are not shared")]
+    said = [r.reason for r in result.remarks if r.reason.startswith("shard-rows withdrawn")]
     assert len(said) == (tokens == 1)
 
 

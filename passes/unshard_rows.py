@@ -1,0 +1,164 @@
+"""Compute on all rows what the author computes on each rank's own, between conversions of his.
+
+Before    %2: f32[4, 4] {tp: S(0)} = comm.reduce_scatter(%0) {axis = tp, op = sum}
+          %3: f32[4, 4] {tp: S(0)} = aten.silu(%2)
+          %4: f32[8, 4] {tp: R} = comm.all_gather(%3) {axis = tp}
+After     %2: f32[8, 4] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
+          %3: f32[8, 4] {tp: R} = aten.silu(%2)
+
+Law       f row by row: f(x)[rows] = f(x[rows]);  reduce_scatter = own rows of all_reduce;
+          all_gather of own rows = all rows. The laws of shard-rows, from right to left.
+Exact     bit by bit but for the order of additions in an all_reduce.
+Requires  some all_gather reads rows that a reduce_scatter or all_slice of the same ranks gave.
+Ensures   every value computed on all rows is marked with the ranks that shared it, so that the
+          second cut may choose again; whoever reads own rows reads an all_slice.
+Saves     nothing by itself: the second cut restores what the author shared unless less costs less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import fx
+
+from compiler.analysis.shares import Share, gathered, shares, shares_rows
+from compiler.ir import access
+from compiler.ir.collectives import OPS, insert_all_reduce
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.grown import evaluate, grown
+from compiler.ir.remark import PassResult, Remark, RemarkKind
+from compiler.ir.row_sharing import RowSharing
+from compiler.ir.rows import AUTHORED, AllSlice
+from compiler.ir.rules.meaning import layout_key
+
+REDUCED = "reduce_scatter became an all_reduce"
+KEPT = "all_gather of its rows kept"
+
+
+@dataclass(frozen=True)
+class UnshardRows:
+    """Rewrites what the ranks of one group share.
+
+    Attributes:
+        group: name of the replica groups.
+    """
+
+    name: ClassVar[str] = "unshard-rows"
+    group: str
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        """The graph with the author's shares computed whole."""
+        if not shares_rows(graph, self.group):
+            return PassResult(graph, (), changed=False)
+        every = shares(graph, graph.mesh.group(self.group))
+        read = {x for share in every.values() for x in share.carrying}
+        writer = _Writer(
+            graph, self.group, {n: s for n, s in every.items() if n in read or not s.refusal}
+        )
+        remarks = [
+            Remark(RemarkKind.MISSED, f"%{node.name}", f"{KEPT}: {share.refusal}",
+                   access.layer_path(node))
+            for node, share in every.items()
+            if share.refusal and node in graph.meanings
+        ]  # fmt: skip
+        if not any(share.conversion for share in writer.shares.values()):
+            return PassResult(graph, tuple(remarks), changed=False)
+        target = writer.written()
+        return PassResult(target, (*writer.remarks, *remarks), changed=True)
+
+
+@dataclass
+class _Writer:
+    """Writes the target graph.
+
+    Attributes:
+        graph: the source.
+        group: name of the replica groups that share rows.
+        shares: the author's shares of which all rows are read.
+        whole: share -> all its rows, in the target.
+        own: value -> what ranks hold of it, in the target.
+        remarks: what became of reduce_scatters.
+    """
+
+    graph: SpmdGraph
+    group: str
+    shares: Mapping[fx.Node, Share]
+    target: fx.Graph = field(default_factory=fx.Graph)
+    whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    own: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+
+    def written(self) -> SpmdGraph:
+        """The target."""
+        self.groups = self.graph.mesh.group(self.group)
+        self.sharing = RowSharing(self.group, self.groups.axis_size)
+        self.origins: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.graph.nodes:
+            share = self.shares.get(node)
+            if share is not None and not share.refusal:
+                self.whole[node] = self._computed(node, share)
+            elif (operand := gathered(self.graph, node, self.groups)) and operand in self.shares:
+                self.own[node] = self.whole[operand]
+            elif not self._becomes_void(node):
+                self.own[node] = self._copied(node)
+            if share is not None and share.refusal:
+                self.whole[node] = self._gathered(node, share)
+        return self.graph.with_graph(self.target, self.origins)
+
+    def _becomes_void(self, node: fx.Node) -> bool:
+        """Whether ``node`` starts a collective of which nobody needs the result."""
+        return node.target in OPS and all(
+            user in self.shares or gathered(self.graph, user, self.groups) in self.shares
+            for user in node.users
+        )
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        made = self.target.node_copy(node, self._own)
+        if all(_layout(x) == _layout(self.own[x]) for x in node.all_input_nodes):
+            self.origins[made] = node
+        else:
+            evaluate(made)
+        return made
+
+    def _computed(self, node: fx.Node, share: Share) -> fx.Node:
+        """All rows of a share."""
+        if isinstance(share.conversion, AllSlice):
+            return self._own(share.conversion.operand)
+        if share.conversion is not None:
+            what = share.conversion
+            made = insert_all_reduce(self.target, self._own(what.operand), what.op, what.group)
+            made.meta = {**node.meta, "val": access.tensor(made)}
+            layer = access.layer_path(what.operand)
+            self.remarks.append(Remark(RemarkKind.PASSED, f"%{made.name}", REDUCED, layer))
+        else:
+            made = grown(
+                self.target, node,
+                lambda x: self.whole[x] if x in share.carrying else self._own(x), share.dim,
+            )  # fmt: skip
+        return self._marked(made)
+
+    def _gathered(self, node: fx.Node, share: Share) -> fx.Node:
+        """All rows of what each rank has rows of its own of."""
+        rows = access.shape(node)[share.dim] * self.groups.axis_size
+        made = self.sharing.gather(self.own[node], rows, share.dim)
+        waits = [wait for start in node.users for wait in start.users]
+        by_author = any(gathered(self.graph, wait, self.groups) is node for wait in waits)
+        return made if by_author else self._marked(made)
+
+    def _marked(self, made: fx.Node) -> fx.Node:
+        made.meta[AUTHORED] = (*made.meta.get(AUTHORED, ()), self.groups)
+        return made
+
+    def _own(self, node: fx.Node) -> fx.Node:
+        """What ranks hold of a value, cut out of the whole where that is computed."""
+        if node not in self.own:
+            dim = self.shares[node].dim
+            whole = self.whole[node]
+            self.own[node] = self.sharing.cut(whole, access.shape(whole)[dim], dim)
+        return self.own[node]
+
+
+def _layout(node: fx.Node) -> object:
+    return layout_key(access.tensor(node)) if access.is_tensor(node) else None
