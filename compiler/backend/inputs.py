@@ -103,9 +103,8 @@ def source_of(gm: fx.GraphModule, given: Sequence[DynamoInput]) -> Source:
                 state[name] = found.state
                 cut |= found.cut
     lifted = replace(lifted, state=state)
-    in_spec = pytree.tree_structure(((0,) * len(lifted.arguments), {}))
-    out_spec = pytree.tree_structure([0] * len(lifted.results))
-    traced = Traced(lifted, in_spec, out_spec, _ranges(nodes), (), cut)
+    out_spec = whole(pytree.tree_structure([0] * len(lifted.results)))
+    traced = Traced(lifted, out_spec, _ranges(nodes), (), cut)
     return Source(traced, placements, written)
 
 

@@ -98,8 +98,10 @@ def sharded(model: Decoder, mesh: DeviceMesh, *, ends: bool = True, sequence: bo
         gathered = PrepareModuleInput(
             input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)
         )
-        plan |= {"v": ColwiseParallel(input_layouts=Shard(1)), "up": ColwiseParallel(
-            input_layouts=Shard(1))}
+        plan |= {
+            "v": ColwiseParallel(input_layouts=Shard(1)),
+            "up": ColwiseParallel(input_layouts=Shard(1)),
+        }
         del gathered
     for layer in model.layers:
         parallelize_module(layer, mesh, plan)

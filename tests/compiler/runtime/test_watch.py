@@ -140,12 +140,15 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "{here}.Layer.forward was replaced": lambda m: patch(Layer, "forward"),
     "{here}.Norm.mean was replaced": lambda m: patch(Norm, "mean"),
     "{here}.scaled was replaced": lambda m: patch(__import__(__name__, fromlist="x"), "scaled"),
-    "{here}.FACTOR changed from 1.0 to 2.0": lambda m: set_global(2.0)
-    or functools.partial(set_global, 1.0),
-    "{here}.SETTINGS['offset'] changed from 0.0 to 2.0": lambda m: SETTINGS.update(offset=2.0)
-    or functools.partial(SETTINGS.update, offset=0.0),
-    "a_module_of_the_user.GAIN changed from 1.0 to 2": lambda m: setattr(SPACE, "GAIN", 2)
-    or functools.partial(setattr, SPACE, "GAIN", 1.0),
+    "{here}.FACTOR changed from 1.0 to 2.0": lambda m: (
+        set_global(2.0) or functools.partial(set_global, 1.0)
+    ),
+    "{here}.SETTINGS['offset'] changed from 0.0 to 2.0": lambda m: (
+        SETTINGS.update(offset=2.0) or functools.partial(SETTINGS.update, offset=0.0)
+    ),
+    "a_module_of_the_user.GAIN changed from 1.0 to 2": lambda m: (
+        setattr(SPACE, "GAIN", 2) or functools.partial(setattr, SPACE, "GAIN", 1.0)
+    ),
     "a hook of layers.0 was added": lambda m: first(m).register_forward_hook(twice),
     "a hook of layers.1 was added": lambda m: m.layers[1].register_forward_pre_hook(twice),
     "a hook of all modules was added": hook_all,
@@ -158,7 +161,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "layers.0.up.weight changed from float32[8, 8] on cpu to float32[4, 8] on cpu": lambda m: (
         setattr(first(m).up, "weight", nn.Parameter(torch.ones(4, 8)))
     ),
-    "layers.0.up.bias changed from float32[8] on cpu to None": lambda m: first(m).up._parameters.update(bias=None),
+    "layers.0.up.bias changed from float32[8] on cpu to None": lambda m: first(
+        m
+    ).up._parameters.update(bias=None),
     "layers.0.norm.weight changed from float32[8] on cpu to float64[8] on cpu": lambda m: (
         m.double() and None
     ),
