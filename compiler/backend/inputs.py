@@ -29,6 +29,7 @@ from compiler.backend.graphs import functional
 from compiler.capture.declared import Cut, dims_of
 from compiler.capture.export import Traced
 from compiler.capture.lift import State, StateKind, lift_module
+from compiler.capture.trees import whole as whole_tree
 from compiler.ir import access
 from compiler.ir.placement import Placement, Replicate, Varying
 
@@ -103,7 +104,7 @@ def source_of(gm: fx.GraphModule, given: Sequence[DynamoInput]) -> Source:
                 state[name] = found.state
                 cut |= found.cut
     lifted = replace(lifted, state=state)
-    out_spec = whole(pytree.tree_structure([0] * len(lifted.results)))
+    out_spec = whole_tree(pytree.tree_structure([0] * len(lifted.results)))
     traced = Traced(lifted, out_spec, _ranges(nodes), (), cut)
     return Source(traced, placements, written)
 
