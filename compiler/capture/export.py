@@ -88,28 +88,83 @@ def _is_computed(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
+@dataclass(frozen=True)
+class TensorCall:
+    """A call of a model as tracers make it: on tensors alone.
+
+    Attributes:
+        model: the model.
+        given: the leaves of the arguments.
+        names: of the tensors among them.
+        tensors: what to trace with, one for each.
+        module: takes the tensors and returns the computed leaves of the result.
+        outcome: where it leaves the result.
+    """
+
+    model: nn.Module
+    given: Arguments
+    names: tuple[str, ...]
+    tensors: list[torch.Tensor]
+    module: nn.Module
+    outcome: _Outcome
+
+    @staticmethod
+    def of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TensorCall:
+        """The call of ``model`` with these arguments.
+
+        Raises:
+            CaptureError: the arguments do not fit the model, or none is a tensor.
+        """
+        form = CallForm.of(model)
+        given = form.flatten(args, kwargs)
+        named = tuple(zip(form.names(given), given.leaves, strict=True))
+        for name, leaf in named:
+            check_leaf(f"argument {name!r}", leaf)
+        names = tuple(name for name, leaf in named if _is_tensor(leaf))
+        if not names:
+            raise CaptureError(
+                "a call without tensor arguments has nothing to capture",
+                found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
+                remedy="pass at least one tensor, such as the token ids",
+            )
+        tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
+        outcome = _Outcome()
+        return TensorCall(model, given, names, tensors, _OnTensors(model, given, outcome), outcome)
+
+    def whole(self, lifted: LiftedGraph) -> LiftedGraph:
+        """The graph of ``module`` with all leaves of the model's arguments and results."""
+        placeholders, results = iter(lifted.arguments), iter(lifted.results)
+        return replace(
+            lifted,
+            arguments=tuple(
+                next(placeholders) if _is_tensor(x) else Fixed(x) for x in self.given.leaves
+            ),
+            results=tuple(
+                next(results) if _is_computed(x) else Fixed(x) for x in self.outcome.leaves
+            ),
+        )
+
+    def traced(
+        self,
+        lifted: LiftedGraph,
+        ranges: Mapping[str, tuple[int, int | None]],
+        training: Mapping[str, bool],
+    ) -> Traced:
+        """The trace whose graph, of ``module``, is ``lifted``."""
+        whole = self.whole(lifted)
+        guards = _guards(whole)
+        return Traced(whole, self.given.spec, self.outcome.spec, ranges, guards, training=training)
+
+
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
     """Trace ``model`` as it runs on this rank; sizes of two and more are symbolic.
 
     Raises:
         CaptureError: export failed; names the op and the line of the model.
     """
-    form = CallForm.of(model)
-    given = form.flatten(args, kwargs)
-    named = tuple(zip(form.names(given), given.leaves, strict=True))
-    for name, leaf in named:
-        check_leaf(f"argument {name!r}", leaf)
-    if not any(_is_tensor(leaf) for _, leaf in named):
-        raise CaptureError(
-            "a call without tensor arguments has nothing to capture",
-            found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
-            remedy="pass at least one tensor, such as the token ids",
-        )
-    tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if _is_tensor(x)])
+    call = TensorCall.of(model, args, kwargs)
     auto = torch.export.Dim.AUTO
-    dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
-    outcome = _Outcome()
-    wrapped = _OnTensors(model, given, outcome)
+    dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in call.tensors)
     try:
         with (
             localised(model),
@@ -123,22 +178,16 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             written, training = watched(
                 model,
                 lambda: torch.export.export(
-                    wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
+                    call.module,
+                    tuple(call.tensors),
+                    dynamic_shapes={"tensors": dims},
+                    strict=False,
                 ),
             )
             program = written.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
-    lifted = lift(program, prefix="model.", names=[n for n, x in named if _is_tensor(x)])
-    placeholders, results = iter(lifted.arguments), iter(lifted.results)
-    whole = replace(
-        lifted,
-        arguments=tuple(next(placeholders) if _is_tensor(x) else Fixed(x) for x in given.leaves),
-        results=tuple(next(results) if _is_computed(x) else Fixed(x) for x in outcome.leaves),
-    )
-    return Traced(
-        whole, given.spec, outcome.spec, _ranges(program), _guards(whole), training=training
-    )
+    return call.traced(lift(program, prefix="model.", names=call.names), _ranges(program), training)
 
 
 def trace_program(program: ExportedProgram) -> Traced:
