@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor
 
 from compiler.backend.graphs import functional
 from compiler.capture.declared import Cut, dims_of
-from compiler.capture.export import Traced
 from compiler.capture.lift import State, StateKind, lift_module
+from compiler.capture.trace import Traced
 from compiler.capture.trees import whole as whole_tree
 from compiler.ir import access
 from compiler.ir.placement import Placement, Replicate, Varying

@@ -14,9 +14,12 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.capture import declared, groups, placing, ranks
-from compiler.capture.export import Traced, trace, trace_graph, trace_program
+from compiler.capture.export import trace, trace_graph, trace_program
+from compiler.capture.functional import NotRecordedError
 from compiler.capture.lift import Fixed, StateKind, is_spmd
 from compiler.capture.reads import Reads
+from compiler.capture.record import Shared, record
+from compiler.capture.trace import Traced
 from compiler.capture.trees import Structure
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.ir import collectives
@@ -27,6 +30,7 @@ from compiler.ir.mesh import Mesh
 Model = nn.Module | ExportedProgram | Traced
 Progress = Callable[[str], None]
 
+TRACERS = {"auto": ("record", "export"), "record": ("record",), "export": ("export",)}
 NOT_COMPARED = (
     "there were no other ranks to compare with: numbers and tensors that the model's code computes "
     "from its rank were taken to be the same on all ranks; capture_ranks() finds them"
@@ -99,6 +103,7 @@ def capture(
     exchange: Exchange | None = None,
     inputs: placing.Given | None = None,
     progress: Progress | None = None,
+    capture: str = "auto",
 ) -> Capture:
     """Capture ``model`` as it runs on this rank, and compare with the other ranks.
 
@@ -112,6 +117,9 @@ def capture(
             under a fake process group: then nothing is compared.
         inputs: placements that override all others, by argument, placeholder or state_dict key.
         progress: told what is being done.
+        capture: "record" runs the model once under a recorder, in seconds; "export" uses
+            torch.export. "auto" records where that works on all ranks, and exports elsewhere, with
+            a remark that says why. Programs and graphs are taken as they are.
 
     Raises:
         CaptureError: the model cannot be traced, or the ranks run different programs.
@@ -119,29 +127,36 @@ def capture(
         PlacementError: a tensor that has to be the same on all ranks and is not.
     """
     started, tell = time.perf_counter(), progress or (lambda _: None)
-    failure: CommPlanError | None = None
-    found, mine = None, None
-    try:
+    why = ""
+    for method in tracers(capture):
         tell("tracing the model")
-        found = traced(model, args, kwargs or {})
-        mine = described(found, mesh)
-    except CommPlanError as error:
-        if exchange is None:
-            raise
-        failure = error
-    if exchange is not None:
-        tell("comparing with the other ranks")
+        failure: CommPlanError | None = None
+        found, mine, bail = None, None, ""
         try:
-            everyone = ranks.gathered(exchange, mine, str(failure or ""))
-        except CaptureError:
-            if failure is not None:
-                raise failure from None
-            raise
-        where = _asked(exchange, everyone, mesh)
-    else:
-        assert mine is not None, "a failed trace was raised"
-        where = _alone(mine, mesh)
+            found = traced(model, args, kwargs or {}, method)
+            mine = described(found, mesh)
+        except NotRecordedError as error:
+            bail = str(error)
+        except CommPlanError as error:
+            failure = error
+        if exchange is not None:
+            tell("comparing with the other ranks")
+            try:
+                everyone = ranks.gathered(exchange, mine, str(failure or ""), bail)
+            except NotRecordedError as error:
+                bail = str(error)
+            except CaptureError:
+                if failure is not None:
+                    raise failure from None
+                raise
+        if failure is not None:
+            raise failure
+        if not bail:
+            break
+        why = by_export(capture, bail)
     assert found is not None, "a failed trace was raised"
+    assert mine is not None, "a failed trace was raised"
+    where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
     different = ranks.differing({r: d.numbers for r, d in where.descriptions.items()})
     ranks.mark(
         found.lifted.module.graph,
@@ -158,20 +173,57 @@ def capture(
         given,
         lambda stated: placing.compare(lifted, exchange, stated, given),
     )
-    notes = () if exchange is not None or where.size == 1 else (NOT_COMPARED,)
+    alone = exchange is None and where.size > 1
+    notes = [note for note in (why, NOT_COMPARED if alone else "") if note]
     seconds = time.perf_counter() - started
     return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
 
 
-def traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
-    """The trace of a model, a program or a graph; see ``capture``."""
+def tracers(tracer: str) -> tuple[str, ...]:
+    """The methods of ``tracer``, in the order in which they are tried; see ``capture``."""
+    if tracer not in TRACERS:
+        raise CaptureError(
+            f"there is no tracer {tracer!r}", remedy=f"choose one of {', '.join(TRACERS)}"
+        )
+    return TRACERS[tracer]
+
+
+def by_export(tracer: str, reason: str) -> str:
+    """The remark that torch.export traces the model instead.
+
+    Raises:
+        CaptureError: ``tracer`` does not allow it.
+    """
+    if tracer == "record":
+        raise CaptureError(
+            "the model cannot be recorded",
+            found=reason,
+            remedy='leave out capture="record": torch.export may trace it',
+        )
+    return f"captured by torch.export: {reason}"
+
+
+def traced(
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: str = "export",
+    shared: Shared | None = None,
+) -> Traced:
+    """The trace of a model, a program or a graph; see ``capture`` and ``record``.
+
+    Raises:
+        NotRecordedError: it cannot be recorded.
+        CaptureError: it cannot be traced.
+    """
     if isinstance(model, Traced):
         return model
     if isinstance(model, ExportedProgram):
         return trace_program(model)
     if isinstance(model, fx.GraphModule) and is_spmd(model):
         return trace_graph(model)
-    return replace(trace(model, args, kwargs), cut=declared.cut_of(model))
+    one = record(model, args, kwargs, shared) if method == "record" else trace(model, args, kwargs)
+    return replace(one, cut=declared.cut_of(model))
 
 
 def described(found: Traced, mesh: Mesh | None) -> ranks.Description:

@@ -9,48 +9,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
 
-from compiler.capture.arguments import CallForm, check_leaf
-from compiler.capture.declared import Cut
 from compiler.capture.failures import capture_error
-from compiler.capture.lift import LiftedGraph, is_spmd, lift, lift_module
-from compiler.capture.reads import Reads
-from compiler.capture.trees import Structure, whole
-from compiler.capture.wrapping import OnTensors, Outcome, is_tensor, with_leaves
-from compiler.errors import CaptureError
+from compiler.capture.lift import is_spmd, lift, lift_module
+from compiler.capture.trace import TensorCall, Traced, guards_of
+from compiler.capture.trees import whole
 from compiler.ir import access
 from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A traced model, group names as this process has them.
-
-    Attributes:
-        lifted: the graph; its arguments and results are the leaves of the trees.
-        out_spec: structure of the result and of the arguments that the model updates.
-        ranges: symbol of a size -> its smallest and largest value (None: no limit).
-        guards: what else the sizes of a call must satisfy.
-        cut: the model's DTensors.
-        reads: the Python state that the trace read; None where no Python ran.
-    """
-
-    lifted: LiftedGraph
-    out_spec: Structure
-    ranges: Mapping[str, tuple[int, int | None]]
-    guards: tuple[sympy.Basic, ...]
-    cut: Cut = field(default_factory=dict)
-    reads: Reads | None = None
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
@@ -59,22 +32,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     Raises:
         CaptureError: export failed; names the op and the line of the model.
     """
-    form = CallForm.of(model)
-    given = form.flatten(args, kwargs)
-    named = tuple(zip(form.names(given), given.leaves, strict=True))
-    for name, leaf in named:
-        check_leaf(f"argument {name!r}", leaf)
-    if not any(is_tensor(leaf) for _, leaf in named):
-        raise CaptureError(
-            "a call without tensor arguments has nothing to capture",
-            found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
-            remedy="pass at least one tensor, such as the token ids",
-        )
-    tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
+    call = TensorCall.of(model, args, kwargs)
     auto = torch.export.Dim.AUTO
-    dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in tensors)
-    outcome = Outcome(Reads(model))
-    wrapped = OnTensors(model, given, outcome)
+    dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in call.tensors)
     try:
         with (
             localised(model),
@@ -86,15 +46,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*assigned during export")
             program = torch.export.export(
-                wrapped, tuple(tensors), dynamic_shapes={"tensors": dims}, strict=False
+                call.module, tuple(call.tensors), dynamic_shapes={"tensors": dims}, strict=False
             )
             program = program.run_decompositions({})
     except Exception as error:
         raise capture_error(error) from error
-    outcome.reads.settle()
-    lifted = lift(program, prefix="model.", names=[n for n, x in named if is_tensor(x)])
-    lifted = with_leaves(lifted, given, outcome)
-    return Traced(lifted, outcome.spec, _ranges(program), _guards(lifted), reads=outcome.reads)
+    return call.traced(lift(program, prefix="model.", names=call.names), _ranges(program))
 
 
 def trace_program(program: ExportedProgram) -> Traced:
@@ -106,7 +63,7 @@ def trace_program(program: ExportedProgram) -> Traced:
     program = functional_program(program)
     lifted, call = lift(program), program.call_spec
     assert call.out_spec is not None, "an exported program has a result tree"
-    return Traced(lifted, whole(call.out_spec), _ranges(program), _guards(lifted))
+    return Traced(lifted, whole(call.out_spec), _ranges(program), guards_of(lifted))
 
 
 def functional_program(program: ExportedProgram) -> ExportedProgram:
@@ -130,25 +87,6 @@ def trace_graph(module: fx.GraphModule) -> Traced:
     lifted = lift_module(module)
     result = fx.node.map_arg(access.returned(module.graph), lambda node: 0)
     return Traced(lifted, whole(pytree.tree_structure(result)), {}, ())
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor like this one that is contiguous and no view: export reads its type alone.
-
-    The runtime passes contiguous tensors, too, so that one graph serves all strides.
-    """
-    if tensor.is_contiguous() and not tensor._is_view():
-        return tensor
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _in_mode_of(model: nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """``tensors`` as fake ones if the model's own are, since the two kinds do not mix."""
-    own = (t for t in (*model.parameters(), *model.buffers()) if isinstance(t, FakeTensor))
-    if (fake := next(own, None)) is None:
-        return tensors
-    mode = fake.fake_mode
-    return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
 
 
 @contextmanager
@@ -178,20 +116,3 @@ def _ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
             upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
             found[str(symbol)] = (int(bounds.lower) if bounds.lower.is_finite else 0, upper)
     return found
-
-
-def _guards(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
-    """Conditions on sizes under which the trace took the path it took."""
-    arguments = [x for x in lifted.arguments if isinstance(x, str)]
-    shapes = [
-        size
-        for node in access.node_of(lifted.module.graph, "placeholder")
-        if node.target in arguments and access.is_tensor(node)
-        for size in access.shape(node)
-        if isinstance(size, torch.SymInt)
-    ]
-    if not shapes:
-        return ()
-    bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
-    guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
-    return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)

@@ -97,8 +97,8 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
             arguments.append(Fixed(spec.arg.value))
             continue
         held = _state(program, spec, prefix)
-        name = next(given, node.name) if held is None else _placeholder_name(held)
-        copy = graph.placeholder(_unused(name, placeholders.values()))
+        name = next(given, node.name) if held is None else placeholder_name(held)
+        copy = graph.placeholder(unused(name, placeholders.values()))
         copy.meta = _meta(node, prefix)
         copies[node] = copy
         placeholders[node.name] = str(copy.target)
@@ -168,12 +168,14 @@ def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | No
     )
 
 
-def _placeholder_name(held: State) -> str:
+def placeholder_name(held: State) -> str:
+    """The name of a state tensor's placeholder."""
     letter = {StateKind.PARAMETER: "p", StateKind.CONSTANT: "c"}.get(held.kind, "b")
     return f"{letter}_{''.join(c if c.isalnum() else '_' for c in held.key)}"
 
 
-def _unused(name: str, taken: Iterable[str]) -> str:
+def unused(name: str, taken: Iterable[str]) -> str:
+    """``name``, numbered if it is among ``taken``."""
     known, found, count = set(taken), name, 0
     while found in known:
         count += 1
@@ -246,7 +248,7 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
         if key in buffers:
             kind = StateKind.BUFFER if key in persistent else StateKind.TRANSIENT
         held = State(kind, key, attrgetter(key)(module))
-        copy = graph.placeholder(_unused(_placeholder_name(held), {*state, *arguments}))
+        copy = graph.placeholder(unused(placeholder_name(held), {*state, *arguments}))
         copy.meta = dict(node.meta)
         state[str(copy.target)] = held
         copies[node] = lifted[key] = copy

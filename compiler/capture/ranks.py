@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from compiler.capture.functional import NotRecordedError
 from compiler.errors import CaptureError, DivergenceError
 from compiler.ir import access, collectives
 from compiler.ir.access import RankFloat, RankInt
@@ -109,16 +110,23 @@ def _renumber(text: str, symbols: dict[str, str]) -> str:
 
 
 def gathered(
-    exchange: Exchange, description: Description | None, failure: str
+    exchange: Exchange, description: Description | None, failure: str, bail: str = ""
 ) -> dict[int, Description]:
     """Every rank's description, rows only where they differ; all ranks take part, failed ones too.
 
+    Args:
+        exchange: the ranks.
+        description: this rank's, None if it has none.
+        failure: why this rank could not trace the model.
+        bail: why this rank could not record it, where it may be traced by other means.
+
     Raises:
+        NotRecordedError: a rank has a reason for ``bail``, and none has failed.
         CaptureError: a rank failed to trace the model, or the ranks traced different graphs.
     """
     mine = None if description is None else (description.skeleton, _without_rows(description))
-    everyone = exchange.gather((failure, mine))
-    failed = {rank: text for rank, (text, _) in enumerate(everyone) if text}
+    everyone = exchange.gather((failure, bail, mine))
+    failed = {rank: text for rank, (text, _, _) in enumerate(everyone) if text}
     if failed:
         rank, text = next(iter(failed.items()))
         raise CaptureError(
@@ -126,7 +134,10 @@ def gathered(
             found=f"rank {rank}: {text}",
             remedy="make the model traceable on every rank",
         )
-    summaries = {rank: found for rank, (_, found) in enumerate(everyone) if found is not None}
+    if bailed := {rank: text for rank, (_, text, _) in enumerate(everyone) if text}:
+        rank, text = next(iter(bailed.items()))
+        raise NotRecordedError(text if len(bailed) == len(everyone) else f"{text} on rank {rank}")
+    summaries = {rank: found for rank, (*_, found) in enumerate(everyone) if found is not None}
     assert description is not None, "a rank without a description reports a failure"
     if len({skeleton for skeleton, _ in summaries.values()}) > 1:
         check_rows(dict(enumerate(exchange.gather(description.rows))))

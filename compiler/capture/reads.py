@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from compiler.capture.arguments import PLAIN
+from compiler.capture.trees import PLAIN
 from compiler.errors import CaptureError
 
 DEPTH = 3

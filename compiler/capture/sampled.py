@@ -12,14 +12,27 @@ import torch.distributed as dist
 from torch import nn
 
 from compiler.capture import placing, ranks
-from compiler.capture.capture import Capture, Progress, Ranks, assembled, described, traced
+from compiler.capture.capture import (
+    Capture,
+    Progress,
+    Ranks,
+    assembled,
+    by_export,
+    described,
+    traced,
+    tracers,
+)  # fmt: skip
 from compiler.capture.digest import digests
-from compiler.capture.export import Traced
+from compiler.capture.functional import NotRecordedError
 from compiler.capture.lift import StateKind
+from compiler.capture.record import Shared
+from compiler.capture.trace import Traced
 from compiler.errors import CaptureError
 from compiler.ir.mesh import Mesh
 
 Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
+Taken = tuple[nn.Module, Traced, ranks.Description, dict[str, str]]
+"""A rank's model, its trace, the description of it, and digests of the tensors of its code."""
 
 
 def capture_ranks(
@@ -30,6 +43,7 @@ def capture_ranks(
     mesh: Mesh | None = None,
     inputs: placing.Given | None = None,
     progress: Progress | None = None,
+    capture: str = "auto",
 ) -> Capture:
     """Capture a model of ``world_size`` ranks in this process alone.
 
@@ -46,6 +60,7 @@ def capture_ranks(
         mesh: as in ``capture``.
         inputs: as in ``capture``.
         progress: as in ``capture``.
+        capture: as in ``capture``; all ranks are traced alike.
 
     Returns:
         The capture as rank 0 has it.
@@ -62,25 +77,13 @@ def capture_ranks(
             remedy="use capture() with an exchange, or destroy the process group first",
         )
     started, tell = time.perf_counter(), progress or (lambda _: None)
-    taken: dict[int, tuple[nn.Module, Traced, ranks.Description, dict[str, str]]] = {}
-
-    def take(rank: int) -> None:
-        tell(f"tracing the model as rank {rank} of {world_size}")
-        with fake_process_group(rank, world_size):
-            model = factory()
-            args, kwargs = make_inputs()
-            found = traced(model, args, kwargs)
-            description = described(found, mesh)
-            taken[rank] = model, found, description, _digests_of_code(found)
-
-    sample = sorted({0, world_size - 1})
-    for rank in sample:
-        take(rank)
-    numbers = _numbers(taken, world_size)
-    if None in numbers.values():
-        for rank in sorted(set(range(world_size)) - set(sample)):
-            take(rank)
-        numbers = _numbers(taken, world_size)
+    why = ""
+    for method in tracers(capture):
+        try:
+            taken, numbers = _take(factory, make_inputs, world_size, mesh, method, tell)
+            break
+        except NotRecordedError as error:
+            why = by_export(capture, str(error))
     model, found, *_ = taken[0]
     constants = {place: values for place, values in numbers.items() if values is not None}
     ranks.mark(found.lifted.module.graph, 0, constants)
@@ -92,13 +95,44 @@ def capture_ranks(
     )
     compared = _everywhere({rank: held for rank, (*_, held) in taken.items()}, world_size)
     result = assembled(model, found, where, mesh, inputs or {}, lambda _: compared)
-    notes = (
-        ()
-        if len(taken) == world_size
-        else (f"captured as {ranks.ranks_text(taken)} of {world_size}; the others are inferred",)
-    )
+    notes = [why] if why else []
+    if len(taken) < world_size:
+        notes.append(
+            f"captured as {ranks.ranks_text(taken)} of {world_size}; the others are inferred"
+        )
     seconds = time.perf_counter() - started
     return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
+
+
+def _take(
+    factory: Callable[[], nn.Module],
+    make_inputs: Inputs,
+    world_size: int,
+    mesh: Mesh | None,
+    method: str,
+    tell: Progress,
+) -> tuple[dict[int, Taken], dict[ranks.Place, tuple[ranks.Number, ...] | None]]:
+    """What enough ranks traced, and the numbers in which they differ."""
+    taken: dict[int, Taken] = {}
+    shared = Shared()
+
+    def take(rank: int) -> None:
+        tell(f"tracing the model as rank {rank} of {world_size}")
+        with fake_process_group(rank, world_size):
+            model = factory()
+            args, kwargs = make_inputs()
+            found = traced(model, args, kwargs, method, shared)
+            taken[rank] = model, found, described(found, mesh), _digests_of_code(found)
+
+    sample = sorted({0, world_size - 1})
+    for rank in sample:
+        take(rank)
+    numbers = _numbers(taken, world_size)
+    if None in numbers.values():
+        for rank in sorted(set(range(world_size)) - set(sample)):
+            take(rank)
+        numbers = _numbers(taken, world_size)
+    return taken, numbers
 
 
 @contextmanager
@@ -121,7 +155,7 @@ def _digests_of_code(found: Traced) -> dict[str, str]:
 
 
 def _numbers(
-    taken: Mapping[int, tuple[nn.Module, Traced, ranks.Description, dict[str, str]]], size: int
+    taken: Mapping[int, Taken], size: int
 ) -> dict[ranks.Place, tuple[ranks.Number, ...] | None]:
     """Place -> every rank's number where they differ, None where it cannot be inferred."""
     ranks.check_rows({rank: found.rows for rank, (_, _, found, _) in taken.items()})

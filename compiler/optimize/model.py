@@ -14,7 +14,9 @@ from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.analysis.statistics import Statistics, statistics
-from compiler.capture import CallForm, Capture, capture
+from compiler.capture import CallForm, Capture
+from compiler.capture.capture import capture as capture_model
+from compiler.capture.capture import tracers
 from compiler.cost import Machine, MachineError
 from compiler.errors import CommPlanError
 from compiler.ir.exchange import Exchange
@@ -54,6 +56,7 @@ def optimize_allreduce(
     debug: bool = False,
     widen: bool = False,
     kernels: str = "auto",
+    capture: str = "auto",
 ) -> OptimizedModule | OptimizedView:
     """Place a tensor-parallel model's all_reduces where they cost least, proven equivalent.
 
@@ -87,6 +90,8 @@ def optimize_allreduce(
         widen: reductions may move below conversions to a wider type, where that pays.
         kernels: "auto" fuses reductions with the addition and RMSNorm behind them, where CUDA,
             Triton and symmetric memory are there; "off" does not. The report says which and why.
+        capture: "record" runs the model once under a recorder, in seconds; "export" traces it with
+            torch.export. "auto" records what it can, and the report says why where it cannot.
 
     Returns:
         A view of the model: an instance of a subclass of its class, with the same attributes,
@@ -110,6 +115,7 @@ def optimize_allreduce(
     check_inputs(inputs)
     check_policy(policy)
     check_kernels(kernels)
+    tracers(capture)
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
@@ -126,7 +132,9 @@ def optimize_allreduce(
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> Prepared:
         if exchange is not None:
             compare_reasons(exchange, reason)
-        captured = capture(model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs)
+        captured = capture_model(
+            model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs, capture=capture
+        )
         config = getattr(owner, "config", None)
         ranged, report = optimize_captured_ranges(
             captured, search, config=config, layers=layers, verify=verify,

@@ -1,0 +1,132 @@
+"""What tracers get, the call of a model on tensors alone, and what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from compiler.capture.arguments import Arguments, CallForm, check_leaf
+from compiler.capture.declared import Cut
+from compiler.capture.lift import LiftedGraph
+from compiler.capture.reads import Reads
+from compiler.capture.trees import Structure
+from compiler.capture.wrapping import OnTensors, Outcome, is_tensor, with_leaves
+from compiler.errors import CaptureError
+from compiler.ir import access
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model, group names as this process has them.
+
+    Attributes:
+        lifted: the graph; its arguments and results are the leaves of the trees.
+        out_spec: structure of the result and of the arguments that the model updates.
+        ranges: symbol of a size -> its smallest and largest value (None: no limit).
+        guards: what else the sizes of a call must satisfy.
+        cut: the model's DTensors.
+        reads: the Python state that the trace read; None where no Python ran.
+    """
+
+    lifted: LiftedGraph
+    out_spec: Structure
+    ranges: Mapping[str, tuple[int, int | None]]
+    guards: tuple[sympy.Basic, ...]
+    cut: Cut = field(default_factory=dict)
+    reads: Reads | None = None
+
+
+@dataclass(frozen=True)
+class TensorCall:
+    """A call of a model as tracers make it: on tensors alone.
+
+    Attributes:
+        model: the model.
+        given: the leaves of the arguments.
+        names: of the tensors among them.
+        tensors: what to trace with, one for each.
+        module: takes the tensors and returns the computed leaves of the result.
+        outcome: where it leaves the result.
+    """
+
+    model: nn.Module
+    given: Arguments
+    names: tuple[str, ...]
+    tensors: list[torch.Tensor]
+    module: nn.Module
+    outcome: Outcome
+
+    @staticmethod
+    def of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TensorCall:
+        """The call of ``model`` with these arguments.
+
+        Raises:
+            CaptureError: the arguments do not fit the model, or none is a tensor.
+        """
+        form = CallForm.of(model)
+        given = form.flatten(args, kwargs)
+        named = tuple(zip(form.names(given), given.leaves, strict=True))
+        for name, leaf in named:
+            check_leaf(f"argument {name!r}", leaf)
+        names = tuple(name for name, leaf in named if is_tensor(leaf))
+        if not names:
+            raise CaptureError(
+                "a call without tensor arguments has nothing to capture",
+                found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
+                remedy="pass at least one tensor, such as the token ids",
+            )
+        tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
+        outcome = Outcome(Reads(model))
+        return TensorCall(model, given, names, tensors, OnTensors(model, given, outcome), outcome)
+
+    def traced(self, lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]]) -> Traced:
+        """The trace whose graph, of ``module``, is ``lifted``.
+
+        Raises:
+            CaptureError: the forward changed Python state that it read.
+        """
+        self.outcome.reads.settle()
+        whole = with_leaves(lifted, self.given, self.outcome)
+        return Traced(whole, self.outcome.spec, ranges, guards_of(whole), reads=self.outcome.reads)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor like this one that is contiguous and no view: export reads its type alone.
+
+    The runtime passes contiguous tensors, too, so that one graph serves all strides.
+    """
+    if tensor.is_contiguous() and not tensor._is_view():
+        return tensor
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _in_mode_of(model: nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """``tensors`` as fake ones if the model's own are, since the two kinds do not mix."""
+    own = (t for t in (*model.parameters(), *model.buffers()) if isinstance(t, FakeTensor))
+    if (fake := next(own, None)) is None:
+        return tensors
+    mode = fake.fake_mode
+    return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+
+
+def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
+    """Conditions on sizes under which the trace took the path it took."""
+    arguments = [x for x in lifted.arguments if isinstance(x, str)]
+    shapes = [
+        size
+        for node in access.node_of(lifted.module.graph, "placeholder")
+        if node.target in arguments and access.is_tensor(node)
+        for size in access.shape(node)
+        if isinstance(size, torch.SymInt)
+    ]
+    if not shapes:
+        return ()
+    bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
+    guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
+    return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
