@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from compiler.capture.trees import PLAIN, Alias, Flattened, Structure, paths
+from compiler.capture.trees import PLAIN, Alias, Flattened, Structure, paths, whole
 from compiler.errors import CaptureError
 
 Kind = inspect.Parameter
@@ -106,11 +107,17 @@ class CallForm:
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """The call's canonical arguments as leaves.
 
+        A GraphModule has an input for each leaf that pytree finds, whatever objects they are.
+
         Raises:
-            CaptureError: the arguments do not fit the signature.
+            CaptureError: the arguments do not fit the signature, or one contains itself.
         """
+        canonical = self.canonical(args, kwargs)
+        if self.as_given:
+            leaves, spec = pytree.tree_flatten(canonical)
+            return Arguments(tuple(leaves), whole(spec))
         flat = Flattened(carry=True)
-        flat.add(self.canonical(args, kwargs))
+        flat.add(canonical)
         return Arguments(
             tuple(flat.leaves),
             Structure(tuple(flat.nodes)),

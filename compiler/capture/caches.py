@@ -36,11 +36,15 @@ def counters(kind: type) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4096)
-def carrier(count: int) -> torch.Tensor:
+def carrier(count: int, device: torch.device | None) -> torch.Tensor:
     """A tensor without elements whose first size is ``count``: [count, 0], int64.
 
     As the size of an argument, a count becomes a symbol like any other size. Equal counts have one
     carrier, so they become one symbol: layers of a cache count the same tokens.
+
+    Args:
+        count: 0 or more.
+        device: of the cache, so that a graph on it has no inputs elsewhere; the CPU if not known.
     """
     with _disable_current_modes(), torch.inference_mode(False):
-        return torch.empty(count, 0, dtype=torch.int64)
+        return torch.empty(count, 0, dtype=torch.int64, device=device or "cpu")

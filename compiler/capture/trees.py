@@ -147,7 +147,8 @@ def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
         held = dict(vars(x))
         counts = counters(cls) if carry else ()
         carried = frozenset(n for n in counts if type(held.get(n)) is int and held[n] >= 0)
-        children = [carrier(value) if n in carried else value for n, value in held.items()]
+        device = held.get("device")
+        children = [carrier(x, device) if n in carried else x for n, x in held.items()]
         return Node(cls, len(held), tuple(held), carried, mutable=True), children
     children, kind = pytree.tree_flatten(x, is_leaf=lambda y: y is not x)
     if len(children) == 1 and children[0] is x:

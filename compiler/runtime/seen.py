@@ -124,10 +124,10 @@ class _Walk:
     def visit_cache(self, kind: type, held: dict[str, Any]) -> None:
         kinds = tuple(map(type, held.values()))
         self.key.extend((kind, tuple(held), kinds))
-        counts = counters(kind)
+        counts, device = counters(kind), held.get("device")
         for name, item, of in zip(held, held.values(), kinds, strict=True):
             if of is int and name in counts and item >= 0:
-                self.visit_tensor(carrier(item))
+                self.visit_tensor(carrier(item, device))
             elif of in COMMON:
                 self.key.append(item)
             else:
