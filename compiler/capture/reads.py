@@ -117,8 +117,10 @@ class Owner:
                 return dict(_cells(self.target))
             case Kind.TYPES:
                 return {name: type(module) for name, module in self.target.items()}
-            case _:
+            case _ if type(self.target).get is dict.get:
                 return self.target
+            case _:
+                return dict(dict.items(self.target))
 
     def label(self, key: Any) -> str:
         """How a reader of the model's code calls a value."""
@@ -319,14 +321,14 @@ class Reads:
             deep = f"more than {DEPTH} containers deep"
             self.unwatched[name] = deep if depth == DEPTH else f"more than {MAX_ITEMS} items"
             return
-        items = dict(enumerate(target)) if kind is Kind.SEQUENCE else dict(target)
+        items = Owner(target, name, kind).now()
         if isinstance(target, tuple | frozenset):
             owner = Owner(target, name, kind)  # cannot change
         else:
             owner = self.owner(target, name, kind, whole=True)
             owner.values.update(items)
             self._depths[id(target)] = depth
-        for key, item in items.items():
+        for key, item in list(items.items()):
             self.visit(item, owner.label(key), depth + 1)
 
     def _visit_module(self, module: nn.Module, name: str) -> None:
@@ -370,7 +372,8 @@ class Reads:
                     slots.setdefault(id(current), []).append((owner, key))
                     owner.values[key] = TensorType.of(current)
         self._ties = [slot for slot in slots.values() if len(slot) > 1]
-        if changes := [change for owner in self.owners.values() for change in self.changes(owner)]:
+        owners = list(self.owners.values())
+        if changes := [change for owner in owners for change in self.changes(owner)]:
             raise CaptureError(
                 "the model's forward changes Python state that it reads",
                 found=summary(changes),

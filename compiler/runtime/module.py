@@ -54,7 +54,7 @@ class OptimizedModule(nn.Module):
 
     Attributes:
         original: the model. Its parameters are this module's, under the same names.
-        reports: one per prepared graph, in the order in which they were made.
+        captures: number of graphs that were made, those that were dropped since included.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class OptimizedModule(nn.Module):
         self._watched: dict[int, Watched] = {}
         self._dropped: dict[CallKind, Reason] = {}
         self._recaptured = Counter[Reason]()
+        self.captures = 0
         self._warned: set[str] = set()
 
     original: nn.Module
@@ -218,6 +219,7 @@ class OptimizedModule(nn.Module):
                 return prepared
         with _disable_current_modes():  # a mode around the call is about its ops, not capture's
             prepared = self._prepare(args, kwargs, self._reason(kind, given))
+        self.captures += 1
         known.append(prepared)
         held = prepared.held(self.original)
         reads = prepared.captured.reads or Reads(self.original)
