@@ -6,7 +6,7 @@ functional graph has the new values as outputs instead, behind the program's own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def restored(
         if not eager or at not in lowered.in_place:
             with graph.inserting_before(output):
                 graph.call_function(COPY, (inputs[name], value)).meta = dict(inputs[name].meta)
-    following = iter(results)
+    following = iter(_apart(graph, results, access.returned(gm.graph)))
     output.args = (
         fx.node.map_aggregate(
             source.args[0], lambda x: next(following) if isinstance(x, fx.Node) else x
@@ -111,6 +111,31 @@ def restored(
     output.meta = dict(source.meta)
     made.recompile()
     return made
+
+
+def _apart(graph: fx.Graph, results: Sequence[fx.Node], source: Any) -> Iterator[fx.Node]:
+    """``results``, copied where they would share memory that those of the source do not share."""
+    own = [_owner(x) for x in source if isinstance(x, fx.Node)]
+    known: dict[fx.Node, fx.Node] = {}
+    for result, before in zip(results, own, strict=True):
+        owner = _owner(result)
+        expected = known.setdefault(owner, before)
+        is_input = owner.op == "placeholder" and before.op != "placeholder"
+        if access.is_tensor(result) and (is_input or expected is not before):
+            with graph.inserting_before(graph.output_node()):
+                copy = graph.call_function(torch.ops.aten.clone.default, (result,))
+            copy.meta = dict(result.meta)
+            yield copy
+        else:
+            yield result
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """The value whose memory ``node`` is in: views are in that of their operand."""
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    if any(r.alias_info is not None for r in returns) and node.all_input_nodes:
+        return _owner(node.all_input_nodes[0])
+    return node
 
 
 def _plain(item: Any) -> Any:

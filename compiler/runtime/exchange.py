@@ -77,7 +77,8 @@ class GroupExchange:
     @property
     def patience(self) -> timedelta:
         """How long a rank waits for the others."""
-        return self.timeout or self._store.timeout / 2
+        default: timedelta = self._store.timeout / 2
+        return self.timeout or default
 
     def during(self, stage: str) -> GroupExchange:
         """The same ranks, doing ``stage``."""
@@ -100,8 +101,8 @@ class GroupExchange:
         self._meet(_Arrival(self.stage, None, reason))
 
     @cached_property
-    def _store(self) -> c10d.Store:
-        """Where the group's ranks met when it was made."""
+    def _store(self) -> Any:
+        """Where the group's ranks met when it was made; its stubs lack ``timeout`` and bytes."""
         find: Callable[[dist.ProcessGroup], c10d.Store] = vars(c10d)["_get_process_group_store"]
         return c10d.PrefixStore("commplan", find(self.group))
 

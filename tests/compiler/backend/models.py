@@ -8,7 +8,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
-    PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -90,29 +89,14 @@ class Decoder(nn.Module):
 
 def sharded(model: Decoder, mesh: DeviceMesh, *, ends: bool = True, sequence: bool = False) -> None:
     """Let PyTorch shard a decoder over ``mesh``; ``ends``: its embedding and head too."""
-    plan = {"v": ColwiseParallel(), "up": ColwiseParallel()}
+    columns = {"input_layouts": Shard(1)} if sequence else {}
     rows = {"output_layouts": Shard(1)} if sequence else {}
-    plan |= {"o": RowwiseParallel(**rows), "down": RowwiseParallel(**rows)}
-    if sequence:
-        plan["norm"] = SequenceParallel()
-        gathered = PrepareModuleInput(
-            input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)
-        )
-        plan |= {
-            "v": ColwiseParallel(input_layouts=Shard(1)),
-            "up": ColwiseParallel(input_layouts=Shard(1)),
-        }
-        del gathered
+    plan = {name: ColwiseParallel(**columns) for name in ("v", "up")}
+    plan |= {name: RowwiseParallel(**rows) for name in ("o", "down")}
+    norm = {"norm": SequenceParallel()} if sequence else {}
     for layer in model.layers:
-        parallelize_module(layer, mesh, plan)
-    if sequence:
-        parallelize_module(model, mesh, {
-            "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
-            "norm": SequenceParallel(),
-            "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-        })  # fmt: skip
-    elif ends:
-        parallelize_module(model, mesh, {
-            "embedding": RowwiseParallel(input_layouts=Replicate()),
-            "head": ColwiseParallel(output_layouts=Replicate()),
-        })  # fmt: skip
+        parallelize_module(layer, mesh, plan | norm)
+    if ends:
+        embedding = RowwiseParallel(input_layouts=Replicate(), **rows)
+        head = ColwiseParallel(**columns, output_layouts=Replicate())
+        parallelize_module(model, mesh, {"embedding": embedding, "head": head} | norm)

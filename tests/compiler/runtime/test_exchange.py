@@ -1,13 +1,22 @@
 """Ranks asked for objects, and inputs compared."""
 
+import time
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from compiler.errors import CommPlanError, MeshError, PlanError
-from compiler.runtime.exchange import compare_inputs, compare_plans, exchange_over, ranks_of
+from compiler.errors import CommPlanError, ExchangeError, MeshError, PlanError
+from compiler.runtime.exchange import (
+    compare_inputs,
+    compare_plans,
+    exchange_over,
+    ranks_of,
+    ranks_of_groups,
+)
 
 
 def asked(group: dist.ProcessGroup) -> Any:
@@ -96,3 +105,90 @@ def test_one_rank_has_nobody_to_ask(gloo_pool: Any) -> None:
 def test_no_process_group() -> None:
     with pytest.raises(MeshError, match="no process group is initialized"):
         ranks_of(None)
+
+
+def late(group: dist.ProcessGroup) -> str:
+    exchange = exchange_over(group, timedelta(seconds=0.5))
+    assert exchange is not None
+    exchange.during("describing").gather(exchange.rank)
+    exchange = exchange.during("planning")
+    if exchange.rank == 2:
+        time.sleep(2.0)  # the others give up
+    with pytest.raises(ExchangeError) as caught:
+        exchange.gather(exchange.rank)
+    assert caught.value.alone
+    return str(caught.value)
+
+
+def test_ranks_that_do_not_arrive_are_named(gloo_pool: Any) -> None:
+    *punctual, overdue = gloo_pool(4).run(late)[:3]
+    for text in punctual:
+        what, where, found, remedy = text.splitlines()
+        assert what == "rank 2 did not arrive within 0.5 s"
+        assert where.startswith("  where: meeting ")
+        assert where.endswith(", planning")
+        assert found.startswith("  found: rank 2: last seen at meeting ")
+        assert found.endswith(", describing")
+        assert remedy.startswith("  remedy: every rank must compile the same graphs")
+    assert "found: ranks 0, 1, 3: rank 2 did not arrive within 0.5 s" in overdue
+
+
+def failing(group: dist.ProcessGroup) -> Any:
+    exchange = exchange_over(group, timedelta(seconds=60))
+    assert exchange is not None
+    exchange = exchange.during("planning")
+    answer = partial(exchange.fail, f"too hot on {exchange.rank}")
+    with pytest.raises(ExchangeError) as caught:
+        answer() if exchange.rank % 2 else exchange.gather(exchange.rank)
+    return str(caught.value), caught.value.reasons, caught.value.alone, exchange.gather("next")
+
+
+def test_a_failure_of_some_ranks_is_that_of_all(gloo_pool: Any) -> None:
+    expected = (
+        "ranks 1, 3 failed\n"
+        "  where: planning\n"
+        "  found: rank 1: too hot on 1; rank 3: too hot on 3\n"
+        "  remedy: see what these ranks report",
+        {1: "too hot on 1", 3: "too hot on 3"},
+        False,
+        ["next"] * 4,
+    )
+    assert gloo_pool(4).run(failing) == [expected] * 4
+
+
+def elsewhere(group: dist.ProcessGroup) -> str:
+    exchange = exchange_over(group)
+    assert exchange is not None
+    with pytest.raises(ExchangeError) as caught:
+        exchange.during("first" if exchange.rank else "second").gather(0)
+    assert caught.value.alone
+    return str(caught.value)
+
+
+def test_ranks_at_different_stages(gloo_pool: Any) -> None:
+    text = (
+        "the ranks compile different graphs\n"
+        "  found: ranks 1, 2, 3: first; rank 0: second\n"
+        "  remedy: every rank must compile the same graphs in the same order: call the model with "
+        "arguments of the same kinds and sizes on every rank"
+    )
+    assert gloo_pool(4).run(elsewhere) == [text] * 4
+
+
+def connected(group: dist.ProcessGroup) -> Any:
+    pairs, fours = [[0, 1], [2, 3], [4, 5], [6, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]]
+    strided = [[0, 2], [1, 3], [4, 6], [5, 7]]
+    names = []
+    for ranks in (pairs, fours, strided):
+        groups = [dist.new_group(members) for members in ranks]
+        names += [g.group_name for g, m in zip(groups, ranks, strict=True) if group.rank() in m]
+    pair, four, other = names
+    asked = ([pair], [pair, four, other], [pair, other], [])
+    exchange = exchange_over(group)
+    assert exchange is not None
+    return [ranks_of_groups(each).size() for each in asked], exchange.patience
+
+
+def test_ranks_that_groups_connect(gloo_pool: Any) -> None:
+    found = gloo_pool(8).run(connected)
+    assert found == [([2, 4, 8, 8], timedelta(seconds=90))] * 8
