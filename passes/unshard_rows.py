@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.shares import Share, gathered, shares, shares_rows
+from compiler.analysis.shares import OWN_ROWS, Share, gathered, shares, shares_rows
 from compiler.ir import access
 from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
@@ -61,7 +61,7 @@ class UnshardRows:
             Remark(RemarkKind.MISSED, f"%{node.name}", f"{KEPT}: {share.refusal}",
                    access.layer_path(node))
             for node, share in every.items()
-            if share.refusal and node in graph.meanings
+            if share.refusal not in ("", OWN_ROWS)
         ]  # fmt: skip
         if not any(share.conversion for share in writer.shares.values()):
             return PassResult(graph, tuple(remarks), changed=False)

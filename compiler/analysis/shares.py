@@ -30,6 +30,9 @@ from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.rows import AllSlice, all_slice, divides
 from compiler.ir.rules.meaning import size_key
 
+OWN_ROWS = "ranks have rows of their own"
+"""Refusal for what is no op: an input, or the result of another collective."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -107,7 +110,9 @@ class _Sweep:
     def _share(self, node: fx.Node, dim: int) -> Share:
         what, cut = _over(self.graph, node, self.groups), all_slice(node)
         if what is not None and what.kind is Kind.REDUCE_SCATTER and dim == 0:
-            return Share(dim, conversion=what)
+            if divides(self.groups.axis_size, access.shape(what.operand)[0]):
+                return Share(dim, conversion=what)
+            return Share(dim, refusal="that ranks share its rows evenly is stated nowhere")
         if cut is not None and self._cuts_rows(cut, dim):
             return Share(dim, conversion=cut)
         if access.projection(node) is not None:
@@ -115,7 +120,7 @@ class _Sweep:
         if cut is not None:
             return Share(dim, refusal=f"{node.target} cuts other rows, or unevenly")
         if node.op != "call_function" or node.target is WAIT:
-            return Share(dim, refusal=f"%{node.name} has rows of its own")
+            return Share(dim, refusal=OWN_ROWS)
         carrying = self._carrying(node, dim)
         if isinstance(carrying, str):
             return Share(dim, refusal=f"{node.target} {carrying}")

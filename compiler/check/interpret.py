@@ -95,6 +95,10 @@ class Interpreter:
             self._cuts[shape] = self.sizes.cut([renamed(s, self._names) for s in shape])
         return self._cuts[shape]
 
+    def _rows(self, size: Any) -> Any:
+        """A number of rows, to be divided."""
+        return self.sizes.in_steps(renamed(size, self._names))
+
     def _leaf(self, node: fx.Node) -> Value:
         """Random vectors for each tensor that ranks may hold: the same for all where replicated."""
         name: object = self._position.get(node, self.attributes.get(str(node.target)))
@@ -310,7 +314,7 @@ class Interpreter:
         assert found is not None, f"%{node.name} is no collective"
         x = self.values[found.operand]
         groups = self.spmd.mesh.group(found.group).ranks
-        n, size = len(groups[0]), (shape_key(access.value(found.operand)) or (1,))[0]
+        n, size = len(groups[0]), self._rows((shape_key(access.value(found.operand)) or (1,))[0])
         if n == 1:
             return x
         match found.kind:
@@ -367,7 +371,7 @@ class Interpreter:
         found = all_slice(node)
         assert found is not None
         groups = self.spmd.mesh.group(found.group).ranks
-        size = call.shapes[0][found.dim]
+        size = self._rows(call.shapes[0][found.dim])
         if x.cut == (found.dim,) and x.count == len(groups[0]) and x.unit == 1:
             x = replace(x, padded=x.padded or not divisible(size, x.count))
         return self._shares(node, x, found.dim, size, groups)

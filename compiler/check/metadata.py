@@ -26,7 +26,7 @@ from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.quiet import FAKE_TENSORS, unlogged
-from compiler.ir.rules.meaning import shape_key, size_key
+from compiler.ir.rules.meaning import shape_key, size_key, step
 
 OTHER_SIZES = (240, 48, 8, 3)
 """Of the first size symbol; the next ones have multiples. The first of these counts at which the
@@ -256,11 +256,18 @@ def _text(held: Any) -> str:
 
 @dataclass(frozen=True)
 class _Symbol:
-    """What a size symbol stood for at capture, and the least and the greatest that it may be."""
+    """What a size symbol stood for at capture, what it may be at least and most, its step."""
 
     hint: int
     least: int
     most: int
+    step: int
+
+    def near(self, size: int) -> int:
+        """A size that it may be."""
+        within = min(max(size, self.least), self.most)
+        above = -(-within // self.step) * self.step
+        return above if above <= self.most else above - self.step
 
 
 def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
@@ -274,7 +281,7 @@ def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
                 ends = (
                     int(x) if x.is_Integer else sys.maxsize for x in (bounds.lower, bounds.upper)
                 )
-                found[size.node.expr] = _Symbol(access.concrete(size), *ends)
+                found[size.node.expr] = _Symbol(access.concrete(size), *ends, step(size))
     return found
 
 
@@ -283,5 +290,5 @@ def _other_sizes(symbols: Mapping[sympy.Symbol, _Symbol]) -> Sequence[Sizes]:
     found = []
     for n in OTHER_SIZES if symbols else ():
         numbered = enumerate(symbols.items(), 1)
-        found.append({s: min(max(n * i, held.least), held.most) for i, (s, held) in numbered})
+        found.append({s: held.near(n * i) for i, (s, held) in numbered})
     return sorted(found, key=lambda sizes: -len(set(sizes.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
@@ -17,7 +17,7 @@ from compiler.ir import access
 from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rows import PAD_ROWS, all_slice
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import size_key, step
 
 
 def symbols(graph: SpmdGraph) -> dict[str, str]:
@@ -52,14 +52,16 @@ class RowSizes:
     Attributes:
         sizes: size -> number of blocks.
         cuts: rows are cut between ranks somewhere, not gathered alone.
+        steps: size symbol -> what divides it, in every call that the source is made for.
     """
 
     sizes: dict[Any, int] = field(default_factory=dict)
     cuts: bool = False
+    steps: dict[Any, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(graphs: Iterable[SpmdGraph]) -> RowSizes:
-        """Those that ``graphs`` share: size of all rows, and of one rank's.
+    def of(graphs: Sequence[SpmdGraph]) -> RowSizes:
+        """Those that ``graphs``, source first, share: size of all rows, and of one rank's.
 
         Cuts come before gathers: those may also gather other things than rows.
         """
@@ -78,12 +80,29 @@ class RowSizes:
         for _, whole, part, n in sorted(shared, key=lambda one: one[0]):
             found.setdefault(whole, counts[whole])
             found.setdefault(part, counts[whole] // n)
-        return RowSizes(found, any(not gathers for gathers, *_ in shared))
+        return RowSizes(found, any(not gathers for gathers, *_ in shared), _steps(graphs[0]))
+
+    def in_steps(self, size: Any) -> Any:
+        """A size, renamed, in terms of what it is counted in: of a multiple of 8, in eights."""
+        known = size.free_symbols & self.steps.keys() if isinstance(size, sympy.Expr) else ()
+        return size.xreplace({s: s * self.steps[s] for s in known}) if known else size
 
     def cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
         """The dimension that is cut, and into how many blocks."""
         found = ((d, self.sizes[s]) for d, s in enumerate(shape) if s != 1 and s in self.sizes)
         return next(found, (None, 1))
+
+
+def _steps(graph: SpmdGraph) -> dict[Any, int]:
+    names = symbols(graph)
+    sizes = [
+        size
+        for node in access.node_of(graph.graph, "placeholder")
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        for size in access.shape(node)
+        if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
+    ]
+    return {renamed(size.node.expr, names): n for size in sizes if (n := step(size)) > 1}
 
 
 def _shared(graph: SpmdGraph) -> Iterator[tuple[bool, Any, Any, int]]:

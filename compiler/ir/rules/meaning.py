@@ -28,11 +28,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from math import lcm
 from typing import Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 from compiler.errors import GraphError
 from compiler.ir import access
@@ -302,8 +304,30 @@ def layout_key(found: torch.Tensor) -> tuple[Hashable, ...]:
 
 
 def size_key(size: Any) -> Any:
-    """A size or number as an int or sympy expression."""
-    return size.node.expr if isinstance(size, torch.SymInt) else size
+    """A size or number as an int or sympy expression.
+
+    ``s // n`` is ``s / n`` where the capture knows that n divides s.
+    """
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression, divisible = size.node.expr, size.node.shape_env.divisible
+    if not divisible or not expression.has(FloorDiv):
+        return expression
+    return _divided(expression, frozenset(divisible))
+
+
+def step(size: torch.SymInt) -> int:
+    """The greatest number that the capture knows to divide a size; 1 if it knows none."""
+    known = (m.args for m in size.node.shape_env.divisible)
+    return lcm(*(int(n) for whole, n in known if whole == size.node.expr and n.is_Integer))
+
+
+@lru_cache(maxsize=1 << 12)
+def _divided(expression: Any, divisible: frozenset[Any]) -> Any:
+    def quotient(whole: Any, n: Any) -> Any:
+        return whole / n if Mod(whole, n) in divisible else FloorDiv(whole, n)
+
+    return expression.replace(FloorDiv, quotient)
 
 
 def static_key(found: Any) -> str:
@@ -315,7 +339,7 @@ def static_key(found: Any) -> str:
     if isinstance(found, tuple):
         return "(" + ", ".join([static_key(x) for x in found]) + ")"
     if isinstance(found, torch.SymInt):
-        return _text(found.node.expr)
+        return _text(size_key(found))
     return str(found)
 
 
