@@ -15,7 +15,7 @@ from compiler.errors import UndeclaredInputs
 from compiler.ir import access
 from compiler.ir.collectives import Collective, collectives
 from compiler.ir.graph import SpmdGraph, input_names
-from compiler.ir.inputs import Inputs, by_input
+from compiler.ir.inputs import Inputs, named
 from compiler.ir.placement import Replicate
 from compiler.ir.rows import all_slice
 
@@ -33,7 +33,8 @@ def undeclared(graph: SpmdGraph, inputs: Inputs | None = None) -> UndeclaredInpu
     alike = list(_among_equals(graph))
     if not alike or any(access.rank_constants(n) or all_slice(n) for n in graph.graph.nodes):
         return None
-    if set(graph.inputs) <= set(by_input(inputs or {}, input_names(graph.graph), "graph")):
+    names = input_names(graph.graph)
+    if set(graph.inputs) <= {name for text in inputs or {} for name in named(text, names)}:
         return None
     (start, first), more = alike[0], len(alike) - 1
     near = list(_inputs_of(first.operand))[:2] or ["x"]

@@ -75,10 +75,10 @@ def place(
             same[name] = equal_along(mesh, compared[name])
         elif name in lifted.cached and access.dtype(node).is_floating_point:
             same[name] = frozenset()
-        elif state is None:
+        elif state is None and not access.state_key(node):
             same[name] = everywhere
             assumed[name] = "an argument; compared at the first call where ranks can be asked"
-        elif state.kind in (StateKind.TRANSIENT, StateKind.CONSTANT):
+        elif state is not None and state.kind in (StateKind.TRANSIENT, StateKind.CONSTANT):
             same[name] = everywhere
             assumed[name] = "computed by the model's code, not compared"
         else:
@@ -123,9 +123,11 @@ def declared_by(
     Raises:
         PlacementError: a name that is no input, or two that differ about one.
     """
-    arguments = (str(n.target) for n in access.node_of(lifted.module.graph, "placeholder"))
-    keys = {state.key: name for name, state in lifted.state.items()}
-    return by_input(given, {name: name for name in arguments} | keys, "model")
+    nodes = {str(n.target): n for n in access.node_of(lifted.module.graph, "placeholder")}
+    state = {name: held.key for name, held in lifted.state.items()}
+    keys = {state.get(name) or access.state_key(node): name for name, node in nodes.items()}
+    keys.pop("", None)
+    return by_input(given, {name: name for name in nodes} | keys, "model")
 
 
 def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:

@@ -38,7 +38,7 @@ def by_input(
     Raises:
         PlacementError: a name or pattern that no input has, or two that differ about one input.
     """
-    inputs = {text: _named(text, names) for text in given}
+    inputs = {text: named(text, names) for text in given}
     if unknown := sorted((text for text in given if not inputs[text]), key=str):
         raise PlacementError(
             f"inputs= names {unknown}, which the {owner} does not read",
@@ -61,7 +61,8 @@ def by_input(
     return {name: given[text] for name, text in chosen.items()}
 
 
-def _named(text: str, names: Mapping[str, str]) -> set[str]:
+def named(text: str, names: Mapping[str, str]) -> set[str]:
+    """The inputs that ``text``, a name or a pattern, names; see ``by_input``."""
     if text in names:
         return {names[text]}
     if "*" not in str(text):

@@ -44,7 +44,8 @@ class OptimizationResult:
 
     Attributes:
         graph_module: the rewritten graph, a new module; attributes are shared with the source. It
-            runs in process groups of the names that it gives; ``bind`` gives it others.
+            runs in process groups of the names that it gives, with the numbers of one rank where
+            it has rank constants; ``bind`` makes it this rank's.
         plan: what was decided.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
@@ -71,10 +72,9 @@ class OptimizationResult:
         return self.report.verdict if self.report else Verdict.UNPROVED
 
     def bind(self, groups: Mapping[str, Any] | None = None, *, group: Any = None) -> fx.GraphModule:
-        """``graph_module`` with the names and ranks of this process, called as it is.
+        """``graph_module`` with the groups and numbers of this rank, called as it is.
 
-        All ranks call it together. ``graph_module`` itself runs where process groups have the
-        names that the graph gives.
+        All ranks call it together.
 
         Args:
             groups: axis, or group name of the mesh -> process group; those left out are the

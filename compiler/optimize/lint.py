@@ -15,7 +15,7 @@ from compiler.capture import Capture, capture
 from compiler.capture.capture import NOT_COMPARED
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
-from compiler.ir.inputs import Inputs, by_input
+from compiler.ir.inputs import Inputs, named
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import check_inputs
 from compiler.optimize.model import as_call, check_model
@@ -98,10 +98,10 @@ def _of_one_rank(
     """Findings that hold whatever the model's code computes from the ranks of others."""
     kept = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
     names = {n: n for n in captured.graph.inputs} | {k: n for n, k in captured.state.items()}
-    given = by_input(inputs, names, "model")
+    given = {name for text in inputs for name in named(text, names)}
     undeclared = {n: key for n, key in captured.state.items() if n not in given}
     computed = {n for n, key in undeclared.items() if key not in kept}
-    computed |= set(captured.constants) - set(given)
+    computed |= set(captured.constants) - given
     unsure = unsure_calls(captured.graph)
     graph = as_far_as_sure(captured.graph, unsure, computed, set(undeclared))
     return findings(graph, captured.mutations, unsure)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed import _functional_collectives as funcol
 from torch.export import ExportedProgram
 
-from compiler import Mesh, Replicate, Shard, Varying, check_equivalence, optimize_graph
+from compiler import Mesh, Replicate, Shard, Varying, check_equivalence, lint, optimize_graph
 from compiler.analysis.undeclared import undeclared
-from compiler.errors import GraphError
+from compiler.errors import GraphError, UndeclaredInputs
 from compiler.ir.graph import spmd_graph
 
 MESH = Mesh({"tp": 4}, groups={"0": "tp"})
@@ -64,6 +64,13 @@ def test_parameters_among_placeholders_vary_unless_declared() -> None:
         "x": (Replicate(),),
     }
     assert undeclared(spmd_graph(lifted, MESH)) is None
+
+
+def test_that_holds_where_the_mesh_is_read_off_the_groups() -> None:
+    lifted = program("sum").graph_module
+    assert lint(lifted) == lint(lifted, inputs={"layers.*.weight": Varying()}) == []
+    with pytest.warns(UndeclaredInputs, match="no input differs"):
+        lint(lifted, inputs={"layers.*.weight": Replicate(), "seen": Replicate()})
 
 
 def test_a_program_that_writes_is_optimized_as_it_is() -> None:
