@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from scripts.doors import CACHES, DOORS, GENERATED, Outcome, run
+from scripts.doors import CACHES, DOORS, DTYPES, GENERATED, Outcome, run
 from tests.families.families import FAMILIES
 from tests.families.plans import PLANS
 from tests.gloo import GlooPool, RankError
@@ -97,15 +97,34 @@ def subjects(given: argparse.Namespace) -> list[tuple[str, str]]:
     return [("family", name) for name in given.families or FAMILIES]
 
 
-def measured(kind: str, name: str, door: str, folder: str, pool: GlooPool) -> Outcome:
-    """One subject behind one door on all ranks of the pool; ranks that lost step start anew."""
+def measured(
+    kind: str,
+    name: str,
+    door: str,
+    folder: str,
+    pool: GlooPool,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    caches: Sequence[str] = CACHES,
+) -> Outcome:
+    """One model behind one door, on all ranks of the pool; after an error, these start anew.
+
+    Args:
+        kind: "family", "plan" or "peft".
+        name: of the model.
+        door: key of ``DOORS``.
+        folder: of the saved models.
+        pool: of as many ranks as the model is sharded over.
+        dtypes: of ``DTYPES``: in which logits are computed.
+        caches: of ``CACHES``: with which tokens are generated, in float32.
+    """
     try:
-        outcome = merged(pool.run(pool.world_size, run, kind, name, door, folder))
+        job = (kind, name, door, folder, dtypes, caches)
+        outcome = merged(pool.run(pool.world_size, run, *job))
     except RankError as error:
         last = str(error).strip().splitlines()[-1]
         outcome = Outcome(errors={"ranks": last}, tracebacks={"ranks": str(error)})
     if outcome.errors:
-        pool.stop()
+        pool.stop()  # ranks that failed at different calls would no longer meet
     return outcome
 
 
@@ -120,7 +139,6 @@ def main() -> int:
     """Prints a Markdown table, or JSON, on standard output."""
     given = _arguments()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     found, chosen = [], subjects(given)
     with tempfile.TemporaryDirectory(prefix="families-") as folder:
         save(dict.fromkeys(n for kind, n in chosen if kind != "plan"), Path(folder))

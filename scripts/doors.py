@@ -25,7 +25,6 @@ import transformers
 import compiler
 from compiler import optimize_allreduce
 from compiler.runtime.counting import NAMES
-from tests.families.adapters import with_lora
 from tests.families.families import FAMILIES
 from tests.families.plans import PLANS
 
@@ -79,7 +78,7 @@ DOORS: Mapping[str, Door] = {
     "optimize": Door(
         optimize_allreduce,
         optimize_allreduce,
-        lambda model: [str(report.verdict) for report in model.reports],
+        lambda model: [str(graph.report.verdict) for graph in model.prepared],
     ),
     "compile": compiled("commplan", "eager"),
     "compile-inductor": compiled("commplan", "inductor"),
@@ -131,6 +130,8 @@ def subject(kind: str, name: str, folder: Path) -> Subject:
 
     if kind == "family":
         return Subject(load, _decoder_logits, plain, generates=True)
+    from tests.families.adapters import with_lora  # needs peft, which nothing else does
+
     off: dict[str, Any] = {"off": lambda model: model.disable_adapter()}
     states = {"on": plain[""], **off, "on again": plain[""]}
     return Subject(lambda dtype: with_lora(load(dtype)), _decoder_logits, states, generates=False)
@@ -168,8 +169,8 @@ class Outcome:
         try:
             yield
         except Exception as error:
-            self.errors[call] = _first_line(error)
-            self.tracebacks[call] = traceback.format_exc()
+            self.errors.setdefault(call, _first_line(error))
+            self.tracebacks.setdefault(call, traceback.format_exc())
 
 
 def _first_line(error: BaseException) -> str:
@@ -251,14 +252,12 @@ def _opened(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     through = how(model)
-    try:
-        yield through
-    finally:
-        counters = torch._dynamo.utils.counters
-        verdicts = door.verdicts(through) if door.verdicts else []
-        outcome.graphs += counters["stats"]["unique_graphs"] or len(verdicts)
-        outcome.breaks += sum(counters["graph_break"].values())
-        outcome.verdicts += verdicts
+    yield through
+    counters = torch._dynamo.utils.counters
+    verdicts = door.verdicts(through) if door.verdicts else []
+    outcome.graphs += counters["stats"]["unique_graphs"] or len(verdicts)
+    outcome.breaks += sum(counters["graph_break"].values())
+    outcome.verdicts += verdicts
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:

@@ -88,6 +88,7 @@ class Family:
 
         Weights are larger than the initial ones, so that generated tokens depend on all layers.
         """
+        transformers.logging.disable_progress_bar()
         model = self._built()
         with torch.random.fork_rng():
             torch.manual_seed(1)
