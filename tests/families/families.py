@@ -167,12 +167,6 @@ FAMILIES: Mapping[str, Family] = {
          "mlp_layer_types": ["dense", "sparse"], **ROUTED},
         routed=True,
     ),
-    "LongCat-Flash": Family(
-        "LongcatFlashConfig", "LongcatFlashForCausalLM",
-        {"num_layers": 2, "n_routed_experts": 8, "zero_expert_num": 2, "moe_topk": 2,
-         "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, **LATENT},
-        routed=True,
-    ),
     "Llama4": Family(
         "Llama4TextConfig", "Llama4ForCausalLM",
         {"num_local_experts": 4, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 2},

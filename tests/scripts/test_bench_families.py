@@ -56,6 +56,7 @@ def test_a_line_per_error():
         {"differences": {"on again bf16": 1.0}},
         {"tokens": {"dynamic": True, "static": False}},
         {"errors": {"static": "D: e"}},
+        {"verdicts": ["EQUIVALENT", "fell back: C: d"]},
     ],
 )
 def test_what_is_wrong(figures):
