@@ -137,10 +137,13 @@ def save(families: Iterable[str], folder: Path) -> None:
 
 
 def main() -> int:
-    """Prints a Markdown table, or JSON, on standard output."""
+    """Prints a Markdown table, or JSON, on standard output, line by line."""
     given = _arguments()
-    transformers.logging.set_verbosity_error()
-    found, chosen = [], subjects(given)
+    chosen, failed = subjects(given), False
+    if not given.json:
+        print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
+        print(f"{GENERATED} tokens generated\n")
+        _print_rows([COLUMNS, ("---",) * len(COLUMNS)])
     with tempfile.TemporaryDirectory(prefix="families-") as folder:
         save(dict.fromkeys(n for kind, n in chosen if kind != "plan"), Path(folder))
         for ranks in given.ranks:
@@ -150,30 +153,29 @@ def main() -> int:
                     console.print(f"{name}: needs {PLANS[name].fewest_ranks} ranks")
                     continue
                 for door in given.doors:
-                    with console.status(f"{name} on {ranks} ranks, {door}"):
-                        outcome = measured(kind, name, door, folder, pool)
-                    state = "WRONG" if wrong(outcome) else "ok"
-                    console.print(f"{name} on {ranks} ranks, {door}: {state}", *_causes(outcome))
-                    found.append((name, ranks, door, outcome))
+                    failed |= wrong(outcome := _shown(kind, name, door, folder, pool))
+                    if given.json:
+                        at = {"kind": kind, "model": name, "ranks": ranks, "door": door}
+                        print(json.dumps(at | asdict(outcome)), flush=True)
+                    else:
+                        _print_rows(rows(name, ranks, door, outcome))
             pool.stop()
-    if given.json:
-        keys = ("model", "ranks", "door")
-        print(json.dumps([dict(zip(keys, at, strict=True)) | asdict(o) for *at, o in found]))
-    else:
-        _print_table(found)
-    return int(any(wrong(outcome) for *_, outcome in found))
+    return int(failed)
 
 
-def _causes(outcome: Outcome) -> list[str]:
-    return [f"\n  {call}: {error}" for call, error in outcome.errors.items()]
+def _shown(kind: str, name: str, door: str, folder: str, pool: GlooPool) -> Outcome:
+    """``measured``, with progress on standard error."""
+    with console.status(f"{name} on {pool.world_size} ranks, {door}"):
+        outcome = measured(kind, name, door, folder, pool)
+    causes = [f"\n  {call}: {error}" for call, error in outcome.errors.items()]
+    state = "WRONG" if wrong(outcome) else "ok"
+    console.print(f"{name} on {pool.world_size} ranks, {door}: {state}", *causes)
+    return outcome
 
 
-def _print_table(found: list[tuple[str, int, str, Outcome]]) -> None:
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
-    print(f"{GENERATED} tokens generated\n")
-    lines = [line for each in found for line in rows(*each)]
-    for line in (COLUMNS, ("---",) * len(COLUMNS), *lines):
-        print(f"| {' | '.join(line)} |")
+def _print_rows(lines: Iterable[Sequence[str]]) -> None:
+    for line in lines:
+        print(f"| {' | '.join(line)} |", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -188,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peft", action="store_true", help="with LoRA by peft, on and off, instead"
     )
-    parser.add_argument("--json", action="store_true", help="all figures, and tracebacks")
+    parser.add_argument("--json", action="store_true", help="all figures, a model a line")
     given = parser.parse_args()
     given.doors, given.ranks = given.doors.split(","), [int(n) for n in given.ranks.split(",")]
     for names, known in ((given.families, FAMILIES), (given.doors, DOORS)):
