@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from transformers.distributed import DistributedConfig
 
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 SMALL = {
@@ -104,10 +106,16 @@ class Family:
             folder: what ``save`` wrote.
             dtype: of the parameters.
         """
+        if self.expert_parallel:
+            ranks = dist.get_world_size()
+            plan = DistributedConfig(tp_size=ranks, ep_size=ranks, tp_plan=dict(self.plan))
+            sharding: dict[str, Any] = {"distributed_config": plan}
+        else:
+            sharding = {"tp_plan": "auto"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # tp_plan= is to become an entry
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, tp_plan=dict(self.plan) or "auto", local_files_only=True
+                folder, dtype=dtype, local_files_only=True, **sharding
             )
         return model.eval()
 
