@@ -1,73 +1,202 @@
-"""Collectives of transformers' decoders at tensor parallel 4, before and after, as a table.
+"""Models that people have, behind the doors of the optimizer, on gloo ranks: one table.
 
-Small configurations of transformers' own classes, sharded by their own plans, in bfloat16; sizes
-are symbolic. Both graphs run on all ranks in float64.
+Families of transformers as ``from_pretrained(folder, tp_plan="auto")`` loads them, unmodified;
+with ``--plans`` a decoder sharded by ``parallelize_module``; with ``--peft`` models with LoRA.
+Each runs eagerly and behind every door: all_reduces are counted as they run, logits and generated
+tokens compared. Exits with 1 if tokens or logits are wrong, or a door fails or falls back.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import warnings
-from collections import Counter
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import transformers
 from rich.console import Console
 
-from compiler.analysis.statistics import Statistics
+from scripts.doors import CACHES, DOORS, DTYPES, GENERATED, Outcome, run
 from tests.families.families import FAMILIES
-from tests.families.measured import PREFILL, Measured, measured
+from tests.families.plans import PLANS
+from tests.gloo import GlooPool, RankError
 
-COLUMNS = ("family", "layers", "all_reduces", "other collectives", "payload bytes", "verdict",
-           "moved", "sharded")  # fmt: skip
+COLUMNS = (
+    "model", "ranks", "door", "all_reduces a call", *(f"of {c} generate" for c in CACHES),
+    "logits fp32", "bf16", "tokens", "first result, s (CPU)", "eager, s", "graphs", "verdicts",
+)  # fmt: skip
+TOLERANCES = {"fp32": 5e-5, "bf16": 0.1}
+"""Largest difference of logits to eager ones, over their root mean square."""
+TIMEOUT_S = 900
+"""Of one model behind one door."""
+ADAPTED = ("Llama", "GLM4-MoE")
 
-
-def row(name: str, found: Measured) -> tuple[str, ...]:
-    """One family's line."""
-    before, after = found.report.before, found.report.after
-    kinds = Counter(layer.kind for layer in found.report.layers)
-    return (
-        name,
-        ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-        f"{before.all_reduces} → {after.all_reduces}",
-        f"{_others(before)} → {_others(after)}",
-        f"{before.payload_bytes:,} → {after.payload_bytes:,}",
-        str(found.report.verdict),
-        f"{found.moved:.1e}",
-        f"{found.sharded:.1e}",
-    )
+console = Console(stderr=True)
 
 
-def _others(found: Statistics) -> int:
-    return len(found.collectives) - found.all_reduces
+def merged(outcomes: list[Outcome]) -> Outcome:
+    """Rank 0's figures; the worst difference, tokens and error of any rank."""
+    first = outcomes[0]
+    for call in first.differences:
+        first.differences[call] = max(x.differences.get(call, 0.0) for x in outcomes)
+    for cache in first.tokens:
+        first.tokens[cache] = all(x.tokens.get(cache, True) for x in outcomes)
+    for other in outcomes[1:]:
+        first.errors = other.errors | first.errors
+        first.tracebacks = other.tracebacks | first.tracebacks
+    return first
+
+
+def wrong(outcome: Outcome) -> bool:
+    """Whether tokens or logits differ, a graph was not proved, or a call failed."""
+    far = [d > TOLERANCES[call.split()[-1]] for call, d in outcome.differences.items()]
+    unproved = set(outcome.verdicts) - {"EQUIVALENT", "IDENTICAL", "unchanged"}
+    return bool(any(far) or not all(outcome.tokens.values()) or unproved or outcome.errors)
+
+
+def rows(name: str, ranks: int, door: str, outcome: Outcome) -> list[tuple[str, ...]]:
+    """A line for the outcome, and one for each distinct error."""
+    seconds = outcome.seconds
+    first = f"{seconds['door']:.1f} ({seconds['door cpu']:.1f})" if seconds else ""
+    breaks = f", {outcome.breaks} breaks" if outcome.breaks else ""
+    same = {True: "same", False: "**DIFFER**"}
+    lines = [(
+        name, str(ranks), door,
+        _arrows(outcome, [call for call in outcome.all_reduces if call.endswith("fp32")]),
+        *(_arrows(outcome, [cache]) for cache in CACHES),
+        *(_worst(outcome, dtype) for dtype in TOLERANCES),
+        ", ".join(dict.fromkeys(same[equal] for equal in outcome.tokens.values())),
+        first, f"{seconds['eager']:.2f}" if seconds else "", f"{outcome.graphs}{breaks}",
+        ", ".join(f"{outcome.verdicts.count(v)} {v}" for v in dict.fromkeys(outcome.verdicts)),
+    )]  # fmt: skip
+    for error in dict.fromkeys(outcome.errors.values()):
+        calls = ", ".join(call for call, e in outcome.errors.items() if e == error)
+        text = f"{calls}: {error}".replace("|", "\\|")
+        lines.append((name, str(ranks), door, text, *[""] * (len(COLUMNS) - 4)))
+    return lines
+
+
+def _arrows(outcome: Outcome, calls: list[str]) -> str:
+    pairs = (outcome.all_reduces[call] for call in calls if call in outcome.all_reduces)
+    return ", ".join(dict.fromkeys(f"{before} → {after}" for before, after in pairs))
+
+
+def _worst(outcome: Outcome, dtype: str) -> str:
+    found = [d for call, d in outcome.differences.items() if call.endswith(dtype)]
+    return f"{max(found):.1e}" if found else ""
+
+
+def subjects(given: argparse.Namespace) -> list[tuple[str, str]]:
+    """Kind and name of each model to run."""
+    if given.plans or given.peft:
+        plans = [("plan", name) for name in PLANS] if given.plans else []
+        return plans + [("peft", name) for name in given.families or ADAPTED if given.peft]
+    return [("family", name) for name in given.families or FAMILIES]
+
+
+def measured(
+    kind: str,
+    name: str,
+    door: str,
+    folder: str,
+    pool: GlooPool,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    caches: Sequence[str] = CACHES,
+) -> Outcome:
+    """One model behind one door, on all ranks of the pool; after an error, these start anew.
+
+    Args:
+        kind: "family", "plan" or "peft".
+        name: of the model.
+        door: key of ``DOORS``.
+        folder: of the saved models.
+        pool: of as many ranks as the model is sharded over.
+        dtypes: of ``DTYPES``: in which logits are computed.
+        caches: of ``CACHES``: with which tokens are generated, in float32.
+    """
+    try:
+        job = (kind, name, door, folder, dtypes, caches)
+        outcome = merged(pool.run(pool.world_size, run, *job))
+    except RankError as error:
+        last = str(error).strip().splitlines()[-1]
+        outcome = Outcome(errors={"ranks": last}, tracebacks={"ranks": str(error)})
+    if outcome.errors:
+        pool.stop()  # ranks that failed at different calls would no longer meet
+    return outcome
+
+
+def save(families: Iterable[str], folder: Path) -> None:
+    """Write the checkpoints that ranks load."""
+    for name in families:
+        with console.status(f"saving {name}"):
+            FAMILIES[name].save(folder / name)
 
 
 def main() -> int:
-    """Prints a Markdown table on standard output."""
+    """Prints a Markdown table, or JSON, on standard output, line by line."""
+    given = _arguments()
+    chosen, failed = subjects(given), False
+    if not given.json:
+        print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
+        print(f"{GENERATED} tokens generated\n")
+        _print_rows([COLUMNS, ("---",) * len(COLUMNS)])
+    with tempfile.TemporaryDirectory(prefix="families-") as folder:
+        save(dict.fromkeys(n for kind, n in chosen if kind != "plan"), Path(folder))
+        for ranks in given.ranks:
+            pool = GlooPool(ranks, TIMEOUT_S)
+            for kind, name in chosen:
+                if kind == "plan" and PLANS[name].fewest_ranks > ranks:
+                    console.print(f"{name}: needs {PLANS[name].fewest_ranks} ranks")
+                    continue
+                for door in given.doors:
+                    failed |= wrong(outcome := _shown(kind, name, door, folder, pool))
+                    if given.json:
+                        at = {"kind": kind, "model": name, "ranks": ranks, "door": door}
+                        print(json.dumps(at | asdict(outcome)), flush=True)
+                    else:
+                        _print_rows(rows(name, ranks, door, outcome))
+            pool.stop()
+    return int(failed)
+
+
+def _shown(kind: str, name: str, door: str, folder: str, pool: GlooPool) -> Outcome:
+    """``measured``, with progress on standard error."""
+    with console.status(f"{name} on {pool.world_size} ranks, {door}"):
+        outcome = measured(kind, name, door, folder, pool)
+    causes = [f"\n  {call}: {error}" for call, error in outcome.errors.items()]
+    state = "WRONG" if wrong(outcome) else "ok"
+    console.print(f"{name} on {pool.world_size} ranks, {door}: {state}", *causes)
+    return outcome
+
+
+def _print_rows(lines: Iterable[Sequence[str]]) -> None:
+    for line in lines:
+        print(f"| {' | '.join(line)} |", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; default: all")
-    parser.add_argument("--static", action="store_true", help="fixed sizes: much faster to export")
-    given = parser.parse_args()
-    if unknown := set(given.families) - set(FAMILIES):
-        parser.error(f"unknown families {sorted(unknown)}; known: {', '.join(FAMILIES)}")
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    console = Console(stderr=True)
-    rows = []
-    for name in given.families or FAMILIES:
-        with console.status(f"capturing and optimizing {name}"):
-            found = measured(FAMILIES[name], symbolic=not given.static)
-        console.print(f"{name}: {found.report.verdict}, {found.captured.seconds:.0f} s of capture")
-        rows.append(row(name, found))
-    print(
-        f"{PREFILL[1]} tokens, torch {torch.__version__}, transformers {transformers.__version__}"
+    parser.add_argument("--ranks", default="2", help="numbers of ranks, by commas; default: 2")
+    parser.add_argument(
+        "--doors", default="aot_eager,optimize,compile",
+        help=f"of {','.join(DOORS)}, by commas; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--plans", action="store_true", help="plans of parallelize_module instead")
+    parser.add_argument(
+        "--peft", action="store_true", help="with LoRA by peft, on and off, instead"
     )
-    print()
-    for line in (COLUMNS, ("---",) * len(COLUMNS), *rows):
-        print(f"| {' | '.join(line)} |")
-    return 0
+    parser.add_argument("--json", action="store_true", help="all figures, a model a line")
+    given = parser.parse_args()
+    given.doors, given.ranks = given.doors.split(","), [int(n) for n in given.ranks.split(",")]
+    for names, known in ((given.families, FAMILIES), (given.doors, DOORS)):
+        if unknown := set(names) - set(known):
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return given
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 1. 45 layers, 288 experts, TP 8 on the meta device: captured, planned, rewritten, proven.
 2. The same optimizer on a small Step-3.5 with random weights, run by four gloo processes
    before and after: outputs, collectives counted as they run, wall time as a ratio.
+3. A GLM4-MoE of transformers as ``from_pretrained(folder, tp_plan="auto")`` loads it, by two gloo
+   processes through ``optimize_allreduce`` and ``torch.compile``: logits, and tokens it generates.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,8 +106,39 @@ def show_runs(title: str, runs: list[Run]) -> bool:
     return all(max(run.difference, run.difference_to_dense) <= 5e-5 for run in runs)
 
 
+def loaded_by_transformers(family: str, ranks: int) -> bool:
+    """The table of a model of transformers behind both doors; whether tokens and logits agree."""
+    if missing := [name for name in ("transformers", "accelerate") if not find_spec(name)]:
+        console.print(f"{' and '.join(missing)} not installed: no model of transformers is run")
+        return True
+    # Imported here, as they need transformers.
+    from scripts.bench_families import COLUMNS, measured, rows, wrong
+    from tests.families.families import FAMILIES
+    from tests.gloo import GlooPool
+
+    shown = ("door", "all_reduces a call", "of dynamic generate", "logits fp32", "tokens",
+             "first result, s (CPU)")  # fmt: skip
+    title = f'Small {family} of transformers, tp_plan="auto", {ranks} gloo processes'
+    table = Table(*shown, title=title, title_justify="left")
+    pool, outcomes = GlooPool(ranks), []
+    with tempfile.TemporaryDirectory() as folder:
+        FAMILIES[family].save(Path(folder) / family)
+        for door in ("optimize", "compile"):
+            with stage(f"running a small {family} of transformers, {door}"):
+                found = measured("family", family, door, folder, pool, ("fp32",), ("dynamic",))
+            outcomes.append(found)
+            cells = dict(zip(COLUMNS, rows(family, ranks, door, found)[0], strict=True))
+            table.add_row(*(cells[column] for column in shown))
+    pool.stop()
+    console.print(table)
+    for error in dict.fromkeys(error for found in outcomes for error in found.errors.values()):
+        console.print(f"[bold]failed[/]: {error}")
+    console.print("optimize: optimize_allreduce(model); compile: torch.compile(backend='commplan')")
+    return not any(map(wrong, outcomes))
+
+
 def main() -> int:
-    """Runs both parts; 1 if an output differs."""
+    """Runs all parts; 1 if an output differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, help="decoder layers of part 1; default: all 45")
     parser.add_argument("--world-size", type=int, default=8, help="ranks of part 1; default: 8")
@@ -120,6 +156,7 @@ def main() -> int:
             runs += run_small(experts, ranks=4, rounds=given.rounds)
     agree = show_runs("Small Step-3.5, random fp32 weights, 4 gloo processes", runs)
     merged = all(run.all_reduces_after < run.all_reduces_before for run in runs)
+    agree &= loaded_by_transformers("GLM4-MoE", ranks=2)
     console.print(
         f"outputs {'agree' if agree else 'DIFFER'}; "
         f"{time.perf_counter() - start:.0f} s in all; times on CPUs say nothing about GPUs"

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers of pytest-xdist take whole files; one of them takes all tests that start ranks."""
     for item in items:
-        on_ranks = "gloo_pool" in getattr(item, "fixturenames", ())
+        on_ranks = {"gloo_pool", "two_ranks"} & set(getattr(item, "fixturenames", ()))
         item.add_marker(pytest.mark.xdist_group("ranks" if on_ranks else str(item.path)))
 
 

@@ -23,21 +23,23 @@ class RankError(AssertionError):
 
 
 class GlooPool:
-    """Eight processes; ``run`` uses the first ``size`` of them as one group.
+    """Processes, eight by default; ``run`` uses the first ``size`` of them as one group.
 
     Example: ``gloo_pool(4).run(function, arg)`` calls ``function(group, arg)`` on 4 ranks, where
     ``group`` is their process group, and returns the 4 results in rank order. The function must
     be importable (module level), arguments and results picklable. A failure on any rank ends all
-    processes; the next run starts them again.
+    processes; the next run starts them again. So does a run that takes longer than ``timeout_s``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = POOL_SIZE, timeout_s: int = TIMEOUT_S) -> None:
+        self.world_size, self.timeout_s = processes, timeout_s
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
 
     def run(self, size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        if size not in GROUP_SIZES:
-            raise ValueError(f"the pool has groups of {GROUP_SIZES} ranks, not of {size}")
+        sizes = tuple(s for s in GROUP_SIZES if s <= self.world_size)
+        if size not in sizes:
+            raise ValueError(f"the pool has groups of {sizes} ranks, not of {size}")
         if not self.processes:
             self.start()
         job = pickle.dumps((size, function, args))
@@ -46,10 +48,12 @@ class GlooPool:
         results: dict[int, Any] = {}
         while len(results) < size:
             pending = [p for rank, p in enumerate(self.pipes[:size]) if rank not in results]
-            ready = wait(pending, timeout=TIMEOUT_S)
+            ready = wait(pending, timeout=self.timeout_s)
             if not ready:
                 self.stop()
-                raise RankError(f"no rank of {function.__qualname__} answered in {TIMEOUT_S} s")
+                raise RankError(
+                    f"no rank of {function.__qualname__} answered in {self.timeout_s} s"
+                )
             for pipe in ready:
                 rank = self.pipes.index(pipe)
                 results[rank] = self._receive(rank)
@@ -71,9 +75,10 @@ class GlooPool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch.distributed"])
         store = Path(tempfile.mkdtemp(prefix="gloo-pool-")) / "store"
-        for rank in range(POOL_SIZE):
+        for rank in range(self.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, str(store), theirs), daemon=True)
+            args = (rank, self.world_size, self.timeout_s, str(store), theirs)
+            process = context.Process(target=serve, args=args, daemon=True)
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -89,17 +94,17 @@ class GlooPool:
         self.processes, self.pipes = [], []
 
 
-def serve(rank: int, store: str, pipe: Connection) -> None:
+def serve(rank: int, world_size: int, timeout_s: int, store: str, pipe: Connection) -> None:
     """Runs jobs on one rank until the other end of ``pipe`` closes."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
-        world_size=POOL_SIZE,
-        timeout=timedelta(seconds=TIMEOUT_S),
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
     )
-    groups = {size: dist.new_group(range(size)) for size in GROUP_SIZES}
+    groups = {size: dist.new_group(range(size)) for size in GROUP_SIZES if size <= world_size}
     while True:
         try:
             size, function, args = pickle.loads(pipe.recv_bytes())

@@ -29,8 +29,10 @@ def test_other_sizes_are_refused(gloo_pool):
 
 
 def test_a_failure_is_reported_and_the_pool_starts_again():
-    pool = GlooPool()  # its own, not to restart the one of the session
+    pool = GlooPool(2)  # its own, not to restart the one of the session
     try:
+        with pytest.raises(ValueError, match=r"groups of \(1, 2\) ranks, not of 4"):
+            pool.run(4, sum_of_ranks, 1)
         with pytest.raises(RankError, match=r"rank 1: (.|\n)*ValueError: as planned"):
             pool.run(2, fail_on_rank_1)
         assert pool.run(2, sum_of_ranks, 1) == [(0, 1), (1, 1)]

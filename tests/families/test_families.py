@@ -29,7 +29,13 @@ SUM = TOKENS * ROW_BYTES
 MERGED = {
     # Family -> all_reduces and the bytes they carry, before and after.
     "GLM4-MoE": ((6, 6 * SUM), (5, 5 * SUM)),
+    "dots1": ((6, 6 * SUM), (5, 5 * SUM)),
+    "ernie4.5-MoE": ((6, 6 * SUM), (5, 5 * SUM)),
+    "DeepSeek-V2": ((6, 6 * SUM), (5, 5 * SUM)),
     "DeepSeek-V3": ((4, 4 * SUM), (3, 3 * SUM)),
+    "Kimi-Linear": ((4, 4 * SUM), (3, 3 * SUM)),
+    # No experts: attention and MLP stand beside each other.
+    "Cohere2": ((5, 5 * SUM), (3, 3 * SUM)),
     # The routed experts' sum is over [experts * tokens, hidden], four times as much.
     "Llama4": ((6, 9 * SUM), (5, 5 * SUM)),
     "Qwen3-Next": ((6, 6 * SUM), (4, 4 * SUM)),

@@ -1,0 +1,23 @@
+"""LoRA by peft on a model that transformers has sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+ROWS = ("o_proj", "down_proj")
+
+
+def with_lora(model: Any) -> Any:
+    """The model with an adapter of rank 4 on all its column- and row-parallel layers.
+
+    peft shards B of the former and A of the latter like the layer itself, by transformers' styles.
+    Weights are drawn, the same on all ranks: the initial B is zero, which would hide mistakes.
+    """
+    config = LoraConfig(r=4, target_modules=[*COLUMNS, *ROWS], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return get_peft_model(model, config).eval()
