@@ -36,7 +36,7 @@ MODULE_FILE = nn.Module.__init__.__code__.co_filename
 OWN = frozenset(vars(nn.Module())) - {"training"}
 """Attributes that every module has: hooks and tables, read by torch itself."""
 SEQUENCES = (list, tuple, set, frozenset, deque)
-OPAQUE_PACKAGES = sys.stdlib_module_names | {"torch"}
+OPAQUE_PACKAGES = sys.stdlib_module_names | {"torch", __name__.partition(".")[0]}
 
 
 class _AbsentType:
