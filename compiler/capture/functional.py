@@ -157,15 +157,15 @@ class FunctionalGraph:
         self._first = self._first or node
         return node
 
-    def trace(self) -> str:
-        """The model's current line as stack traces write it: where a ``forward`` calls on."""
+    def trace(self, exact: bool = False) -> str:
+        """The model's line as stack traces write it: the innermost of a ``forward``, or of all."""
         frame: FrameType | None = sys._getframe(1)
         innermost = None
         while frame is not None and frame is not self._outermost:
             code = frame.f_code
             if not code.co_filename.startswith(NOT_OF_THE_MODEL):
                 innermost = innermost or frame
-                if code.co_name == "forward":
+                if exact or code.co_name == "forward":
                     break
             frame = frame.f_back
         else:
@@ -180,7 +180,7 @@ class FunctionalGraph:
 
     def bail(self, reason: str) -> NotRecordedError:
         """The error that stops recording at the model's current line."""
-        _, path, rest = self.trace().partition('File "')
+        _, path, rest = self.trace(exact=True).partition('File "')
         file, _, line = rest.partition('", line ')
         return NotRecordedError(
             reason, f"{Path(file).name}:{line.partition(',')[0]}" if path else ""

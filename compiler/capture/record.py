@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 
 from compiler.capture.failures import model_line
 from compiler.capture.functional import FunctionalGraph, NotRecordedError, one_line
@@ -192,6 +193,7 @@ class _Recording:
                 stack.enter_context(_attributes_kept(model))
                 stack.enter_context(self.memo.mode)
                 stack.enter_context(_as_export_traces())
+                stack.enter_context(_AsEager())
                 stack.enter_context(_compilers_refused(recorder))
                 stack.enter_context(_module_paths(self.graph, model))
                 stack.enter_context(_sharding_unseen(recorder))
@@ -312,6 +314,26 @@ def _below_autograd(op: Any, deferred_error: bool = True) -> Callable[..., Any]:
             return op(*args, **kwargs)
 
     return run
+
+
+class _AsEager(TorchFunctionMode):
+    """Undoes what tracing changes in the model's calls."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """The result of a call as the model gets it without a tracer."""
+        named = kwargs or {}
+        if func is nn.functional.dropout and _keeps_all(*args, **named):
+            return args[0]  # itself: traced, it is a copy, and writes to one miss the other
+        if torch._C._is_any_autocast_enabled():
+            with torch._C._DisablePythonDispatcher():  # compositions cast what they consist of
+                return func(*args, **named)
+        return func(*args, **named)
+
+
+def _keeps_all(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
+    return p == 0 or not training
 
 
 @contextmanager

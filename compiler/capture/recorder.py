@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not op.composite or func in _propagator().op_strategy_funcs:
                     return NotImplemented
                 return self._decomposed(func, args, kwargs or {})
-            if op.composite and (not op.kept or torch._C._is_any_autocast_enabled()):
+            if op.composite and not op.kept:
                 return self._decomposed(func, args, kwargs or {})
             if op.kind == "number" and torch.Tag.nondeterministic_seeded not in func.tags:
                 return func(*args, **kwargs or {})
@@ -152,10 +152,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _state(self) -> tuple[Any, ...]:
         """What an op depends on besides its arguments."""
-        cast = torch._C._is_any_autocast_enabled()
         return (
             torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
-            cast and (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")),
         )  # fmt: skip
 
     def _operand(self, x: Any, key: list[Any], name: str = "") -> Any:
@@ -241,7 +239,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _check_write(self, func: Any, operand: Any, types: tuple[Metadata | None, ...]) -> None:
         """Check that the first operand can take what is written to it."""
         (new,) = types
-        written = operand._value.metadata if isinstance(operand, torch.Tensor) else None
+        written = operand._value.metadata if hasattr(operand, "_value") else None
         final = self.memo.env.replace
         shapes = [[final(sympy.sympify(x)) for x in one.shape] for one in (new, written) if one]
         if new is None or written is None or shapes[0] != shapes[1]:
