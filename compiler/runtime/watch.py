@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -23,8 +24,6 @@ from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.exchange import Exchange
 
 Slots = Iterable[tuple[dict[str, Any], str]]
-END = object()
-"""Between the items of two sequences."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,7 @@ class Watch:
         closures = (owner.target.__closure__ for owner in of_kind[Kind.CELLS])
         self._cells = [cell for closure in closures for cell in closure if not _is_empty(cell)]
         self._sequences = [owner.target for owner in of_kind[Kind.SEQUENCE]]
+        self._lengths = list(map(len, self._sequences))
         self._tensors = _one_of_each_type(owner.target for owner in of_kind[Kind.TENSORS])
         self._modules = [m for owner in of_kind[Kind.TYPES] for m in owner.target.values()]
         self._classes = list(map(type, self._modules))
@@ -195,15 +195,17 @@ class Watch:
             now = self._items_now()
         except ValueError:  # a closure was emptied
             return False
-        return len(now) == len(self._items) and all(map(is_, now, self._items))
+        return (
+            list(map(len, self._sequences)) == self._lengths
+            and len(now) == len(self._items)
+            and all(map(is_, now, self._items))
+        )
 
     def _items_now(self) -> list[Any]:
         """What has no version: global names, closures, items of sequences, types of tensors."""
         found = [names.get(key, ABSENT) for names, key in self._names]
         found += [cell.cell_contents for cell in self._cells]
-        for sequence in self._sequences:
-            found += sequence
-            found.append(END)
+        found += chain.from_iterable(self._sequences)
         for tensor in self._tensors:
             found += (tensor.dtype, tensor.device.index)
         return found
@@ -277,9 +279,10 @@ def _one_of_each_type(tables: Iterable[dict[str, Any]]) -> list[torch.Tensor]:
 
 def _is_empty(cell: Any) -> bool:
     try:
-        return cell.cell_contents is END
+        cell.cell_contents  # noqa: B018
     except ValueError:
         return True
+    return False
 
 
 def compare_reasons(exchange: Exchange, reason: Reason) -> None:
