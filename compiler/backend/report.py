@@ -30,7 +30,7 @@ class GraphReport:
     """What became of one graph.
 
     Attributes:
-        graph_id: Dynamo's id of the compilation, ``[0/1]``: frame and count.
+        graph_id: Dynamo's id of the compilation, ``0/1``: frame and count.
         outcome: whether the rewritten graph runs.
         reason: why it does not; empty if it does.
         model: plan, verdict, remarks and collectives; None where nothing was planned.
@@ -91,8 +91,7 @@ def add(report: GraphReport) -> None:
     """Keep a report, and log it."""
     _switch_on()
     _REPORTS.append(report)
-    fell_back = report.outcome is Outcome.FELL_BACK
-    LOG.log(logging.WARNING if fell_back else logging.INFO, "%s", report.graph_id and report)
+    LOG.info("%s", report)
 
 
 def _switch_on() -> None:

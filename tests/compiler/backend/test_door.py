@@ -63,23 +63,6 @@ def test_models_that_pytorch_shards(
         assert text.startswith("graph 0/0: optimized")
 
 
-def replicas(group: dist.ProcessGroup) -> Any:
-    mesh = DeviceMesh("cpu", torch.arange(8).reshape(2, 4), mesh_dim_names=("dp", "tp"))
-    replica = mesh.get_local_rank("dp")
-    model, x = Branches(mesh.get_group("tp")), torch.ones(4, HIDDEN) * (1 + replica)
-    with torch.no_grad():
-        run = compiled(model, dynamic=False, timeout_s=60)
-        torch.testing.assert_close(run(x), model(x))
-        if replica:  # the other replica neither compiles nor runs
-            torch.testing.assert_close(run(x[:3]), model(x[:3]))
-    return counted()
-
-
-def test_replicas_of_data_parallelism_do_not_wait_for_each_other(gloo_pool: Any) -> None:
-    graph = (2, 1, "EQUIVALENT")
-    assert gloo_pool(8).run(replicas) == [[graph]] * 4 + [[graph, graph]] * 4
-
-
 def caches(group: dist.ProcessGroup) -> Any:
     model, x, at = Cached(group), torch.ones(2, HIDDEN), torch.tensor([1, 3])
     expected, cache = torch.zeros(4, HIDDEN), torch.zeros(4, HIDDEN)
