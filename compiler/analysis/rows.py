@@ -30,7 +30,7 @@ from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.grown import SIZE_ARGUMENTS
 from compiler.ir.mesh import ReplicaGroups
-from compiler.ir.rows import all_slice, resized, share
+from compiler.ir.rows import AUTHORED, all_slice, resized, share
 from compiler.ir.rules.meaning import size_key
 
 SIZE_READ = torch.ops.aten.sym_size.int
@@ -216,12 +216,26 @@ def at_hand(
         else:
             given = form.communicates.kind is Kind.ALL_GATHER
         gathered.update([node] if given else [])
-    return frozenset(gathered) | only_own_rows_read(graph, groups)
+    return frozenset(gathered) | only_own_rows_read(graph, groups, by_author=True)
 
 
-def only_own_rows_read(graph: SpmdGraph, groups: ReplicaGroups) -> frozenset[fx.Node]:
-    """Values of which every rank reads its own rows alone, as many as the others."""
-    if not any(reads_share(graph, node, groups) for node in graph.graph.nodes):
+def only_own_rows_read(
+    graph: SpmdGraph, groups: ReplicaGroups, *, by_author: bool = False
+) -> frozenset[fx.Node]:
+    """Values of which every rank reads its own rows alone, as many as the others.
+
+    Args:
+        graph: the SPMD graph.
+        groups: ranks that share rows.
+        by_author: what the author computed on shares counts as reading them.
+    """
+
+    def reads_own(user: fx.Node) -> bool:
+        return reads_share(graph, user, groups) or (
+            by_author and groups in user.meta.get(AUTHORED, ())
+        )
+
+    if not any(map(reads_own, graph.graph.nodes)):
         return frozenset()
     forms, found = row_forms(graph, groups), set[fx.Node]()
     for node in reversed(list(forms)):
@@ -230,7 +244,8 @@ def only_own_rows_read(graph: SpmdGraph, groups: ReplicaGroups) -> frozenset[fx.
             rows_of(node) % groups.axis_size == 0
             and readers
             and all(
-                reads_share(graph, u, groups) or (u in found and node in forms[u].carrying)
+                reads_share(graph, u, groups)
+                or ((u in found or reads_own(u)) and u in forms and node in forms[u].carrying)
                 for u in readers
             )
         ):

@@ -67,7 +67,7 @@ def optimize(
         result = optimize_spmd(
             source,
             policy=policy,
-            verify=False,
+            verify=True,  # what cannot be proved is withdrawn
             tokens=tokens,
             pipeline=Pipeline(),
             widen=widen,

@@ -82,6 +82,8 @@ class Planner:
         self.source, self.search = source, search
         self.layers, self.clock = layers, Clock()
         first = Written(source.own_copy(), pipeline)
+        for node in first.graph.graph.nodes:
+            node.meta.pop(AUTHORED, None)  # of a plan that the source came from
         self._written: dict[tuple[Hashable, ...], Written] = {}
         self._choices: dict[Hashable, ReductionChoice | RowChoice] = {}
         self._bills: dict[Hashable, Bill] = {}

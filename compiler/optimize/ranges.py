@@ -122,6 +122,7 @@ def decided_ranges(
         last,
         ranks,
         limit=planner.baseline_ps,
+        step=planner.canonical.work.steps.get(symbol, 1),
     )
     return symbol, table
 

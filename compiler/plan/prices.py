@@ -20,7 +20,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import size_key, step
 
 DISPATCH_KERNELS = 24
 """Kernels that find, pack and unpack the rows of a dispatch, and add up the results."""
@@ -231,6 +231,13 @@ class GraphWork:
         sizes = [s for n in waits for s in self.tensor_sizes[n].sizes if not isinstance(s, int)]
         found = {str(symbol) for size in sizes for symbol in size.free_symbols}
         return tuple(sorted(found or self.hints))
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Size symbol -> what divides it; 1 for those left out."""
+        held = (n.meta["val"].shape for n in self.tensor_sizes if n.op == "placeholder")
+        sizes = [s for shape in held for s in shape if isinstance(s, torch.SymInt)]
+        return {str(s.node.expr): step(s) for s in sizes if s.node.expr.is_Symbol}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import lcm
 from typing import Generic, TypeVar
 
 Plan = TypeVar("Plan", bound=Hashable)
@@ -114,6 +115,7 @@ def token_table(
     last: int,
     ranks: int,
     limit: Callable[[int], int],
+    step: int = 1,
 ) -> TokenTable[Plan]:
     """The cheapest plan for every count from ``first`` to ``last``, small savings left out.
 
@@ -124,9 +126,11 @@ def token_table(
         last: greatest number of tokens.
         ranks: how many share rows.
         limit: number of tokens -> what no plan may cost more than, whatever that would simplify.
+        step: what divides every number of tokens.
     """
-    even = range(-(-first // ranks) * ranks, last + 1, ranks)
-    uneven = [count for count in range(first, last + 1) if count % ranks]
+    both = lcm(ranks, step)
+    even = range(-(-first // both) * both, last + 1, both)
+    uneven = [n for n in range(-(-first // step) * step, last + 1, step) if n % ranks]
 
     def saves(cost: int, than: int, count: int) -> bool:
         return cost < than and (cost * (1 + TOLERANCE) < than or than > limit(count))

@@ -52,6 +52,25 @@ def test_the_cut_is_the_least_of_all_labelings_and_the_smallest_of_these(
     assert network(sides, edges).sink_side() == set.intersection(*best)
 
 
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.sets(st.integers(0, 7)))
+def test_of_least_cuts_one_with_most_preferred_nodes_on_the_sink_side(
+    problem: tuple[list[tuple[int, int]], dict[tuple[int, int], int]], preferred: set[int]
+) -> None:
+    sides, edges = problem
+    nodes = range(len(sides))
+    every = [set(c) for n in range(len(sides) + 1) for c in itertools.combinations(nodes, n)]
+    wanted = preferred & set(nodes)
+    made = network(sides, edges)
+    made.prefer_sink(wanted)
+    found = made.sink_side()
+
+    def rank(sink: set[int]) -> tuple[int, int]:
+        return cost(sides, edges, sink), -len(sink & wanted)
+
+    assert rank(found) == min(map(rank, every))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_dense_networks_are_left_to_networkx(seed: int) -> None:
     graph = nx.gnp_random_graph(14, 0.5, seed=seed, directed=True)

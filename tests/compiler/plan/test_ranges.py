@@ -192,3 +192,18 @@ def test_a_mapped_table_answers_for_the_same_counts() -> None:
 def test_counts_outside_the_table_have_the_nearest_range(tokens: int) -> None:
     table = token_table(lambda n: cheapest([STEEP, FLAT], n), price, 1, 100, 1, lambda n: UNLIMITED)
     assert table.plan(tokens) == (FLAT if tokens else STEEP)
+
+
+def test_counts_are_multiples_of_a_step() -> None:
+    asked: list[int] = []
+
+    def solve(count: int) -> Curve:
+        asked.append(count)
+        return cheapest([STEEP, FLAT], count)
+
+    table = token_table(solve, price, 3, 100, 4, lambda n: UNLIMITED, step=8)
+    assert not table.uneven
+    assert (table.even[0].first, table.even[-1].last) == (8, 96)
+    table = token_table(solve, price, 3, 100, 4, lambda n: UNLIMITED, step=6)
+    assert (table.even[0].first, table.uneven[0].first) == (12, 6)
+    assert all(count % 6 == 0 or count % 8 == 0 for count in asked)
