@@ -73,9 +73,10 @@ def optimize_allreduce(
         example_inputs: positional arguments as a sequence, or keyword arguments as a mapping;
             sizes of two and more become symbolic. None: capture at the first call.
         mesh: names the ranks' axes; default: from the groups that the graph uses.
-        inputs: argument name or state_dict key -> placement, or {axis: placement}; axes left out
-            are Replicate. They override what is found by comparing ranks: with data parallelism
-            ``{"x": {"dp": Varying()}}``, with rows cut outside the model ``{"x": Shard(0)}``.
+        inputs: argument name, state_dict key or pattern, in which ``*`` stands for one part ->
+            placement, or {axis: placement}; axes left out are Replicate. They override what is
+            found by comparing ranks: with data parallelism ``{"x": {"dp": Varying()}}``, with rows
+            cut outside the model ``{"x": Shard(0)}``.
         layers: kind of each decoder layer, "dense" or "sparse"; default: from ``model.config``,
             else from the graph.
         machine: what plans are compared on: a name (``commplan machine list``), the path of a
