@@ -7,9 +7,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from compiler.capture import capture
+from compiler.capture.arguments import CallForm
 from compiler.capture.functional import NotRecordedError
+from compiler.capture.lift import Fixed
 from compiler.capture.record import record
 from compiler.capture.sampled import fake_process_group
+from compiler.capture.trees import rebuilt
 from compiler.errors import CaptureError
 from compiler.ir import access
 from tests.compiler.capture.models import HIDDEN, Stack
@@ -157,11 +160,14 @@ def test_a_recorded_graph_computes_what_the_model_does(function):
             name: state.get(one.key, one.tensor).detach() for name, one in lifted.state.items()
         }
         inputs["x"] = x
+        arguments = CallForm.of(model).flatten((x,), {}).leaves
         placeholders = access.node_of(lifted.module.graph, "placeholder")
         outputs = lifted.module(*(inputs[str(node.target)] for node in placeholders))
         for i, name in lifted.mutations.items():
             inputs[name].copy_(outputs[i])
-        results = [outputs[i] for i in lifted.results]
+        leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in lifted.results]
+        made = rebuilt(traced.out_spec, leaves, [], arguments)
+        results = made if isinstance(made, tuple) else (made,)
         listed = expected if isinstance(expected, tuple) else (expected,)
         assert len(results) == len(listed)
         assert all(map(equal, results, listed))

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from compiler.capture.arguments import CallForm
+from compiler.capture.reads import Reads
 from compiler.capture.trees import Alias, rebuilt
 from compiler.capture.wrapping import OnTensors, Outcome
 from compiler.errors import CaptureError
@@ -31,7 +32,7 @@ class Calls(nn.Module):
 def wrapped(function: Callable[..., Any], *args: Any) -> tuple[list[Any], Outcome, Any]:
     """Computed leaves, outcome, and the result as a runtime makes it of them."""
     model = Calls(function)
-    given, outcome = CallForm.of(model).flatten(args, {}), Outcome()
+    given, outcome = CallForm.of(model).flatten(args, {}), Outcome(Reads(model))
     tensors = [x for x in given.leaves if isinstance(x, torch.Tensor)]
     computed = OnTensors(model, given, outcome)(*tensors)
     following = iter(computed)
