@@ -78,17 +78,17 @@ class Node:
         )
         return cache
 
-    def child_names(self) -> list[str]:
-        """What the children are called in the container."""
+    def child_paths(self) -> list[tuple[str, ...]]:
+        """What leads to each child: the name of an attribute, a key, a position."""
         if self.names:
-            return list(self.names)
+            return [(name,) for name in self.names]
         assert not isinstance(self.kind, type), "a cache without attributes has no children"
         example = pytree.tree_unflatten(list(range(self.size)), self.kind)
         try:
-            paths = [path for path, _ in pytree.tree_flatten_with_path(example)[0]]
+            listed = pytree.tree_flatten_with_path(example)[0]
         except ValueError:  # its class was registered without keys
-            return [str(i) for i in range(self.size)]
-        return ["_".join(map(_key, path)) for path in paths]
+            return [(str(i),) for i in range(self.size)]
+        return [tuple(map(_key, path)) for path, _ in listed]
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def paths(structure: Structure) -> list[tuple[str, ...]]:
         if (node := next(nodes)) is None:
             found.append(path)
             return
-        for key in node.child_names():
-            walk((*path, key))
+        for child in node.child_paths():
+            walk((*path, *child))
 
     walk(())
     return found
