@@ -1,7 +1,8 @@
 """Seconds of each compiler stage for Step-3.5 stacks of several depths, in one run.
 
-Layers beyond 45 repeat the real ones. Capture is torch's; the stages after it are ours. Each of
-ours is the least of several repetitions: the others measure what else the machine was doing.
+Layers beyond 45 repeat the real ones. Capture is that of two ranks in CPU seconds, by the recorder
+and, for the depths of ``--export``, by torch.export. Each of the stages after it is the least of
+several repetitions: the others measure what else the machine was doing.
 """
 
 from __future__ import annotations
@@ -9,42 +10,48 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import warnings
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from compiler.capture import Capture, capture
+from compiler.capture import Capture, capture_ranks
 from compiler.optimize import optimize_capture
 from models.step3p5 import entry
 
 OURS = ("canonicalize", "plan", "rewrite", "check")
 
 
-def captured(layers: int, world_size: int) -> Capture:
-    """One rank's capture of a stack on the meta device, under a fake process group."""
-    dist.init_process_group("fake", rank=0, world_size=world_size)
-    try:
-        model, args = entry.prefill(layers=layers)
-        return capture(model, args)
-    finally:
-        dist.destroy_process_group()
+def captured(layers: int, world_size: int, how: str = "record") -> tuple[Capture, float]:
+    """The capture of a stack on the meta device as two ranks, and its CPU seconds."""
+    calls: list[tuple[Any, ...]] = []
+
+    def model() -> torch.nn.Module:
+        built, args = entry.prefill(layers=layers)
+        calls.append(args)
+        return built
+
+    started = time.process_time()
+    found = capture_ranks(model, lambda: (calls[-1], {}), world_size, capture=how)
+    return found, time.process_time() - started
 
 
-def measured(layers: int, world_size: int, repeats: int) -> dict[str, Any]:
+def measured(layers: int, world_size: int, repeats: int, export: bool) -> dict[str, Any]:
     """Seconds per stage, and what came out."""
-    found = captured(layers, world_size)
+    found, seconds = captured(layers, world_size)
     runs = [optimize_capture(found)[0] for _ in range(repeats)]
     result = runs[0]
+    exported = captured(layers, world_size, "export")[1] if export else None
     return {
         "layers": layers,
         "values": len(found.graph.graph.nodes),
         "all_reduces": [result.before.all_reduces, result.after.all_reduces],
         "verdict": str(result.verdict),
-        "capture": found.seconds,
+        "record": seconds,
+        "export": exported,
         **{stage: min(run.seconds[stage] for run in runs) for stage in OURS},
     }
 
@@ -53,6 +60,7 @@ def main() -> int:
     """Prints a table on standard error and JSON on standard output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default="6,45,180", help="depths; default: 6,45,180")
+    parser.add_argument("--export", default="45", help="depths exported, too; default: 45")
     parser.add_argument("--world-size", type=int, default=8, help="ranks; default: 8")
     parser.add_argument("--repeats", type=int, default=3, help="of our stages; default: 3")
     given = parser.parse_args()
@@ -60,25 +68,35 @@ def main() -> int:
     torch.set_num_threads(1)
     console = Console(stderr=True)
     rows = []
+    exported = [int(depth) for depth in given.export.split(",") if depth]
     for depth in map(int, given.layers.split(",")):
         with console.status(f"capturing and optimizing {depth} layers"):
-            rows.append(measured(depth, given.world_size, given.repeats))
+            rows.append(measured(depth, given.world_size, given.repeats, depth in exported))
         console.print(f"{depth} layers: done")
     table = Table(title="seconds per stage", title_justify="left")
-    for column in ("layers", "values", "all_reduces", "verdict", "capture", *OURS):
+    for column in ("layers", "values", "all_reduces", "verdict", "record", "export", *OURS):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             str(row["layers"]), str(row["values"]), "{} -> {}".format(*row["all_reduces"]),
-            row["verdict"], f"{row['capture']:.1f}", *(f"{row[stage]:.3f}" for stage in OURS),
+            row["verdict"], f"{row['record']:.2f}",
+            "" if row["export"] is None else f"{row['export']:.1f}",
+            *(f"{row[stage]:.3f}" for stage in OURS),
         )  # fmt: skip
     if len(rows) > 1:
         small, large = rows[-2], rows[-1]
-        ratios = [large[stage] / small[stage] for stage in ("capture", *OURS)]
+        first, *ratios = [large[stage] / small[stage] for stage in ("record", *OURS)]
         table.add_section()
         table.add_row(
-            f"{large['layers']} / {small['layers']}", "", "", "", *(f"{r:.2f}" for r in ratios)
-        )
+            f"{large['layers']} / {small['layers']}", "", "", "", f"{first:.2f}", "",
+            *(f"{r:.2f}" for r in ratios),
+            "",
+            "",
+            "",
+            f"{first:.2f}",
+            "",
+            *(f"{r:.2f}" for r in ratios),
+        )  # fmt: skip
     console.print(table)
     print(json.dumps(rows, indent=1))
     return 0

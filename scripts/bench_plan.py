@@ -90,7 +90,7 @@ def main() -> int:
     torch.set_num_threads(1)
     console, counts = Console(stderr=True), [int(n) for n in given.tokens.split(",")]
     with console.status(f"capturing {given.layers} layers"):
-        found = captured(given.layers, given.world_size)
+        found, _ = captured(given.layers, given.world_size)
     rows = []
     try:
         for name in given.machines.split(","):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,9 @@ class TensorCall:
         """
         self.outcome.reads.settle()
         whole = with_leaves(lifted, self.given, self.outcome)
-        return Traced(whole, self.outcome.spec, ranges, guards_of(whole), reads=self.outcome.reads)
+        guards = guards_of(whole)
+        ranges = _narrowed(whole, ranges, guards)
+        return Traced(whole, self.outcome.spec, ranges, guards, reads=self.outcome.reads)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,3 +132,48 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
     guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
     return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
+
+
+def _narrowed(
+    lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]], guards: Sequence[sympy.Basic]
+) -> dict[str, tuple[int, int | None]]:
+    """``ranges``, ended where a guard on one symbol fails: values may hold what it specialized.
+
+    A loop that ran once because ``(s + 63) // 64`` was 1 is that of at most 64. The symbols of the
+    graph are told, whose ranges are what its checker reads.
+    """
+    narrowed = dict(ranges)
+    for node in access.node_of(lifted.module.graph, "placeholder"):
+        sizes = access.shape(node) if access.is_tensor(node) else ()
+        for size in (size for size in sizes if isinstance(size, torch.SymInt)):
+            symbol = size.node.expr
+            if str(symbol) not in narrowed:
+                continue
+            lower, upper = narrowed[str(symbol)]
+            own = [g for g in guards if g.free_symbols == {symbol}]
+            last = min((x for g in own if (x := _last(g, symbol, int(size.node.hint)))), default=0)
+            if last and (upper is None or last < upper):
+                narrowed[str(symbol)] = lower, last
+                size.node.shape_env.constrain_symbol_range(symbol, lower, last)
+    return narrowed
+
+
+FAR = 2**24
+
+
+def _last(guard: sympy.Basic, symbol: sympy.Symbol, hint: int) -> int | None:
+    """The last value from ``hint`` on, about, up to which ``guard`` holds; None if it does not end.
+
+    Multiples of ``hint`` are tried, which satisfy what it does of remainders.
+    """
+    holds: Callable[[int], bool] = lambda n: bool(guard.subs(symbol, n) == True)  # noqa: E712, E731
+    low = max(hint, 1)
+    while low < FAR and holds(2 * low):
+        low *= 2
+    if low >= FAR:
+        return None
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

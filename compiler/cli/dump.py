@@ -73,6 +73,7 @@ def dump(
         bool, typer.Option("--check-each", help="Prove every pass that changed something.")
     ] = False,
     tp: options.Tp = None,
+    capture: options.Capture = "auto",
     policy: options.PolicyOption = options.POLICY,
     widen: options.Widen = False,
     pairs: options.Settings = None,
@@ -97,7 +98,7 @@ def dump(
     stages, wanted = Stages(), layer_range(layers) if layers else None
     debugging = Debugging(print_after, dump_dir, verify_each)
     watching = observers(debugging)
-    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
     source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
     graphs = {"before": source.graph}
     if not before or debugging.any or check_each:

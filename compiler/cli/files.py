@@ -34,11 +34,13 @@ class Given:
         mesh: axes and sizes as text, empty if not given.
         groups: names of groups and the axes they span, as text.
         inputs: placements of inputs as text.
+        capture: how a model is captured; not for saved graphs.
     """
 
     mesh: str = ""
     groups: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    capture: str = "auto"
 
     @property
     def named(self) -> str:

@@ -34,6 +34,7 @@ class Format(StrEnum):
 def lint(
     model: options.Model,
     tp: options.Tp = None,
+    capture: options.Capture = "auto",
     settings: options.Settings = None,
     mesh: options.MeshText = "",
     groups: options.Groups = None,
@@ -48,7 +49,7 @@ def lint(
     Partial sums are known by the placements that the model declares for its parameters, or that
     `--input` gives. Exit code 0: no finding. 1: findings. 3: there is no graph to look at.
     """
-    stages, given = Stages(), Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    stages, given = Stages(), Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
     try:
         source = load(model, stages, tp=tp, pairs=settings or [], given=given)
     except DivergenceError as error:

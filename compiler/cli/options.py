@@ -49,6 +49,14 @@ Tp = Annotated[
         help=f"World size under which a factory is called; {WORLD_SIZE} if left out.",
     ),
 ]
+Capture = Annotated[
+    str,
+    typer.Option(
+        "--capture",
+        metavar="HOW",
+        help="`record`: run the model once. `export`: torch.export. `auto`: record what can be.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

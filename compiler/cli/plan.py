@@ -60,6 +60,7 @@ class Planned:
 def plan(
     model: options.Model,
     tp: options.Tp = None,
+    capture: options.Capture = "auto",
     tokens: Annotated[
         str, typer.Option(metavar="N,…", help="Token counts to plan for.")
     ] = DEFAULT_TOKENS,
@@ -97,7 +98,7 @@ def plan(
     `commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep`
     """
     stages, counts = Stages(), token_counts(tokens)
-    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
     named = load_machine(machine) if machine else None
     if named is None and (compare or plot):
         raise CommPlanError(

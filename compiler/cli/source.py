@@ -77,10 +77,13 @@ def load(name: str, stages: Stages, *, tp: int | None, pairs: list[str], given: 
         build = factory(name, settings(pairs))
         with stages.stage("capture", name) as tell:
             held = placements(given.inputs)
-            return captured(name, build, WORLD_SIZE if tp is None else tp, tell, held)
-    if tp is not None or pairs:
+            return captured(
+                name, build, WORLD_SIZE if tp is None else tp, tell, held, given.capture
+            )
+    if tp is not None or pairs or given.capture != "auto":
+        option = "--set" if pairs else "--tp" if tp is not None else "--capture"
         raise CommPlanError(
-            f"{'--set' if pairs else '--tp'} given for a graph file",
+            f"{option} given for a graph file",
             where=name,
             remedy="leave it out: a saved graph is made for its mesh and its options",
         )
@@ -96,6 +99,7 @@ def captured(
     world_size: int,
     tell: Callable[[str], None],
     inputs: Mapping[str, Placement | Mapping[str, Placement]],
+    capture: str = "auto",
 ) -> Source:
     """The model that ``build`` makes under a process group, captured as several of its ranks."""
     calls: list[Call] = []
@@ -105,7 +109,9 @@ def captured(
         calls.append(call)
         return made
 
-    found = capture_ranks(model, lambda: calls[-1], world_size, inputs=inputs, progress=tell)
+    found = capture_ranks(
+        model, lambda: calls[-1], world_size, inputs=inputs, progress=tell, capture=capture
+    )
     notes = tuple(map(str, found.remarks))
     return Source(name, found.graph, tuple(found.assumed), notes, found.mutations)
 
