@@ -281,9 +281,7 @@ CHANGES: dict[str, Change] = {
         lambda m: setattr(block(m).a, "weight", nn.Parameter(block(m).a.weight.detach() * 2))
     ),
     "_parameters written": once(
-        lambda m: block(m).a._parameters.update(
-            weight=nn.Parameter(block(m).a.weight.detach() * 2)
-        )
+        lambda m: block(m).a._parameters.update(weight=nn.Parameter(block(m).a.weight.detach() * 2))
     ),
     "parameters tied": once(lambda m: setattr(block(m).b, "weight", block(m).a.weight)),
     "weight.data replaced": once(

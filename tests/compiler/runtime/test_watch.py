@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compiler.capture.reads import Change, Reads, reads_of_calls
+from compiler.capture.owners import Change
+from compiler.capture.reads import Reads, reads_of_calls
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.runtime import watch as watching
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched, compare_reasons
@@ -140,12 +141,15 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "{here}.Layer.forward was replaced": lambda m: patch(Layer, "forward"),
     "{here}.Norm.mean was replaced": lambda m: patch(Norm, "mean"),
     "{here}.scaled was replaced": lambda m: patch(__import__(__name__, fromlist="x"), "scaled"),
-    "{here}.FACTOR changed from 1.0 to 2.0": lambda m: set_global(2.0)
-    or functools.partial(set_global, 1.0),
-    "{here}.SETTINGS['offset'] changed from 0.0 to 2.0": lambda m: SETTINGS.update(offset=2.0)
-    or functools.partial(SETTINGS.update, offset=0.0),
-    "a_module_of_the_user.GAIN changed from 1.0 to 2": lambda m: setattr(SPACE, "GAIN", 2)
-    or functools.partial(setattr, SPACE, "GAIN", 1.0),
+    "{here}.FACTOR changed from 1.0 to 2.0": lambda m: (
+        set_global(2.0) or functools.partial(set_global, 1.0)
+    ),
+    "{here}.SETTINGS['offset'] changed from 0.0 to 2.0": lambda m: (
+        SETTINGS.update(offset=2.0) or functools.partial(SETTINGS.update, offset=0.0)
+    ),
+    "a_module_of_the_user.GAIN changed from 1.0 to 2": lambda m: (
+        setattr(SPACE, "GAIN", 2) or functools.partial(setattr, SPACE, "GAIN", 1.0)
+    ),
     "a hook of layers.0 was added": lambda m: first(m).register_forward_hook(twice),
     "a hook of layers.1 was added": lambda m: m.layers[1].register_forward_pre_hook(twice),
     "a hook of all modules was added": hook_all,
@@ -158,7 +162,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "layers.0.up.weight changed from float32[8, 8] on cpu to float32[4, 8] on cpu": lambda m: (
         setattr(first(m).up, "weight", nn.Parameter(torch.ones(4, 8)))
     ),
-    "layers.0.up.bias changed from float32[8] on cpu to None": lambda m: first(m).up._parameters.update(bias=None),
+    "layers.0.up.bias changed from float32[8] on cpu to None": lambda m: first(
+        m
+    ).up._parameters.update(bias=None),
     "layers.0.norm.weight changed from float32[8] on cpu to float64[8] on cpu": lambda m: (
         m.double() and None
     ),
@@ -311,11 +317,10 @@ def test_who_lets_go_of_a_module_is_not_made_to_keep_it() -> None:
 
 
 @pytest.fixture(params=["RootGuardManager", "dict_version"])
-def _torch_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _torch_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = ("RootGuardManager", "dict_version")
     for name in lacking[: 1 + lacking.index(request.param)]:
         monkeypatch.delattr(watching.guards, name)
-    yield
 
 
 @pytest.mark.usefixtures("_torch_lacks")
