@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -297,20 +297,6 @@ class Reads:
         return before.keys() == after.keys() and all(
             self._equal(value, after[key]) for key, value in before.items()
         )
-
-
-def reads_of_calls(modules: Iterable[nn.Module]) -> Reads:
-    """What decides which code the calls of modules run: classes, forwards, hooks.
-
-    For callers whose tracer watches attributes, and misses hooks and patches of classes.
-    """
-    listed = nn.ModuleList(modules)
-    reads = Reads(listed)
-    for module in listed:
-        for name in ("forward", *HOOKS):
-            reads._note(module, name)
-    reads.settle()
-    return reads
 
 
 def _is_read_by_torch(frame: types.FrameType) -> bool:

@@ -130,7 +130,7 @@ class Watch:
             self._still.unchanged()
             and self._moved.unchanged()
             and RemovableHandle.next_id == self._next_hook
-            and all(map(is_, map(type, self._modules), self._classes))
+            and list(map(type, self._modules)) == self._classes
             and self._has_same_items()
         )
 
@@ -139,7 +139,7 @@ class Watch:
         kinds = set[Kind]()
         if RemovableHandle.next_id != self._next_hook:
             kinds.add(Kind.HOOKS)
-        if not all(map(is_, map(type, self._modules), self._classes)):
+        if list(map(type, self._modules)) != self._classes:
             kinds.add(Kind.TYPES)
         if not self._has_same_items():
             kinds |= {Kind.CLASS, Kind.GLOBALS, Kind.CELLS, Kind.SEQUENCE, Kind.TENSORS}
