@@ -9,7 +9,7 @@ layers, and what comparing parameters by identity costs, which it replaces.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import platform
 import statistics
@@ -319,6 +319,8 @@ def outcomes(door: str, names: list[str]) -> list[dict[str, str]]:
         try:
             with torch.no_grad():
                 rows.append({"change": name, "door": door, **outcome(door, model, CHANGES[name])})
+            if dist.get_rank() == 0:
+                print(*rows[-1].values(), sep="; ", file=sys.stderr, flush=True)
         finally:
             if "use_b" in vars(Block):
                 del Block.use_b
@@ -425,6 +427,14 @@ def call_without_ranks(model: Model) -> None:
         dist.all_reduce = reduce
 
 
+def has_backend() -> bool:
+    """Whether there is a second door."""
+    try:
+        return hasattr(importlib.import_module("compiler.backend"), "commplan")
+    except ImportError:
+        return False
+
+
 def table_of(rows: list[dict[str, str]]) -> Table:
     """A row per change, a column per door."""
     doors = list(dict.fromkeys(row["door"] for row in rows))
@@ -451,11 +461,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console(stderr=True)
-    doors = given.door or [DOORS[0]]
-    if not given.door and importlib.util.find_spec("compiler.backend"):
-        doors = list(DOORS)
-    with console.status("changing models"):
-        ranks = on_ranks(doors, given.change or list(CHANGES))
+    doors = given.door or [DOORS[0], *DOORS[1:] * has_backend()]
+    ranks = on_ranks(doors, given.change or list(CHANGES))
     console.print(table_of(ranks[0]))
     looks = cost(given.layers, given.rounds)
     console.print(
