@@ -9,7 +9,7 @@ layers, and what comparing parameters by identity costs, which it replaces.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import platform
 import statistics
@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.stateless import functional_call
 
 from compiler import CommPlanError, optimize_allreduce
 from compiler.capture.reads import Reads
@@ -67,12 +66,12 @@ class Norm(nn.Module):
 class Block(nn.Module):
     """Two row-parallel products, each with its all_reduce."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, other: Config) -> None:
         super().__init__()
         self.norm, self.drop = Norm(), nn.Dropout(0.0)
         self.a, self.b = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
         self.config, self.scale, self.use_b = config, 1.0, True
-        self.scaling, self.steps, self.pair = {"default": 1.0}, [1.0], (Config(),)
+        self.scaling, self.steps, self.pair = {"default": 1.0}, [1.0], (other,)
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, WIDTH], replicated."""
@@ -94,11 +93,11 @@ def factor(x: Tensor) -> Tensor:
 class Model(nn.Module):
     """Blocks whose weights differ between ranks."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         torch.manual_seed(1 + (dist.get_rank() if dist.is_initialized() else 0))
-        self.config = Config()
-        self.blocks = nn.ModuleList(Block(self.config) for _ in range(layers))
+        self.config, self.other = Config(), Config()
+        self.blocks = nn.ModuleList(Block(self.config, self.other) for _ in range(blocks))
         self.register_buffer("table", torch.ones(WIDTH))
         self.plain = torch.ones(WIDTH)
 
@@ -264,8 +263,10 @@ CHANGES: dict[str, Change] = {
     "object in a tuple": assign(lambda m: block(m).pair[0], "scale", 2.0),
     "submodule replaced": once(replaced),
     "submodule deleted": once(lambda m: m.blocks.__delitem__(1)),
-    "layer appended": once(lambda m: m.blocks.append(Block(m.config).eval())),
-    "_modules written": once(lambda m: m.blocks._modules.update(two=Block(m.config).eval())),
+    "layer appended": once(lambda m: m.blocks.append(Block(m.config, m.other).eval())),
+    "_modules written": once(
+        lambda m: m.blocks._modules.update(two=Block(m.config, m.other).eval())
+    ),
     "forward of an instance": patched_instance,
     "forward of a class": assign(lambda m: Norm, "forward", doubled),
     "another method of a class": assign(lambda m: Norm, "spread", doubled),
@@ -281,9 +282,7 @@ CHANGES: dict[str, Change] = {
         lambda m: setattr(block(m).a, "weight", nn.Parameter(block(m).a.weight.detach() * 2))
     ),
     "_parameters written": once(
-        lambda m: block(m).a._parameters.update(
-            weight=nn.Parameter(block(m).a.weight.detach() * 2)
-        )
+        lambda m: block(m).a._parameters.update(weight=nn.Parameter(block(m).a.weight.detach() * 2))
     ),
     "parameters tied": once(lambda m: setattr(block(m).b, "weight", block(m).a.weight)),
     "weight.data replaced": once(
@@ -320,6 +319,8 @@ def outcomes(door: str, names: list[str]) -> list[dict[str, str]]:
         try:
             with torch.no_grad():
                 rows.append({"change": name, "door": door, **outcome(door, model, CHANGES[name])})
+            if dist.get_rank() == 0:
+                print(*rows[-1].values(), sep="; ", file=sys.stderr, flush=True)
         finally:
             if "use_b" in vars(Block):
                 del Block.use_b
@@ -385,12 +386,15 @@ def _rank(rank: int, folder: str, doors: list[str], names: list[str]) -> None:
 
 
 def cost(layers: int, rounds: int) -> dict[str, Any]:
-    """Microseconds per call of looking, and of comparing parameters by identity; CPU time."""
+    """Microseconds per call of looking, and of comparing parameters by identity; CPU time.
+
+    A layer is three blocks: 15 modules.
+    """
     with torch.device("meta"):
-        model = Model(layers).eval()
+        model = Model(3 * layers).eval()
     reads, watch = Reads(model), Watch()
     with torch.no_grad(), reads.recording():
-        functional_all_reduce(model)
+        call_without_ranks(model)
     reads.settle()
     watch.add(reads)
     slots = [(m._parameters, key) for m in model.modules() for key in m._parameters]
@@ -414,13 +418,21 @@ def cost(layers: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def functional_all_reduce(model: Model) -> None:
+def call_without_ranks(model: Model) -> None:
     """One call of the model on meta tensors, its all_reduces left out."""
     reduce, dist.all_reduce = dist.all_reduce, lambda x: None  # type: ignore[assignment]
     try:
-        functional_call(model, {}, (torch.ones(TOKENS, WIDTH, device="meta"),))
+        model(torch.ones(TOKENS, WIDTH, device="meta"))
     finally:
         dist.all_reduce = reduce
+
+
+def has_backend() -> bool:
+    """Whether there is a second door."""
+    try:
+        return hasattr(importlib.import_module("compiler.backend"), "commplan")
+    except ImportError:
+        return False
 
 
 def table_of(rows: list[dict[str, str]]) -> Table:
@@ -449,11 +461,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console(stderr=True)
-    doors = given.door or [DOORS[0]]
-    if not given.door and importlib.util.find_spec("compiler.backend"):
-        doors = list(DOORS)
-    with console.status("changing models"):
-        ranks = on_ranks(doors, given.change or list(CHANGES))
+    doors = given.door or [DOORS[0], *DOORS[1:] * has_backend()]
+    ranks = on_ranks(doors, given.change or list(CHANGES))
     console.print(table_of(ranks[0]))
     looks = cost(given.layers, given.rounds)
     console.print(

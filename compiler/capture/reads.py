@@ -8,21 +8,30 @@ library and of extensions.
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import types
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from compiler.capture.owners import (
+    ABSENT,
+    OPAQUE_PACKAGES,
+    SEQUENCES,
+    Change,
+    Kind,
+    Owner,
+    TensorType,
+    cells,
+    globals_of,
+    is_opaque,
+    same,
+    summary,
+)
 from compiler.capture.trees import PLAIN
 from compiler.errors import CaptureError
 
@@ -35,146 +44,6 @@ TABLES = (*TENSORS, "_modules")
 MODULE_FILE = nn.Module.__init__.__code__.co_filename
 OWN = frozenset(vars(nn.Module())) - {"training"}
 """Attributes that every module has: hooks and tables, read by torch itself."""
-SEQUENCES = (list, tuple, set, frozenset, deque)
-OPAQUE_PACKAGES = sys.stdlib_module_names | {"torch", __name__.partition(".")[0]}
-
-
-class _AbsentType:
-    """The value of what is not there."""
-
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT = _AbsentType()
-
-
-class Kind(StrEnum):
-    """What holds the values that were read."""
-
-    ATTRIBUTES = "attributes"
-    TENSORS = "tensors"
-    ITEMS = "items"
-    SEQUENCE = "sequence"
-    HOOKS = "hooks"
-    CLASS = "class"
-    GLOBALS = "globals"
-    CELLS = "cells"
-    TYPES = "types"
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """What a graph depends on of a parameter: another of this type may take its place."""
-
-    cls: type
-    dtype: torch.dtype
-    device: torch.device
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    placements: Any
-
-    @staticmethod
-    def of(value: Any) -> Any:
-        """The type of a tensor; other values, such as None, as they are."""
-        if not isinstance(value, torch.Tensor):
-            return value
-        placements = (value.device_mesh, value.placements) if isinstance(value, DTensor) else None
-        return TensorType(
-            type(value), value.dtype, value.device, tuple(value.shape), value.stride(), placements
-        )
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)} on {self.device}"
-
-
-@dataclass
-class Owner:
-    """A dictionary, class, list or closure, and the values that were read of it.
-
-    Attributes:
-        target: the object.
-        name: what to call it, such as ``layers.0``.
-        kind: how it is read.
-        values: key -> value; ``ABSENT`` where it was looked for and not there.
-        whole: whether other keys count, too.
-    """
-
-    target: Any
-    name: str
-    kind: Kind
-    values: dict[Any, Any] = field(default_factory=dict)
-    whole: bool = False
-
-    def now(self) -> Mapping[Any, Any]:
-        """All that it holds."""
-        match self.kind:
-            case Kind.CLASS:
-                return vars(self.target)
-            case Kind.SEQUENCE:
-                return dict(enumerate(self.target))
-            case Kind.CELLS:
-                return dict(_cells(self.target))
-            case Kind.TYPES:
-                return {name: type(module) for name, module in self.target.items()}
-            case _ if type(self.target).get is dict.get:
-                return self.target
-            case _:
-                return dict(dict.items(self.target))
-
-    def label(self, key: Any) -> str:
-        """How a reader of the model's code calls a value."""
-        match self.kind:
-            case Kind.ITEMS | Kind.SEQUENCE:
-                return f"{self.name}[{key!r}]"
-            case Kind.HOOKS:
-                return f"a hook of {self.name}"
-            case Kind.TYPES:
-                return f"the class of {key or 'the model'}"
-            case _:
-                return f"{self.name}.{key}" if self.name else str(key)
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """A value that is not what was read.
-
-    Attributes:
-        name: of the value.
-        old: what was read.
-        new: what is there now.
-    """
-
-    name: str
-    old: Any
-    new: Any
-
-    @property
-    def releases_state(self) -> bool:
-        """Whether the model lets go of a module or tensor, which nobody should keep alive."""
-        return isinstance(self.old, nn.Module | torch.Tensor | TensorType)
-
-    def __str__(self) -> str:
-        if self.old is ABSENT or self.new is ABSENT:
-            return f"{self.name} was {'added' if self.old is ABSENT else 'removed'}"
-        old, new = _short(self.old), _short(self.new)
-        if old is None or new is None or old == new:
-            return f"{self.name} was replaced"
-        return f"{self.name} changed from {old} to {new}"
-
-
-def same(old: Any, new: Any) -> bool:
-    """Whether a graph that read ``old`` is right where ``new`` is: one object, or equal constants.
-
-    Floats are equal if they print alike: 0.0 and -0.0 differ, and NaN is itself.
-    """
-    if old is new:
-        return True
-    if type(old) is not type(new):
-        return False
-    if isinstance(old, PLAIN):
-        return repr(old) == repr(new)
-    return isinstance(old, types.MethodType | TensorType) and bool(old == new)
 
 
 class Reads:
@@ -340,17 +209,17 @@ class Reads:
     def _follow(self, function: types.FunctionType) -> None:
         """Note the global names that a function reads, and what its closure holds."""
         code = function.__code__
-        if code in self._functions or _is_opaque(function):
+        if code in self._functions or is_opaque(function):
             return
         self._functions[code] = None
-        for names, key, value in _globals_of(code, function.__globals__):
+        for names, key, value in globals_of(code, function.__globals__):
             owner = self.owner(names, str(names.get("__name__")), Kind.GLOBALS)
             owner.values[key] = value
             self.visit(value, owner.label(key))
-        if cells := _cells(function):
+        if closure := cells(function):
             owner = self.owner(function, function.__qualname__, Kind.CELLS)
-            owner.values.update(cells)
-            for key, value in cells:
+            owner.values.update(closure)
+            for key, value in closure:
                 self.visit(value, owner.label(key))
 
     def settle(self) -> None:
@@ -430,80 +299,9 @@ class Reads:
         )
 
 
-def reads_of_calls(modules: Iterable[nn.Module]) -> Reads:
-    """What decides which code the calls of modules run: classes, forwards, hooks.
-
-    For callers whose tracer watches attributes, and misses hooks and patches of classes.
-    """
-    root = nn.Module()
-    for i, module in enumerate(modules):
-        root._modules[str(i)] = module
-    reads = Reads(root)
-    for module in root._modules.values():
-        assert module is not None
-        for name in ("forward", *HOOKS):
-            reads._note(module, name)
-    reads.settle()
-    return reads
-
-
-def summary(changes: Sequence[Change]) -> str:
-    """At most three changes, and how many others there are."""
-    rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return "; ".join(map(str, changes[:3])) + rest
-
-
-def _short(value: Any) -> str | None:
-    if isinstance(value, TensorType):
-        return str(value)
-    if isinstance(value, type):
-        return value.__name__
-    text = repr(value) if isinstance(value, (*PLAIN, list, tuple)) else ""
-    return text if 0 < len(text) <= 40 else None
-
-
 def _is_read_by_torch(frame: types.FrameType) -> bool:
     """Whether a module's dictionary is read to look one attribute up, and not by the model."""
     return frame.f_code.co_filename == MODULE_FILE
-
-
-def _is_opaque(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] in OPAQUE_PACKAGES
-
-
-def _cells(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """Names and contents of a function's closure; empty cells are left out."""
-    found = list[tuple[str, Any]]()
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found.append((name, cell.cell_contents))
-        except ValueError:
-            continue
-    return found
-
-
-def _globals_of(
-    code: types.CodeType, names: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Global names that code reads, through modules of the user's, too: namespace, name, value."""
-    space: dict[str, Any] | None = None
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_GLOBAL":
-            space = names
-        elif instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
-            space = None
-        if space is None or (key := instruction.argval) not in space:
-            space = None
-            continue
-        value, here = space[key], space
-        space = None
-        if not isinstance(value, types.ModuleType):
-            yield here, key, value
-        elif value.__name__.partition(".")[0] not in OPAQUE_PACKAGES:
-            space = vars(value)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _globals_of(constant, names)
 
 
 @contextmanager

@@ -293,8 +293,9 @@ def _notes(captured: Capture, reason: Reason) -> Iterator[Remark]:
         yield Remark(RemarkKind.NOTE, "", f"captured anew: {reason.text}")
     unwatched = captured.reads.unwatched if captured.reads else {}
     if unwatched:
-        listed = "; ".join(f"{name} ({why})" for name, why in unwatched.items())
-        yield Remark(RemarkKind.NOTE, "", f"changes are not noticed of: {listed}")
+        listed = "; ".join(f"{name} ({why})" for name, why in [*unwatched.items()][:5])
+        more = f" and {len(unwatched) - 5} more" if len(unwatched) > 5 else ""
+        yield Remark(RemarkKind.NOTE, "", f"changes are not noticed of: {listed}{more}")
 
 
 def _comparison(

@@ -106,7 +106,7 @@ def view_of(run: OptimizedModule) -> OptimizedModule | OptimizedView:
             stacklevel=4,
         )
     try:
-        view = object.__new__(_class_of(run, [name for name in PUBLIC if name not in hidden]))
+        view: Any = object.__new__(_class_of(run, [name for name in PUBLIC if name not in hidden]))
         object.__setattr__(view, "__dict__", vars(model))
     except TypeError as error:
         warnings.warn(

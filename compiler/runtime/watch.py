@@ -19,7 +19,8 @@ import torch
 import torch._C._dynamo.guards as guards
 from torch.utils.hooks import RemovableHandle
 
-from compiler.capture.reads import ABSENT, Change, Kind, Owner, Reads, summary
+from compiler.capture.owners import ABSENT, Change, Kind, Owner, summary
+from compiler.capture.reads import Reads
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.exchange import Exchange
 
@@ -53,7 +54,7 @@ class Watched:
         changed: identity of an owner -> how it differs from that now.
     """
 
-    def __init__(self, reads: Reads, refresh: Callable[[], None]) -> None:
+    def __init__(self, reads: Reads, refresh: Callable[[], object]) -> None:
         self.reads, self.refresh = reads, refresh
         self.changed: dict[int, list[Change]] = {}
 
@@ -100,13 +101,13 @@ class Watch:
         self._still, self._moved = _Versions({}), _Versions({})
         self._arm()
 
-    def add(self, reads: Reads, slots: Slots = (), refresh: Callable[[], None] = int) -> Watched:
+    def add(self, reads: Reads, slots: Slots = (), refresh: Callable[[], object] = int) -> Watched:
         """Watch what a new graph read.
 
         Args:
             reads: recorded by its trace.
             slots: tables and keys of the tensors that the graph gets anew at every call.
-            refresh: reads those tensors again; called whenever a watched value has moved.
+            refresh: reads those tensors again; called on a valid graph when something has moved.
         """
         for table, key in slots:
             reads.bind(table, key)
@@ -129,7 +130,7 @@ class Watch:
             self._still.unchanged()
             and self._moved.unchanged()
             and RemovableHandle.next_id == self._next_hook
-            and all(map(is_, map(type, self._modules), self._classes))
+            and list(map(type, self._modules)) == self._classes
             and self._has_same_items()
         )
 
@@ -138,7 +139,7 @@ class Watch:
         kinds = set[Kind]()
         if RemovableHandle.next_id != self._next_hook:
             kinds.add(Kind.HOOKS)
-        if not all(map(is_, map(type, self._modules), self._classes)):
+        if list(map(type, self._modules)) != self._classes:
             kinds.add(Kind.TYPES)
         if not self._has_same_items():
             kinds |= {Kind.CLASS, Kind.GLOBALS, Kind.CELLS, Kind.SEQUENCE, Kind.TENSORS}
@@ -148,7 +149,8 @@ class Watch:
         moved |= {at for at, owner in self._owners.items() if owner.kind in kinds}
         for graph in self._graphs.values():
             needs_arming |= graph.compare(moved)
-            graph.refresh()
+            if graph.is_valid:
+                graph.refresh()
         if needs_arming:
             self._arm()
         else:

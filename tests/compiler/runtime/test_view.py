@@ -157,10 +157,13 @@ def test_graphs_that_keep_released_modules_alive_are_dropped() -> None:
 def test_who_changes_at_every_call_is_told_and_does_not_grow_without_end() -> None:
     model = Model()
     view = views(model)
+
+    def change() -> bool:
+        model.scale += 1
+        return close(view, model)
+
     with pytest.warns(UserWarning, match="captured anew three times because of scale"):
-        for step in range(12):
-            model.scale = float(step)
-            assert close(view, model)
+        assert all(change() for _ in range(12))
     assert len(view.prepared) == 9, "the present one, and eight of former states"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compiler.capture.reads import Change, Reads, reads_of_calls
+from compiler.capture.owners import Change
+from compiler.capture.reads import Reads
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.runtime import watch as watching
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched, compare_reasons
@@ -316,11 +317,10 @@ def test_who_lets_go_of_a_module_is_not_made_to_keep_it() -> None:
 
 
 @pytest.fixture(params=["RootGuardManager", "dict_version"])
-def _torch_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _torch_lacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = ("RootGuardManager", "dict_version")
     for name in lacking[: 1 + lacking.index(request.param)]:
         monkeypatch.delattr(watching.guards, name)
-    yield
 
 
 @pytest.mark.usefixtures("_torch_lacks")
@@ -334,26 +334,6 @@ def test_without_the_guards_of_torch(text: str) -> None:
     assert not watch.unchanged()
     watch.update()
     assert graph.reason.text == text
-
-
-def test_what_decides_the_code_of_calls_alone() -> None:
-    model = Model()
-    watch = Watch()
-    graph = watch.add(reads_of_calls(model.modules()))
-    first(model).on = False
-    if not watch.unchanged():
-        watch.update()
-    assert graph.is_valid, "attributes are for others to watch"
-    handle = first(model).register_forward_hook(twice)
-    watch.update()
-    assert not graph.is_valid
-    handle.remove()
-    watch.update()
-    assert graph.is_valid
-    undo = patch(Norm, "forward")
-    watch.update()
-    undo()
-    assert graph.reason.names == (f"{__name__}.Norm.forward",)
 
 
 class Ranks:
