@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from compiler.ir import access
@@ -22,7 +23,7 @@ def shared_rows(module: fx.GraphModule) -> fx.GraphModule:
     placeholders = access.node_of(module.graph, "placeholder")
     values = [node.meta["val"] for node in placeholders]
     fake = next(x for x in values if isinstance(x, torch._subclasses.FakeTensor))
-    with fake.fake_mode, torch.no_grad():
+    with fake.fake_mode, torch.no_grad(), enable_python_dispatcher():  # for symbolic sizes
         traced = make_fx(fx.Interpreter(module).run)(*values)
     for node, traced_node in zip(
         placeholders, access.node_of(traced.graph, "placeholder"), strict=True
