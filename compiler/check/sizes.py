@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import lcm
 from typing import Any
 
@@ -71,15 +72,7 @@ class RowSizes:
             for names in [symbols(graph)]
             for gathers, whole, part, n in _shared(graph)
         ]
-        related: nx.Graph[Any] = nx.Graph((whole, part) for _, whole, part, _ in shared)
-        counts: dict[Any, int] = {}
-        for sizes in nx.connected_components(related):
-            count = lcm(*(n for _, whole, _, n in shared if whole in sizes))
-            counts.update(dict.fromkeys(sizes, count))
-        found: dict[Any, int] = {}
-        for _, whole, part, n in sorted(shared, key=lambda one: one[0]):
-            found.setdefault(whole, counts[whole])
-            found.setdefault(part, counts[whole] // n)
+        found = _blocks(sorted(shared, key=lambda one: one[0]))
         return RowSizes(found, any(not gathers for gathers, *_ in shared), _steps(graphs[0]))
 
     def in_steps(self, size: Any) -> Any:
@@ -91,6 +84,33 @@ class RowSizes:
         """The dimension that is cut, and into how many blocks."""
         found = ((d, self.sizes[s]) for d, s in enumerate(shape) if s != 1 and s in self.sizes)
         return next(found, (None, 1))
+
+
+def _blocks(shared: Sequence[tuple[bool, Any, Any, int]]) -> dict[Any, int]:
+    """Size -> the least numbers of blocks, n times as many for a whole as for one of n parts.
+
+    Of sharings that contradict each other the first count.
+    """
+    parts: nx.DiGraph[Any] = nx.DiGraph()
+    for _, whole, part, n in shared:
+        apart = whole not in parts or part not in parts or not nx.has_path(
+            parts.to_undirected(as_view=True), whole, part
+        )  # fmt: skip
+        parts.add_nodes_from((whole, part))
+        if whole != part and apart:
+            parts.add_edge(whole, part, ratio=Fraction(1, n))
+            parts.add_edge(part, whole, ratio=Fraction(n))
+    found: dict[Any, int] = {}
+    for sizes in nx.weakly_connected_components(parts):
+        first = next(size for _, size, *_ in shared if size in sizes)
+        blocks = {first: Fraction(1)}
+        for start, end in nx.bfs_edges(parts, first):
+            blocks[end] = blocks[start] * parts.edges[start, end]["ratio"]
+        ends = [blocks[size] for size in sizes]
+        ends += [blocks[whole] / n for _, whole, part, n in shared if whole == part in sizes]
+        scale = lcm(*(end.denominator for end in ends))
+        found.update({size: int(blocks[size] * scale) for size in sizes})
+    return found
 
 
 def _steps(graph: SpmdGraph) -> dict[Any, int]:

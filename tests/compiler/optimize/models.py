@@ -128,3 +128,49 @@ class Counter(nn.Module):
         cache[: x.shape[0]] += left + right
         self.calls += 1
         return cache.sum(0)
+
+
+class SequenceParallel(nn.Module):
+    """Layers whose norms and residual work on shares of rows, as authors write it by hand."""
+
+    def __init__(
+        self, group: dist.ProcessGroup, layers: int, hidden: int = HIDDEN, device: str = "cpu"
+    ) -> None:
+        """On "meta" in bfloat16."""
+        super().__init__()
+        self.group, n = group, group.size()
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        own = slice(group.rank() * hidden // n, (group.rank() + 1) * hidden // n)
+
+        def weight(seed: str) -> nn.Parameter:
+            whole = torch.zeros(hidden, hidden, device=device, dtype=dtype)
+            whole = parameter(hidden, hidden, seed=seed).data if device == "cpu" else whole
+            return nn.Parameter(whole[own].clone(), False)
+
+        self.first = weight("first")
+        self.up = nn.ParameterList(weight(f"up {i}") for i in range(layers))
+        self.down = nn.ParameterList(weight(f"down {i}") for i in range(layers))
+        self.norms = nn.ParameterList(
+            nn.Parameter(torch.full((hidden,), 1 + i / 8, device=device, dtype=dtype), False)
+            for i in range(layers)
+        )
+
+    def scatter(self, x: Tensor) -> Tensor:
+        n = self.group.size()
+        torch._check(x.shape[0] % n == 0)
+        c10d, name = torch.ops._c10d_functional, self.group.group_name
+        return c10d.wait_tensor(c10d.reduce_scatter_tensor(x, "sum", n, name))  # type: ignore[no-any-return]
+
+    def gather(self, x: Tensor) -> Tensor:
+        c10d, name = torch.ops._c10d_functional, self.group.group_name
+        return c10d.wait_tensor(c10d.all_gather_into_tensor(x, self.group.size(), name))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [tokens, hidden / ranks], columns of the input that this rank holds."""
+        x = self.scatter(x @ self.first)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            y = x.float()
+            y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)
+            h = (y * norm.float()).to(x.dtype)
+            x = x + self.scatter(torch.tanh(self.gather(h) @ up.t()) @ down)
+        return self.gather(x)

@@ -320,6 +320,35 @@ def test_rows_are_not_shared_where_that_cannot_be_proved(monkeypatch: pytest.Mon
     assert missed.reason.startswith("shard-rows withdrawn: the graph would be UNPROVED")
 
 
+def test_rows_that_cannot_be_shared_again_stay_as_the_author_shares_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = function(
+        '%0 "x": f64[8, 4] {tp: V}, %1 "y": f64[8, 4] {tp: V}',
+        f"%2: f64[2, 4] = comm.reduce_scatter(%0) {SUM}",
+        f"%3: f64[2, 4] = comm.reduce_scatter(%1) {SUM}",
+        "%4: f64[2, 4] = aten.add.Tensor(%2, %3)",
+        "%5: f64[2, 4] = aten.silu(%4)",
+        "%6: f64[8, 4] = comm.all_gather(%5) {axis = tp}",
+        "return %6",
+        mesh="mesh <tp = 4>",
+    )
+    assert optimized(graph).after.counts == {"reduce_scatter": 1, "all_gather": 1}
+    real = compiler.optimize.graph.check
+
+    def doubtful(source: SpmdGraph, target: SpmdGraph) -> Report:
+        found = real(source, target)
+        scatters = "reduce_scatter" in print_graph(target)
+        sure = found.verdict is Verdict.IDENTICAL or not scatters
+        return found if sure else dataclasses.replace(found, verdict=Verdict.UNPROVED)
+
+    monkeypatch.setattr(compiler.optimize.graph, "check", doubtful)
+    result = optimized(graph)
+    assert result.verdict is Verdict.IDENTICAL
+    withdrawn = [r.reason.split()[0] for r in result.remarks if " withdrawn: " in r.reason]
+    assert withdrawn == ["place-reductions", "shard-rows"]
+
+
 def test_errors() -> None:
     graph, mesh = two_branches(), Mesh({"tp": 4})
     cases = [
