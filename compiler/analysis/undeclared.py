@@ -38,7 +38,8 @@ def undeclared(graph: SpmdGraph, inputs: Inputs | None = None) -> UndeclaredInpu
         return None
     (start, first), more = alike[0], len(alike) - 1
     near = list(_inputs_of(first.operand))[:2] or ["x"]
-    axis = "" if len(graph.mesh.axes) == 1 else (graph.mesh.axes_of(first.group) or ("tp",))[0]
+    axes = list(graph.mesh.axes)
+    axis = (graph.mesh.axes_of(first.group) or axes)[0] if len(axes) > 1 else ""
     cut, option = (f'{{"{axis}": Shard(0)}}', f"{axis}:S(0)") if axis else ("Shard(0)", "S(0)")
     example = ", ".join(f'"{name}": {cut}' for name in near)
     return UndeclaredInputs(

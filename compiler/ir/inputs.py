@@ -50,7 +50,7 @@ def by_input(
     for exact in (True, False):
         settled = set(chosen)
         for text in (t for t in given if (t in names) is exact):
-            for name in inputs[text] - settled:
+            for name in sorted(inputs[text] - settled):
                 other = chosen.setdefault(name, text)
                 if given[other] != given[text]:
                     raise PlacementError(
