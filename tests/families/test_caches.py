@@ -11,7 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as funcol
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, LinearAttentionLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
 from compiler import optimize_allreduce
 from compiler.capture.sampled import fake_process_group
@@ -183,3 +188,43 @@ def test_caches_differ_between_ranks_although_they_are_equal(group: None) -> Non
     of_layer = "cache_layers_0"
     assert placed[f"{of_layer}_keys"] == placed[f"{of_layer}_values"] == "V"
     assert placed[f"{of_layer}_cumulative_length"] == placed["x"] == "R"
+
+
+class OwnHeads(nn.Module):
+    """An attention over a window, with one head per rank; its output is summed over the ranks."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        seeded = torch.Generator().manual_seed(group.rank())
+        self.weight = nn.Parameter(torch.randn(6, 6, generator=seeded), requires_grad=False)
+        self.group = group
+
+    def forward(self, x: Tensor, cache: Any) -> Any:
+        y = x @ self.weight
+        keys, values = cache.update(y.unsqueeze(1), y.unsqueeze(1), 0)
+        mixed = (y @ keys[:, 0].mT).softmax(-1) @ values[:, 0]
+        total = funcol.all_reduce(mixed @ self.weight.T, "sum", self.group)
+        again = funcol.all_reduce(y @ self.weight.T, "sum", self.group)
+        return x + total + again, cache.layers[0].cumulative_length
+
+
+def own_heads(group: dist.ProcessGroup) -> tuple[int, float, list[int]]:
+    model = OwnHeads(group)
+    optimized = optimize_allreduce(model, group=group)
+    mine, own = (Cache(layers=[DynamicSlidingWindowLayer(WINDOW)]) for _ in range(2))
+    gaps, counts = [], []
+    with torch.no_grad():
+        for step, tokens in enumerate((2, 1, 1, 1, 1)):
+            x = torch.linspace(-1, 1, 6 * tokens).reshape(1, tokens, 6) + step
+            (got, count), (want, _) = optimized(x, mine), model(x, own)
+            counts.append(count)
+            gaps.append(float((got - want).abs().max() / want.abs().max()))
+            check_state(mine, own)
+    return len(optimized.prepared), max(gaps), counts
+
+
+def test_ranks_with_heads_of_their_own(gloo_pool: Any) -> None:
+    for graphs, gap, counts in gloo_pool(2).run(own_heads):
+        assert graphs <= 4
+        assert gap < 1e-5
+        assert counts == [2, 3, 4, 5, 6]
