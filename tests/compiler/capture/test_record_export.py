@@ -1,0 +1,89 @@
+"""The recorder against torch.export, row by row: ops, types, numbers, source lines and layers."""
+
+import operator
+
+import pytest
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from compiler.capture.export import trace
+from compiler.capture.record import Shared, record
+from compiler.capture.sampled import fake_process_group
+from compiler.ir import access
+from models.step3p5 import entry
+from tests.families.families import FAMILIES
+from tests.families.sharding import WORLD_SIZE, sharded
+
+SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.mul, operator.floordiv, operator.mod)
+SAME = (torch.ops.aten.view.default, torch.ops.aten.clone.default)
+
+
+def rows(traced):
+    """(op, arguments, type, line, layer) per value, sizes written as expressions.
+
+    Left out are views of the same shape, which DTensor makes of local tensors, and copies, which
+    export makes of what dropout leaves as it is.
+    """
+    named, symbols, listed = {}, {}, []
+
+    def size(x):
+        for symbol in sorted(x.node.expr.free_symbols, key=str):
+            symbols.setdefault(symbol, sympy.Symbol(f"n{len(symbols)}"))
+        return str(x.node.expr.xreplace(symbols))
+
+    def argument(x):
+        if isinstance(x, fx.Node):
+            return named[x]
+        return (type(x).__name__, x) if isinstance(x, int | float) else str(x)
+
+    for node in traced.lifted.module.graph.nodes:
+        val = node.meta.get("val")
+        if node.target in SIZES and isinstance(val, torch.SymInt):
+            named[node] = size(val)
+            continue
+        if node.target in SAME and val.shape == node.args[0].meta["val"].shape:
+            named[node] = named[node.args[0]]
+            continue
+        named[node] = f"%{len(listed)}"
+        types = [
+            (str(x.dtype), *(s if isinstance(s, int) else size(s) for s in x.shape))
+            if isinstance(x, torch.Tensor) else str(type(x)) for x in pytree.tree_leaves(val)
+        ]  # fmt: skip
+        call = pytree.tree_map(argument, (node.args, node.kwargs))
+        target = "" if node.op == "output" else str(node.target)
+        listed.append((target, call, types, access.source_line(node), access.layer_path(node)))
+    return listed
+
+
+def check_equal(recorded, exported):
+    assert rows(recorded) == rows(exported)
+    assert list(recorded.ranges.values()) == list(exported.ranges.values())
+    for field in ("mutations", "results"):
+        assert getattr(recorded.lifted, field) == getattr(exported.lifted, field)
+    assert recorded.lifted.state.keys() == exported.lifted.state.keys()
+    assert recorded.training == exported.training
+
+
+@pytest.mark.parametrize(("kind", "cache"), [("prefill", True), ("decode", None)])
+def test_the_real_model(kind, cache):
+    shared = Shared()
+    traces = []
+    for rank in (0, 7):
+        with fake_process_group(rank, 8):
+            options = {"layers": 4} if cache is None else {"layers": 4, "cache": cache}
+            model, args = getattr(entry, kind)(**options)
+            traces.append(record(model, args, {}, shared))
+            if rank == 0:
+                check_equal(traces[0], trace(model, args, {}))
+    first, last = ([(op, types) for op, _, types, *_ in rows(one)] for one in traces)
+    assert first == last
+
+
+@pytest.mark.parametrize("name", ["Llama4", "GLM4-MoE", "Gemma-3"])
+def test_families_of_transformers(name):
+    ids = torch.randint(3, 64, (1, 8), generator=torch.Generator().manual_seed(0))
+    with fake_process_group(0, WORLD_SIZE):
+        model = sharded(FAMILIES[name], torch.bfloat16, "batched_mm")
+        check_equal(record(model, (ids,), {}), trace(model, (ids,), {}))
