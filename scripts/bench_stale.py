@@ -244,9 +244,9 @@ def merged_adapters(model: Any) -> Undo:
     return block(model).a.unmerge
 
 
-def this(_: Any) -> Any:
-    """The module of this file."""
-    return sys.modules[__name__]
+def names(_: Any) -> dict[str, Any]:
+    """Global names as the functions of this file read them."""
+    return globals()
 
 
 CHANGES: dict[str, Change] = {
@@ -300,8 +300,8 @@ CHANGES: dict[str, Change] = {
     ".to(float64)": once(to_double),
     ".data converted": once(converted),
     ".train()": lambda m: (m.train(), m.eval)[1],
-    "global name rebound": assign(this, "FACTOR", 2.0),
-    "function of a module patched": assign(this, "factor", doubled),
+    "global name rebound": put(names, "FACTOR", 2.0),
+    "function of a module patched": put(names, "factor", doubled(factor)),
     "LoRA added": once(lora),
     "LoRA off": adapters_off,
     "LoRA scaling": put(lambda m: block(m).a.scaling, "default", 0.125),

@@ -38,6 +38,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     try:
         with (
             localised(model),
+            own_containers(model),
             torch.no_grad(),
             warnings.catch_warnings(),
             unlogged(FAKE_TENSORS),
@@ -107,6 +108,29 @@ def localised(model: nn.Module) -> Iterator[None]:
     finally:
         for table, name, held in swapped:
             table[name] = held
+
+
+@contextmanager
+def own_containers(model: nn.Module) -> Iterator[None]:
+    """Give modules back their lists and dicts, of which torch.export leaves them copies."""
+    before = [(vars(m), list(vars(m).items())) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, items in before:
+            for key, value in items:
+                now = attributes.get(key)
+                if now is not value and _is_copy(now, value):
+                    attributes[key] = value
+
+
+def _is_copy(new: Any, old: Any) -> bool:
+    """Whether two containers hold the same objects, at any depth."""
+    if type(new) is not type(old) or not isinstance(old, dict | list | tuple):
+        return new is old
+    if isinstance(old, dict):
+        return list(new) == list(old) and all(_is_copy(new[key], old[key]) for key in old)
+    return len(new) == len(old) and all(map(_is_copy, new, old))
 
 
 def _ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:

@@ -232,3 +232,23 @@ def test_branches_are_compiled_as_if_nobody_read() -> None:
 )
 def test_what_is_the_same(old: object, new: object, equal: bool) -> None:
     assert same(old, new) is equal
+
+
+class Containers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling: dict[str, Any] = {"default": [2.0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x * self.scaling["default"][0]
+        return y
+
+
+def test_a_trace_leaves_a_model_its_lists_and_dicts() -> None:
+    model = Containers()
+    scaling, default = model.scaling, model.scaling["default"]
+    reads = trace(model, (X,), {}).reads
+    assert model.scaling is scaling
+    assert model.scaling["default"] is default
+    assert reads is not None
+    assert reads.owners[id(default)].values == {0: 2.0}
