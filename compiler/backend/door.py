@@ -108,12 +108,13 @@ class _Graph:
     ) -> Compiled:  # fmt: skip
         if (made := self._rewritten(gm, trains=trains)) is None:
             return compile_one(gm, "as it was written")
+        count = _count_of(gm, made.symbol)  # before compilers replace symbols by numbers
         compiled = {
             id(form): compile_one(form, made.key)
             for form in dict.fromkeys(r.plan for r in made.forms.ranges())
         }
         forms = made.forms.map(lambda form: compiled[id(form)])
-        return forms.ranges()[0].plan if len(compiled) == 1 else _switch(gm, made, forms)
+        return forms.ranges()[0].plan if len(compiled) == 1 else _switch(count, forms)
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:
         """What to run; None: the graph as it is. Reports which, and why."""
@@ -154,10 +155,8 @@ class _Graph:
         )
 
 
-def _switch(gm: fx.GraphModule, made: Rewritten, forms: TokenTable[Compiled]) -> Compiled:
+def _switch(count: Callable[[list[Any]], int], forms: TokenTable[Compiled]) -> Compiled:
     """Chooses by the number of tokens of a call."""
-    count = _count_of(gm, str(made.symbol))
-
     return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
 
 
@@ -174,8 +173,10 @@ def boxed(run: Compiled) -> Compiled:
     return run
 
 
-def _count_of(gm: fx.GraphModule, symbol: str) -> Callable[[list[Any]], int]:
-    """Reads the value of a symbol off the inputs of a graph."""
+def _count_of(gm: fx.GraphModule, symbol: str | None) -> Callable[[list[Any]], int]:
+    """Reads the value of a symbol off the inputs of a graph; 1 where no symbol counts tokens."""
+    if symbol is None:
+        return lambda inputs: 1
     for at, node in enumerate(access.node_of(gm.graph, "placeholder")):
         held = access.value(node)
         if str(held) == symbol:
