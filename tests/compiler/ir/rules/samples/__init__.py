@@ -47,4 +47,9 @@ UNSAMPLED: dict[object, str] = (
         for name in ("_scaled_grouped_mm", "_scaled_grouped_mm_v2")
         if hasattr(aten, name)
     }
+    | {
+        getattr(aten, name).default: "no CPU kernel in PyTorch 2.11; means what _scaled_mm does"
+        for name in ("_scaled_mm_v2",)
+        if hasattr(aten, name) and not contraction.scales_rows()
+    }
 )
