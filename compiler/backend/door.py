@@ -22,7 +22,6 @@ from compiler.backend.planning import Rewritten, refuse, rewritten
 from compiler.backend.report import GraphReport, Outcome
 from compiler.errors import CaptureError, CommPlanError, ExchangeError
 from compiler.ir import access
-from compiler.plan.ranges import TokenTable
 
 Compiled = Callable[[list[Any]], Any]
 Compile = Callable[[fx.GraphModule], Compiled]
@@ -106,15 +105,16 @@ class _Graph:
         self, gm: fx.GraphModule, compile_one: Callable[[fx.GraphModule, str], Compiled],
         *, trains: bool,
     ) -> Compiled:  # fmt: skip
+        counts = _counts(gm)  # before guards of a rewritten graph replace symbols by numbers
         if (made := self._rewritten(gm, trains=trains)) is None:
             return compile_one(gm, "as it was written")
-        count = _count_of(gm, made.symbol)  # before compilers replace symbols by numbers
-        compiled = {
-            id(form): compile_one(form, made.key)
-            for form in dict.fromkeys(r.plan for r in made.forms.ranges())
-        }
+        first, *others = dict.fromkeys(r.plan for r in made.forms.ranges())
+        if not others:
+            return compile_one(first, made.key)
+        count = counts[str(made.symbol)]
+        compiled = {id(form): compile_one(form, made.key) for form in (first, *others)}
         forms = made.forms.map(lambda form: compiled[id(form)])
-        return forms.ranges()[0].plan if len(compiled) == 1 else _switch(count, forms)
+        return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:
         """What to run; None: the graph as it is. Reports which, and why."""
@@ -155,11 +155,6 @@ class _Graph:
         )
 
 
-def _switch(count: Callable[[list[Any]], int], forms: TokenTable[Compiled]) -> Compiled:
-    """Chooses by the number of tokens of a call."""
-    return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
-
-
 def op_by_op(gm: fx.GraphModule) -> Compiled:
     """Runs a graph as it is, and no hooks of modules with it."""
     _LazyGraphModule.force_recompile(gm)
@@ -173,19 +168,25 @@ def boxed(run: Compiled) -> Compiled:
     return run
 
 
-def _count_of(gm: fx.GraphModule, symbol: str | None) -> Callable[[list[Any]], int]:
-    """Reads the value of a symbol off the inputs of a graph; 1 where no symbol counts tokens."""
-    if symbol is None:
-        return lambda inputs: 1
+def _counts(gm: fx.GraphModule) -> dict[str, Callable[[list[Any]], int]]:
+    """Symbol of a size -> what reads its value off the inputs of a call."""
+    found: dict[str, Callable[[list[Any]], int]] = {}
     for at, node in enumerate(access.node_of(gm.graph, "placeholder")):
         held = access.value(node)
-        if str(held) == symbol:
-            return lambda inputs: int(inputs[at])
-        shape = access.shape(node) if isinstance(held, torch.Tensor) else ()
-        for dim, size in enumerate(shape):
-            if str(size) == symbol:
-                return lambda inputs: int(inputs[at].shape[dim])
-    raise AssertionError(f"no input has a size {symbol}")
+        if isinstance(held, torch.SymInt):
+            found.setdefault(str(held), partial(_number_at, at))
+        elif isinstance(held, torch.Tensor):
+            for dim, size in enumerate(held.shape):
+                found.setdefault(str(size), partial(_size_at, at, dim))
+    return found
+
+
+def _number_at(at: int, inputs: list[Any]) -> int:
+    return int(inputs[at])
+
+
+def _size_at(at: int, dim: int, inputs: list[Any]) -> int:
+    return int(inputs[at].shape[dim])
 
 
 def _compile_id() -> str:

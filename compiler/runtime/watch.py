@@ -65,8 +65,9 @@ class Watched:
 
     @property
     def reason(self) -> Reason:
-        """All that differs from what the graph read."""
-        changes = [change for listed in self.changed.values() for change in listed]
+        """All that differs from what the graph read, in an order that all ranks have."""
+        listed = (change for changes in self.changed.values() for change in changes)
+        changes = sorted(listed, key=lambda change: change.name)
         return Reason(tuple(dict.fromkeys(c.name for c in changes)), summary(changes))
 
     @property

@@ -98,7 +98,7 @@ def ranges(group: dist.ProcessGroup, inner: str) -> Any:
             ids = torch.arange(tokens) % VOCABULARY
             torch.testing.assert_close(run(ids), model(ids), atol=1e-5, rtol=1e-4)
             found[tokens] = collectives(lambda: run(ids))  # noqa: B023
-    (report,) = compiler.reports()
+    report, *_ = compiler.reports()  # Inductor may ask for another where a share is one row
     return found, len(report.model.ranged.results), report.verdict
 
 

@@ -336,6 +336,17 @@ def test_without_the_guards_of_torch(text: str) -> None:
     assert graph.reason.text == text
 
 
+def test_reasons_are_the_same_on_all_ranks_whatever_moved_first() -> None:
+    model = Model()
+    watch, graph = watched(model)
+    for layer in reversed(model.layers):
+        layer.on, layer.scaling["default"] = False, 2.0
+        watch.update()
+    assert graph.reason.names == tuple(sorted(graph.reason.names))
+    assert graph.reason.text.startswith("layers.0.on changed from True to False; layers.0.scaling")
+    assert graph.reason.text.endswith(" and 1 more")
+
+
 class Ranks:
     """Two ranks, of which the other has its answer ready."""
 
