@@ -27,7 +27,7 @@ from compiler.capture.functional import NotRecordedError
 from compiler.capture.lift import StateKind
 from compiler.capture.record import Shared
 from compiler.capture.trace import Traced
-from compiler.errors import CaptureError
+from compiler.errors import CaptureError, DivergenceError
 from compiler.ir.mesh import Mesh
 
 Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -112,16 +112,39 @@ def _take(
     method: str,
     tell: Progress,
 ) -> tuple[dict[int, Taken], dict[ranks.Place, tuple[ranks.Number, ...] | None]]:
-    """What enough ranks traced, and the numbers in which they differ."""
+    """What enough ranks traced, and the numbers in which they differ.
+
+    The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
+    ranks that seem to differ are traced again, each by itself.
+
+    Raises:
+        DivergenceError: they differ.
+    """
+    rest = factory, make_inputs, world_size, mesh, method, tell
+    one = Shared()
+    try:
+        return _take_with(lambda: one, *rest)
+    except DivergenceError:
+        return _take_with(Shared, *rest)
+
+
+def _take_with(
+    shared: Callable[[], Shared],
+    factory: Callable[[], nn.Module],
+    make_inputs: Inputs,
+    world_size: int,
+    mesh: Mesh | None,
+    method: str,
+    tell: Progress,
+) -> tuple[dict[int, Taken], dict[ranks.Place, tuple[ranks.Number, ...] | None]]:
     taken: dict[int, Taken] = {}
-    shared = Shared()
 
     def take(rank: int) -> None:
         tell(f"tracing the model as rank {rank} of {world_size}")
         with fake_process_group(rank, world_size):
             model = factory()
             args, kwargs = make_inputs()
-            found = traced(model, args, kwargs, method, shared)
+            found = traced(model, args, kwargs, method, shared())
             taken[rank] = model, found, described(found, mesh), _digests_of_code(found)
 
     sample = sorted({0, world_size - 1})

@@ -83,5 +83,7 @@ def optimize(
     else:
         write_bytes(output, saved(rewritten(program, result.graph_module)))
     before, after = (sum(side.counts.values()) for side in (result.before, result.after))
-    stderr().print(f"{output}: {before} collectives before, {after} after", highlight=False)
+    stderr().print(
+        f"{output}: {before} collectives before, {after} after", highlight=False, soft_wrap=True
+    )
     return 0
