@@ -78,16 +78,18 @@ class Storage:
     """Memory that a tensor and its views share.
 
     Attributes:
-        node: its newest contents.
+        node: its contents before ``written``.
         source: the placeholder it came in by.
         version: number of writes.
         frozen: why it may not be written to, if it may not.
+        written: views and the node written through them last, not yet put back.
     """
 
     node: fx.Node
     source: str | None = None
     version: int = 0
     frozen: str = ""
+    written: tuple[tuple[View, ...], fx.Node] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -192,7 +194,7 @@ class FunctionalGraph:
         """The node that holds ``value`` now."""
         storage = value.storage
         if value.version != storage.version:
-            node = storage.node
+            node = self._contents(storage)
             for view in value.views:
                 node = self._view(view, node)
             value.node, value.version = node, storage.version
@@ -203,12 +205,24 @@ class FunctionalGraph:
         storage = value.storage
         if storage.frozen:
             raise self.bail(storage.frozen)
-        bases = [storage.node]
-        for view in value.views[:-1]:
-            bases.append(self._view(view, bases[-1]))
-        for view, base in zip(reversed(value.views), reversed(bases), strict=bool(value.views)):
-            node = self._put_back(view, base, node)
-        storage.node, storage.version = node, storage.version + 1
+        unknown = [v.func for v in value.views if v.func not in INVERSES and v.func not in WHOLE]
+        if unknown:
+            raise self.bail(f"a write through {unknown[0]}")
+        self._contents(storage)
+        storage.written, storage.version = (value.views, node), storage.version + 1
+        value.node, value.version = node, storage.version
+
+    def _contents(self, storage: Storage) -> fx.Node:
+        """The node of all of a storage; the last write is put back when somebody reads it."""
+        if storage.written is not None:
+            views, node = storage.written
+            bases = [storage.node]
+            for view in views[:-1]:
+                bases.append(self._view(view, bases[-1]))
+            for view, base in zip(reversed(views), reversed(bases), strict=bool(views)):
+                node = self._put_back(view, base, node)
+            storage.node, storage.written = node, None
+        return storage.node
 
     def _view(self, view: View, node: fx.Node) -> fx.Node:
         if view.index is None:
@@ -218,12 +232,9 @@ class FunctionalGraph:
 
     def _put_back(self, view: View, base: fx.Node, node: fx.Node) -> fx.Node:
         """``base`` with its part that is seen by ``view`` replaced by ``node``."""
-        if view.func in (aten.detach.default, aten.alias.default):
+        if view.func in WHOLE:
             return node
-        inverse = INVERSES.get(view.func)
-        if inverse is None:
-            raise self.bail(f"a write through {view.func}")
-        func, args = inverse(base, node, view.args)
+        func, args = INVERSES[view.func](base, node, view.args)
         if func is aten.view.default:
             args = (node, [self.size(x) for x in view.operand.shape])
         return self.call(func, args, view.kwargs if func in SCATTERS else {}, view.operand.val)
@@ -294,6 +305,7 @@ def _replace(node: fx.Node, by: Any) -> None:
 
 
 DIVISIONS = {"FloorDiv": operator.floordiv, "PythonMod": operator.mod, "Mod": operator.mod}
+WHOLE = (aten.detach.default, aten.alias.default)
 SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
 
 

@@ -242,8 +242,8 @@ class _Recording:
     def _ranges(self) -> dict[str, tuple[int, int | None]]:
         env = self.memo.env
         ranges: dict[str, tuple[int, int | None]] = {}
-        for symbol in self.graph.sources:
-            if env.replace(symbol) is symbol:
+        for symbol in dict.fromkeys(map(env.replace, self.graph.sources)):
+            if symbol.is_Symbol:
                 bounds = env.bound_sympy(symbol)
                 upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
                 ranges[str(symbol)] = (int(bounds.lower), upper)

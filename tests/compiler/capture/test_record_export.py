@@ -20,11 +20,11 @@ SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.mul, operator.floor
 SAME = (torch.ops.aten.view.default, torch.ops.aten.clone.default)
 
 
-def rows(traced):
+def rows(traced, views=True):
     """(op, arguments, type, line, layer) per value, sizes written as expressions.
 
-    Left out are views of the same shape, which DTensor makes of local tensors, and copies, which
-    export makes of what dropout leaves as it is.
+    Left out are views of the same shape, which DTensor makes of local tensors, copies, which
+    export makes of what dropout leaves as it is, and all views where ``views`` is False.
     """
     named, symbols, listed = {}, {}, []
 
@@ -43,7 +43,8 @@ def rows(traced):
         if node.target in SIZES and isinstance(val, torch.SymInt):
             named[node] = size(val)
             continue
-        if node.target in SAME and val.shape == node.args[0].meta["val"].shape:
+        same = node.target in SAME and val.shape == node.args[0].meta["val"].shape
+        if same or (node.target is torch.ops.aten.view.default and not views):
             named[node] = named[node.args[0]]
             continue
         named[node] = f"%{len(listed)}"
@@ -57,9 +58,19 @@ def rows(traced):
     return listed
 
 
-def check_equal(recorded, exported):
-    assert rows(recorded) == rows(exported)
-    assert list(recorded.ranges.values()) == list(exported.ranges.values())
+def check_equal(recorded, exported, exactly=True):
+    """Check that the traces agree.
+
+    Not ``exactly``: calls over several lines have one of them in either, and what was written to is
+    viewed again at its next use, in the module where that is, or at once.
+    """
+    a, b = rows(recorded, exactly), rows(exported, exactly)
+    if not exactly:
+        a, b = ([(*row[:3], row[4]) for row in listed] for listed in (a, b))
+    for i, (one, other) in enumerate(zip(a, b, strict=False)):
+        assert one == other, f"value {i}"
+    assert len(a) == len(b)
+    assert sorted(recorded.ranges.values()) == sorted(exported.ranges.values())
     for field in ("mutations", "results"):
         assert getattr(recorded.lifted, field) == getattr(exported.lifted, field)
     assert recorded.lifted.state.keys() == exported.lifted.state.keys()
@@ -81,9 +92,9 @@ def test_the_real_model(kind, cache):
     assert first == last
 
 
-@pytest.mark.parametrize("name", ["Llama4", "GLM4-MoE", "Gemma-3"])
+@pytest.mark.parametrize("name", ["Qwen3-MoE", "GLM4-MoE", "Gemma-3"])
 def test_families_of_transformers(name):
     ids = torch.randint(3, 64, (1, 8), generator=torch.Generator().manual_seed(0))
     with fake_process_group(0, WORLD_SIZE):
         model = sharded(FAMILIES[name], torch.bfloat16, "batched_mm")
-        check_equal(record(model, (ids,), {}), trace(model, (ids,), {}))
+        check_equal(record(model, (ids,), {}), trace(model, (ids,), {}), exactly=False)
