@@ -225,7 +225,7 @@ def is_spmd(module: fx.GraphModule) -> bool:
             return False
         if schema is not None and schema.is_mutable:
             return False
-        if node.op != "output" and "val" not in node.meta:
+        if access.has_result(node) and "val" not in node.meta:
             return False
     return type(module.graph._codegen) is fx.graph.CodeGen
 
