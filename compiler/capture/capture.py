@@ -127,7 +127,7 @@ def capture(
         PlacementError: a tensor that has to be the same on all ranks and is not.
     """
     started, tell = time.perf_counter(), progress or (lambda _: None)
-    why = ""
+    why, stopped = "", ""
     for method in tracers(capture):
         tell("tracing the model")
         failure: CommPlanError | None = None
@@ -138,7 +138,7 @@ def capture(
         except NotRecordedError as error:
             bail = str(error)
         except CommPlanError as error:
-            failure = error
+            failure = _with_reason(error, stopped)
         if exchange is not None:
             tell("comparing with the other ranks")
             try:
@@ -153,7 +153,7 @@ def capture(
             raise failure
         if not bail:
             break
-        why = by_export(capture, bail)
+        why, stopped = by_export(capture, bail), bail
     assert found is not None, "a failed trace was raised"
     assert mine is not None, "a failed trace was raised"
     where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
@@ -177,6 +177,14 @@ def capture(
     notes = [note for note in (why, NOT_COMPARED if alone else "") if note]
     seconds = time.perf_counter() - started
     return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
+
+
+def _with_reason(error: CommPlanError, stopped: str) -> CommPlanError:
+    """An error of torch.export that also says what stopped the recorder before."""
+    if not stopped:
+        return error
+    found = "; ".join(filter(None, (error.found, f"the recorder stopped before: {stopped}")))
+    return type(error)(error.what, where=error.where, found=found, remedy=error.remedy)
 
 
 def tracers(tracer: str) -> tuple[str, ...]:
