@@ -254,9 +254,9 @@ class FunctionalGraph:
         kind = type(expr).__name__
         if expr.is_Symbol and expr in self.sources:
             return self.call(aten.sym_size.int, self.sources[expr], {}, self._symint(expr))
-        if kind in DIVISIONS:
+        if kind in BINARY and len(expr.args) == 2:
             operands = tuple(self.size(arg) for arg in expr.args)
-            return self.call(DIVISIONS[kind], operands, {}, self._symint(expr))
+            return self.call(BINARY[kind], operands, {}, self._symint(expr))
         if kind not in ("Add", "Mul"):
             raise self.bail(f"a size of {expr}")
         op = operator.add if kind == "Add" else operator.mul
@@ -304,7 +304,11 @@ def _replace(node: fx.Node, by: Any) -> None:
     node.graph.erase_node(node)
 
 
-DIVISIONS = {"FloorDiv": operator.floordiv, "PythonMod": operator.mod, "Mod": operator.mod}
+BINARY = {
+    "FloorDiv": operator.floordiv, "PythonMod": operator.mod, "Mod": operator.mod,
+    "Max": torch.sym_max, "Min": torch.sym_min,
+}  # fmt: skip
+"""Name of an expression of two sizes -> what computes it."""
 WHOLE = (aten.detach.default, aten.alias.default)
 SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
 

@@ -234,8 +234,9 @@ class Reads:
         for owner in self.owners.values():
             now = owner.now()
             for key, value in owner.values.items():
-                if owner.kind is not Kind.CLASS and not isinstance(value, torch.Tensor):
-                    continue  # tracers replace tensors, and methods of torch's classes
+                replaced = owner.kind in (Kind.CLASS, Kind.TENSORS)
+                if not replaced and not isinstance(value, torch.Tensor):
+                    continue  # tracers replace tensors, and methods; models hide tensors meanwhile
                 current = owner.values[key] = now.get(key, ABSENT)
                 if owner.kind is Kind.TENSORS and isinstance(current, torch.Tensor):
                     slots.setdefault(id(current), []).append((owner, key))

@@ -187,6 +187,17 @@ class Counting(nn.Module):
         return x * self.state.inner
 
 
+def test_a_parameter_that_forward_hides_meanwhile_counts_as_it_is_before_and_after() -> None:
+    class Hides(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            bias, self.bias = self.bias, None
+            result = super().forward(x)
+            self.bias = bias
+            return result
+
+    assert values(recorded(Hides(4, 4)), Kind.TENSORS)["bias"].shape == (4,)
+
+
 def test_a_forward_that_changes_what_it_reads_is_refused() -> None:
     with pytest.raises(CaptureError) as caught:
         trace(Counting(), (X,), {})

@@ -136,12 +136,16 @@ def sizes_are_computed_with(m, x):
     return x.repeat(2, 1)[: n + n // 2], torch.arange(n % 4 + 3), n * 2 + 1
 
 
+def sizes_have_bounds(m, x):
+    return x[max(x.shape[0] - 7, 0) :], x[: min(x.shape[0] - 3, 4)]
+
+
 RECORDED = (
     slices_are_written, views_of_views_are_written, a_copy_by_reshape_is_no_view,
     buffers_are_written, the_input_is_written, the_input_is_returned, constants,
     an_expanded_base_is_written, types_are_converted, autocast_inside, modes_inside,
     dtypes_stated_under_another_default, a_branch_on_a_size, dropout_is_its_operand,
-    sizes_are_computed_with,
+    sizes_are_computed_with, sizes_have_bounds,
 )  # fmt: skip
 
 
