@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._inductor import config
 from torch._inductor.utils import fresh_cache
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate
@@ -113,7 +114,7 @@ def measured(model: nn.Module, ids: torch.Tensor, backend: str, calls: int) -> d
     """One start with empty caches."""
     torch._dynamo.reset()
     compiler.reset_reports()
-    with fresh_cache():
+    with fresh_cache(), config.patch(compile_threads=1):  # in this process, to be counted
         run = torch.compile(model, backend=backend)
         dist.barrier()
         wall, cpu = time.perf_counter(), cpu_seconds()
