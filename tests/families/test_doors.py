@@ -10,7 +10,6 @@ from scripts.doors import GENERATED, Outcome
 from tests.families.families import FAMILIES
 from tests.gloo import GlooPool
 
-
 ALL_REDUCES = {"Llama": (5, 5), "GLM4-MoE": (6, 5)}
 """Dense, and with shared experts -> all_reduces of one call before and after."""
 
