@@ -1,5 +1,7 @@
 """Small tensor-parallel models, as authors write them, for tests on real ranks."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -174,3 +176,17 @@ class SequenceParallel(nn.Module):
             h = (y * norm.float()).to(x.dtype)
             x = x + self.scatter(torch.tanh(self.gather(h) @ up.t()) @ down)
         return self.gather(x)
+
+
+def sequence_parallel(
+    layers: int = 3, hidden: int = 4096
+) -> tuple[SequenceParallel, tuple[Tensor]]:
+    """For ``commplan plan``: without weights, as the default process group shards it."""
+    group = dist.group.WORLD
+    assert group is not None, "a factory is called with a process group"
+    model: Any = SequenceParallel(group, layers, hidden, "meta")
+    model.tp_plan = {"norms.*": "replicate"} | dict.fromkeys(
+        ("first", "up.*", "down.*"), "grouped_gemm"
+    )
+    shape = 64, hidden // group.size()
+    return model, (torch.zeros(shape, device="meta", dtype=torch.bfloat16),)
