@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from compiler.capture import declared, groups, placing, ranks
 from compiler.capture.export import trace, trace_graph, trace_program
+from compiler.capture.failures import ON_DTENSORS
 from compiler.capture.functional import NotRecordedError
 from compiler.capture.lift import Fixed, StateKind, is_spmd
 from compiler.capture.reads import Reads
@@ -180,8 +181,8 @@ def capture(
 
 
 def _with_reason(error: CommPlanError, stopped: str) -> CommPlanError:
-    """An error of torch.export that also says what stopped the recorder before."""
-    if not stopped:
+    """The error of torch.export; of a model for the recorder alone, with what stopped that."""
+    if not stopped or error.what != ON_DTENSORS:
         return error
     found = "; ".join(filter(None, (error.found, f"the recorder stopped before: {stopped}")))
     return type(error)(error.what, where=error.where, found=found, remedy=error.remedy)

@@ -14,6 +14,9 @@ from torch.export import ExportedProgram
 from compiler.errors import CaptureError, CommPlanError
 from compiler.ir.access import TORCH, inside, source_line
 
+ON_DTENSORS = "the model computes on DTensors"
+"""What torch.export cannot trace: only the recorder can."""
+
 STANDARD_LIBRARY = inside(sysconfig.get_paths()["stdlib"])
 HERE = inside(Path(__file__).parent)
 
@@ -54,9 +57,9 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"DTensor|got mixed torch\.Tensor|distributed operator",
-        "the model computes on DTensors",
-        "shard with plain modules that call collectives; DTensor parameters are fine where "
-        "forward works on their local tensors",
+        ON_DTENSORS,
+        'change what stopped the recorder, or use torch.compile(model, backend="commplan"), which '
+        "sees models below DTensor too",
     ),
     (
         UNMAPPED,
