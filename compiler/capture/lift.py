@@ -216,11 +216,17 @@ def _settled(found: Any) -> Any:
         )
 
 
+def _computes_sizes(target: object) -> bool:
+    """Whether a function is one of Python's operators, or of those that torch has beside them."""
+    module, name = (str(getattr(target, key, "")) for key in ("__module__", "__name__"))
+    return module == "_operator" or (module == "torch" and name.startswith("sym_"))
+
+
 def is_spmd(module: fx.GraphModule) -> bool:
     """Whether the graph is already functional, of ops alone, and typed: nothing to export."""
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        is_op = schema is not None or getattr(node.target, "__module__", "") == "_operator"
+        is_op = schema is not None or _computes_sizes(node.target)
         if node.op in ("call_module", "call_method") or (node.op == "call_function" and not is_op):
             return False
         if schema is not None and schema.is_mutable:

@@ -43,6 +43,16 @@ def test_writes_become_outputs_behind_the_results() -> None:
     ]
 
 
+def test_bounds_of_sizes_and_assertions_are_kept() -> None:
+    def build(call: Any, x: fx.Node, cache: fx.Node) -> Any:
+        call(aten._assert_async.default, x).meta.clear()
+        return (call(torch.sym_max, x, cache),)
+
+    module, written = functional(traced(build))
+    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    assert (targets, written) == ([aten._assert_async.default, torch.sym_max], ())
+
+
 def written_inside(call: Any, x: fx.Node, cache: fx.Node) -> Any:
     new = call(aten.neg.default, x)
     call(aten.copy_.default, new, cache)
