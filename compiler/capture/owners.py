@@ -101,7 +101,7 @@ class Owner:
                 return {name: type(module) for name, module in self.target.items()}
             case _:
                 held: dict[Any, Any] = self.target
-                return held if type(held).get is dict.get else dict(dict.items(held))
+                return held if type(held) is dict else dict(dict.items(held))  # as it is stored
 
     def label(self, key: Any) -> str:
         """How a reader of the model's code calls a value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -196,6 +197,25 @@ def test_a_parameter_that_forward_hides_meanwhile_counts_as_it_is_before_and_aft
             return result
 
     assert values(recorded(Hides(4, 4)), Kind.TENSORS)["bias"].shape == (4,)
+
+
+class MadeAnew(OrderedDict[str, type]):
+    """As transformers' table of activations: an item is made when it is read."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+def test_items_count_as_they_are_stored() -> None:
+    class Acts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.acts = MadeAnew(silu=nn.SiLU)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.acts["silu"](x)  # type: ignore[no-any-return]
+
+    assert values(recorded(Acts()), Kind.ITEMS)["acts['silu']"] is nn.SiLU
 
 
 def test_a_forward_that_changes_what_it_reads_is_refused() -> None:
