@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -78,9 +79,18 @@ def capture_ranks(
         )
     started, tell = time.perf_counter(), progress or (lambda _: None)
     why = ""
+
+    def trace(method: str, rank: int, shared: Shared) -> Taken:
+        tell(f"tracing the model as rank {rank} of {world_size}")
+        with fake_process_group(rank, world_size):
+            model = factory()
+            args, kwargs = make_inputs()
+            one = traced(model, args, kwargs, method, shared)
+            return model, one, described(one, mesh), _digests_of_code(one)
+
     for method in tracers(capture):
         try:
-            taken, numbers = _take(factory, make_inputs, world_size, mesh, method, tell)
+            taken, numbers = _take(partial(trace, method), world_size, shares=method == "record")
             break
         except NotRecordedError as error:
             why = by_export(capture, str(error))
@@ -105,56 +115,34 @@ def capture_ranks(
 
 
 def _take(
-    factory: Callable[[], nn.Module],
-    make_inputs: Inputs,
-    world_size: int,
-    mesh: Mesh | None,
-    method: str,
-    tell: Progress,
+    trace: Callable[[int, Shared], Taken], world_size: int, *, shares: bool
 ) -> tuple[dict[int, Taken], dict[ranks.Place, tuple[ranks.Number, ...] | None]]:
     """What enough ranks traced, and the numbers in which they differ.
 
     The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
-    ranks that seem to differ are traced again, each by itself.
+    ranks that share, and seem to differ, are traced again, each by itself.
+
+    Args:
+        trace: traces the model as a rank.
+        world_size: number of ranks.
+        shares: whether traces take from, and leave for, each other what is known of ops.
 
     Raises:
         DivergenceError: they differ.
     """
-    rest = factory, make_inputs, world_size, mesh, method, tell
-    one = Shared()
-    try:
-        return _take_with(lambda: one, *rest)
-    except DivergenceError:
-        return _take_with(Shared, *rest)
-
-
-def _take_with(
-    shared: Callable[[], Shared],
-    factory: Callable[[], nn.Module],
-    make_inputs: Inputs,
-    world_size: int,
-    mesh: Mesh | None,
-    method: str,
-    tell: Progress,
-) -> tuple[dict[int, Taken], dict[ranks.Place, tuple[ranks.Number, ...] | None]]:
     taken: dict[int, Taken] = {}
-
-    def take(rank: int) -> None:
-        tell(f"tracing the model as rank {rank} of {world_size}")
-        with fake_process_group(rank, world_size):
-            model = factory()
-            args, kwargs = make_inputs()
-            found = traced(model, args, kwargs, method, shared())
-            taken[rank] = model, found, described(found, mesh), _digests_of_code(found)
-
-    sample = sorted({0, world_size - 1})
-    for rank in sample:
-        take(rank)
-    numbers = _numbers(taken, world_size)
-    if None in numbers.values():
-        for rank in sorted(set(range(world_size)) - set(sample)):
-            take(rank)
-        numbers = _numbers(taken, world_size)
+    shared, sample = Shared(), sorted({0, world_size - 1})
+    try:
+        for listed in (sample, [rank for rank in range(world_size) if rank not in sample]):
+            for rank in listed:
+                taken[rank] = trace(rank, shared if shares else Shared())
+            numbers = _numbers(taken, world_size)
+            if None not in numbers.values():
+                break
+    except DivergenceError:
+        if not shares:
+            raise
+        return _take(trace, world_size, shares=False)
     return taken, numbers
 
 
