@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.analysis.lint import Finding
     from compiler.backend import GraphReport, reports, reset_reports
     from compiler.check import Report, Verdict
     from compiler.errors import CommPlanError, UndeclaredInputs
     from compiler.ir.mesh import Mesh
     from compiler.ir.placement import Partial, Replicate, Shard, Varying
+    from compiler.linter import Finding
+    from compiler.linter.api import lint
     from compiler.optimize import (
         ModelReport,
         OptimizationResult,
         check_equivalence,
-        lint,
         optimize_allreduce,
         optimize_graph,
     )
@@ -47,7 +47,8 @@ __all__ = [
 
 _HOMES = {
     "compiler.backend": ("GraphReport", "reports", "reset_reports"),
-    "compiler.analysis.lint": ("Finding",),
+    "compiler.linter": ("Finding",),
+    "compiler.linter.api": ("lint",),
     "compiler.check": ("Report", "Verdict"),
     "compiler.errors": ("CommPlanError", "UndeclaredInputs"),
     "compiler.ir.mesh": ("Mesh",),
@@ -56,7 +57,6 @@ _HOMES = {
         "ModelReport",
         "OptimizationResult",
         "check_equivalence",
-        "lint",
         "optimize_allreduce",
         "optimize_graph",
     ),

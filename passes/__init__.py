@@ -1,8 +1,8 @@
 """Rewrites of SPMD graphs, one file each."""
 
 from passes.canonicalize import Canonicalize
+from passes.canonicalize_slices import CanonicalizeSlices
 from passes.eliminate_dead_code import EliminateDeadCode
-from passes.own_slices import OwnSlices
 from passes.place_reductions import PlaceReductions
 from passes.regroup_sums import RegroupSums
 from passes.shard_rows import ShardRows
@@ -10,7 +10,7 @@ from passes.unshard_rows import UnshardRows
 
 PASSES = (
     Canonicalize,
-    OwnSlices,
+    CanonicalizeSlices,
     UnshardRows,
     RegroupSums,
     PlaceReductions,
@@ -22,8 +22,8 @@ PASSES = (
 __all__ = [
     "PASSES",
     "Canonicalize",
+    "CanonicalizeSlices",
     "EliminateDeadCode",
-    "OwnSlices",
     "PlaceReductions",
     "RegroupSums",
     "ShardRows",

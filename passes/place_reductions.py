@@ -24,19 +24,19 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.carrier_forms import Labels
-from compiler.analysis.carriers import carriers
-from compiler.analysis.reasons import remarks
+from compiler.analysis.partial_forms import Labels
+from compiler.analysis.partial_values import carriers
+from compiler.analysis.reduction_remarks import remarks
 from compiler.analysis.reductions import Facts, facts, joint_groups, reduction_of, reductions
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
+from compiler.ir.comm_plan import Stage
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.grown import evaluate, grown
 from compiler.ir.remark import PassResult
 from compiler.ir.rules.meaning import size_key
+from compiler.ir.scale_rows import evaluate, grown
 from compiler.ir.text import numbers
-from compiler.plan.comm_plan import Stage
 
 Forms = dict[fx.Node, fx.Node]
 
@@ -46,7 +46,7 @@ class PlaceReductions:
     """Applies one stage.
 
     Attributes:
-        stage: made by ``compiler.plan.place_reductions`` for the graph it is applied to.
+        stage: made by ``compiler.plan.reduction_cut`` for the graph it is applied to.
     """
 
     name: ClassVar[str] = "place-reductions"

@@ -38,8 +38,8 @@ import torch
 from torch import fx
 
 from compiler.analysis.addition_trees import Term, Tree, is_exact, like, may_have_trees, trees
-from compiler.analysis.carriers import Carrier, carriers
 from compiler.analysis.least_reduced import least_reduced
+from compiler.analysis.partial_values import Carrier, carriers
 from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reductions
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.rows import (
+from compiler.analysis.row_shards import (
     SIZE_READ,
     RowForm,
     reads_share,
@@ -34,13 +34,13 @@ from compiler.analysis.rows import (
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, Kind
+from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.grown import SIZE_ARGUMENTS
+from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.row_sharing import RowSharing
-from compiler.ir.rows import AUTHORED
+from compiler.ir.row_ops import AUTHORED
+from compiler.ir.scale_rows import SIZE_ARGUMENTS
 from compiler.ir.text import numbers
-from compiler.plan.comm_plan import RowStage
 
 SCATTERED = "all_reduce became a reduce_scatter"
 KEPT = "reduce_scatter kept: rows stay shared as the author shares them"
@@ -52,7 +52,7 @@ class ShardRows:
     """Applies one stage.
 
     Attributes:
-        stage: made by ``compiler.plan.shard_rows`` for the graph it is applied to.
+        stage: made by ``compiler.plan.row_cut`` for the graph it is applied to.
     """
 
     name: ClassVar[str] = "shard-rows"

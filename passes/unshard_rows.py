@@ -23,15 +23,15 @@ from typing import ClassVar
 
 from torch import fx
 
-from compiler.analysis.shares import OWN_ROWS, Share, gathered, shares, shares_rows
+from compiler.analysis.local_shards import OWN_ROWS, Share, gathered, shares, shares_rows
 from compiler.ir import access
 from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.grown import evaluate, grown
+from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.row_sharing import RowSharing
-from compiler.ir.rows import AUTHORED, AllSlice
+from compiler.ir.row_ops import AUTHORED, AllSlice
 from compiler.ir.rules.meaning import layout_key
+from compiler.ir.scale_rows import evaluate, grown
 
 REDUCED = "reduce_scatter became an all_reduce"
 KEPT = "all_gather of its rows kept"

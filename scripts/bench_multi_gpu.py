@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from compiler.cost import Machine, load_machine, machine_with
-from compiler.cost.files import parse_machine
+from compiler.cost.machine_files import parse_machine
 from compiler.cost.measurements import machine_text
 from compiler.errors import CommPlanError
 from scripts.multi_gpu import tables

@@ -22,10 +22,10 @@ from compiler.capture import Capture
 from compiler.cost import load_machine, machines
 from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
-from compiler.optimize.planner import Planner
-from compiler.optimize.ranges import decided_ranges, totals_of
-from compiler.optimize.search import Search
+from compiler.optimize.ranged import decided_ranges, totals_of
 from compiler.pipeline import Pipeline, collection_paused
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import Search
 from scripts.bench_compile import captured
 
 LAST_TOKENS = 32768

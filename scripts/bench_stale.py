@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from compiler import CommPlanError, optimize_allreduce
-from compiler.capture.reads import Reads
+from compiler.capture.python_reads import Reads
 from compiler.runtime.watch import Watch
 
 RANKS, WIDTH, TOKENS, LAYERS = 2, 16, 4, 45

@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from compiler.cli.machine import fit_machines
-from compiler.cli.progress import stderr
-from compiler.cost.files import FOLDER
+from compiler.cli.commands.machine import fit_machines
+from compiler.cli.render.progress import stderr
+from compiler.cost.machine_files import FOLDER
 from compiler.errors import CommPlanError
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from compiler.runtime.kernels import reference
-from compiler.runtime.kernels.streams import StreamRanks
+from compiler.runtime.kernels.rank_streams import StreamRanks
 from compiler.runtime.kernels.workspace import Workspace
 
 OPS = torch.ops.commplan

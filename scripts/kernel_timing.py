@@ -13,7 +13,7 @@ from rich.table import Table
 
 from compiler.runtime.kernels import launch as launching
 from compiler.runtime.kernels.launch import Launch, Norm
-from compiler.runtime.kernels.streams import StreamRanks
+from compiler.runtime.kernels.rank_streams import StreamRanks
 from scripts.kernel_checks import EPS, ranks_for
 
 Body = Callable[[int], object]

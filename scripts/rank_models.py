@@ -14,12 +14,12 @@ from torch import Tensor
 from compiler.capture import Capture, capture
 from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_capture
-from compiler.plan.ranges import TokenRange, TokenTable
-from compiler.runtime.exchange import exchange_over, ranks_of
+from compiler.plan.token_ranges import TokenRange, TokenTable
+from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.host_memory import through_host
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
-from compiler.runtime.prepared import Prepared
+from compiler.runtime.rank_agreement import exchange_over, ranks_of
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from models.step3p5.attention import KVCache, Step
 from models.step3p5.entry import real_config

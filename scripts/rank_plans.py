@@ -17,16 +17,16 @@ from compiler.cost import load_machine
 from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.collectives import c10d
-from compiler.ir.rows import own_share
-from compiler.optimize.decided import Decided
-from compiler.optimize.graph import finished
-from compiler.optimize.planner import Planner
-from compiler.optimize.search import Search
+from compiler.ir.row_ops import own_share
+from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
-from compiler.plan.ranges import TokenRange, TokenTable
+from compiler.plan.decision import Decided
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import Search
+from compiler.plan.token_ranges import TokenRange, TokenTable
+from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
-from compiler.runtime.prepared import Prepared
 from models.step3p5 import Step3p5ForCausalLM
 from scripts.rank_models import Traffic
 

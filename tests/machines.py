@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cost import Machine
-from compiler.cost.files import parse_machine
+from compiler.cost.machine_files import parse_machine
 
 SOURCE = "made up for tests"
 

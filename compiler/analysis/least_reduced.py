@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from torch import fx
 
-from compiler.analysis.carriers import Carrier
+from compiler.analysis.partial_values import Carrier
 from compiler.analysis.reductions import reads_shape
 from compiler.ir import access
 

@@ -20,7 +20,7 @@ from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
-from compiler.ir.rows import all_slice
+from compiler.ir.row_ops import all_slice
 from compiler.ir.rules import Meaning
 
 Classes = tuple[int, ...]

@@ -5,9 +5,9 @@ graph is planned, rewritten and proved, as ``optimize_allreduce`` does with a ca
 Inductor compiles it.
 """
 
-from compiler.backend.door import commplan
-from compiler.backend.options import BackendOptions
-from compiler.backend.report import GraphReport, Outcome, reports, reset_reports
+from compiler.backend.backend_options import BackendOptions
+from compiler.backend.dynamo_backend import commplan
+from compiler.backend.graph_reports import GraphReport, Outcome, reports, reset_reports
 
 __all__ = [
     "BackendOptions",

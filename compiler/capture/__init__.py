@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compiler.capture.arguments import CallForm
+from compiler.capture.call_form import CallForm
 from compiler.capture.capture import Capture, capture
-from compiler.capture.lift import Fixed
-from compiler.capture.sampled import capture_ranks
+from compiler.capture.fake_ranks import capture_ranks
+from compiler.capture.lift_state import Fixed
 
 __all__ = ["CallForm", "Capture", "Fixed", "capture", "capture_ranks"]

@@ -13,20 +13,20 @@ import torch.distributed as dist
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from compiler.capture import declared, groups, placing, ranks
+from compiler.capture import declared_placements, groups, input_placements, rank_traces
 from compiler.capture.export import trace, trace_graph, trace_program
-from compiler.capture.failures import ON_DTENSORS
-from compiler.capture.functional import NotRecordedError
-from compiler.capture.lift import Fixed, StateKind, is_spmd
-from compiler.capture.reads import Reads
+from compiler.capture.export_errors import ON_DTENSORS
+from compiler.capture.functionalize import NotRecordedError
+from compiler.capture.lift_state import Fixed, StateKind, is_spmd
+from compiler.capture.python_reads import Reads
+from compiler.capture.pytrees import Structure
 from compiler.capture.record import Shared, record
 from compiler.capture.trace import Traced
-from compiler.capture.trees import Structure
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.ir import collectives
-from compiler.ir.exchange import Exchange
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
+from compiler.ir.rank_exchange import Exchange
 
 Model = nn.Module | ExportedProgram | Traced
 Progress = Callable[[str], None]
@@ -91,7 +91,7 @@ class Ranks:
 
     size: int
     rank: int
-    descriptions: Mapping[int, ranks.Description]
+    descriptions: Mapping[int, rank_traces.Description]
     positions: Mapping[int, int]
 
 
@@ -102,7 +102,7 @@ def capture(
     *,
     mesh: Mesh | None = None,
     exchange: Exchange | None = None,
-    inputs: placing.Given | None = None,
+    inputs: input_placements.Given | None = None,
     progress: Progress | None = None,
     capture: str = "auto",
 ) -> Capture:
@@ -143,7 +143,7 @@ def capture(
         if exchange is not None:
             tell("comparing with the other ranks")
             try:
-                everyone = ranks.gathered(exchange, mine, str(failure or ""), bail)
+                everyone = rank_traces.gathered(exchange, mine, str(failure or ""), bail)
             except NotRecordedError as error:
                 bail = str(error)
             except CaptureError:
@@ -158,8 +158,8 @@ def capture(
     assert found is not None, "a failed trace was raised"
     assert mine is not None, "a failed trace was raised"
     where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
-    different = ranks.differing({r: d.numbers for r, d in where.descriptions.items()})
-    ranks.mark(
+    different = rank_traces.differing({r: d.numbers for r, d in where.descriptions.items()})
+    rank_traces.mark(
         found.lifted.module.graph,
         where.rank,
         {place: [held[r] for r in range(where.size)] for place, held in different.items()},
@@ -172,7 +172,7 @@ def capture(
         where,
         mesh,
         given,
-        lambda stated: placing.compare(lifted, exchange, stated, given),
+        lambda stated: input_placements.compare(lifted, exchange, stated, given),
     )
     alone = exchange is None and where.size > 1
     notes = [note for note in (why, NOT_COMPARED if alone else "") if note]
@@ -232,10 +232,10 @@ def traced(
     if isinstance(model, fx.GraphModule) and is_spmd(model):
         return trace_graph(model)
     one = record(model, args, kwargs, shared) if method == "record" else trace(model, args, kwargs)
-    return replace(one, cut=declared.cut_of(model))
+    return replace(one, cut=declared_placements.cut_of(model))
 
 
-def described(found: Traced, mesh: Mesh | None) -> ranks.Description:
+def described(found: Traced, mesh: Mesh | None) -> rank_traces.Description:
     """This rank's description; a group name that ``mesh`` knows needs no process group.
 
     Raises:
@@ -250,13 +250,13 @@ def described(found: Traced, mesh: Mesh | None) -> ranks.Description:
             found="no process group of that name here, and no mesh that has it",
             remedy="create the process groups before capture, or pass mesh= with this name",
         )
-    known |= {name: groups.members(name) for name in declared.groups_of(found.cut)}
+    known |= {name: groups.members(name) for name in declared_placements.groups_of(found.cut)}
     resolved = {name: members for name, members in known.items() if members is not None}
-    return ranks.describe(graph, resolved, {name: groups.label(name) for name in resolved})
+    return rank_traces.describe(graph, resolved, {name: groups.label(name) for name in resolved})
 
 
 def _asked(
-    exchange: Exchange, everyone: Mapping[int, ranks.Description], mesh: Mesh | None
+    exchange: Exchange, everyone: Mapping[int, rank_traces.Description], mesh: Mesh | None
 ) -> Ranks:
     _check_size(mesh, exchange.size)
     here = dist.get_rank() if dist.is_initialized() else exchange.rank
@@ -273,7 +273,7 @@ def _check_size(mesh: Mesh | None, ranks: int) -> None:
         )
 
 
-def _alone(mine: ranks.Description, mesh: Mesh | None) -> Ranks:
+def _alone(mine: rank_traces.Description, mesh: Mesh | None) -> Ranks:
     """The ranks as far as one process can tell: those of the world, or of the only group."""
     world = dist.get_world_size() if dist.is_initialized() else (mesh.size if mesh else 1)
     here = dist.get_rank() if dist.is_initialized() else 0
@@ -292,8 +292,8 @@ def assembled(
     traced: Traced,
     where: Ranks,
     mesh: Mesh | None,
-    given: placing.Given,
-    compare: Callable[[declared.Declared], placing.Digests],
+    given: input_placements.Given,
+    compare: Callable[[declared_placements.Declared], input_placements.Digests],
 ) -> Capture:
     """The capture, from what this rank traced and what is known of the others.
 
@@ -324,7 +324,7 @@ def assembled(
     )
     collectives.rename_groups(graph, resolved.names)
     stated, notes = _declared(model, traced, where, resolved.mesh)
-    placed = placing.place(lifted, resolved.mesh, given, stated, compare(stated))
+    placed = input_placements.place(lifted, resolved.mesh, given, stated, compare(stated))
     lifted.module.recompile()
     inputs = {
         name: dict(zip(resolved.mesh.axes, placements, strict=True))
@@ -352,15 +352,15 @@ def assembled(
 
 def _declared(
     model: Model, traced: Traced, where: Ranks, mesh: Mesh
-) -> tuple[declared.Declared, tuple[str, ...]]:
+) -> tuple[declared_placements.Declared, tuple[str, ...]]:
     def axis_of(name: str) -> str | None:
         held = where.descriptions[where.rank].groups[name]
         members = tuple(where.positions.get(member, -1) for member in held)
         axes = (a for a in mesh.axes if mesh.groups[a].group_of[where.rank] == members)
         return next(axes, None)
 
-    found = declared.from_dtensors(traced.cut, axis_of)
-    plan = declared.plan_of(model)
+    found = declared_placements.from_dtensors(traced.cut, axis_of)
+    plan = declared_placements.plan_of(model)
     if found or not plan:
         return found, ()
-    return declared.from_plan(plan, mesh, traced.lifted.state)
+    return declared_placements.from_plan(plan, mesh, traced.lifted.state)

@@ -18,12 +18,12 @@ from torch import fx, nn
 from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
 
-from compiler.capture.failures import capture_error
-from compiler.capture.lift import is_spmd, lift, lift_module
+from compiler.capture.export_errors import capture_error
+from compiler.capture.lift_state import is_spmd, lift, lift_module
+from compiler.capture.pytrees import whole
 from compiler.capture.trace import TensorCall, Traced, guards_of
-from compiler.capture.trees import whole
 from compiler.ir import access
-from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:

@@ -21,14 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
-from compiler.capture.failures import model_line
-from compiler.capture.functional import FunctionalGraph, NotRecordedError, one_line
-from compiler.capture.lift import LiftedGraph, State, StateKind, placeholder_name, unused
-from compiler.capture.memo import Memo
+from compiler.capture.export_errors import model_line
+from compiler.capture.functionalize import FunctionalGraph, NotRecordedError, one_line
+from compiler.capture.lift_state import LiftedGraph, State, StateKind, placeholder_name, unused
+from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
 from compiler.capture.trace import TensorCall, Traced
 from compiler.errors import CommPlanError
-from compiler.ir.quiet import FAKE_TENSORS, unlogged, unprinted
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiler.capture.functional import (
+from compiler.capture.functionalize import (
     SYMBOLIC,
     FunctionalGraph,
     Metadata,
@@ -22,8 +22,8 @@ from compiler.capture.functional import (
     View,
     aten,
 )  # fmt: skip
-from compiler.capture.lift import CHECKS, State, StateKind, placeholder_name
-from compiler.capture.memo import COMPOSITE, Memo, Op, Result
+from compiler.capture.lift_state import CHECKS, State, StateKind, placeholder_name
+from compiler.capture.op_memo import COMPOSITE, Memo, Op, Result
 from compiler.errors import CaptureError
 
 PLAIN = frozenset(

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from compiler.capture.arguments import Arguments, CallForm, check_leaf
-from compiler.capture.declared import Cut
-from compiler.capture.lift import LiftedGraph
-from compiler.capture.reads import Reads
-from compiler.capture.trees import Structure
-from compiler.capture.wrapping import OnTensors, Outcome, is_tensor, with_leaves
+from compiler.capture.call_form import Arguments, CallForm, check_leaf
+from compiler.capture.declared_placements import Cut
+from compiler.capture.lift_state import LiftedGraph
+from compiler.capture.model_call import OnTensors, Outcome, is_tensor, with_leaves
+from compiler.capture.python_reads import Reads
+from compiler.capture.pytrees import Structure
 from compiler.errors import CaptureError
 from compiler.ir import access
 

@@ -2,7 +2,7 @@
 
 Where a graph shares rows between ranks, every tensor of that many rows is modelled as blocks of
 rows, of which each rank may hold some or all. R rows in n blocks are cut at multiples of
-ceil(R / n), as ``compiler.ir.rows`` does.
+ceil(R / n), as ``compiler.ir.row_ops`` does.
 """
 
 from __future__ import annotations

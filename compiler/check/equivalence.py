@@ -20,8 +20,8 @@ from torch.fx.node import map_arg
 from compiler.check.algebra import vectors
 from compiler.check.blocks import Value
 from compiler.check.interpret import Interpreter
-from compiler.check.logarithms import Logarithms
 from compiler.check.metadata import check_metadata
+from compiler.check.selective_reductions import Logarithms
 from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
 from compiler.check.sizes import RowSizes, renamed, symbols
 from compiler.check.verdict import Counterexample, Report, Verdict
@@ -29,7 +29,7 @@ from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, well_formed
-from compiler.ir.rows import PAD_ROWS
+from compiler.ir.row_ops import PAD_ROWS
 from compiler.ir.rules.meaning import shape_key, size_key
 
 SIMULATION_BYTES = 256 << 20

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import fx
 
-from compiler.check import algebra, slices
+from compiler.check import algebra, block_slices
 from compiler.check.algebra import Field, Keys
 from compiler.check.blocks import Blockwise, Value, aligned, blockwise
-from compiler.check.logarithms import Logarithms
+from compiler.check.selective_reductions import Logarithms
 from compiler.check.sizes import RowSizes, divisible, renamed, symbols
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.ir.rows import ALL_SLICE, PAD_ROWS, all_slice
+from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, all_slice
 from compiler.ir.rules import BROADCAST, RANGE, RESHAPE, Call, Meaning, Selection, Term, meaning_of
 from compiler.ir.rules.meaning import shape_key
 
@@ -118,15 +118,15 @@ class Interpreter:
         read = [self.values[x] for x in access.operands(node)]
         if node.target is ALL_SLICE:
             return self._sliced_between_ranks(node, call, read[0])
-        if node.target is PAD_ROWS and (padded := slices.padded(call, read[0])) is not None:
+        if node.target is PAD_ROWS and (padded := block_slices.padded(call, read[0])) is not None:
             return padded
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         found = meaning_of(call)
         if call.target in SLICES:
-            if (rows := slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
+            if (rows := block_slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
-            if (groups := slices.sharing_groups(call, self.spmd.mesh)) is not None:
+            if (groups := block_slices.sharing_groups(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, found, read)
         if act is not None:

@@ -25,8 +25,8 @@ from torch._subclasses import fake_tensor
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.quiet import FAKE_TENSORS, unlogged
 from compiler.ir.rules.meaning import shape_key, size_key, step
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 OTHER_SIZES = (240, 48, 8, 3)
 """Of the first size symbol; the next ones have multiples. The first of these counts at which the

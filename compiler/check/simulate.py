@@ -20,7 +20,7 @@ from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.ir.rows import AllSlice, all_slice, own_share
+from compiler.ir.row_ops import AllSlice, all_slice, own_share
 
 PerRank = list[Any]
 """One value per rank."""

@@ -17,7 +17,7 @@ from torch.utils._sympy.functions import FloorDiv
 from compiler.ir import access
 from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.rows import PAD_ROWS, all_slice
+from compiler.ir.row_ops import PAD_ROWS, all_slice
 from compiler.ir.rules.meaning import size_key, step
 
 
@@ -152,5 +152,5 @@ def divisible(size: Any, count: int) -> bool:
 
 
 def padded_size(size: Any, count: int) -> Any:
-    """``size`` rounded up to a multiple of ``count``, as ``compiler.ir.rows`` pads."""
+    """``size`` rounded up to a multiple of ``count``, as ``compiler.ir.row_ops`` pads."""
     return FloorDiv(sympy.sympify(size) + (count - 1), count) * count

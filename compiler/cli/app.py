@@ -8,15 +8,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from compiler.cli.check import check_graphs
-from compiler.cli.dump import dump
-from compiler.cli.lint import lint
-from compiler.cli.machine import machine
-from compiler.cli.optimize import optimize
-from compiler.cli.plan import plan
-from compiler.cli.progress import stderr
-from compiler.cli.rules import rules
-from compiler.cli.verdicts import ExitCode
+from compiler.cli.commands.check import check_graphs
+from compiler.cli.commands.dump import dump
+from compiler.cli.commands.lint import lint
+from compiler.cli.commands.machine import machine
+from compiler.cli.commands.optimize import optimize
+from compiler.cli.commands.plan import plan
+from compiler.cli.commands.rules import rules
+from compiler.cli.render.progress import stderr
+from compiler.cli.render.verdicts import ExitCode
 from compiler.errors import CommPlanError, VerificationError
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]

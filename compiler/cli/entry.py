@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compiler.cli.own import import_own
+from compiler.cli.inputs.own_packages import import_own
 from compiler.cli.streams import CLOSED_PIPE, CannotWrite, told_failures
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -25,7 +25,7 @@ def main() -> None:
     except CannotWrite as error:
         if error.is_closed_pipe:
             sys.exit(CLOSED_PIPE)
-        from compiler.cli.verdicts import ExitCode
+        from compiler.cli.render.verdicts import ExitCode
 
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.cli.files import write_text
+from compiler.cli.inputs.files import write_text
 from compiler.errors import CommPlanError, VerificationError
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph

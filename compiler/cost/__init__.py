@@ -1,9 +1,9 @@
 """Times of collectives and kernels on machines: a model with stated sources and validity."""
 
-from compiler.cost.collectives import CollectiveTime, Group, Phase, Shape, shape_of
+from compiler.cost.collective_times import CollectiveTime, Group, Phase, Shape, shape_of
 from compiler.cost.compute import Work, work
-from compiler.cost.files import load_machine, machine_with, machines
 from compiler.cost.machine import Machine
+from compiler.cost.machine_files import load_machine, machine_with, machines
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Quantity
 
 __all__ = [

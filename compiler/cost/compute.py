@@ -28,7 +28,7 @@ from compiler.cost.tables import Launch, MachineError
 from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
-from compiler.ir.rules.build import overloads
+from compiler.ir.rules.builders import overloads
 
 Sizes = tuple[tuple[str, int], ...]
 """Values of the graph's size symbols, by name."""

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import torch
 
-from compiler.cost import collectives
-from compiler.cost.collectives import CollectiveTime, Group
+from compiler.cost import collective_times
+from compiler.cost.collective_times import CollectiveTime, Group
 from compiler.cost.tables import Fused, Launch, MachineError, Network, Quantity, Table
 from compiler.ir.collectives import Kind
 
@@ -100,7 +100,7 @@ class Machine:
         Raises:
             MachineError: nothing is known about this kind, rank count or launch.
         """
-        return collectives.collective(self, kind, payload_bytes, group, launch=launch)
+        return collective_times.collective(self, kind, payload_bytes, group, launch=launch)
 
     def collective_time_ps(
         self, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
@@ -112,9 +112,9 @@ class Machine:
         self, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
     ) -> int | None:
         """What a fused kernel takes, addition and norm included; None if nobody measured it."""
-        found = collectives.fused(self, kind, payload_bytes, group, launch=launch)
+        found = collective_times.fused(self, kind, payload_bytes, group, launch=launch)
         return None if found is None else found.time_ps
 
     def lower_bound_ps(self, kind: Kind, payload_bytes: int, group: Group) -> int:
         """Bytes each rank must move, by link rate: no algorithm is faster."""
-        return collectives.lower_bound_ps(self, kind, payload_bytes, group)
+        return collective_times.lower_bound_ps(self, kind, payload_bytes, group)

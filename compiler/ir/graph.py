@@ -17,7 +17,7 @@ from torch._ops import HigherOrderOperator
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
-from compiler.ir.inputs import Inputs, by_input
+from compiler.ir.declared_inputs import Inputs, by_input
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
     Placement,

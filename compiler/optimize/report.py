@@ -10,9 +10,9 @@ from compiler.analysis.layers import LayerMetadata, layer_index
 from compiler.analysis.statistics import CountedCollective, Statistics
 from compiler.check import Report, Verdict
 from compiler.cost.units import PS_PER_MS
+from compiler.ir.comm_plan import CommPlan
 from compiler.ir.remark import Remark
-from compiler.optimize.ranges import Ranged, is_open
-from compiler.plan.comm_plan import CommPlan
+from compiler.optimize.ranged import Ranged, is_open
 
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""

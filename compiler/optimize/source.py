@@ -7,10 +7,10 @@ import warnings
 from torch import fx
 from torch.export import ExportedProgram
 
-from compiler.analysis.undeclared import undeclared
+from compiler.analysis.undeclared_inputs import undeclared
 from compiler.capture.export import functional_program
+from compiler.ir.declared_inputs import Inputs
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.inputs import Inputs
 
 
 def functional(given: fx.GraphModule | ExportedProgram) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from compiler.analysis.rows import rows_of
+from compiler.analysis.row_shards import rows_of
 from compiler.cost import Launch, Machine, Work, work
 from compiler.cost.compute import evaluated
 from compiler.cost.tables import Fused

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from compiler.ir import access
 from compiler.ir.collectives import Kind, c10d, collectives
-from compiler.runtime.groups import group_named
+from compiler.runtime.process_groups import group_named
 
 TO_COPY = torch.ops.aten._to_copy.default
 HOST = torch.device("cpu")

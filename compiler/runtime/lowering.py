@@ -19,17 +19,17 @@ from torch import fx
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
+from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.runtime import dispatch as _dispatch  # noqa: F401 (registers kernels)
-from compiler.runtime.dispatching import send_rows
-from compiler.runtime.fusing import fuse
-from compiler.runtime.groups import group_named, lowered
 from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
-from compiler.runtime.kernels.select import SLOT_BYTES, workspace_for
+from compiler.runtime.kernels.select import workspace_for
 from compiler.runtime.kernels.workspace import SLOTS
-from compiler.runtime.schedule import scheduled
+from compiler.runtime.process_groups import group_named, lowered
+from passes.dispatch_rows import send_rows
+from passes.fuse_reduce_norm import fuse
+from passes.schedule_collectives import scheduled
 
 KERNELS = ("auto", "off")
 """auto: fused kernels where CUDA, Triton and symmetric memory are there; off: none."""

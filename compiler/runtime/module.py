@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from compiler.capture.arguments import Arguments, CallForm
-from compiler.capture.reads import Reads
+from compiler.capture.call_form import Arguments, CallForm
+from compiler.capture.python_reads import Reads
 from compiler.errors import CommPlanError
-from compiler.runtime.lowering import Lowered
-from compiler.runtime.prepared import (
+from compiler.runtime.call_cache import Recognizer
+from compiler.runtime.guarded_graph import (
     CallKind,
     Prepared,
     Values,
@@ -23,7 +23,7 @@ from compiler.runtime.prepared import (
     call_kind,
     varying_numbers,
 )
-from compiler.runtime.seen import Recognizer
+from compiler.runtime.lowering import Lowered
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], Prepared]

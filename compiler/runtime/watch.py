@@ -19,10 +19,10 @@ import torch
 import torch._C._dynamo.guards as guards
 from torch.utils.hooks import RemovableHandle
 
-from compiler.capture.owners import ABSENT, Change, Kind, Owner, summary
-from compiler.capture.reads import Reads
+from compiler.capture.python_reads import Reads
+from compiler.capture.state_owners import ABSENT, Change, Kind, Owner, summary
 from compiler.errors import CommPlanError, DivergenceError
-from compiler.ir.exchange import Exchange
+from compiler.ir.rank_exchange import Exchange
 
 Slots = Iterable[tuple[dict[str, Any], str]]
 

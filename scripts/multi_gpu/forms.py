@@ -17,12 +17,12 @@ from compiler.cost.tables import Fused
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
-from compiler.optimize.model import optimize_captured_ranges
-from compiler.optimize.search import Search
-from compiler.runtime.kernels.select import ALL_REDUCE_NORM, SHARED_NORM
+from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
+from compiler.optimize.model_api import optimize_captured_ranges
+from compiler.plan.planner_options import Search
+from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
-from compiler.runtime.prepared import Prepared
 from models.step3p5 import Step3p5ForCausalLM
 from models.step3p5.parallel import RankGroup
 from scripts.multi_gpu.ranks import Ranks

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from compiler.cost import Launch, Machine
 from compiler.cost.measurements import refitted
 from compiler.cost.tables import Fused, LibraryClass
+from compiler.ir import fused_ops
 from compiler.ir.collectives import Kind
 from compiler.runtime import measure
 from compiler.runtime.kernels import select
@@ -120,7 +121,7 @@ def fused_all_reduce(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
     """The op that graphs call, on zeros; it chooses its kernel by payload."""
     x, residual, weight = _zeros(rows, ranks), _zeros(rows, ranks), _zeros(1, ranks)[0]
     name = ranks.group.group_name
-    return lambda: select.ALL_REDUCE_NORM(x, residual, weight, 1e-5, 1.0, name)
+    return lambda: fused_ops.ALL_REDUCE_NORM(x, residual, weight, 1e-5, 1.0, name)
 
 
 def fused_shares(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
@@ -128,7 +129,7 @@ def fused_shares(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
     x, weight = _zeros(rows, ranks), _zeros(1, ranks)[0]
     residual = _zeros(-(-rows // ranks.size), ranks)
     name, size = ranks.group.group_name, ranks.size
-    return lambda: select.SHARED_NORM(x, residual, weight, 1e-5, 1.0, size, name)
+    return lambda: fused_ops.SHARED_NORM(x, residual, weight, 1e-5, 1.0, size, name)
 
 
 CALLS: tuple[tuple[str, Kind | Fused, Callable[[int, Ranks, tuple[Any, ...]], Made]], ...] = (

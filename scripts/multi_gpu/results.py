@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from compiler.cli.files import write_text
+from compiler.cli.inputs.files import write_text
 from compiler.errors import CommPlanError
 
 Rows = list[dict[str, Any]]

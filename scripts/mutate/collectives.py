@@ -7,7 +7,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind
-from compiler.ir.rows import ALL_SLICE
+from compiler.ir.row_ops import ALL_SLICE
 from scripts.mutate.draft import Draft, NothingToBreakError, c10d, is_float, same_type
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ import torch
 
 from compiler.check import Report, Verdict, check
 from compiler.check.simulate import PerRank, draw_inputs, simulate
-from compiler.ir import access, rows
+from compiler.ir import access, row_ops
 from compiler.ir.graph import SpmdGraph
 
 TOLERANCE = 1e-7
@@ -111,7 +111,7 @@ class Judge:
                     raise
                 continue  # the source itself does not run at this size
             try:
-                with mock.patch.object(rows, "padded", poisoned):
+                with mock.patch.object(row_ops, "padded", poisoned):
                     got = simulate(target, inputs, exact=exact)
             except Exception as error:
                 return f"{draw}: does not run: {type(error).__name__}: {error}"
@@ -125,9 +125,9 @@ class Judge:
 
 
 def poisoned(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """As ``compiler.ir.rows.padded``; padding may be anything, and here it is not zero."""
+    """As ``compiler.ir.row_ops.padded``; padding may be anything, and here it is not zero."""
     missing = size - x.shape[dim]
-    return torch.cat([x, torch.full_like(rows.resized(x, dim, missing), 77)], dim)
+    return torch.cat([x, torch.full_like(row_ops.resized(x, dim, missing), 77)], dim)
 
 
 def drawn(graph: SpmdGraph, draw: Draw) -> dict[str, PerRank]:

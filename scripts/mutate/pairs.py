@@ -13,18 +13,18 @@ import torch.distributed as dist
 from torch import fx
 
 from compiler.analysis.reductions import facts, reductions
-from compiler.analysis.rows import rows_of
+from compiler.analysis.row_shards import rows_of
 from compiler.capture import capture_ranks
 from compiler.ir.access import RankInt
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import parse_graph, print_graph
-from compiler.optimize.graph import optimize_spmd
-from compiler.optimize.search import POLICIES
+from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
-from compiler.plan.place_reductions import place_reductions
-from compiler.plan.shard_rows import shard_rows
+from compiler.plan.planner_options import POLICIES
+from compiler.plan.reduction_cut import place_reductions
+from compiler.plan.row_cut import shard_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
 from scripts.mutate.judge import Pair

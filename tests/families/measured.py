@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from compiler.capture import Capture, capture_ranks
 from compiler.capture.export import localised
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.check.simulate import simulate
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate

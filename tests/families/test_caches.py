@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 )
 
 from compiler import optimize_allreduce
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.runtime.module import OptimizedModule
 from tests.families.families import FAMILIES
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from compiler.capture.export import localised
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.check import Verdict
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.remark import RemarkKind

@@ -12,7 +12,7 @@ from compiler.check import check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
-from compiler.optimize.graph import optimize_spmd
+from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
 from passes import Canonicalize, EliminateDeadCode, RegroupSums, UnshardRows
 from tests.case_files import Case, all_cases

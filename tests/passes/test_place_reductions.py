@@ -10,12 +10,12 @@ from compiler.check import Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.errors import PlanError
 from compiler.ir.collectives import collectives
+from compiler.ir.comm_plan import Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
-from compiler.plan.comm_plan import Stage
-from compiler.plan.place_reductions import place_reductions
+from compiler.plan.reduction_cut import place_reductions
 from passes import PASSES, EliminateDeadCode, PlaceReductions
 from tests.graphs import Builder, agree, aten, function
 from tests.random_graphs import LINEAR, rank_int, seeded

@@ -18,11 +18,11 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
-from compiler.optimize.graph import optimize_spmd
-from compiler.optimize.machines import machine_of
-from compiler.optimize.planner import Planner
-from compiler.optimize.search import Search
+from compiler.optimize.graph_api import optimize_spmd
+from compiler.optimize.validation import machine_of
 from compiler.pipeline import Pipeline
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import Search
 from passes import RegroupSums
 from tests.graphs import Builder, agree, aten
 from tests.random_graphs import anyhow, seeded

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.analysis.rows import row_forms
+from compiler.analysis.row_shards import row_forms
 from compiler.check import Verdict, check
 from compiler.ir.collectives import WAIT, Kind, collectives
+from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
-from compiler.plan.comm_plan import RowStage
 from passes import ShardRows
 from tests.graphs import agree, aten, function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compiler import CommPlanError
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from scripts import bench_stale
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from torch import fx
 
 from compiler.ir.rules import attention, contraction, elementwise, indexing, reduction, shaping
-from compiler.ir.rules.build import Rule
+from compiler.ir.rules.builders import Rule
 from compiler.ir.rules.meaning import (
     BROADCAST,
     RANGE,

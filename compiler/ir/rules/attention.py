@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compiler.ir.rules.build import Rule, aligned, table, unlabelled
+from compiler.ir.rules.builders import Rule, aligned, table, unlabelled
 from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 
 

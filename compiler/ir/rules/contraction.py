@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir.rules.build import (
+from compiler.ir.rules.builders import (
     Rule,
     aligned,
     converted,

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from compiler.ir.rules.build import (
+from compiler.ir.rules.builders import (
     Rule,
     coefficient,
     combining,

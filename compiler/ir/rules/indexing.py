@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from compiler.ir.rules.build import (
+from compiler.ir.rules.builders import (
     Rule,
     aligned,
     along_dim,

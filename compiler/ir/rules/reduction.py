@@ -8,7 +8,7 @@ from functools import wraps
 from math import prod
 from typing import Any
 
-from compiler.ir.rules.build import Rule, converted, table, whole_but
+from compiler.ir.rules.builders import Rule, converted, table, whole_but
 from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Selection, Term
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import sympy
 import torch
 
-from compiler.ir.rows import PAD_ROWS
-from compiler.ir.rules.build import (
+from compiler.ir.row_ops import PAD_ROWS
+from compiler.ir.rules.builders import (
     Rule,
     aligned,
     converted,

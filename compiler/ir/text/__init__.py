@@ -58,7 +58,7 @@ defaults of inputs and the tree structure of the signature; a parsed graph takes
 values. Equal calls of a parsed graph may share one fake tensor.
 """
 
-from compiler.ir.text.export import to_dot, to_json
+from compiler.ir.text.json_and_dot import to_dot, to_json
 from compiler.ir.text.lines import describe, numbers, value_count
 from compiler.ir.text.parse import Parsed, parse, parse_graph
 from compiler.ir.text.print import print_graph

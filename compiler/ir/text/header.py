@@ -9,8 +9,8 @@ from typing import Any
 from compiler.errors import MeshError
 from compiler.ir import access
 from compiler.ir.mesh import Mesh
-from compiler.ir.text.build import Range
 from compiler.ir.text.declarations import Declarations
+from compiler.ir.text.graph_builder import Range
 
 
 class Header(Declarations):

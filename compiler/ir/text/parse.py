@@ -15,7 +15,7 @@ from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import REDUCTIONS, Placements
 from compiler.ir.text import spelling
-from compiler.ir.text.build import Builder, Gives, Refused
+from compiler.ir.text.graph_builder import Builder, Gives, Refused
 from compiler.ir.text.header import Header
 from compiler.ir.text.scan import Scanner
 from compiler.ir.text.types import Held, TensorType

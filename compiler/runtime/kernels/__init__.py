@@ -5,7 +5,7 @@ Triton nor a GPU; running them does.
 """
 
 from compiler.runtime.kernels import ops as ops
-from compiler.runtime.kernels.launch import DTYPES, MAX_HIDDEN
+from compiler.runtime.kernels import select as select
 from compiler.runtime.kernels.workspace import Workspace
 
-__all__ = ["DTYPES", "MAX_HIDDEN", "Workspace"]
+__all__ = ["Workspace"]

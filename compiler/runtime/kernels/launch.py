@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from compiler.errors import KernelError
+from compiler.ir.fused_ops import why_unsupported
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MAX_HIDDEN = 16_384
 MAX_BLOCKS = 512
 """Blocks for which there are signals."""
 FLAT_WIDTH = 2048
@@ -80,10 +79,8 @@ class Norm(NamedTuple):
 
 def payload_refusal(rows: int, hidden: int, dtype: torch.dtype, slot_bytes: int) -> str | None:
     """Why no kernel serves [rows, hidden], or None."""
-    if dtype not in DTYPES:
-        return f"{dtype} is not one of {', '.join(map(str, DTYPES))}"
-    if hidden > MAX_HIDDEN:
-        return f"hidden {hidden} is over {MAX_HIDDEN}"
+    if why := why_unsupported(hidden, dtype):
+        return why
     if rows * hidden * dtype.itemsize > slot_bytes:
         return f"{rows * hidden * dtype.itemsize} bytes do not fit a slot of {slot_bytes} bytes"
     if rows * hidden >= 2**31:

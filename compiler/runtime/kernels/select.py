@@ -1,44 +1,24 @@
-"""The fused ops that graphs call, and which kernel runs them: chosen by payload, at every call.
+"""How the ops of ``compiler.ir.fused_ops`` run: which kernel, chosen by payload at every call.
 
-    all_reduce_add_rms_norm                  y, h of x, residual [..., hidden]
-    reduce_scatter_add_rms_norm_all_gather   y [rows, hidden], h [ceil(rows / n), hidden]
-
-both with h = sum over ranks of x + residual and y = h * rsqrt(mean(h * h) + eps) * (weight +
-offset); the second holds residual and h as shares of rows, the last ones padded. What they mean is
-the composition that each replaces; without a workspace for their group, or for a payload that does
-not fit it, they run that composition with the group's own collectives. The choice depends on sizes
-alone: all ranks choose alike.
+Without a workspace for their group, or for a payload that does not fit it, they run the composition
+that they stand for with the group's own collectives. The choice depends on sizes alone: all ranks
+choose alike.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.functional import rms_norm
 
 from compiler.errors import KernelError
-from compiler.ir.rows import padded_rows
+from compiler.ir.fused_ops import SLOT_BYTES
+from compiler.ir.row_ops import padded_rows
 from compiler.runtime.host_memory import gathered
-from compiler.runtime.kernels import launch
 from compiler.runtime.kernels.workspace import Workspace
 
-SLOT_BYTES = 128 << 20
-"""Payload up to which a workspace serves at most, unless asked for more; it holds two of them."""
 ONE_SHOT_READ_BYTES = 4 << 20
 """Bytes that a rank may read from all ranks together before two shots are faster."""
-
-ARGUMENTS = "Tensor x, Tensor residual, Tensor weight, float eps, float offset"
-torch.library.define(
-    "commplan::all_reduce_add_rms_norm", f"({ARGUMENTS}, str group_name) -> (Tensor, Tensor)"
-)
-torch.library.define(
-    "commplan::reduce_scatter_add_rms_norm_all_gather",
-    f"({ARGUMENTS}, int group_size, str group_name) -> (Tensor, Tensor)",
-)
-ALL_REDUCE_NORM = torch.ops.commplan.all_reduce_add_rms_norm.default
-SHARED_NORM = torch.ops.commplan.reduce_scatter_add_rms_norm_all_gather.default
 
 _workspaces: dict[str, Workspace] = {}
 c10d = torch.ops._c10d_functional
@@ -128,20 +108,8 @@ def add_norm(
     return rms_norm(h.to(wide), scale.shape, scale, eps).to(h.dtype), h
 
 
-def refusal(hidden: int | torch.SymInt, dtype: torch.dtype) -> str | None:
-    """Why no kernel serves rows of this width and type, whatever their number."""
-    if not isinstance(hidden, int):
-        return "the width of its rows is symbolic"
-    return launch.payload_refusal(1, hidden, dtype, SLOT_BYTES)
-
-
-def _fake(x: torch.Tensor, residual: torch.Tensor, *_: Any) -> Pair:
-    return x.new_empty(x.shape), residual.new_empty(residual.shape)
-
-
 for _op, _run in (
     ("all_reduce_add_rms_norm", all_reduce_add_rms_norm),
     ("reduce_scatter_add_rms_norm_all_gather", reduce_scatter_add_rms_norm_all_gather),
 ):
     torch.library.impl(f"commplan::{_op}", ("cpu", "cuda"), _run)
-    torch.library.register_fake(f"commplan::{_op}", _fake)

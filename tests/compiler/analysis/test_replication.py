@@ -16,7 +16,7 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
-from compiler.ir.rows import ALL_SLICE
+from compiler.ir.row_ops import ALL_SLICE
 from tests.graphs import Builder, aten
 from tests.random_graphs import rank_int, seeded
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from compiler.capture import Fixed, capture
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.errors import MeshError, PlacementError
 from compiler.ir import access, collectives, placement
 from compiler.ir.mesh import Mesh

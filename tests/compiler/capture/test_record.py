@@ -7,12 +7,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from compiler.capture import capture
-from compiler.capture.arguments import CallForm
-from compiler.capture.functional import NotRecordedError
-from compiler.capture.lift import Fixed
+from compiler.capture.call_form import CallForm
+from compiler.capture.fake_ranks import fake_process_group
+from compiler.capture.functionalize import NotRecordedError
+from compiler.capture.lift_state import Fixed
+from compiler.capture.pytrees import rebuilt
 from compiler.capture.record import record
-from compiler.capture.sampled import fake_process_group
-from compiler.capture.trees import rebuilt
 from compiler.errors import CaptureError
 from compiler.ir import access
 from tests.compiler.capture.models import HIDDEN, Stack

@@ -9,8 +9,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from compiler.capture.export import trace
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.capture.record import Shared, record
-from compiler.capture.sampled import fake_process_group
 from compiler.ir import access
 from models.step3p5 import entry
 from tests.families.families import FAMILIES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.cli.own import ROOT
+from compiler.cli.inputs.own_packages import ROOT
 
 CONSOLE_SCRIPT = "import sys; sys.path.pop(0); from compiler.cli import main; sys.exit(main())"
 

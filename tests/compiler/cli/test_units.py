@@ -2,11 +2,12 @@
 
 import pytest
 
-from compiler.cli import arguments, main
+from compiler.cli import main
 from compiler.cli.app import app
-from compiler.cli.collectives import bytes_text
-from compiler.cli.layers import layers_text, ranges_text
-from compiler.cli.remarks import assumptions
+from compiler.cli.inputs import arguments
+from compiler.cli.render.collective_tables import bytes_text
+from compiler.cli.render.layers import layers_text, ranges_text
+from compiler.cli.render.remark_tables import assumptions
 from compiler.errors import MeshError
 from compiler.ir.placement import Partial, Replicate, Shard
 

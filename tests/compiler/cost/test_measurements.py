@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from compiler.cost import MachineError, load_machine, machines
-from compiler.cost.files import FOLDER, read_json
 from compiler.cost.fit import errors
+from compiler.cost.machine_files import FOLDER, read_json
 from compiler.cost.measurements import (
     COLUMNS,
     machine_text,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from compiler import Verdict, optimize_allreduce
 from compiler.cost import Machine
-from compiler.cost.files import parse_machine
+from compiler.cost.machine_files import parse_machine
+from compiler.ir import fused_ops
 from compiler.ir.collectives import OPS
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
@@ -153,7 +154,7 @@ def in_every_range(group: dist.ProcessGroup) -> dict[str, Any]:
     return found
 
 
-FUSED = (select.ALL_REDUCE_NORM, select.SHARED_NORM)
+FUSED = (fused_ops.ALL_REDUCE_NORM, fused_ops.SHARED_NORM)
 
 
 def on_two_streams(group: dist.ProcessGroup) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def on_two_streams(group: dist.ProcessGroup) -> dict[str, Any]:
 
     def call(i: int) -> Tensor:
         x = parts[i][group.rank()]
-        found: Tensor = select.ALL_REDUCE_NORM(x, residual, weight, EPS, 0.0, name)[1]
+        found: Tensor = fused_ops.ALL_REDUCE_NORM(x, residual, weight, EPS, 0.0, name)[1]
         return found
 
     def wrong(i: int, h: Tensor) -> float:

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from compiler import Verdict, optimize_allreduce
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
-from compiler.runtime import dispatch
 from compiler.runtime.counting import count_collectives
+from compiler.runtime.kernels import dispatch_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.machines import machine
 from tests.one_gpu import on_one_gpu
@@ -56,7 +56,7 @@ def step3p5(
         found[f"{batch} x {tokens}"] = float((want - got).float().abs().max() / scale)
         found["sent"].add(ran.collectives.get("all_to_all", 0))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "capturing", lambda _: True)  # as a CUDA graph would have it
+        patch.setattr(dispatch_rows, "capturing", lambda _: True)  # as a CUDA graph would have it
         again = optimized(ids, positions, model.make_cache(batch, 300))
     found["64 x 1, equal splits"] = float((want - again).float().abs().max() / scale)
     found["verdicts"] = {

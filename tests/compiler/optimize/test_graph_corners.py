@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
 from compiler import optimize_allreduce
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.check import Verdict
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence, optimize_graph

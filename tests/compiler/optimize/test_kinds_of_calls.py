@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from compiler import CommPlanError, optimize_allreduce
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from tests.compiler.optimize.models import HIDDEN, Stack
 
 X = torch.linspace(-1, 1, 4 * HIDDEN).reshape(4, HIDDEN)

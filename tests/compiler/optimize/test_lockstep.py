@@ -15,10 +15,10 @@ from compiler.capture import Capture, capture_ranks
 from compiler.check import Verdict
 from compiler.check.simulate import PerRank, draw_inputs, simulate
 from compiler.ir.graph import SpmdGraph
-from compiler.optimize.planner import Planner
-from compiler.optimize.ranges import optimize_ranges
-from compiler.optimize.search import Search
+from compiler.optimize.ranged import optimize_ranges
 from compiler.pipeline import Pipeline
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import Search
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.machines import machine
 

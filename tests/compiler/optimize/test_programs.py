@@ -13,7 +13,7 @@ from torch.distributed import _functional_collectives as funcol
 from torch.export import ExportedProgram
 
 from compiler import Mesh, Replicate, Shard, Varying, check_equivalence, lint, optimize_graph
-from compiler.analysis.undeclared import undeclared
+from compiler.analysis.undeclared_inputs import undeclared
 from compiler.errors import GraphError, UndeclaredInputs
 from compiler.ir.graph import spmd_graph
 

@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from compiler import Replicate, Varying, optimize_allreduce
 from compiler.capture import capture_ranks
-from compiler.optimize.machines import machine_of
-from compiler.optimize.planner import Planner
-from compiler.optimize.ranges import optimize_ranges
-from compiler.optimize.search import Search
+from compiler.optimize.ranged import optimize_ranges
+from compiler.optimize.validation import machine_of
 from compiler.pipeline import Pipeline
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import Search
 from compiler.runtime.counting import count_collectives
 from tests.compiler.optimize.models import HIDDEN, SequenceParallel
 

@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from compiler import optimize_allreduce
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from tests.compiler.optimize.models import HIDDEN, Layer
 
 X = torch.linspace(-1, 1, 4 * HIDDEN).reshape(4, HIDDEN)

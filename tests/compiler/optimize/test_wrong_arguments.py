@@ -17,7 +17,7 @@ from compiler import (
     check_equivalence,
     optimize_allreduce,
 )
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.errors import GraphError, MeshError, PlacementError
 from tests.graphs import aten, function
 

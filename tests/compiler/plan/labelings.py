@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 
 from torch import fx
 
-from compiler.analysis.carriers import Carrier
+from compiler.analysis.partial_values import Carrier
 from compiler.analysis.reductions import Facts, facts, reductions
 from compiler.ir.graph import SpmdGraph
 from compiler.plan.prices import Prices

@@ -10,11 +10,10 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compiler.errors import CommPlanError
-from compiler.ir import access
+from compiler.ir import access, fused_ops
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.runtime import lowering
-from compiler.runtime.kernels import select
 from compiler.runtime.lowering import check_kernels, largest_bytes, lower
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
@@ -132,7 +131,7 @@ def test_a_workspace_is_sized_by_the_plan(
         "all_reduce fused with add + RMSNorm",
         f"fused ops of group 'tp' have a workspace of {said}",
     ]
-    assert select.ALL_REDUCE_NORM in [n.target for n in found.module.graph.nodes]
+    assert fused_ops.ALL_REDUCE_NORM in [n.target for n in found.module.graph.nodes]
     payload = next(n for n in source.graph.nodes if n.target is aten.mul.Tensor)
     assert largest_bytes(payload, bounds) == (None if most is None else 64 * most)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from compiler import CommPlanError, optimize_allreduce
-from compiler.capture.sampled import fake_process_group
+from compiler.capture.fake_ranks import fake_process_group
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.view import OptimizedView
 

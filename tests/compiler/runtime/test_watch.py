@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compiler.capture.owners import Change
-from compiler.capture.reads import Reads
+from compiler.capture.python_reads import Reads
+from compiler.capture.state_owners import Change
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.runtime import watch as watching
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched, compare_reasons

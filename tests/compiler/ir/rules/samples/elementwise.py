@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from compiler.ir.rules.build import overloads
+from compiler.ir.rules.builders import overloads
 from compiler.ir.rules.elementwise import EXTREMA, NONLINEAR
 from tests.compiler.ir.rules.laws import Sample, counts, masks, reals, rough, sample
 

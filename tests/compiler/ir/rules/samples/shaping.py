@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from compiler.ir.rows import PAD_ROWS
+from compiler.ir.row_ops import PAD_ROWS
 from tests.compiler.ir.rules.laws import Sample, counts, reals, sample
 
 aten = torch.ops.aten

@@ -1,0 +1,131 @@
+"""Which ops commute with a reduction over ranks, and why others do not.
+
+sum, avg            ops that are linear in the partial operands, all others replicated
+max, min, product   ops that select elements of partial operands, and combine them likewise
+reduce_scatter      moreover, ops that treat the rows of dimension 0 alike
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from compiler.analysis.reductions import LINEAR_KINDS, Facts, reduction_of
+from compiler.ir import access
+from compiler.ir.row_ops import all_slice
+from compiler.ir.rules import Meaning, Term, elementwise, identity
+from compiler.ir.scale_rows import grows
+
+
+def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | None:
+    """Why ``node`` may not be computed on unreduced ``partial`` operands; None if it may."""
+    rule, kind = known.graph.meanings.get(node), known.reduction.kind
+    if all_slice(node) is not None:
+        return f"{node.target} takes other rows on every rank"
+    if rule is None:
+        return f"{node.target} has no rule"
+    if rule.casts and (why := _cast_refusal(node, known)):
+        return why
+    if access.rank_constants(node):
+        return f"{node.target} takes a number that depends on the rank"
+    terms = rule.terms if kind in LINEAR_KINDS else _selected(node, rule, kind)
+    if terms is None:
+        return _nature(node, rule, kind)
+    reasons = [why for term in terms if (why := _term_refusal(node, term, partial, known))]
+    if not reasons and known.reduction.scatters:
+        return _row_refusal(node, rule, partial, known)
+    return reasons[0] if reasons else None
+
+
+def widens(node: fx.Node) -> bool:
+    """Whether ``node`` converts its operand to a type that holds all its values."""
+    before, after = (_dtype(x) for x in (access.operands(node)[0], node))
+    return elementwise.widens(before, after)
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    return access.dtype(node) if access.is_tensor(node) else None
+
+
+def _cast_refusal(node: fx.Node, known: Facts) -> str | None:
+    types = (_dtype(x) for x in (access.operands(node)[0], node))
+    before, after = (str(t).removeprefix("torch.") for t in types)
+    if widens(node):
+        off = f"{node.target} widens {before} to {after}, and widen is off"
+        return None if known.widen else off
+    return f"{node.target} changes the element type from {before} to {after}"
+
+
+def _selected(node: fx.Node, rule: Meaning, kind: str) -> Sequence[Term] | None:
+    chosen = rule.selection
+    return chosen.terms if chosen and chosen.distributes(kind, _dtype(node)) else None
+
+
+def _nature(node: fx.Node, rule: Meaning, kind: str) -> str:
+    """What it is about an op that no operand could change."""
+    types = {x: _dtype(x) for x in access.operands(node) if access.is_tensor(x)}
+    floats = {t for t in types.values() if t is not None and t.is_floating_point}
+    if len(floats) > 1:
+        listed = [f"%{x.name} of {str(t).removeprefix('torch.')}" for x, t in types.items()]
+        return f"{node.target} reads different element types: {', '.join(listed)}"
+    fill = rule.selection.fill if rule.selection else None
+    if fill is not None and fill != identity(kind, _dtype(node)):
+        return f"{node.target} fills with {fill:g}, which is not the identity of {kind}"
+    if kind in LINEAR_KINDS:
+        return f"{node.target} is not linear"
+    return f"{node.target} does not commute with {kind}"
+
+
+def _term_refusal(
+    node: fx.Node, term: Term, partial: Sequence[fx.Node], known: Facts
+) -> str | None:
+    read, linear = access.operands(node), known.reduction.kind in LINEAR_KINDS
+    factors, fixed = ([read[i] for i in held] for held in (term.operands, term.fixed))
+    if linear and any(x in known.zeros for x in factors):
+        return None
+    if any(x in partial for x in fixed):
+        what = "linear in" if linear else "a selection by position of"
+        return f"{node.target} is not {what} what it depends on"
+    match sum(x in partial for x in factors):
+        case 0:
+            what = described(factors[0], known) if factors else "a constant"
+            verb = "adds" if linear else "takes"
+            return f"{node.target} {verb} {what}, which is not a {known.reduction.partial}"
+        case 1:
+            varying = [x for x in (*factors, *fixed) if x not in partial]
+            bad = [x for x in varying if not known.replicated(x)]
+            if not bad:
+                return None
+            return f"{node.target} depends on %{bad[0].name}, which differs between ranks"
+        case _:
+            return f"{node.target} multiplies partial sums"
+
+
+def described(node: fx.Node, known: Facts) -> str:
+    """A value, with the reduction whose result it is."""
+    found = reduction_of(known.graph, node)
+    if found is None:
+        return f"%{node.name}"
+    return f"%{node.name} ({found.collective} {found.kind} over {found.group})"
+
+
+def _row_refusal(
+    node: fx.Node, rule: Meaning, partial: Sequence[fx.Node], known: Facts
+) -> str | None:
+    """Why the rows of the result are not made of the same rows of ``partial`` alone."""
+    mixed = f"{node.target} needs more than this rank's rows"
+    if rule.dims is None:
+        return mixed
+    both = list(zip(access.operands(node), rule.dims.operands, strict=True))
+    factors = {labels[0] if labels else None for x, labels in both if x in partial}
+    factors |= {labels[0] if labels else None for labels in rule.dims.results}
+    if len(factors) > 1 or None in factors:
+        return mixed
+    for x, labels in both:
+        if x not in partial and factors & set(labels):
+            return f"{node.target} reads %{x.name} row by row, which has no rows of other ranks"
+    if not grows(node, dict.fromkeys(partial, 0), known.reduction.groups.axis_size):
+        return f"{node.target} states how many rows there are"
+    return None

@@ -1,0 +1,263 @@
+"""Recognizes add + RMSNorm behind a sum over ranks by what it computes.
+
+A *region* is everything between the sum, a residual and a weight on one side and the normalized
+rows on the other. Whether it is the norm that a kernel computes,
+
+    y = h * rsqrt(mean(h * h) + eps) * (weight + offset),   h = sum + residual,
+
+is for the checker to say: region and definition are compared over the reals. Operand order,
+grouping and conversions between floating-point types do not matter to it; squares, roots and
+quotients are first brought to one form by the identities that ``identities.py`` lists. A norm
+written by other identities is not recognized; nothing that is another function is. ``eps`` and
+``offset`` are tried from the numbers that occur in the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from compiler.analysis.real_normal_form import RMS_NORMS, Emit, norm, real
+from compiler.check import Verdict, check
+from compiler.ir import access
+from compiler.ir.collectives import Collective
+from compiler.ir.fused_ops import why_unsupported
+from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.mesh import Mesh
+from compiler.ir.rules.meaning import size_key
+
+aten = torch.ops.aten
+MAX_NODES = 24
+"""Values looked at behind one addition: a norm is about ten."""
+
+
+@dataclass(frozen=True)
+class NormRegion:
+    """An addition and the norm of its result.
+
+    Attributes:
+        addition: h, the sum over ranks and the residual added up.
+        residual: the other summand.
+        weight: the only other input.
+        inner: what computes ``y`` from ``addition`` and ``weight``, in order, ``y`` last.
+        eps: under the root.
+        offset: added to the weight.
+    """
+
+    addition: fx.Node
+    residual: fx.Node
+    weight: fx.Node
+    inner: tuple[fx.Node, ...]
+    eps: float
+    offset: float
+
+    @property
+    def y(self) -> fx.Node:
+        """The normalized rows."""
+        return self.inner[-1]
+
+    @property
+    def rows(self) -> tuple[fx.Node, ...]:
+        """The addition and what is computed from it; not what is computed from the weight."""
+        found = {self.addition: None}
+        for node in self.inner:
+            if not found.keys().isdisjoint(node.all_input_nodes):
+                found[node] = None
+        return tuple(found)
+
+
+class Recognizer:
+    """Finds norm regions in one graph; every spelling is checked once.
+
+    Args:
+        graph: the SPMD graph.
+    """
+
+    def __init__(self, graph: SpmdGraph) -> None:
+        self.graph = graph
+        self._known: dict[object, tuple[float, float] | None] = {}
+
+    def fusable(self, reduction: Collective) -> NormRegion | str:
+        """The region behind a reduction that a kernel takes, or why there is none."""
+        if reduction.op != "sum":
+            return f"it reduces by {reduction.op}"
+        if reduction.result is None:
+            return "nothing waits for it"
+        operand = access.tensor(reduction.operand)
+        if why := why_unsupported(operand.shape[-1] if operand.dim() else 0, operand.dtype):
+            return why
+        return self.behind(reduction.result)
+
+    def behind(self, total: fx.Node) -> NormRegion | str:
+        """The region that reads the sum ``total``, or why there is none."""
+        addition = self._addition(total)
+        if isinstance(addition, str):
+            return addition
+        left, right = access.operands(addition)
+        residual = right if left is total else left
+        for y in self._rows_computed_from(addition):
+            if (found := _slice(y, addition)) is None:
+                continue
+            weight, inner = found
+            key = _spelling(inner, addition, weight)
+            if key not in self._known:
+                self._known[key] = self._as_norm(addition, weight, inner)
+            numbers = self._known[key]
+            if numbers is not None:
+                return NormRegion(addition, residual, weight, inner, *numbers)
+        return "no RMSNorm of the sum and its residual follows"
+
+    def _addition(self, total: fx.Node) -> fx.Node | str:
+        users = list(total.users)
+        if len(users) != 1:
+            return f"the sum over ranks has {len(users)} users, not one addition"
+        (addition,) = users
+        rule = self.graph.meanings.get(addition)
+        operands = access.operands(addition) if addition.op == "call_function" else ()
+        if rule is None or rule.terms is None or len(rule.terms) != 2 or len(operands) != 2:
+            return "the sum over ranks is not added to a residual"
+        plain = all(len(t.operands) == 1 and not t.fixed and t.coefficient == 1 for t in rule.terms)
+        # Sizes that a view computed are other expressions; adding makes them equal or refuses.
+        alike = len({(_hints(n), access.dtype(n)) for n in (*operands, addition)}) == 1
+        if not plain or not alike or operands[0] is operands[1]:
+            return "the sum over ranks is not added to a residual of its shape and type"
+        return addition
+
+    def _rows_computed_from(self, addition: fx.Node) -> list[fx.Node]:
+        """Values shaped and typed like ``addition`` that depend on it row by row, nearest first."""
+        reached, waiting, like = {addition}, list(addition.users), []
+        kept = (_sizes(addition), (*_sizes(addition)[:-1], 1))
+        while waiting and len(reached) < MAX_NODES:
+            node = waiting.pop(0)
+            if node in reached or node.op != "call_function":
+                continue
+            is_tuple = isinstance(node.meta.get("val"), tuple)
+            if not is_tuple and (not access.is_tensor(node) or _sizes(node) not in kept):
+                continue
+            reached.add(node)
+            waiting += list(node.users)
+            same = not is_tuple and _sizes(node) == kept[0]
+            if same and access.dtype(node) == access.dtype(addition):
+                like.append(node)
+        return like
+
+    def _as_norm(
+        self, addition: fx.Node, weight: fx.Node, inner: tuple[fx.Node, ...]
+    ) -> tuple[float, float] | None:
+        """``eps`` and ``offset`` with which the region is the kernel's norm."""
+        shape = (*(2 for _ in access.shape(addition)[:-1]), access.shape(addition)[-1])
+        region = real_graph(
+            shape, lambda emit, h, w: _copied(emit, inner, {addition: h, weight: w})
+        )
+        if region is None:
+            return None
+        numbers = sorted({x for node in inner for x in _numbers(node)})
+        for eps in (x for x in numbers if x > 0):
+            for offset in dict.fromkeys((0.0, *numbers)):
+                wanted = real_graph(shape, lambda e, h, w, n=(eps, offset): norm(e, h, w, *n))  # type: ignore[misc]
+                assert wanted is not None
+                if check(region, wanted).verdict in (Verdict.IDENTICAL, Verdict.EQUIVALENT):
+                    return eps, offset
+        return None
+
+
+def real_graph(
+    shape: tuple[Any, ...], body: Callable[[Emit, fx.Node, fx.Node], fx.Node | None]
+) -> SpmdGraph | None:
+    """A graph of float64 rows ``h`` and a weight; None where ``body`` cannot be written so.
+
+    Args:
+        shape: of ``h``; the weight has the last dimension.
+        body: adds nodes through the function it is given, and returns the result.
+    """
+    graph = fx.Graph()
+
+    def emit(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = graph.call_function(target, args, kwargs)
+        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        node.meta["val"] = target(*values[0], **values[1])
+        return node
+
+    h, weight = graph.placeholder("h"), graph.placeholder("weight")
+    h.meta["val"] = torch.empty(shape, dtype=torch.float64, device="meta")
+    weight.meta["val"] = torch.empty(shape[-1:], dtype=torch.float64, device="meta")
+    try:
+        found = body(emit, h, weight)
+    except (
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # an op that float64 rows do not go through
+        return None
+    if found is None:
+        return None
+    graph.output((found,))
+    return spmd_graph(fx.GraphModule(nn.Module(), graph), Mesh({"tp": 1}))
+
+
+def _copied(emit: Emit, inner: tuple[fx.Node, ...], known: dict[fx.Node, Any]) -> fx.Node | None:
+    """The region on real numbers, in the form that the definition has."""
+    for node in inner:
+        if any(isinstance(x, fx.Node) for x in node.kwargs.values()):
+            return None
+        if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
+            return None  # a number that may be that of the rows, which are others here
+        known[node] = real(emit, node, known)
+    found: fx.Node = known[inner[-1]]
+    return found
+
+
+def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
+    """The input beside ``addition`` that ``y`` is computed from, and all in between, in order."""
+    found: dict[fx.Node, None] = {}
+    inputs: dict[fx.Node, None] = {}
+
+    def visit(node: fx.Node) -> bool:
+        if node is addition or node in found or node in inputs:
+            return True
+        if node.op != "call_function":
+            inputs[node] = None
+            return len(inputs) == 1 and len(access.shape(node)) == 1
+        if len(found) > MAX_NODES or not all(visit(n) for n in node.all_input_nodes):
+            return False
+        found[node] = None
+        return True
+
+    if not visit(y) or len(inputs) != 1:
+        return None
+    (weight,) = inputs
+    return weight, tuple(found)
+
+
+def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) -> object:
+    """Equal for regions that are written alike."""
+    names = {addition: "h", weight: "w", **{node: str(i) for i, node in enumerate(inner)}}
+    return (
+        _sizes(addition)[-1],
+        len(_sizes(addition)),
+        tuple(
+            (n.target, str(fx.node.map_arg((n.args, n.kwargs), lambda x: names[x]))) for n in inner
+        ),
+    )
+
+
+def _numbers(node: fx.Node) -> list[float]:
+    """Numbers that the call states, and the least difference from 1 where it leaves eps open."""
+    given = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, int | float)]
+    found = [float(x) for x in given if not isinstance(x, bool)]
+    if node.target in RMS_NORMS:
+        found.append(float(torch.finfo(access.dtype(access.operands(node)[0])).eps))
+    return found
+
+
+def _sizes(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(size_key(s) for s in access.shape(node))
+
+
+def _hints(node: fx.Node) -> tuple[int, ...]:
+    return tuple(access.concrete(s) for s in access.shape(node))

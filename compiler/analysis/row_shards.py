@@ -1,0 +1,253 @@
+"""Row analysis: which values may be held as shares of rows, one per rank, instead of whole.
+
+A value that all ranks of each group hold alike has two forms: whole (W), and this rank's share (S)
+of its rows, along its first dimension that is not of size one. Values with a share form are
+
+    an all_reduce of x            S is the reduce_scatter of x
+    an all_gather of shares       S is its operand
+    an op that treats rows alike  S is the op on shares of the operands that carry the rows
+
+Everything else a share may be cut from: from W, S is free (``all_slice``).
+
+Direction  forward, one look at each value.
+Result     node -> RowForm; the graph is not touched.
+Refuses    an op that mixes rows, moves them to another dimension, or is told their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
+from compiler.ir.row_ops import AUTHORED, all_slice, resized, share
+from compiler.ir.rules.meaning import size_key
+from compiler.ir.scale_rows import SIZE_ARGUMENTS
+
+SIZE_READ = torch.ops.aten.sym_size.int
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """The share form of a value.
+
+    Attributes:
+        carrying: operands of which a share is read; all others are read whole.
+        communicates: the collective whose result the value is, None for other ops.
+    """
+
+    carrying: tuple[fx.Node, ...]
+    communicates: Collective | None = None
+
+
+@lru_cache(maxsize=4)  # planner and pass ask about the same graph
+def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowForm]:
+    """All values that the ranks of each group may share by rows, in graph order."""
+    classes = replication(graph)
+    found: dict[fx.Node, RowForm] = {}
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not _has_rows(node):
+            continue
+        if not replicated_over(classes[node], groups):
+            continue
+        form = (
+            _communicated(graph, node, groups, classes)
+            if node.target is WAIT
+            else _computed(graph, node, groups, classes, found)
+        )
+        if form is not None:
+            found[node] = form
+    return found
+
+
+def row_dim(held: Any) -> int | None:
+    """The dimension that counts rows: the first that is not of size one; None if there is none."""
+    if not isinstance(held, torch.Tensor):
+        return None
+    return next((d for d, size in enumerate(held.shape) if size_key(size) != 1), None)
+
+
+def rows_of(node: fx.Node) -> Any:
+    """Number of rows of the value, or of each of its results; None if there is no one number."""
+    dims = [(x, row_dim(x)) for x in _parts(node)]
+    sizes = {None if d is None else size_key(x.shape[d]) for x, d in dims}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def rows_and_dim(node: fx.Node) -> tuple[int | torch.SymInt, int]:
+    """Number of rows of a value that has some, and the dimension that counts them."""
+    part, *_ = _parts(node)
+    dim = row_dim(part)
+    assert dim is not None, f"%{node.name} has no rows"
+    return part.shape[dim], dim
+
+
+def share_of(held: Any, ranks: int) -> Any:
+    """Empty tensors like ``held``, with the rows that each of ``ranks`` ranks holds of it."""
+    if isinstance(held, list | tuple):
+        return type(held)(share_of(x, ranks) for x in held)
+    dim = row_dim(held)
+    return held if dim is None else resized(held, dim, share(held.shape[dim], ranks))
+
+
+def _parts(node: fx.Node) -> Sequence[Any]:
+    held = access.value(node)
+    return held if isinstance(held, list | tuple) else (held,)
+
+
+def _has_rows(node: fx.Node) -> bool:
+    return access.is_operand(node) and node.target not in OPS and rows_of(node) not in (None, 0)
+
+
+def _communicated(
+    graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups, classes: Mapping[fx.Node, Classes]
+) -> RowForm | None:
+    found = collective(node)
+    if found is None or graph.mesh.group(found.group) != groups:
+        return None
+    if found.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
+        return None
+    if found.kind is Kind.ALL_GATHER and row_dim(access.value(found.operand)) != 0:
+        return None
+    return RowForm((), communicates=found)
+
+
+def _computed(
+    graph: SpmdGraph,
+    node: fx.Node,
+    groups: ReplicaGroups,
+    classes: Mapping[fx.Node, Classes],
+    found: Mapping[fx.Node, RowForm],
+) -> RowForm | None:
+    if access.projection(node) is not None:
+        (source,) = access.operands(node)
+        return RowForm((source,)) if source in found else None
+    rule = graph.meanings.get(node)
+    if rule is None or rule.dims is None or rule.random or rule.rank_dependent:
+        return None
+    factors = {
+        labels[d]
+        for x, labels in zip(_parts(node), rule.dims.results, strict=True)
+        if (d := row_dim(x)) is not None
+    }
+    if len(factors) != 1 or None in factors:
+        return None
+    (factor,) = factors
+    pairs = list(zip(access.operands(node), rule.dims.operands, strict=True))
+    carrying = [x for x, labels in pairs if factor in labels]
+    if any(x in carrying for x, labels in pairs if factor not in labels):
+        return None
+    at_rows = [_row_label(x, labels) == factor for x, labels in pairs if factor in labels]
+    if not carrying or not all(at_rows):
+        return None
+    if any(rows_of(x) != rows_of(node) for x in carrying):
+        return None
+    if not all(replicated_over(classes[x], groups) for x, _ in pairs) or _told_rows(node):
+        return None
+    return RowForm(tuple(dict.fromkeys(carrying)))
+
+
+def _row_label(x: fx.Node, labels: Sequence[Any]) -> Any:
+    d = row_dim(access.value(x))
+    return None if d is None else labels[d]
+
+
+def _told_rows(node: fx.Node) -> bool:
+    """Whether an argument that may depend on the number of rows does not state the result's sizes.
+
+    So do numbers computed in the graph, and lists of sizes under another name.
+    """
+    written = access.written_arguments(node)
+    if any(_leaves_open(node, written.get(name)) for name in SIZE_ARGUMENTS):
+        return True
+    others = [x for name, x in written.items() if name not in SIZE_ARGUMENTS]
+    return any(
+        isinstance(x, fx.Node) and not access.is_operand(x) for x in _items(others)
+    )  # fmt: skip
+
+
+def _leaves_open(node: fx.Node, sizes: Any) -> bool:
+    """Whether a list of sizes leaves one to the op (-1) that is neither that of rows nor known."""
+    if not isinstance(sizes, list | tuple):
+        return False
+    rows = row_dim(access.value(node))
+    pairs = enumerate(zip(sizes, access.shape(node), strict=True))
+    return any(s == -1 and d != rows and not isinstance(size, int) for d, (s, size) in pairs)
+
+
+def _items(tree: Sequence[Any]) -> Iterator[Any]:
+    for item in tree:
+        if isinstance(item, list | tuple):
+            yield from _items(item)
+        else:
+            yield item
+
+
+def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> bool:
+    """Whether ``reader`` is the author's own cut of the rows that the ranks of a group share."""
+    found = all_slice(reader)
+    if found is None or found.dim != row_dim(access.value(found.operand)):
+        return False
+    return graph.mesh.group(found.group) == groups
+
+
+def at_hand(
+    graph: SpmdGraph, groups: ReplicaGroups, forms: Mapping[fx.Node, RowForm]
+) -> frozenset[fx.Node]:
+    """Values whose shares cost no more than the whole, on any machine.
+
+    Those of which nobody reads all rows, and those computed from nothing but gathered shares, as
+    long as ranks share their rows evenly: padding costs.
+    """
+    forms = {n: form for n, form in forms.items() if rows_of(n) % groups.axis_size == 0}
+    gathered: set[fx.Node] = set()
+    for node, form in forms.items():
+        if form.communicates is None:
+            given = bool(form.carrying) and all(x in gathered for x in form.carrying)
+        else:
+            given = form.communicates.kind is Kind.ALL_GATHER
+        gathered.update([node] if given else [])
+    return frozenset(gathered) | only_own_rows_read(graph, groups, by_author=True)
+
+
+def only_own_rows_read(
+    graph: SpmdGraph, groups: ReplicaGroups, *, by_author: bool = False
+) -> frozenset[fx.Node]:
+    """Values of which every rank reads its own rows alone, as many as the others.
+
+    Args:
+        graph: the SPMD graph.
+        groups: ranks that share rows.
+        by_author: what the author computed on shares counts as reading them.
+    """
+
+    def reads_own(user: fx.Node) -> bool:
+        return reads_share(graph, user, groups) or (
+            by_author and groups in user.meta.get(AUTHORED, ())
+        )
+
+    if not any(map(reads_own, graph.graph.nodes)):
+        return frozenset()
+    forms, found = row_forms(graph, groups), set[fx.Node]()
+    for node in reversed(list(forms)):
+        readers = [u for u in node.users if u.target is not SIZE_READ]
+        if (
+            rows_of(node) % groups.axis_size == 0
+            and readers
+            and all(
+                reads_share(graph, u, groups)
+                or ((u in found or reads_own(u)) and u in forms and node in forms[u].carrying)
+                for u in readers
+            )
+        ):
+            found.add(node)
+    return frozenset(found)

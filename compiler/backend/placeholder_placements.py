@@ -1,0 +1,163 @@
+"""What ranks hold of the inputs of a graph behind AOTAutograd.
+
+    DTensor              its placements; the bytes are compared where they say Replicate
+    state of the model   compared: parameters, buffers, attributes
+    integers             compared: token ids, positions, masks
+    written by the graph Varying: caches
+    other tensors        Varying: activations that are equal once need not be equal at the next call
+    sizes                the same on all ranks, as their collectives ask of them
+    other numbers        Varying
+
+What is compared is so when the graph is compiled, by digest, as ``optimize_allreduce`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._functorch._aot_autograd import descriptors
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
+
+from compiler.backend.aot_graphs import functional
+from compiler.capture.declared_placements import Cut, dims_of
+from compiler.capture.lift_state import State, StateKind, lift_module
+from compiler.capture.pytrees import whole as whole_tree
+from compiler.capture.trace import Traced
+from compiler.ir import access
+from compiler.ir.placement import Placement, Replicate, Varying
+
+
+@dataclass(frozen=True)
+class DynamoInput:
+    """A tensor or number that Dynamo passes to the graph.
+
+    Attributes:
+        name: as Dynamo calls it.
+        value: at the call that is compiled.
+        is_state: it is part of a module.
+    """
+
+    name: str
+    value: Any
+    is_state: bool
+
+
+def dynamo_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[DynamoInput]:
+    """The inputs of a graph that Dynamo made, which ``example_inputs`` are the values of."""
+    nodes = access.node_of(gm.graph, "placeholder")
+    pairs = zip(nodes, example_inputs, strict=True)
+    return [DynamoInput(node.name, value, _is_state(node, value)) for node, value in pairs]
+
+
+def _is_state(node: fx.Node, value: Any) -> bool:
+    if isinstance(value, torch.nn.Parameter):
+        return True
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    return "NN_MODULE" in getattr(getattr(source, "guard_source", None), "name", "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph behind AOTAutograd, ready for capture.
+
+    Attributes:
+        traced: its functional form.
+        placements: of inputs that are not asked about.
+        written: placeholders that the last outputs are written to.
+    """
+
+    traced: Traced
+    placements: Mapping[str, Placement]
+    written: tuple[str, ...]
+
+
+def source_of(gm: fx.GraphModule, given: Sequence[DynamoInput]) -> Source:
+    """The functional form of ``gm``, and what is known of its inputs.
+
+    Raises:
+        CaptureError: the graph has no functional form.
+    """
+    module, written = functional(gm)
+    lifted = lift_module(module)
+    attributes = {n: replace(s, kind=StateKind.CONSTANT) for n, s in lifted.state.items()}
+    state, cut = dict(attributes), dict[str, tuple[tuple[str, Placement], ...]]()
+    placements = dict[str, Placement]()
+    nodes = access.node_of(gm.graph, "placeholder")
+    sizes = _sizes(nodes)
+    for node in nodes:
+        name, held = str(node.target), access.value(node)
+        if isinstance(held, torch.SymInt):
+            is_size = held.node.expr.free_symbols <= sizes
+            placements[name] = Replicate() if is_size else Varying()
+        elif isinstance(held, torch.Tensor):
+            found = _found(node.meta.get("desc"), given) if name not in written else None
+            if found is None:
+                placements[name] = Varying()
+            else:
+                state[name] = found.state
+                cut |= found.cut
+    lifted = replace(lifted, state=state)
+    out_spec = whole_tree(pytree.tree_structure([0] * len(lifted.results)))
+    traced = Traced(lifted, out_spec, _ranges(nodes), (), cut)
+    return Source(traced, placements, written)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A tensor to be compared, and how it is cut if it belongs to a DTensor."""
+
+    state: State
+    cut: Cut
+
+
+def _found(description: object, given: Sequence[DynamoInput]) -> _Found | None:
+    """The tensor behind a placeholder, if it is to be compared."""
+    if isinstance(description, descriptors.SubclassGetAttrAOTInput):
+        base, attribute = description.base, description.attr
+        whole = given[base.idx] if isinstance(base, descriptors.PlainAOTInput) else None
+        if whole is None or not isinstance(whole.value, DTensor):
+            return None
+        key = f"{whole.name}.{attribute}"
+        local = getattr(whole.value, attribute)
+        return _Found(State(StateKind.BUFFER, key, local.detach()), {key: dims_of(whole.value)})
+    if not isinstance(description, descriptors.PlainAOTInput):
+        return None
+    held = given[description.idx]
+    if not isinstance(held.value, torch.Tensor) or isinstance(held.value, FakeTensor):
+        return None
+    if held.is_state or not (held.value.is_floating_point() or held.value.is_complex()):
+        kind = StateKind.PARAMETER if held.is_state else StateKind.BUFFER
+        return _Found(State(kind, held.name, held.value.detach()), {})
+    return None
+
+
+def _sizes(nodes: Collection[fx.Node]) -> set[sympy.Symbol]:
+    """Symbols that the sizes of input tensors are made of."""
+    shapes = (access.shape(n) for n in nodes if access.is_tensor(n))
+    symbolic = (s for shape in shapes for s in shape if isinstance(s, torch.SymInt))
+    return {symbol for size in symbolic for symbol in size.node.expr.free_symbols}
+
+
+def _ranges(nodes: Collection[fx.Node]) -> dict[str, tuple[int, int | None]]:
+    """Symbol of a size -> least and greatest value, as Dynamo guards them."""
+    found: dict[str, tuple[int, int | None]] = {}
+    for node in nodes:
+        held = access.value(node)
+        sizes = access.shape(node) if isinstance(held, torch.Tensor) else (held,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                bounds = size.node.shape_env.var_to_range
+                for symbol in size.node.expr.free_symbols:
+                    lower, upper = bounds[symbol].lower, bounds[symbol].upper
+                    found[str(symbol)] = (
+                        int(lower) if lower.is_finite else 0,
+                        int(upper) if isinstance(upper, sympy.Integer) else None,
+                    )
+    return found

@@ -1,0 +1,149 @@
+"""Placements that a model declares for its parameters: DTensor specs, or a ``tp_plan``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.distributed import tensor as dtensor
+from torch.distributed.tensor import DTensor
+
+from compiler.capture.lift_state import State, StateKind
+from compiler.errors import PlacementError
+from compiler.ir.declared_inputs import pattern
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Partial, Placement, Replicate, Shard, Varying
+
+Declared = dict[str, dict[str, Placement]]
+"""Key of a tensor of the model -> axis -> placement; axes left out are Replicate."""
+
+
+def _columns(key: str, rank: int) -> Placement:
+    return Shard(max(rank - 2, 0))
+
+
+def _rows(key: str, rank: int) -> Placement:
+    return Replicate() if key.endswith("bias") else Shard(rank - 1)
+
+
+def _first(key: str, rank: int) -> Placement:
+    return Shard(0)
+
+
+STYLES: Mapping[str, Callable[[str, int], Placement]] = {
+    "colwise": _columns,
+    "colwise_gather_output": _columns,
+    "rowwise": _rows,
+    "embedding_rowwise": _first,
+    "grouped_gemm": _first,
+    "replicate": lambda key, rank: Replicate(),
+}
+"""Style -> placement of a tensor by its key and number of dimensions.
+
+A linear layer's weight is [out, in]; column-parallel shards out, and its bias with it. The bias of
+a row-parallel layer is added after the reduction: every rank holds it whole.
+"""
+
+
+Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
+"""Key of a DTensor -> per dimension of its device mesh, the process group and the placement."""
+
+
+def cut_of(model: nn.Module) -> Cut:
+    """How the model's DTensors are cut, while their process groups exist."""
+    found: dict[str, tuple[tuple[str, Placement], ...]] = {}
+    tables = (model.named_parameters, model.named_buffers)
+    for key, held in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
+        if isinstance(held, DTensor):
+            found[key] = dims_of(held)
+    return found
+
+
+def dims_of(held: DTensor) -> tuple[tuple[str, Placement], ...]:
+    """Per dimension of a DTensor's device mesh, the process group and the placement."""
+    return tuple(
+        (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
+        for dim, placement in enumerate(held.placements)
+    )
+
+
+def from_dtensors(cut: Cut, axis_of: Callable[[str], str | None]) -> Declared:
+    """Placements of a model's DTensors.
+
+    Args:
+        cut: as ``cut_of`` found it.
+        axis_of: process group name -> axis of the mesh, None if it is no axis.
+    """
+    return {
+        key: {axis: p for name, p in dims if (axis := axis_of(name)) is not None}
+        for key, dims in cut.items()
+    }
+
+
+def groups_of(cut: Cut) -> tuple[str, ...]:
+    """Names of the process groups that DTensors are cut over."""
+    return tuple(dict.fromkeys(name for dims in cut.values() for name, _ in dims))
+
+
+def _from_dtensor(placement: dtensor.Placement) -> Placement:
+    if type(placement) is dtensor.Shard:
+        return Shard(placement.dim)
+    if isinstance(placement, dtensor.Partial):
+        return Partial(str(placement.reduce_op))
+    return Replicate() if isinstance(placement, dtensor.Replicate) else Varying()
+
+
+def from_plan(
+    plan: Mapping[str, str], mesh: Mesh, state: Mapping[str, State]
+) -> tuple[Declared, tuple[str, ...]]:
+    """Placements by a plan of name patterns; what no pattern names is declared Replicate.
+
+    A pattern names a tensor, or a module and means its weight and bias; ``*`` stands for one part
+    of a dotted name. It speaks of parameters, and of buffers that checkpoints hold.
+
+    Returns:
+        The placements, and a remark for each pattern that names nothing.
+
+    Raises:
+        PlacementError: an unknown style, or a mesh of several axes none of which is ``tp``.
+    """
+    axis = _tensor_axis(mesh)
+    tensors = [s for s in state.values() if s.kind in (StateKind.PARAMETER, StateKind.BUFFER)]
+    found: Declared = {held.key: {} for held in tensors}
+    remarks: list[str] = []
+    for text, style in plan.items():
+        if style not in STYLES:
+            raise PlacementError(
+                f"tp_plan uses an unknown style for {text!r}",
+                found=repr(style),
+                remedy=f"use one of {', '.join(STYLES)}, or pass inputs={{name: placement}}",
+            )
+        matches = pattern(text, r"(\.(weight|bias))?").fullmatch
+        named = [held for held in tensors if matches(held.key)]
+        if not named:
+            remarks.append(f"tp_plan: {text!r} names no tensor that the graph reads")
+        for held in named:
+            found[held.key] = {axis: STYLES[style](held.key, held.tensor.dim())}
+    return found, tuple(remarks)
+
+
+def _tensor_axis(mesh: Mesh) -> str:
+    """The axis that a tp_plan is about."""
+    wide = [axis for axis, extent in mesh.axes.items() if extent > 1]
+    if len(wide) <= 1:
+        return (wide or list(mesh.axes))[0]
+    if "tp" in wide:
+        return "tp"
+    raise PlacementError(
+        "tp_plan does not say which axis it is about",
+        found=f"a mesh with axes {wide}",
+        remedy="name the tensor-parallel axis 'tp', or pass inputs={name: {axis: placement}}",
+    )
+
+
+def plan_of(model: object) -> Mapping[str, str]:
+    """The model's ``tp_plan``, empty if it has none."""
+    plan = getattr(model, "tp_plan", None) if isinstance(model, torch.nn.Module) else None
+    return plan if isinstance(plan, Mapping) else {}

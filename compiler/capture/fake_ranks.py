@@ -1,0 +1,190 @@
+"""Capture a model of many ranks in one process, as several of them in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from compiler.capture import input_placements, rank_traces
+from compiler.capture.capture import (
+    Capture,
+    Progress,
+    Ranks,
+    assembled,
+    by_export,
+    described,
+    traced,
+    tracers,
+)  # fmt: skip
+from compiler.capture.digest import digests
+from compiler.capture.functionalize import NotRecordedError
+from compiler.capture.lift_state import StateKind
+from compiler.capture.record import Shared
+from compiler.capture.trace import Traced
+from compiler.errors import CaptureError, DivergenceError
+from compiler.ir.mesh import Mesh
+
+Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
+Taken = tuple[nn.Module, Traced, rank_traces.Description, dict[str, str]]
+"""A rank's model, its trace, the description of it, and digests of the tensors of its code."""
+
+
+def capture_ranks(
+    factory: Callable[[], nn.Module],
+    make_inputs: Inputs,
+    world_size: int,
+    *,
+    mesh: Mesh | None = None,
+    inputs: input_placements.Given | None = None,
+    progress: Progress | None = None,
+    capture: str = "auto",
+) -> Capture:
+    """Capture a model of ``world_size`` ranks in this process alone.
+
+    The model is built under a fake process group as the first rank and as the last. Numbers that
+    differ are taken to be ``a + b * rank``; where that is no integer, every rank is captured. The
+    checker's proof holds for any numbers in their place, so a wrong guess cannot make it wrong.
+    Tensors made by the model's code are compared; parameters and persistent buffers are not, since
+    what a factory puts there says nothing about a checkpoint.
+
+    Args:
+        factory: builds the model as it is on this rank of the default process group.
+        make_inputs: builds ``(args, kwargs)``.
+        world_size: number of ranks.
+        mesh: as in ``capture``.
+        inputs: as in ``capture``.
+        progress: as in ``capture``.
+        capture: as in ``capture``; all ranks are traced alike.
+
+    Returns:
+        The capture as rank 0 has it.
+
+    Raises:
+        CaptureError: as in ``capture``; or a process group is initialized already.
+        MeshError: as in ``capture``.
+        PlacementError: as in ``capture``.
+    """
+    if dist.is_initialized():
+        raise CaptureError(
+            "capture_ranks makes process groups of its own",
+            found=f"a process group of backend {dist.get_backend()!r} is initialized",
+            remedy="use capture() with an exchange, or destroy the process group first",
+        )
+    started, tell = time.perf_counter(), progress or (lambda _: None)
+    why = ""
+
+    def trace(method: str, rank: int, shared: Shared) -> Taken:
+        tell(f"tracing the model as rank {rank} of {world_size}")
+        with fake_process_group(rank, world_size):
+            model = factory()
+            args, kwargs = make_inputs()
+            one = traced(model, args, kwargs, method, shared)
+            return model, one, described(one, mesh), _digests_of_code(one)
+
+    for method in tracers(capture):
+        try:
+            taken, numbers = _take(partial(trace, method), world_size, shares=method == "record")
+            break
+        except NotRecordedError as error:
+            why = by_export(capture, str(error))
+    model, found, *_ = taken[0]
+    constants = {place: values for place, values in numbers.items() if values is not None}
+    rank_traces.mark(found.lifted.module.graph, 0, constants)
+    where = Ranks(
+        size=world_size,
+        rank=0,
+        descriptions={rank: description for rank, (_, _, description, _) in taken.items()},
+        positions={rank: rank for rank in range(world_size)},
+    )
+    compared = _everywhere({rank: held for rank, (*_, held) in taken.items()}, world_size)
+    result = assembled(model, found, where, mesh, inputs or {}, lambda _: compared)
+    notes = [why] if why else []
+    if len(taken) < world_size:
+        notes.append(
+            f"captured as {rank_traces.ranks_text(taken)} of {world_size}; the others are inferred"
+        )
+    seconds = time.perf_counter() - started
+    return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
+
+
+def _take(
+    trace: Callable[[int, Shared], Taken], world_size: int, *, shares: bool
+) -> tuple[dict[int, Taken], dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]]:
+    """What enough ranks traced, and the numbers in which they differ.
+
+    The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
+    ranks that share, and seem to differ, are traced again, each by itself.
+
+    Args:
+        trace: traces the model as a rank.
+        world_size: number of ranks.
+        shares: whether traces take from, and leave for, each other what is known of ops.
+
+    Raises:
+        DivergenceError: they differ.
+    """
+    taken: dict[int, Taken] = {}
+    shared, sample = Shared(), sorted({0, world_size - 1})
+    try:
+        for listed in (sample, [rank for rank in range(world_size) if rank not in sample]):
+            for rank in listed:
+                taken[rank] = trace(rank, shared if shares else Shared())
+            numbers = _numbers(taken, world_size)
+            if None not in numbers.values():
+                break
+    except DivergenceError:
+        if not shares:
+            raise
+        return _take(trace, world_size, shares=False)
+    return taken, numbers
+
+
+@contextmanager
+def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
+    """Within it, the default process group is a fake one, in which collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        if dist.is_initialized():  # else the model's code has destroyed it, and has its own error
+            dist.destroy_process_group()
+
+
+def _digests_of_code(found: Traced) -> dict[str, str]:
+    """Digests of the tensors that the model's code computes, which no checkpoint will replace."""
+    made = (StateKind.TRANSIENT, StateKind.CONSTANT)
+    return digests({n: s.tensor for n, s in found.lifted.state.items() if s.kind in made})
+
+
+def _numbers(
+    taken: Mapping[int, Taken], size: int
+) -> dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]:
+    """Place -> every rank's number where they differ, None where it cannot be inferred."""
+    rank_traces.check_rows({rank: found.rows for rank, (_, _, found, _) in taken.items()})
+    numbers = {rank: found.numbers for rank, (_, _, found, _) in taken.items()}
+    differing = rank_traces.differing(numbers)
+    if len(taken) == size:
+        return {place: tuple(v[rank] for rank in range(size)) for place, v in differing.items()}
+    return {place: rank_traces.affine(values, size) for place, values in differing.items()}
+
+
+def _everywhere(known: Mapping[int, Mapping[str, str]], size: int) -> dict[str, dict[int, str]]:
+    """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
+    first, *others = known.values()
+    found: dict[str, dict[int, str]] = {}
+    for name in (n for n in first if all(n in held for held in others)):
+        held = {rank: known[rank][name] for rank in known}
+        agree = len(set(held.values())) == 1
+        found[name] = {
+            rank: held.get(rank, held[0] if agree else f"rank {rank}") for rank in range(size)
+        }
+    return found

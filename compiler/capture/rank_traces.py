@@ -1,0 +1,238 @@
+"""Compare what the ranks traced, and mark the numbers that code computed from its rank.
+
+A rank's trace is described without its numbers: ops, their static arguments, shapes and element
+types, order. That much must be the same on all ranks. Integers and floats that differ become rank
+constants. Symbols of sizes are numbered by first appearance; devices count without their index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.capture.functionalize import NotRecordedError
+from compiler.errors import CaptureError, DivergenceError
+from compiler.ir import access, collectives
+from compiler.ir.access import RankFloat, RankInt
+from compiler.ir.rank_exchange import Exchange
+
+Number = int | float
+Place = tuple[int, int]
+"""A number's place in a graph: index of the node, index among the node's numbers."""
+
+SYMBOL = re.compile(r"\b(?:s|u|zuf|zf)\d+\b")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One node without its numbers, and the line of the model it comes from."""
+
+    text: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one rank traced.
+
+    Attributes:
+        rows: the nodes in order.
+        numbers: per node, the integers and floats among its arguments.
+        groups: group name on this rank -> its members, as ranks of the default group.
+        labels: group name -> what its creator calls it (a mesh dimension), where known.
+        uses: per collective in order, its group name.
+    """
+
+    rows: tuple[Row, ...]
+    numbers: tuple[tuple[Number, ...], ...]
+    groups: Mapping[str, tuple[int, ...]]
+    labels: Mapping[str, str]
+    uses: tuple[str, ...]
+
+    @property
+    def skeleton(self) -> str:
+        """Digest of what must be the same on all ranks."""
+        text = "\n".join(row.text for row in self.rows)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def describe(
+    graph: fx.Graph, groups: Mapping[str, tuple[int, ...]], labels: Mapping[str, str]
+) -> Description:
+    """The description of a rank's graph with its resolved groups."""
+    index = {node: i for i, node in enumerate(graph.nodes)}
+    symbols: dict[str, str] = {}
+    rows: list[Row] = []
+    numbers: list[tuple[Number, ...]] = []
+    uses: list[str] = []
+    for node in graph.nodes:
+        found: list[Number] = []
+        group = collectives.group_argument(node)
+
+        def leaf(item: Any, found: list[Number] = found) -> str:
+            if isinstance(item, fx.Node):
+                return f"%{index[item]}"
+            if isinstance(item, int | float) and not isinstance(item, bool):
+                found.append(item)
+                return "float" if isinstance(item, float) else "int"
+            return f"device {item.type}" if isinstance(item, torch.device) else repr(item)
+
+        call = access.call(node)
+        if group is not None:
+            uses.append(str(collectives.given_group(node)))
+            call = access.with_argument(node, group, "group")
+        written = fx.node.map_aggregate(call, leaf)
+        text = f"{node.op} {node.target} {written} -> {_type(node)}"
+        rows.append(Row(_renumber(text, symbols), access.source_line(node)))
+        numbers.append(tuple(found))
+    return Description(tuple(rows), tuple(numbers), groups, labels, tuple(uses))
+
+
+def _type(node: fx.Node) -> str:
+    def one(found: Any) -> str:
+        if isinstance(found, torch.Tensor):
+            return f"{str(found.dtype).removeprefix('torch.')}{list(found.shape)}"
+        if isinstance(found, list | tuple):
+            return f"({', '.join(map(one, found))})"
+        return type(found).__name__
+
+    return one(node.meta.get("val"))
+
+
+def _renumber(text: str, symbols: dict[str, str]) -> str:
+    return SYMBOL.sub(lambda m: symbols.setdefault(m[0], f"n{len(symbols)}"), text)
+
+
+def gathered(
+    exchange: Exchange, description: Description | None, failure: str, bail: str = ""
+) -> dict[int, Description]:
+    """Every rank's description, rows only where they differ; all ranks take part, failed ones too.
+
+    Args:
+        exchange: the ranks.
+        description: this rank's, None if it has none.
+        failure: why this rank could not trace the model.
+        bail: why this rank could not record it, where it may be traced by other means.
+
+    Raises:
+        NotRecordedError: a rank has a reason for ``bail``, and none has failed.
+        CaptureError: a rank failed to trace the model, or the ranks traced different graphs.
+    """
+    mine = None if description is None else (description.skeleton, _without_rows(description))
+    everyone = exchange.gather((failure, bail, mine))
+    failed = {rank: text for rank, (text, _, _) in enumerate(everyone) if text}
+    if failed:
+        rank, text = next(iter(failed.items()))
+        raise CaptureError(
+            f"capture failed on {ranks_text(failed)}",
+            found=f"rank {rank}: {text}",
+            remedy="make the model traceable on every rank",
+        )
+    if bailed := {rank: text for rank, (_, text, _) in enumerate(everyone) if text}:
+        rank, text = next(iter(bailed.items()))
+        raise NotRecordedError(text if len(bailed) == len(everyone) else f"{text} on rank {rank}")
+    summaries = {rank: found for rank, (*_, found) in enumerate(everyone) if found is not None}
+    assert description is not None, "a rank without a description reports a failure"
+    if len({skeleton for skeleton, _ in summaries.values()}) > 1:
+        check_rows(dict(enumerate(exchange.gather(description.rows))))
+    return {rank: found for rank, (_, found) in summaries.items()}
+
+
+def _without_rows(found: Description) -> Description:
+    return Description((), found.numbers, found.groups, found.labels, found.uses)
+
+
+def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
+    """Raise DivergenceError at the first place where ranks traced different ops.
+
+    Args:
+        rows: rank -> rows of its graph.
+    """
+    length = max(map(len, rows.values()))
+    for i in range(length):
+        here = {rank: r[i] if i < len(r) else Row("nothing", "") for rank, r in rows.items()}
+        if len({row.text for row in here.values()}) == 1:
+            continue
+        raise DivergenceError(
+            "the ranks do not run the same program",
+            where=next((row.line for row in here.values() if row.line), f"value {i}"),
+            found=by_value({rank: row.text for rank, row in here.items()}),
+            remedy="only numbers may depend on the rank: make the model issue the same ops, "
+            "in the same order and on the same shapes, on every rank",
+        )
+
+
+def by_value(found: Mapping[int, object]) -> str:
+    """``ranks 0, 2: this; rank 1: that`` for rank -> value, the most common value first."""
+    ranks: dict[object, list[int]] = {}
+    for rank, held in found.items():
+        ranks.setdefault(held, []).append(rank)
+    common_first = sorted(ranks.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{ranks_text(who)}: {held}" for held, who in common_first)
+
+
+def ranks_text(ranks: Any) -> str:
+    """``rank 1`` or ``ranks 0, 2, 3``."""
+    listed = list(ranks)
+    return f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
+
+
+def differing(
+    numbers: Mapping[int, Sequence[tuple[Number, ...]]],
+) -> dict[Place, dict[int, Number]]:
+    """Place -> rank -> number, where ranks that run the same program differ in a number."""
+    (_, first), *others = numbers.items()
+    found: dict[Place, dict[int, Number]] = {}
+    for i, held in enumerate(first):
+        if all(other[i] == held for _, other in others):
+            continue
+        for j in range(len(held)):
+            values = {rank: listed[i][j] for rank, listed in numbers.items()}
+            if len({repr(value) for value in values.values()}) > 1:
+                found[i, j] = values
+    return found
+
+
+def affine(found: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
+    """``a + b * rank`` for all ranks, through the known ones, or None if none fits exactly."""
+    (low, at_low), *_, (high, at_high) = sorted(found.items())
+    step = (at_high - at_low) / (high - low)
+    if all(isinstance(value, int) for value in found.values()):
+        if not step.is_integer():
+            return None
+        step = (int(at_high) - int(at_low)) // (high - low)
+    values = tuple(at_low + step * (rank - low) for rank in range(size))
+    return values if all(values[rank] == value for rank, value in found.items()) else None
+
+
+def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number]]) -> None:
+    """Replace numbers in place by rank constants; ``constants`` lists each rank's value."""
+    by_node: dict[int, dict[int, Sequence[Number]]] = {}
+    for (i, j), values in constants.items():
+        by_node.setdefault(i, {})[j] = values
+    for i, node in enumerate(graph.nodes):
+        if i in by_node:
+            _mark_node(node, rank, by_node[i])
+
+
+def _mark_node(node: fx.Node, rank: int, places: Mapping[int, Sequence[Number]]) -> None:
+    count = iter(range(1 << 30))
+
+    def leaf(item: Any) -> Any:
+        if not isinstance(item, int | float) or isinstance(item, bool):
+            return item
+        values = places.get(next(count))
+        if values is None:
+            return item
+        if isinstance(item, int):
+            return RankInt(int(values[rank]), tuple(map(int, values)))
+        return RankFloat(values[rank], tuple(map(float, values)))
+
+    convert: Callable[[Any], Any] = lambda tree: fx.node.map_aggregate(tree, leaf)  # noqa: E731
+    node.args, node.kwargs = convert(node.args), convert(node.kwargs)

@@ -1,0 +1,314 @@
+"""``commplan machine``: what machines take for collectives and kernels, fitted or measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table as Printed
+
+from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.options import Format, FormatOption, Output
+from compiler.cli.render.collective_tables import bytes_text
+from compiler.cli.render.progress import Stages, stdout
+from compiler.cost import Machine, load_machine, machines
+from compiler.cost.fit import MAXIMUM_TARGET, MEDIAN_TARGET
+from compiler.cost.machine_files import FOLDER, parse_machine, read_json
+from compiler.cost.measurements import (
+    FittedTable,
+    Measurements,
+    machine_text,
+    newest,
+    read_measurements,
+    refitted,
+)
+from compiler.cost.tables import Quantity, Table
+from compiler.runtime.measure import measured_machine
+
+machine = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What machines take for collectives and kernels: shipped, fitted, measured.",
+)
+MIN_BYTES, MAX_BYTES, MAX_BYTES_CPU = 512, 1 << 28, 1 << 22
+
+
+@machine.command("list")
+def list_machines(format: FormatOption = Format.TABLE) -> int:
+    """The machines that come with the package."""
+    found = [load_machine(name) for name in machines()]
+    if format is Format.JSON:
+        rows = [{"name": one.name, "title": one.title, "ranks": ranks_of(one)} for one in found]
+        typer.echo(json.dumps(rows, indent=1))
+        return 0
+    table = Printed("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s", box=SIMPLE)
+    for one in found:
+        ranks = ", ".join(map(str, ranks_of(one)))
+        rate = one.matmul_flop_per_us(torch.bfloat16) / 1e6
+        table.add_row(
+            one.name, one.title, ranks, f"{one.memory_bytes_per_us / 1e6:.2f}", f"{rate:.0f}"
+        )
+    stdout().print(table)
+    return 0
+
+
+def ranks_of(one: Machine) -> list[int]:
+    """Rank counts that the machine has tables of."""
+    return sorted({table.ranks for table in one.tables})
+
+
+@machine.command("show")
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="MACHINE", help="A machine's name, or a machine file.")
+    ],
+    ranks: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Tables of this rank count alone.")
+    ] = None,
+    format: FormatOption = Format.TABLE,
+) -> int:
+    """A machine's numbers with their sources."""
+    found = load_machine(name)
+    tables = [table for table in found.tables if ranks in (None, table.ranks)]
+    if format is Format.JSON:
+        typer.echo(json.dumps(machine_json(found, tables), indent=1))
+    else:
+        print_machine(stdout(), found, tables)
+    return 0
+
+
+def quantities(one: Machine) -> dict[str, Quantity]:
+    """Everything of a machine that is one number."""
+    found = {"link, each way": one.link, "memory": one.memory}
+    found |= {f"matmul {name}": held for name, held in one.matmul.items()}
+    found |= {f"launch, {name}": held for name, held in one.launch.items()}
+    if one.network is not None:
+        found["network, each way"] = one.network.link
+    return {name: held for name, held in found.items() if held is not None}
+
+
+def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
+    """The numbers, then the regimes of every table, then where the tables come from."""
+    console.print(f"[bold]{one.name}[/]  {one.title}", highlight=False)
+    numbers = Printed("", "", "", "source", box=SIMPLE)
+    for name, held in quantities(one).items():
+        numbers.add_row(name, f"{held.value:,}", held.unit, held.source)
+    console.print(numbers)
+    sources = list(dict.fromkeys(table.source for table in tables))
+    regimes = Printed(
+        "", "ranks", "library", "launch", "from", "alpha us", "GB/s", "median", "max", "source",
+        box=SIMPLE,
+    )  # fmt: skip
+    for table in tables:
+        left = [str(table.kind), str(table.ranks), table.library, ", ".join(table.launches)]
+        right = [percent(table.median_error), percent(table.maximum_error)]
+        right.append(str(sources.index(table.source) + 1))
+        for regime in table.curve.regimes:
+            rate = f"{1e6 / regime.beta_fs_per_byte:.1f}" if regime.beta_fs_per_byte else "-"
+            line = [bytes_text(regime.from_bytes), f"{regime.alpha_ps / 1e6:.2f}", rate]
+            regimes.add_row(*left, *line, *right)
+            left, right = [""] * len(left), [""] * len(right)
+    console.print(regimes)
+    for i, source in enumerate(sources):
+        console.print(f"{i + 1}: {source}", highlight=False, markup=False)
+    if one.network is not None:
+        for p in one.network.protocols:
+            console.print(
+                f"network, {p.name}: {p.base_ps / 1e6:.1f} us + {p.step_ps / 1e6:.1f} us a step, "
+                f"{p.bytes_per_us / 1e3:.0f} GB/s",
+                highlight=False,
+            )
+        console.print(one.network.source, highlight=False, markup=False)
+
+
+def percent(share: float | None) -> str:
+    """``12.3 %``."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def machine_json(one: Machine, tables: Sequence[Table]) -> dict[str, Any]:
+    """The numbers as JSON values."""
+    return {
+        "name": one.name,
+        "title": one.title,
+        "ranks_per_node": one.ranks_per_node,
+        "quantities": {
+            name: {"value": held.value, "unit": held.unit, "source": held.source}
+            for name, held in quantities(one).items()
+        },
+        "tables": [
+            {
+                "kind": str(table.kind),
+                "ranks": table.ranks,
+                "library": table.library,
+                "launches": list(table.launches),
+                "regimes": [
+                    {"from_bytes": r.from_bytes, "alpha_ps": r.alpha_ps,
+                     "beta_fs_per_byte": r.beta_fs_per_byte}
+                    for r in table.curve.regimes
+                ],
+                "median_error": table.median_error,
+                "maximum_error_above_1mib": table.maximum_error,
+                "source": table.source,
+            }
+            for table in tables
+        ],
+    }  # fmt: skip
+
+
+@machine.command("fit")
+def fit_machines(
+    measurements: Annotated[
+        Path, typer.Argument(metavar="CSV", help="Measured rows; docs/machines.md has the columns.")
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--machine", help="A machine's name or file. Repeatable; all if left out."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Write the files here.")
+    ] = None,
+    format: FormatOption = Format.TABLE,
+) -> int:
+    """Fit machine files to a table of measurements and print the errors."""
+    stages = Stages()
+    with stages.stage("read", str(measurements)):
+        rows = read_measurements(measurements)
+    found: dict[str, tuple[FittedTable, ...]] = {}
+    for name in names or machines():
+        path = Path(name) if name.endswith(".json") else FOLDER / f"{load_machine(name).name}.json"
+        with stages.stage("fit", name):
+            data, tables = refitted(read_json(path), rows)
+        parse_machine(data, path)
+        found[data["name"]] = tables
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / f"{data['name']}.json", machine_text(data))
+    if format is Format.JSON:
+        typer.echo(json.dumps(errors_json(found), indent=1))
+    else:
+        print_errors(stdout(), found)
+        print_unused(stdout(), rows, found)
+    return 0
+
+
+def errors_json(found: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
+    """Every table with its errors, per machine."""
+    return {
+        name: [
+            one.to_json()
+            | {"yardstick_median": one.fit.yardstick.median,
+               "yardstick_maximum_above_1mib": one.fit.yardstick.maximum_above_1mib,
+               "meets_targets": one.fit.errors.meets_targets}
+            for one in tables
+        ]
+        for name, tables in found.items()
+    }  # fmt: skip
+
+
+def print_errors(console: Console, found: dict[str, tuple[FittedTable, ...]]) -> None:
+    """A row per table: errors of the model, beside those of the table against itself."""
+    table = Printed(
+        "machine", "", "ranks", "library", "launch", "rows", "regimes", "median",
+        "max > 1 MiB", "interpolated: median", "max > 1 MiB", "max, any size", box=SIMPLE,
+    )  # fmt: skip
+    missed = []
+    for name, tables in found.items():
+        for one in tables:
+            m, e, y = one.measured, one.fit.errors, one.fit.yardstick
+            table.add_row(
+                name, m.kind, str(m.ranks), m.library, ", ".join(m.launches), str(len(m.points)),
+                str(len(one.fit.curve.regimes)), percent(e.median), percent(e.maximum_above_1mib),
+                percent(y.median), percent(y.maximum_above_1mib), percent(e.maximum),
+            )  # fmt: skip
+            name = ""
+            if not e.meets_targets:
+                missed.append(one)
+        table.add_section()
+    console.print(table)
+    total = sum(map(len, found.values()))
+    console.print(
+        f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
+        f"{percent(MAXIMUM_TARGET)} above 1 MiB",
+        highlight=False,
+    )
+    for one in missed:
+        console.print(missed_text(one), highlight=False, markup=False, soft_wrap=True)
+
+
+def missed_text(one: FittedTable) -> str:
+    """Why a table misses a target: its worst row, and rows that no monotone model can meet."""
+    m, worst = one.measured, one.fit.errors.worst_bytes
+    at = [payload for payload, _ in m.points].index(worst)
+    around = ", ".join(f"{bytes_text(b)} {t:g} us" for b, t in m.points[max(at - 1, 0) : at + 2])
+    falls = ", ".join(
+        f"{bytes_text(b)} takes {share:.2f} of the row before" for b, share in one.fit.falls
+    )
+    return (
+        f"missed: {m.gpu} {m.kind} {m.ranks} ranks {m.library} {', '.join(m.launches)}: "
+        f"worst at {bytes_text(worst)} ({around}){'; ' * bool(falls)}{falls}"
+    )
+
+
+def print_unused(
+    console: Console, rows: Sequence[Measurements], found: dict[str, tuple[FittedTable, ...]]
+) -> None:
+    """Tables that no machine has: older versions, and GPUs without a machine."""
+    used = {one.measured for tables in found.values() for one in tables}
+    _, older = newest(rows)
+    for title, left in (
+        ("older versions", older),
+        ("no machine", [one for one in rows if one not in used and one not in older]),
+    ):
+        names = dict.fromkeys(f"{one.gpu} {one.library}" for one in left)
+        if left:
+            count = sum(len(one.points) for one in left)
+            console.print(
+                f"not used, {title}: {len(left)} tables, {count} rows: {', '.join(names)}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+@machine.command("measure")
+def measure(
+    name: Annotated[str, typer.Option(metavar="NAME", help="The machine's name.")] = "measured",
+    min_bytes: Annotated[
+        int, typer.Option(min=4, metavar="N", help="Smallest payload; doubled from there.")
+    ] = MIN_BYTES,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Largest payload; left out: 256 MiB on GPUs, 4 MiB on CPUs."
+        ),
+    ] = None,
+    output: Output = None,
+) -> int:
+    """Measure this machine and write its file.
+
+    Under `torchrun --nproc-per-node N --no-python commplan machine measure`, collectives over
+    NCCL, or over gloo without GPUs; without torchrun memory, matmul and launches alone.
+    """
+
+    def sizes(device: torch.device) -> list[int]:
+        largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)
+        return [min_bytes << i for i in range((largest // min_bytes).bit_length())]
+
+    with ExitStack() as stack:
+        data = measured_machine(
+            name, sizes, lambda: stack.enter_context(Stages().stage("measure", name))
+        )
+    if data is None:
+        return 0
+    if output is None:
+        typer.echo(machine_text(data), nl=False)
+        return 0
+    write_text(output, machine_text(data))
+    typer.echo(str(output))
+    return 0

@@ -1,0 +1,110 @@
+"""The call of a node on tensors of more rows, for ops that treat the rows of a dimension alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.ir import access
+from compiler.ir.row_ops import resized
+from compiler.ir.rules import meaning
+from compiler.ir.rules.meaning import size_key
+
+SIZE_ARGUMENTS = ("size", "shape")
+"""Arguments in which an op states the size of its result; for other rows it is left to the op."""
+
+
+def grown(
+    target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node], dim: int = 0
+) -> fx.Node:
+    """A copy of ``node`` in ``target`` on ``operand`` of what it reads, of more rows or as it was.
+
+    The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
+
+    Args:
+        target: where the copy goes.
+        node: the call; its result counts rows along ``dim``.
+        operand: value that ``node`` reads -> what the copy reads.
+        dim: dimension of the result.
+
+    Raises:
+        ValueError: the op does not take operands of these shapes.
+    """
+    made = target.node_copy(node, operand)
+    schema = getattr(node.target, "_schema", None)
+    for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
+        if argument.name in SIZE_ARGUMENTS:
+            made.update_arg(i, _without_rows(made.args[i], access.shape(node), dim))
+    try:
+        evaluate(made)
+    except (RuntimeError, IndexError, TypeError) as error:
+        target.erase_node(made)
+        raise ValueError(f"{node.target} states how many rows there are") from error
+    return made
+
+
+def evaluate(node: fx.Node) -> None:
+    """Set ``meta["val"]`` from those of the operands.
+
+    A view that their strides do not allow becomes a reshape.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), access.value)
+    assert callable(node.target), f"%{node.name} is not a call"
+    with torch.no_grad():
+        try:
+            node.meta["val"] = node.target(*args, **kwargs)
+        except (RuntimeError, ValueError):
+            if node.target is not torch.ops.aten.view.default:
+                raise
+            node.target = torch.ops.aten.reshape.default
+            node.meta["val"] = node.target(*args, **kwargs)
+
+
+def _without_rows(stated: Any, shape: access.Shape, dim: int) -> list[Any]:
+    """The sizes of a result of ``shape``, that of ``dim`` to be inferred."""
+    pairs = zip(stated, shape, strict=False)
+    sizes = [size if type(given) is int and given == -1 else given for given, size in pairs]
+    return [*sizes[:dim], -1, *sizes[dim + 1 :]]
+
+
+def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
+    """Whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows, by one rule.
+
+    That is: its rows are cut out of the larger result as the operands are out of theirs.
+
+    Args:
+        node: the call.
+        more: operands that have more rows -> the dimension that counts them.
+        times: how many times as many.
+        dim: the dimension of the result that counts rows.
+    """
+    scratch, stand_ins = fx.Graph(), dict[fx.Node, fx.Node]()
+    for x in node.all_input_nodes:
+        stand_ins[x] = scratch.placeholder(x.name)
+        held = access.value(x)
+        stand_ins[x].meta["val"] = in_rows(held, times, more[x]) if x in more else held
+    try:
+        made = grown(scratch, node, stand_ins.__getitem__, dim)
+    except ValueError:
+        return False
+    before, after = meaning(node), meaning(made)
+    wanted, found = (
+        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(made))
+    )
+    assert before is not None, f"{node.target} has no rule"
+    return after is not None and after.dims == before.dims and wanted == found
+
+
+def in_rows(held: Any, times: int, dim: int) -> Any:
+    """Tensors like ``held`` with ``times`` the rows along ``dim``."""
+    if isinstance(held, list | tuple):
+        return [in_rows(x, times, dim) for x in held]
+    return resized(held, dim, held.shape[dim] * times)
+
+
+def _sizes(held: Any) -> list[tuple[Any, ...]]:
+    tensors = held if isinstance(held, list | tuple) else [held]
+    return [tuple(map(size_key, x.shape)) for x in tensors]

@@ -1,0 +1,235 @@
+"""torch.compile(backend="commplan") on several ranks: what runs, and what is said of it."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+import compiler
+from compiler.backend import compile_graph
+from compiler.errors import CommPlanError, ExchangeError
+from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
+from tests.compiler.optimize import models as shared
+from tests.machines import machine
+
+EAGER = {"inner": "eager"}
+
+
+def compiled(model: nn.Module, dynamic: bool | None = None, **options: Any) -> Any:
+    torch._dynamo.reset()
+    compiler.reset_reports()
+    options = EAGER | options
+    return torch.compile(model, backend="commplan", options=options, dynamic=dynamic)
+
+
+def counted() -> list[tuple[int, int, str]]:
+    return [(r.before.all_reduces, r.after.all_reduces, r.verdict) for r in compiler.reports()]
+
+
+def decoder(group: dist.ProcessGroup, dynamic: bool, mode: Any, kinds: dict[str, bool]) -> Any:
+    ids = torch.arange(8).reshape(2, 4)
+    model = Decoder()
+    with torch.no_grad():
+        expected = model(ids)
+        sharded(model, DeviceMesh.from_group(group, "cpu", mesh_dim_names=("tp",)), **kinds)
+    run = compiled(model, dynamic)
+    with mode():
+        torch.testing.assert_close(run(ids), expected)
+        torch.testing.assert_close(run(ids[:, :2]), expected[:, :2])
+    (report, *_) = compiler.reports()
+    return counted()[0], report.inputs, str(report)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dynamic", "mode", "count"),
+    [
+        ({}, True, torch.no_grad, (5, 3)),
+        ({"ends": False}, False, torch.inference_mode, (4, 2)),
+        ({"sequence": True}, False, torch.no_grad, (0, 0)),
+    ],
+)
+def test_models_that_pytorch_shards(
+    gloo_pool: Any, kinds: dict[str, bool], dynamic: bool, mode: Any, count: tuple[int, int]
+) -> None:
+    for found, inputs, text in gloo_pool(2).run(decoder, dynamic, mode, kinds):
+        assert found == (*count, "EQUIVALENT" if count[0] else found[2])
+        assert inputs["{tp: S(0)}"] >= 2
+        assert text.startswith("graph 0/0: optimized")
+
+
+def caches(group: dist.ProcessGroup) -> Any:
+    model, x, at = Cached(group), torch.ones(2, HIDDEN), torch.tensor([1, 3])
+    expected, cache = torch.zeros(4, HIDDEN), torch.zeros(4, HIDDEN)
+    run = compiled(model)
+    with torch.no_grad():
+        for step in range(3):
+            torch.testing.assert_close(run(x + step, at, cache), model(x + step, at, expected))
+            torch.testing.assert_close(cache, expected)
+    return counted()
+
+
+def test_caches_of_the_caller_are_written(gloo_pool: Any) -> None:
+    assert gloo_pool(2).run(caches) == [[(2, 1, "EQUIVALENT")]] * 2
+
+
+def collectives(run: Callable[[], Any]) -> dict[str, int]:
+    """What gloo did in a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    names = (
+        event.name.removeprefix("gloo:") for event in profile.events() if "gloo:" in event.name
+    )
+    return dict(Counter(names))
+
+
+def ranges(group: dist.ProcessGroup, inner: str) -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(VOCABULARY, shared.HIDDEN), shared.Stack(group))
+    run = compiled(model, dynamic=True, machine=machine(2, start_ns=1000), inner=inner)
+    found = dict[int, Any]()
+    with torch.no_grad():
+        for tokens in (6, 2, 4096, 4097):
+            ids = torch.arange(tokens) % VOCABULARY
+            torch.testing.assert_close(run(ids), model(ids), atol=1e-5, rtol=1e-4)
+            found[tokens] = collectives(lambda: run(ids))  # noqa: B023
+    report, *_ = compiler.reports()  # Inductor may ask for another where a share is one row
+    return found, len(report.model.ranged.results), report.verdict
+
+
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_a_graph_switches_by_the_number_of_tokens(gloo_pool: Any, inner: str) -> None:
+    for found, plans, verdict in gloo_pool(2).run(ranges, inner):
+        assert found[2] == {"all_reduce": 2}
+        # gloo scatters a sum by an all_reduce
+        assert found[4096] == found[4097] == {"all_reduce": 2, "all_gather": 3}
+        assert plans >= 2
+        assert verdict == "EQUIVALENT"
+
+
+def message(act: Callable[[], Any]) -> str:
+    """What ``act`` warns of, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    (text,) = {str(w.message) for w in caught if "commplan" in str(w.message)}
+    return text
+
+
+def broken(group: dist.ProcessGroup) -> Any:
+    model, x = Branches(group), torch.ones(4, HIDDEN)
+    expected, lower = model(x).detach(), compile_graph.lower
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise CommPlanError("no lowering today") if group.rank() == 1 else AssertionError
+
+    if group.rank() == 1:
+        compile_graph.lower = fails
+    try:
+        with torch.no_grad():
+            run = compiled(model)
+            text = message(lambda: torch.testing.assert_close(run(x), expected))
+            (report,) = compiler.reports()
+            strict = compiled(model, on_failure="raise")
+            with pytest.raises(Exception, match="no lowering today") as caught:
+                strict(x)
+    finally:
+        compile_graph.lower = lower
+    return text, str(report), type(caught.value.inner_exception).__name__
+
+
+def test_all_ranks_fall_back_together(gloo_pool: Any) -> None:
+    first, second = gloo_pool(2).run(broken)
+    assert first[0].startswith(
+        "commplan does not optimize graph 0/0, which runs as it was written: rank 1 failed"
+    )
+    assert "found: rank 1: no lowering today" in first[0]
+    assert second[0].endswith("as it was written: no lowering today")
+    assert first[1].startswith("graph 0/0: fell back: rank 1 failed")
+    assert (first[2], second[2]) == ("ExchangeError", "CommPlanError")
+
+
+def gradients(group: dist.ProcessGroup) -> Any:
+    model, x = Cached(group), torch.ones(2, HIDDEN)
+    run = compiled(nn.Sequential(model.left, nn.SiLU()))
+    run(x).sum().backward()  # owes no rank anything
+    unplanned = [str(report) for report in compiler.reports()]
+    model = Branches(group)
+    run = compiled(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run(x)
+    said = [str(w.message) for w in caught if "commplan" in str(w.message)]
+    torch.testing.assert_close(result, model(x))
+    return unplanned, said
+
+
+def test_graphs_that_are_differentiated_run_as_they_are(gloo_pool: Any) -> None:
+    for unplanned, said in gloo_pool(2).run(gradients):
+        assert unplanned == [
+            "graph 0/0: unchanged: the graph has no collectives between ranks: nothing to plan"
+        ]
+        (text,) = said
+        assert "the graph is differentiated, and plans are for inference" in text
+        assert "torch.no_grad()" in text
+
+
+def apart(group: dist.ProcessGroup) -> str:
+    rank = group.rank()
+    run = compiled(Branches(group, layers=1 + rank), on_failure="warn")
+    with torch.no_grad(), pytest.raises(Exception, match="different graphs") as caught:
+        run(torch.ones(4, HIDDEN))
+    assert isinstance(caught.value.inner_exception, ExchangeError)
+    return str(caught.value.inner_exception)
+
+
+def test_ranks_with_different_graphs_do_not_run_them(gloo_pool: Any) -> None:
+    first, second = gloo_pool(2).run(apart)
+    assert first == second
+    assert first.startswith(
+        "the ranks compile different graphs\n  found: rank 0: compiling a graph"
+    )
+
+
+def missing(group: dist.ProcessGroup) -> Any:
+    if group.rank() == 1:
+        dist.barrier(group=group)  # the other has given up
+    run = compiled(Branches(group), timeout_s=0.5)
+    with torch.no_grad(), pytest.raises(Exception, match="did not arrive") as caught:
+        run(torch.ones(4, HIDDEN))
+    if group.rank() == 0:
+        dist.barrier(group=group)
+    return str(caught.value.inner_exception)
+
+
+def test_a_rank_that_does_not_compile_is_named(gloo_pool: Any) -> None:
+    first, second = gloo_pool(2).run(missing)
+    assert first.startswith("rank 1 did not arrive within 0.5 s\n  where: meeting ")
+    assert ", compiling a graph of " in first
+    assert second.startswith("rank 0 failed")
+    assert "found: rank 0: rank 1 did not arrive within 0.5 s" in second
+
+
+def aliases(group: dist.ProcessGroup) -> Any:
+    def step(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sums = [x * 2, x * 2]
+        for each in sums:
+            dist.all_reduce(each, group=group)
+        copy = torch.empty_like(y)
+        copy.copy_(y)
+        return *sums, copy
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        x, y = torch.ones(4), torch.ones(4)
+        first, second, copy = torch.compile(step, backend="commplan", options=EAGER)(x, y)
+    return len({t.untyped_storage().data_ptr() for t in (first, second, copy, x, y)})
+
+
+def test_results_share_no_memory_that_the_authors_do_not(gloo_pool: Any) -> None:
+    assert gloo_pool(2).run(aliases) == [5, 5]
