@@ -29,9 +29,10 @@ from torch import fx
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, collective
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.rules import RESHAPE
-from compiler.ir.rules.meaning import layout_key, size_key
+from compiler.ir.rules.meaning import same_layout, size_key
 
 aten = torch.ops.aten
 
@@ -57,16 +58,14 @@ class Canonicalize:
                 remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", why))
         if not stands_for:
             return PassResult(graph, (), changed=False)
-        target = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        origins: dict[fx.Node, fx.Node] = {}
+        copy = GraphCopy()
         for node in graph.graph.nodes:
             if node in stands_for:
-                copies[node] = copies[stands_for[node]]
+                copy.values[node] = copy.values[stands_for[node]]
             else:
-                copies[node] = target.node_copy(node, lambda x: copies[x])
-                origins[copies[node]] = node
-        return PassResult(graph.with_graph(target, origins), tuple(remarks), changed=True)
+                copy.add(node)
+        target = graph.with_graph(copy.target, copy.origins)
+        return PassResult(target, tuple(remarks), changed=True)
 
 
 def holds(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
@@ -107,8 +106,3 @@ def _viewed(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
             return None
         if tuple(map(size_key, access.shape(at))) == tuple(map(size_key, shape)):
             return at
-
-
-def same_layout(node: fx.Node, held: fx.Node) -> bool:
-    """Whether the two agree in shape, strides, element type and device."""
-    return layout_key(access.tensor(node)) == layout_key(access.tensor(held))

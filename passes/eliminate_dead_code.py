@@ -24,6 +24,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult
 
 aten = torch.ops.aten
@@ -43,14 +44,9 @@ class EliminateDeadCode:
                 kept.add(node)
         if len(kept) == len(graph.graph.nodes):
             return PassResult(graph, (), changed=False)
-        target = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        origins: dict[fx.Node, fx.Node] = {}
-        for node in graph.graph.nodes:
-            if node in kept:
-                copies[node] = target.node_copy(node, lambda x: copies[x])
-                origins[copies[node]] = node
-        return PassResult(graph.with_graph(target, origins), (), changed=True)
+        copy = GraphCopy()
+        copy.add_all(node for node in graph.graph.nodes if node in kept)
+        return PassResult(graph.with_graph(copy.target, copy.origins), (), changed=True)
 
 
 def has_effect(graph: SpmdGraph, node: fx.Node) -> bool:

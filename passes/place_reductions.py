@@ -33,9 +33,9 @@ from compiler.ir import access
 from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
 from compiler.ir.comm_plan import Stage
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult
-from compiler.ir.rules.meaning import size_key
-from compiler.ir.scale_rows import evaluate, grown
+from compiler.ir.scale_rows import grown
 from compiler.ir.text import numbers
 
 Forms = dict[fx.Node, fx.Node]
@@ -95,9 +95,8 @@ class _Rewriter:
 
     def __init__(self, labels: Labels) -> None:
         self.labels, self.known, self.found = labels, labels.known, labels.found
-        self.target, self.mesh = fx.Graph(), self.known.graph.mesh
-        self.origins: Forms = {}
-        self.plain: Forms = {}
+        self.copy, self.mesh = GraphCopy(), self.known.graph.mesh
+        self.target, self.plain = self.copy.target, dict[fx.Node, fx.Node]()
         self.partial: Forms = {}
         self.whole: Forms = {}
 
@@ -118,7 +117,7 @@ class _Rewriter:
             form = self.partial if self.found[node].addend else self.whole
             if node in form:
                 self.plain[node] = form[node]
-        return graph.with_graph(self.target, self.origins, self.mesh)
+        return graph.with_graph(self.target, self.copy.origins, self.mesh)
 
     def _form(self, node: fx.Node, forms: Forms) -> fx.Node:
         """The unreduced or the reduced form of a carrier, from those of its operands."""
@@ -131,12 +130,7 @@ class _Rewriter:
 
         if self.known.reduction.scatters and forms is self.partial and not carrier.addend:
             return grown(self.target, node, operand)
-        made = self.target.node_copy(node, operand)
-        if all(_same_strides(x, operand(x)) for x in access.operands(node)):
-            self.origins[made] = node
-        else:
-            evaluate(made)
-        return made
+        return self.copy.add_recomputed(node, operand)
 
     def _reduced(self, node: fx.Node) -> fx.Node:
         reduction, operand = self.known.reduction, self.partial[node]
@@ -160,8 +154,7 @@ class _Rewriter:
             joint = node in self.labels.joint
             return self.partial[x] if joint or x not in self.plain else self.plain[x]
 
-        made = self.plain[node] = self.target.node_copy(node, operand)
-        self.origins[made] = node
+        made = self.plain[node] = self.copy.add(node, operand)
         if node in self.labels.joint:
             argument = group_argument(made)
             assert argument is not None, f"%{node.name} has no group"
@@ -176,11 +169,3 @@ class _Rewriter:
         name = f"{self.known.reduction.group}*{second.group}"
         self.mesh, name = self.mesh.including(groups, name)
         return name
-
-
-def _same_strides(left: fx.Node, right: fx.Node) -> bool:
-    """Whether both are laid out alike; reducing may have changed that."""
-    if left is right or not access.is_tensor(left):
-        return True
-    before, after = (tuple(map(size_key, access.tensor(x).stride())) for x in (left, right))
-    return before == after

@@ -43,6 +43,7 @@ from compiler.analysis.partial_values import Carrier, carriers
 from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reductions
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 
 Found = Mapping[fx.Node, Carrier]
@@ -148,20 +149,16 @@ def _passed(tree: Tree, group: Group, reduction: Reduction) -> Remark:
 
 def regrouped(graph: SpmdGraph, groups: Mapping[Tree, Sequence[Group]]) -> SpmdGraph:
     """The graph with the groups of every tree added up by themselves."""
-    target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
-    tree_of = {node: tree for tree in groups for node in tree.additions}
+    copy, tree_of = GraphCopy(), {node: tree for tree in groups for node in tree.additions}
     for node in graph.graph.nodes:
         if (tree := tree_of.get(node)) is None:
-            copies[node] = target.node_copy(node, copies.__getitem__)
-            origins[copies[node]] = node
+            copy.add(node)
         elif node is tree.root:
-            copies[node] = _sum(target, tree, groups[tree], copies)
-    return graph.with_graph(target, origins)
+            copy.values[node] = _sum(copy, tree, groups[tree])
+    return graph.with_graph(copy.target, copy.origins)
 
 
-def _sum(
-    target: fx.Graph, tree: Tree, groups: Sequence[Group], copies: Mapping[fx.Node, fx.Node]
-) -> fx.Node:
+def _sum(copy: GraphCopy, tree: Tree, groups: Sequence[Group]) -> fx.Node:
     """The sum; each addition has the type, layer and source of one that it replaces."""
     replaced, root = iter(tree.additions), tree.root
 
@@ -171,7 +168,9 @@ def _sum(
             ratio = coefficient / scale
             size = int(abs(ratio)) if ratio.denominator == 1 else float(abs(ratio))
             op = torch.ops.aten.add.Tensor if ratio > 0 else torch.ops.aten.sub.Tensor
-            total = target.call_function(op, (total, value), {} if size == 1 else {"alpha": size})
+            total = copy.target.call_function(
+                op, (total, value), {} if size == 1 else {"alpha": size}
+            )
             total.meta = dict((before := next(replaced)).meta)
             total._rename(before.name)  # what later passes do to it, they say by this name
         return total, scale
@@ -179,7 +178,7 @@ def _sum(
     def started(terms: Sequence[Term]) -> Term:
         first = lead(terms, root)
         at = terms.index(first)
-        held = [(copies.get(x, x), c) for x, c in (first, *terms[:at], *terms[at + 1 :])]
+        held = [(copy.values.get(x, x), c) for x, c in (first, *terms[:at], *terms[at + 1 :])]
         return added(held[0], held[1:])
 
     grouped = {x for group in groups for x in group}
@@ -190,7 +189,7 @@ def _sum(
     if rest and like(rest[0][0], root) and lead(rest, root)[1] == 1:
         others = [started(rest)]
     else:
-        others = [(copies.get(x, x), c) for x, c in rest]
+        others = [(copy.values.get(x, x), c) for x, c in rest]
     terms = [*sums, *others]
     # What starts the sum as it is comes first, laid out as the sum if any such is.
     at = min(range(len(terms)), key=lambda i: (terms[i][1] != 1, not like(terms[i][0], root)))

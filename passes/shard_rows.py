@@ -36,6 +36,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, Kind
 from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import AUTHORED
@@ -111,7 +112,7 @@ class _Writer:
     group: str
     shares: Mapping[fx.Node, RowForm]
     sent: Set[fx.Node] = frozenset()
-    target: fx.Graph = field(default_factory=fx.Graph)
+    copy: GraphCopy = field(default_factory=GraphCopy)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     own: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
@@ -119,7 +120,6 @@ class _Writer:
         """The target."""
         self.groups = self.graph.mesh.group(self.group)
         self.sharing = RowSharing(self.group, self.groups.axis_size)
-        origins: dict[fx.Node, fx.Node] = {}
         for node in self.graph.graph.nodes:
             if node in self.shares:
                 self._share(node, self.shares[node])
@@ -130,9 +130,8 @@ class _Writer:
             elif node.target is SIZE_READ and (sized := self._read_size(node)) is not None:
                 self.whole[node] = sized
             else:
-                self.whole[node] = self.target.node_copy(node, self._whole)
-                origins[self.whole[node]] = node
-        return self.graph.with_graph(self.target, origins)
+                self.whole[node] = self.copy.add(node, self._whole)
+        return self.graph.with_graph(self.copy.target, self.copy.origins)
 
     def _read_size(self, node: fx.Node) -> fx.Node | None:
         """A size of a value that is computed as shares, without gathering it."""
@@ -141,7 +140,7 @@ class _Writer:
             return None
         (rows, dim), read = rows_and_dim(x), int(access.arguments(node)["dim"])
         if read % len(access.shape(x)) != dim:
-            made = self.target.call_function(SIZE_READ, (self.own[x], read))
+            made = self.copy.target.call_function(SIZE_READ, (self.own[x], read))
             made.meta = dict(node.meta)
             return made
         return self.sharing.count(rows)
@@ -158,7 +157,7 @@ class _Writer:
             self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), found.op, sent=sent)
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
-        made = self.target.node_copy(
+        made = self.copy.target.node_copy(
             node, lambda x: self._own(x) if x in form.carrying else self._whole(x)
         )
         for name in SIZE_ARGUMENTS if access.projection(node) is None else ():

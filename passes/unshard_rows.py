@@ -27,11 +27,11 @@ from compiler.analysis.local_shards import OWN_ROWS, Share, gathered, shares, sh
 from compiler.ir import access
 from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import AUTHORED, AllSlice
-from compiler.ir.rules.meaning import layout_key
-from compiler.ir.scale_rows import evaluate, grown
+from compiler.ir.scale_rows import grown
 
 REDUCED = "reduce_scatter became an all_reduce"
 KEPT = "all_gather of its rows kept"
@@ -85,7 +85,7 @@ class _Writer:
     graph: SpmdGraph
     group: str
     shares: Mapping[fx.Node, Share]
-    target: fx.Graph = field(default_factory=fx.Graph)
+    copy: GraphCopy = field(default_factory=GraphCopy)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     own: dict[fx.Node, fx.Node] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
@@ -94,7 +94,6 @@ class _Writer:
         """The target."""
         self.groups = self.graph.mesh.group(self.group)
         self.sharing = RowSharing(self.group, self.groups.axis_size)
-        self.origins: dict[fx.Node, fx.Node] = {}
         for node in self.graph.graph.nodes:
             share = self.shares.get(node)
             if share is not None and not share.refusal:
@@ -102,10 +101,10 @@ class _Writer:
             elif (operand := gathered(self.graph, node, self.groups)) and operand in self.shares:
                 self.own[node] = self.whole[operand]
             elif not self._becomes_void(node):
-                self.own[node] = self._copied(node)
+                self.own[node] = self.copy.add_recomputed(node, self._own)
             if share is not None and share.refusal:
                 self.whole[node] = self._gathered(node, share)
-        return self.graph.with_graph(self.target, self.origins)
+        return self.graph.with_graph(self.copy.target, self.copy.origins)
 
     def _becomes_void(self, node: fx.Node) -> bool:
         """Whether ``node`` starts a collective of which nobody needs the result."""
@@ -114,27 +113,19 @@ class _Writer:
             for user in node.users
         )
 
-    def _copied(self, node: fx.Node) -> fx.Node:
-        made = self.target.node_copy(node, self._own)
-        if all(_layout(x) == _layout(self.own[x]) for x in node.all_input_nodes):
-            self.origins[made] = node
-        else:
-            evaluate(made)
-        return made
-
     def _computed(self, node: fx.Node, share: Share) -> fx.Node:
         """All rows of a share."""
         if isinstance(share.conversion, AllSlice):
             return self._own(share.conversion.operand)
         if share.conversion is not None:
             what = share.conversion
-            made = insert_all_reduce(self.target, self._own(what.operand), what.op, what.group)
+            made = insert_all_reduce(self.copy.target, self._own(what.operand), what.op, what.group)
             made.meta = {**node.meta, "val": access.tensor(made)}
             layer = access.layer_path(what.operand)
             self.remarks.append(Remark(RemarkKind.PASSED, f"%{made.name}", REDUCED, layer))
         else:
             made = grown(
-                self.target, node,
+                self.copy.target, node,
                 lambda x: self.whole[x] if x in share.carrying else self._own(x), share.dim,
             )  # fmt: skip
         return self._marked(made)
@@ -158,7 +149,3 @@ class _Writer:
             whole = self.whole[node]
             self.own[node] = self.sharing.cut(whole, access.shape(whole)[dim], dim)
         return self.own[node]
-
-
-def _layout(node: fx.Node) -> object:
-    return layout_key(access.tensor(node)) if access.is_tensor(node) else None

@@ -27,7 +27,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.rules.meaning import layout_key
+from compiler.ir.rules.meaning import same_layout
 
 aten = torch.ops.aten
 DIFFERENCES = (aten.sub.Tensor, aten.sub.Scalar)
@@ -120,6 +120,4 @@ def operands(addition: fx.Node) -> tuple[Any, Any]:
 
 def like(value: Any, node: fx.Node) -> bool:
     """Whether a value is laid out as ``node``: same shape, strides and element type."""
-    if not isinstance(value, fx.Node) or not access.is_tensor(value):
-        return False
-    return layout_key(access.tensor(value)) == layout_key(access.tensor(node))
+    return isinstance(value, fx.Node) and access.is_tensor(value) and same_layout(value, node)

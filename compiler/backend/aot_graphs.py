@@ -18,6 +18,7 @@ from compiler.capture.lift_state import is_spmd
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.access import RankFloat, RankInt
+from compiler.ir.graph_copy import GraphCopy
 from compiler.runtime.lowering import Lowered
 
 COPY = torch.ops.aten.copy_.default
@@ -32,7 +33,8 @@ def functional(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
     Raises:
         CaptureError: an op that is neither functional nor a write at the end.
     """
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    copy = GraphCopy()
+    graph, copies = copy.target, copy.values
     written: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
         if node.op == "output":
@@ -44,7 +46,7 @@ def functional(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
             continue
         late = [x for x in node.all_input_nodes if x in written]
         _check(not late, node, "reads an input after a write to it")
-        copies[node] = graph.node_copy(node, lambda x: copies[x])
+        copy.add(node)
     results = [copies[x] for x in access.returned(gm.graph) if isinstance(x, fx.Node)]
     graph.output((*results, *written.values()))
     made = fx.GraphModule(gm, graph)

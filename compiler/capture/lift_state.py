@@ -17,6 +17,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec,
 
 from compiler.errors import CaptureError
 from compiler.ir import access
+from compiler.ir.graph_copy import GraphCopy
 
 CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 """Ops that only repeat what is already known of their operand when the graph is run."""
@@ -83,8 +84,8 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
         prefix: leading part of all names of modules and tensors, to be dropped.
         names: names for the tensor arguments, in order; the program's own where left out.
     """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
+    copied = GraphCopy()
+    graph, copies = copied.target, copied.values
     state: dict[str, State] = {}
     arguments: list[str | Fixed] = []
     named: dict[str, str] = {}
@@ -110,8 +111,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output") or node.target in CHECKS:
             continue
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-        copies[node].meta = _meta(node, prefix)
+        copied.add(node).meta = _meta(node, prefix)
     outputs: list[fx.Node] = []
     mutations: dict[int, str] = {}
     results: list[int | Fixed] = []
@@ -240,8 +240,8 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
     """A functional graph with its attributes as inputs, placeholders of arguments unchanged."""
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     persistent = set(module.state_dict(keep_vars=True))
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
+    copied = GraphCopy()
+    graph, copies = copied.target, copied.values
     state: dict[str, State] = {}
     lifted: dict[str, fx.Node] = {}
     arguments = [str(n.target) for n in access.node_of(module.graph, "placeholder")]
@@ -260,7 +260,7 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
         copies[node] = lifted[key] = copy
     for node in module.graph.nodes:
         if node.op not in ("get_attr", "output"):
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            copied.add(node)
     leaves = pytree.tree_leaves(access.returned(module.graph))
     values = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
     graph.output(tuple(copies[node] for node in values))

@@ -18,6 +18,7 @@ from torch._ops import HigherOrderOperator
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
 from compiler.ir.declared_inputs import Inputs, by_input
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
     Placement,
@@ -67,11 +68,9 @@ class SpmdGraph:
 
     def own_copy(self) -> SpmdGraph:
         """The same graph with nodes of its own."""
-        target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
-        for node in self.graph.nodes:
-            copies[node] = target.node_copy(node, lambda x: copies[x])
-            origins[copies[node]] = node
-        return self.with_graph(target, origins)
+        copy = GraphCopy()
+        copy.add_all(self.graph.nodes)
+        return self.with_graph(copy.target, copy.origins)
 
     def with_graph(
         self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], mesh: Mesh | None = None

@@ -12,6 +12,7 @@ from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.placement import Placements, Replicate, Varying
 from passes import Canonicalize
 
@@ -49,7 +50,8 @@ def extracted(graph: SpmdGraph, chosen: Set[fx.Node]) -> SpmdGraph:
     # The copies that functionalized in-place code leaves hide what canonical graphs show.
     canonical = Canonicalize().apply(graph).graph
     classes = {n.name: held for g in (graph, canonical) for n, held in replication(g).items()}
-    target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    copy = GraphCopy()
+    target, copies = copy.target, copy.values
     inputs: dict[str, Placements] = {}
     needed = {x for node in chosen for x in node.all_input_nodes} - chosen
     for node in graph.graph.nodes:
@@ -68,7 +70,7 @@ def extracted(graph: SpmdGraph, chosen: Set[fx.Node]) -> SpmdGraph:
             inputs[str(node.target)] = graph.inputs[str(node.target)]
     for node in graph.graph.nodes:
         if node in chosen or (node in needed and node.op == "get_attr"):
-            copies[node] = target.node_copy(node, lambda x: copies[x])
+            copy.add(node)
     returned = [
         copies[node]
         for node in graph.graph.nodes

@@ -303,6 +303,14 @@ def layout_key(found: torch.Tensor) -> tuple[Hashable, ...]:
     return shape_key(found), strides, found.dtype, found.device
 
 
+def same_layout(left: fx.Node, right: fx.Node) -> bool:
+    """Whether two tensors are interchangeable but for their elements; likewise two other values."""
+    if access.value(left) is access.value(right):
+        return True
+    keys = (layout_key(access.tensor(x)) if access.is_tensor(x) else None for x in (left, right))
+    return next(keys) == next(keys)
+
+
 def size_key(size: Any) -> Any:
     """A size or number as an int or sympy expression.
 
