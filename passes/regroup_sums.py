@@ -67,9 +67,8 @@ class RegroupSums:
         """The graph with sums of reductions next to each other."""
         if not may_have_trees(graph):
             return PassResult(graph, (), changed=False)
-        # The first last: it is what the planner asks for next, and few are remembered.
         known = [facts(graph, r, widen=self.widen, join=self.join) for r in reductions(graph)]
-        found = {each.reduction: carriers(graph, each) for each in reversed(known)}
+        found = {each.reduction: carriers(graph, each) for each in known}
         groups: dict[Tree, list[Group]] = {}
         remarks: list[Remark] = []
         for tree in trees(graph, {node for every in found.values() for node in every}):
@@ -91,7 +90,7 @@ def by_reduction(
     tree: Tree, found: dict[Reduction, Found]
 ) -> Iterator[tuple[Reduction, list[fx.Node]]]:
     """Reductions that distribute over additions, with the leaves linear in each: two or more."""
-    for reduction, every in reversed(found.items()):
+    for reduction, every in found.items():
         leaves = [x for x, _ in tree.terms if x in every and not every[x].addend]
         if len(leaves) > 1 and reduction.kind in LINEAR_KINDS:
             yield reduction, leaves

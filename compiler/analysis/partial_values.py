@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from torch import fx
 
+from compiler.analysis.cache import cached
 from compiler.analysis.linearity import refusal
 from compiler.analysis.reductions import (
     Facts,
@@ -64,7 +64,7 @@ def addend(node: fx.Node) -> fx.Node:
     return what.operand
 
 
-@lru_cache(maxsize=2)
+@cached
 def carriers(graph: SpmdGraph, known: Facts) -> Mapping[fx.Node, Carrier]:
     """All carriers of ``known.reduction``, in graph order."""
     found: dict[fx.Node, Carrier] = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from torch import fx
 
+from compiler.analysis.cache import cached
 from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
@@ -127,7 +127,7 @@ def joint_groups(node: fx.Node, known: Facts) -> ReplicaGroups | None:
     return groups if groups and (known.join or known.graph.mesh.name_of(groups)) else None
 
 
-@lru_cache(maxsize=4)  # planner and pass ask about the same graph
+@cached
 def facts(
     graph: SpmdGraph, reduction: Reduction, *, widen: bool = False, join: bool = True
 ) -> Facts:
@@ -135,7 +135,7 @@ def facts(
     return Facts(graph, replication(graph), zeros(graph), reduction, widen, join)
 
 
-@lru_cache(maxsize=2)
+@cached
 def zeros(graph: SpmdGraph) -> frozenset[fx.Node]:
     """Values that are zero everywhere, on every rank: every term has a factor that is zero."""
     found: set[fx.Node] = set()

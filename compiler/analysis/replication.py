@@ -11,10 +11,10 @@ Refuses    nothing: an op without a rule may read its rank in secret, so every r
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from torch import fx
 
+from compiler.analysis.cache import cached
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
@@ -47,7 +47,7 @@ def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
     return all(len({classes[r] for r in group}) == 1 for group in groups.ranks)
 
 
-@lru_cache(maxsize=2)  # planner and pass ask about the same graph
+@cached
 def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     """Classes of every value of ``graph`` but the output."""
     world = graph.mesh.size

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import fx
 
+from compiler.analysis.cache import cached
 from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
@@ -49,7 +49,7 @@ class RowForm:
     communicates: Collective | None = None
 
 
-@lru_cache(maxsize=4)  # planner and pass ask about the same graph
+@cached
 def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowForm]:
     """All values that the ranks of each group may share by rows, in graph order."""
     classes = replication(graph)

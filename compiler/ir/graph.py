@@ -7,9 +7,10 @@ functional collectives, runnable at any time, and the same on all ranks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -41,6 +42,7 @@ class SpmdGraph:
         mesh: the mesh that resolves the graph's group names.
         inputs: placements per axis of every placeholder (by name) and attribute (by target).
         copied: meanings of nodes that are copies of nodes of another graph.
+        analyses: results of ``compiler.analysis`` about this graph.
     """
 
     root: nn.Module
@@ -48,6 +50,7 @@ class SpmdGraph:
     mesh: Mesh
     inputs: Mapping[str, Placements]
     copied: Mapping[fx.Node, Meaning | None] = field(default_factory=dict, repr=False)
+    analyses: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def module(self) -> fx.GraphModule:
