@@ -38,15 +38,17 @@ import torch
 from torch import fx
 
 from compiler.analysis.addition_trees import Term, Tree, is_exact, like, may_have_trees, trees
-from compiler.analysis.least_reduced import least_reduced
-from compiler.analysis.partial_values import Carrier, carriers
-from compiler.analysis.reductions import LINEAR_KINDS, Reduction, facts, reductions
+from compiler.analysis.partial_values import (
+    PartialValues,
+    exclusive_reduced_size,
+    partial_values,
+)
+from compiler.analysis.reductions import LINEAR_KINDS, Reduction, reduction_facts, reductions
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 
-Found = Mapping[fx.Node, Carrier]
 Group = Sequence[fx.Node]
 
 
@@ -55,25 +57,25 @@ class RegroupSums:
     """Rewrites every such tree.
 
     Attributes:
-        widen: as in ``Facts``: what is linear in a reduction.
-        join: likewise.
+        allow_dtype_widening: as in ``ReductionFacts``: what is linear in a reduction.
+        allow_new_groups: likewise.
     """
 
     name: ClassVar[str] = "regroup-sums"
-    widen: bool = False
-    join: bool = True
+    allow_dtype_widening: bool = False
+    allow_new_groups: bool = True
 
     def apply(self, graph: SpmdGraph) -> PassResult:
         """The graph with sums of reductions next to each other."""
         if not may_have_trees(graph):
             return PassResult(graph, (), changed=False)
-        known = [facts(graph, r, widen=self.widen, join=self.join) for r in reductions(graph)]
-        found = {each.reduction: carriers(graph, each) for each in known}
+        allowed = self.allow_dtype_widening, self.allow_new_groups
+        values = {r: partial_values(reduction_facts(graph, r, *allowed)) for r in reductions(graph)}
         groups: dict[Tree, list[Group]] = {}
         remarks: list[Remark] = []
-        for tree in trees(graph, {node for every in found.values() for node in every}):
-            for reduction, leaves in by_reduction(tree, found):
-                why = refusals(tree, leaves, found[reduction])
+        for tree in trees(graph, {node for partial in values.values() for node in partial}):
+            for reduction, leaves in by_reduction(tree, values):
+                why = refusals(tree, leaves, values[reduction])
                 remarks += [_missed(x, reason) for x, reason in why.items()]
                 if len(group := [x for x in leaves if x not in why]) > 1:
                     groups.setdefault(tree, []).append(group)
@@ -87,27 +89,27 @@ class RegroupSums:
 
 
 def by_reduction(
-    tree: Tree, found: dict[Reduction, Found]
+    tree: Tree, values: Mapping[Reduction, PartialValues]
 ) -> Iterator[tuple[Reduction, list[fx.Node]]]:
     """Reductions that distribute over additions, with the leaves linear in each: two or more."""
-    for reduction, every in found.items():
-        leaves = [x for x, _ in tree.terms if x in every and not every[x].addend]
+    for reduction, partial in values.items():
+        leaves = [x for x, _ in tree.terms if x in partial and not partial[x].addend]
         if len(leaves) > 1 and reduction.kind in LINEAR_KINDS:
             yield reduction, leaves
 
 
-def refusals(tree: Tree, leaves: Sequence[fx.Node], found: Found) -> dict[fx.Node, str]:
+def refusals(tree: Tree, leaves: Sequence[fx.Node], values: PartialValues) -> dict[fx.Node, str]:
     """Why adding a leaf to others of its reduction would save none; those that may be left out."""
     root, why, saved = tree.root, dict[fx.Node, str](), dict[fx.Node, Fraction]()
     for leaf in dict.fromkeys(leaves):
         if not like(leaf, root):
             why[leaf] = f"it is not laid out as %{root.name}"
-        elif not (least := least_reduced(leaf, found, elements)):
+        elif not (least := exclusive_reduced_size(leaf, values, elements)):
             why[leaf] = f"not only %{root.name} needs its reduction"
         elif least < elements(root):
             why[leaf] = f"its reduction is, or may be, of fewer elements than %{root.name} has"
         else:
-            saved[leaf] = least_reduced(leaf, found, access.payload_bytes)
+            saved[leaf] = exclusive_reduced_size(leaf, values, access.payload_bytes)
     if not saved:
         return why
     terms = [(x, c) for x, c in tree.terms if x in saved]

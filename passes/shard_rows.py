@@ -1,4 +1,4 @@
-"""Hold values as shares of rows, one per rank, where a plan says so.
+"""Hold values as shares of rows, one per rank, where an assignment says so.
 
 Before    %2: f32[8, 4] {tp: R} = comm.all_reduce(%0) {axis = tp, op = sum}
           %3: f32[8, 4] {tp: R} = aten.silu(%2)
@@ -9,39 +9,37 @@ After     %2: f32[4, 4] {tp: S(0)} = comm.reduce_scatter(%0) {axis = tp, op = su
 Law       f row by row: f(x)[rows] = f(x[rows]);  reduce_scatter = own rows of all_reduce;
           all_gather of own rows = all rows.
 Exact     bit by bit but for the order of additions in a reduce_scatter.
-Requires  the plan was made for this graph. Rows that ranks cannot share evenly are padded before
-          they are scattered, and cut off after they are gathered.
+Requires  an assignment for this graph. Rows that ranks cannot share evenly are padded before they
+          are scattered, and cut off after they are gathered.
 Ensures   every value that is not held as shares is computed from the same whole values as before.
-Saves     what the plan counted: work on rows, and all_gathers where nobody reads all rows.
+Saves     what the assignment was chosen for: work on rows, and all_gathers where nobody reads all
+          rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import fx
 
 from compiler.analysis.row_shards import (
     SIZE_READ,
+    RowAssignment,
     RowForm,
     reads_share,
-    row_forms,
     rows_and_dim,
     share_of,
 )
 from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, Kind
-from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import AUTHORED
 from compiler.ir.scale_rows import SIZE_ARGUMENTS
-from compiler.ir.text import numbers
 
 SCATTERED = "all_reduce became a reduce_scatter"
 KEPT = "reduce_scatter kept: rows stay shared as the author shares them"
@@ -50,44 +48,40 @@ SENT = "rows go to the ranks that own their experts and back, by all_to_all: no 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """Applies one stage.
+    """Applies one assignment.
 
     Attributes:
-        stage: made by ``compiler.plan.row_cut`` for the graph it is applied to.
+        assignment: of Replicate or shards to values of the graph that the pass is applied to.
     """
 
     name: ClassVar[str] = "shard-rows"
-    stage: RowStage
+    assignment: RowAssignment
 
     def apply(self, graph: SpmdGraph) -> PassResult:
-        """The graph with the stage's values held as shares.
+        """Return the graph with the assigned values held as shards.
 
         Raises:
-            PlanError: the stage was not made for this graph.
+            PlanError: the assignment is of another graph, or none that can be computed.
         """
-        if not self.stage.shares:
-            return PassResult(graph, (), changed=False)
-        groups = graph.mesh.group(self.stage.group)
-        forms, number = row_forms(graph, groups), numbers(graph.graph)
-        shares = {n: form for n, form in forms.items() if number[n] in set(self.stage.shares)}
-        if len(shares) != len(self.stage.shares):
+        assignment = self.assignment
+        other = graph is not assignment.graph
+        if why := "an assignment for another graph" if other else assignment.misfit():
             raise PlanError(
                 "the plan does not fit the graph",
-                where=f"rows shared over {self.stage.group}",
-                found=f"{len(self.stage.shares)} values, of which {len(shares)} can be shared",
+                where=f"rows shared over {assignment.group}",
+                found=why,
                 remedy="plan again for this graph",
             )
-        sent = {n for n in graph.graph.nodes if number.get(n) in set(self.stage.dispatches)}
-        writer = _Writer(graph, self.stage.group, shares, sent)
-        target = writer.written()
+        if not assignment.shards:
+            return PassResult(graph, (), changed=False)
         remarks = [
             Remark(RemarkKind.PASSED, f"%{node.name}",
-                   _became(node, sent=form.communicates.operand in sent),
+                   _became(node, sent=assignment.dispatches(node)),
                    access.layer_path(form.communicates.operand))
-            for node, form in shares.items()
+            for node, form in assignment.forms.items()
             if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE
         ]  # fmt: skip
-        return PassResult(target, tuple(remarks), changed=True)
+        return PassResult(_Writer(assignment).written(), tuple(remarks), changed=True)
 
 
 def _became(node: fx.Node, *, sent: bool) -> str:
@@ -95,31 +89,19 @@ def _became(node: fx.Node, *, sent: bool) -> str:
     return SENT if sent else kept
 
 
-@dataclass
 class _Writer:
-    """Writes the target graph.
+    """Writes the target graph: of every value what is read, all rows or a shard or both."""
 
-    Attributes:
-        graph: the source.
-        group: name of the replica groups that share rows.
-        shares: the values held as shares.
-        sent: partial sums for which rows are sent to the ranks that need them, at run time.
-        whole: value -> its whole form in the target.
-        own: value -> its share in the target.
-    """
-
-    graph: SpmdGraph
-    group: str
-    shares: Mapping[fx.Node, RowForm]
-    sent: Set[fx.Node] = frozenset()
-    copy: GraphCopy = field(default_factory=GraphCopy)
-    whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    own: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    def __init__(self, assignment: RowAssignment) -> None:
+        self.graph, self.shares = assignment.graph, assignment.forms
+        self.groups, self.sent = assignment.groups, assignment.dispatched
+        self.sharing = RowSharing(assignment.group, self.groups.axis_size)
+        self.copy = GraphCopy()
+        self.whole: dict[fx.Node, fx.Node] = {}
+        self.own: dict[fx.Node, fx.Node] = {}
 
     def written(self) -> SpmdGraph:
         """The target."""
-        self.groups = self.graph.mesh.group(self.group)
-        self.sharing = RowSharing(self.group, self.groups.axis_size)
         for node in self.graph.graph.nodes:
             if node in self.shares:
                 self._share(node, self.shares[node])

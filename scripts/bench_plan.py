@@ -25,7 +25,7 @@ from compiler.errors import CommPlanError
 from compiler.optimize.ranged import decided_ranges, totals_of
 from compiler.pipeline import Pipeline, collection_paused
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from scripts.bench_compile import captured
 
 LAST_TOKENS = 32768
@@ -36,7 +36,7 @@ def planned(found: Capture, name: str, counts: list[int]) -> dict[str, Any]:
     """Ranges, totals at ``counts``, and seconds on one machine."""
     graph = found.graph
     start = time.perf_counter()
-    search = Search(machine=load_machine(name))
+    search = PlannerOptions(machine=load_machine(name))
     planner = Planner(graph, search, layer_metadata(graph), Pipeline())
     middle = time.perf_counter()
     symbol, table = decided_ranges(planner, {})

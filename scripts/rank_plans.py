@@ -20,9 +20,9 @@ from compiler.ir.collectives import c10d
 from compiler.ir.row_ops import own_share
 from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
-from compiler.plan.decision import Decided
+from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenRange, TokenTable
 from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.lowering import lower
@@ -70,7 +70,7 @@ class Plans:
     def __init__(self, model: Step3p5ForCausalLM, found: Capture, machine: str) -> None:
         self.model, self.found = model, found
         layers = layer_metadata(found.graph, config=model.config)
-        search = Search(machine=load_machine(machine))
+        search = PlannerOptions(machine=load_machine(machine))
         self.planner = Planner(found.graph, search, layers, Pipeline())
 
     def at(self, tokens: int) -> Planned:
@@ -94,7 +94,7 @@ class Plans:
             {name: self._parts(plan, tokens) for name, plan in compared.items()},
         )
 
-    def _parts(self, decided: Decided, tokens: int) -> Parts:
+    def _parts(self, decided: Decision, tokens: int) -> Parts:
         found = Counter[str]()
         for node, spent in self.planner.spent(decided, tokens).items():
             found[COMMUNICATION] += spent.communication_ps

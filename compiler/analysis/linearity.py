@@ -12,30 +12,30 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from compiler.analysis.reductions import LINEAR_KINDS, Facts, reduction_of
+from compiler.analysis.reductions import LINEAR_KINDS, ReductionFacts, reduction_of
 from compiler.ir import access
 from compiler.ir.row_ops import all_slice
 from compiler.ir.rules import Meaning, Term, elementwise, identity
 from compiler.ir.scale_rows import grows
 
 
-def refusal(node: fx.Node, partial: Sequence[fx.Node], known: Facts) -> str | None:
-    """Why ``node`` may not be computed on unreduced ``partial`` operands; None if it may."""
-    rule, kind = known.graph.meanings.get(node), known.reduction.kind
+def why_not_linear(node: fx.Node, partial: Sequence[fx.Node], facts: ReductionFacts) -> str | None:
+    """Return why ``node`` may not be computed on ``partial`` operands; None if it may."""
+    rule, kind = facts.graph.meanings.get(node), facts.reduction.kind
     if all_slice(node) is not None:
         return f"{node.target} takes other rows on every rank"
     if rule is None:
         return f"{node.target} has no rule"
-    if rule.casts and (why := _cast_refusal(node, known)):
+    if rule.casts and (why := _cast_refusal(node, facts)):
         return why
     if access.rank_constants(node):
         return f"{node.target} takes a number that depends on the rank"
     terms = rule.terms if kind in LINEAR_KINDS else _selected(node, rule, kind)
     if terms is None:
         return _nature(node, rule, kind)
-    reasons = [why for term in terms if (why := _term_refusal(node, term, partial, known))]
-    if not reasons and known.reduction.scatters:
-        return _row_refusal(node, rule, partial, known)
+    reasons = [why for term in terms if (why := _term_refusal(node, term, partial, facts))]
+    if not reasons and facts.reduction.scatters:
+        return _row_refusal(node, rule, partial, facts)
     return reasons[0] if reasons else None
 
 
@@ -49,12 +49,12 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
     return access.dtype(node) if access.is_tensor(node) else None
 
 
-def _cast_refusal(node: fx.Node, known: Facts) -> str | None:
+def _cast_refusal(node: fx.Node, facts: ReductionFacts) -> str | None:
     types = (_dtype(x) for x in (access.operands(node)[0], node))
     before, after = (str(t).removeprefix("torch.") for t in types)
     if widens(node):
         off = f"{node.target} widens {before} to {after}, and widen is off"
-        return None if known.widen else off
+        return None if facts.allow_dtype_widening else off
     return f"{node.target} changes the element type from {before} to {after}"
 
 
@@ -79,23 +79,23 @@ def _nature(node: fx.Node, rule: Meaning, kind: str) -> str:
 
 
 def _term_refusal(
-    node: fx.Node, term: Term, partial: Sequence[fx.Node], known: Facts
+    node: fx.Node, term: Term, partial: Sequence[fx.Node], facts: ReductionFacts
 ) -> str | None:
-    read, linear = access.operands(node), known.reduction.kind in LINEAR_KINDS
+    read, linear = access.operands(node), facts.reduction.kind in LINEAR_KINDS
     factors, fixed = ([read[i] for i in held] for held in (term.operands, term.fixed))
-    if linear and any(x in known.zeros for x in factors):
+    if linear and any(x in facts.zeros for x in factors):
         return None
     if any(x in partial for x in fixed):
         what = "linear in" if linear else "a selection by position of"
         return f"{node.target} is not {what} what it depends on"
     match sum(x in partial for x in factors):
         case 0:
-            what = described(factors[0], known) if factors else "a constant"
+            what = described(factors[0], facts) if factors else "a constant"
             verb = "adds" if linear else "takes"
-            return f"{node.target} {verb} {what}, which is not a {known.reduction.partial}"
+            return f"{node.target} {verb} {what}, which is not a {facts.reduction.partial}"
         case 1:
             varying = [x for x in (*factors, *fixed) if x not in partial]
-            bad = [x for x in varying if not known.replicated(x)]
+            bad = [x for x in varying if not facts.replicated(x)]
             if not bad:
                 return None
             return f"{node.target} depends on %{bad[0].name}, which differs between ranks"
@@ -103,16 +103,16 @@ def _term_refusal(
             return f"{node.target} multiplies partial sums"
 
 
-def described(node: fx.Node, known: Facts) -> str:
+def described(node: fx.Node, facts: ReductionFacts) -> str:
     """A value, with the reduction whose result it is."""
-    found = reduction_of(known.graph, node)
+    found = reduction_of(facts.graph, node)
     if found is None:
         return f"%{node.name}"
     return f"%{node.name} ({found.collective} {found.kind} over {found.group})"
 
 
 def _row_refusal(
-    node: fx.Node, rule: Meaning, partial: Sequence[fx.Node], known: Facts
+    node: fx.Node, rule: Meaning, partial: Sequence[fx.Node], facts: ReductionFacts
 ) -> str | None:
     """Why the rows of the result are not made of the same rows of ``partial`` alone."""
     mixed = f"{node.target} needs more than this rank's rows"
@@ -126,6 +126,6 @@ def _row_refusal(
     for x, labels in both:
         if x not in partial and factors & set(labels):
             return f"{node.target} reads %{x.name} row by row, which has no rows of other ranks"
-    if not grows(node, dict.fromkeys(partial, 0), known.reduction.groups.axis_size):
+    if not grows(node, dict.fromkeys(partial, 0), facts.reduction.groups.axis_size):
         return f"{node.target} states how many rows there are"
     return None

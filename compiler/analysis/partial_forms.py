@@ -1,16 +1,16 @@
-"""Form analysis: which forms of every carrier are read, given which carriers run unreduced.
+"""Partial assignments: which partial values are computed Partial, and which forms that demands.
 
-A carrier has an unreduced and a reduced form, see ``compiler.analysis.partial_values``. The
-unreduced form is the op on unreduced forms; the reduced form
+A partial value has two forms, see ``compiler.analysis.partial_values``. The Partial form is the op
+on Partial operands; the Replicate form
 
-    of a carrier that runs unreduced   is one collective of its unreduced form
-    of any other                       is the op on reduced forms
+    of a value that is assigned Partial   is one collective of its Partial form
+    of any other                          is the op on Replicate operands
 
 A form that nobody reads need not be computed.
 
 Direction  backward, one look at each value.
 Result     ``FormsRead``; the graph is not touched.
-Refuses    labels that are no placement, see ``Labels.misfit``.
+Refuses    assignments that no graph can compute, see ``PartialAssignment.misfit``.
 """
 
 from __future__ import annotations
@@ -21,119 +21,136 @@ from functools import cached_property
 
 from torch import fx
 
-from compiler.analysis.partial_values import Carrier
-from compiler.analysis.reductions import Facts, reads_shape
+from compiler.analysis.cache import cached
+from compiler.analysis.partial_values import PartialValues, partial_values
+from compiler.analysis.reductions import ReductionFacts, reads_shape
 
 
 @dataclass(frozen=True)
 class Readers:
-    """Who reads a carrier.
+    """Who reads a partial value.
 
     Attributes:
-        linear: carriers that are linear in it.
-        others: whether anything else needs its reduced form.
+        linear: partial values that are linear in it.
+        others: whether anything else needs its Replicate form.
     """
 
     linear: tuple[fx.Node, ...]
     others: bool
 
-    def demand_reduced(self, unreduced: Set[fx.Node]) -> bool:
-        """Whether one of them reads the reduced form, given what runs unreduced."""
-        return self.others or any(reader not in unreduced for reader in self.linear)
+    def demand_reduced(self, partial: Set[fx.Node]) -> bool:
+        """Return whether one of them reads the Replicate form, given what is Partial."""
+        return self.others or any(reader not in partial for reader in self.linear)
 
 
-def readers(node: fx.Node, found: Mapping[fx.Node, Carrier], known: Facts) -> Readers:
-    """Who reads the carrier ``node``; what is no carrier reads an addend as it is.
+@cached
+def readers(facts: ReductionFacts) -> Mapping[fx.Node, Readers]:
+    """Return who reads each partial value; other values read an addend as it is.
 
     Joint all_reduces take either form. So does what reads the shape, where both have the same.
     """
-    linear: list[fx.Node] = []
-    others = False
-    for user in node.users:
-        if user in found[node].joint or (reads_shape(user) and not known.reduction.scatters):
-            continue
-        reads = next((w for w in user.users if w in found and found[w].reduces), user)
-        if reads in found and node in found[reads].operands:
-            linear.append(reads)
-        else:
-            others = True
-    return Readers(tuple(linear), others and not found[node].addend)
+    values, scatters = partial_values(facts), facts.reduction.scatters
+    result = {}
+    for node, value in values.items():
+        linear: list[fx.Node] = []
+        others = False
+        for user in node.users:
+            if user in value.joint or (reads_shape(user) and not scatters):
+                continue
+            reader = next((w for w in user.users if w in values and values[w].reduces), user)
+            if reader in values and node in values[reader].operands:
+                linear.append(reader)
+            else:
+                others = True
+        result[node] = Readers(tuple(linear), others and not value.addend)
+    return result
 
 
 @dataclass(frozen=True)
 class FormsRead:
-    """Carriers whose unreduced, and whose reduced, form is read; inputs stay in any case."""
+    """Values whose Partial, and whose Replicate, form is read; inputs stay in any case."""
 
-    unreduced: frozenset[fx.Node]
+    partial: frozenset[fx.Node]
     reduced: frozenset[fx.Node]
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """Which carriers run unreduced.
+@dataclass(frozen=True)
+class PartialAssignment:
+    """A placement, Partial or Replicate, for every partial value of one reduction.
 
     Attributes:
-        known: facts about the graph, for one reduction.
-        found: the carriers of that reduction.
-        unreduced: those that run before it; the others run on reduced operands.
+        facts: about the graph, for that reduction.
+        partial: the values computed before their reduction; the others are Replicate.
     """
 
-    known: Facts
-    found: Mapping[fx.Node, Carrier]
-    unreduced: frozenset[fx.Node]
+    facts: ReductionFacts
+    partial: frozenset[fx.Node]
+
+    @property
+    def values(self) -> PartialValues:
+        """What there is to assign."""
+        return partial_values(self.facts)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether every reduction stands where the author put it."""
+        author = {n for n, value in self.values.items() if value.addend or value.reduces}
+        return self.partial == author and not self.joint
 
     def misfit(self) -> str:
-        """Why these labels are no placement, empty if they are one."""
-        for node, carrier in self.found.items():
-            if node in self.unreduced and any(x not in self.unreduced for x in carrier.operands):
-                return f"%{node.name} is to run unreduced on a reduced operand"
-            if node not in self.unreduced and (carrier.pinned or not carrier.operands):
-                return f"%{node.name} exists unreduced only"
+        """Return why no graph can compute this assignment, empty if one can."""
+        if others := sorted(self.partial - self.values.keys()):
+            return f"%{others[0].name} is not a {self.facts.reduction.partial}"
+        for node, value in self.values.items():
+            if node in self.partial and any(x not in self.partial for x in value.operands):
+                return f"%{node.name} is to be Partial, but reads a Replicate operand"
+            if node not in self.partial and (value.pinned or not value.operands):
+                return f"%{node.name} is Partial in the graph, and cannot be reduced earlier"
         return ""
 
     def demanded(self, node: fx.Node) -> bool:
-        """Whether the reduced form of ``node`` is read."""
-        return readers(node, self.found, self.known).demand_reduced(self.unreduced)
+        """Return whether the Replicate form of ``node`` is read."""
+        return readers(self.facts)[node].demand_reduced(self.partial)
 
     @cached_property
     def joint(self) -> frozenset[fx.Node]:
         """All_reduces over orthogonal groups that reduce over this reduction's groups as well."""
         return frozenset(
             user
-            for node, carrier in self.found.items()
-            for user in carrier.joint
-            if node in self.unreduced and not self.demanded(node)
+            for node, value in self.values.items()
+            for user in value.joint
+            if node in self.partial and not self.demanded(node)
         )
 
     def starts(self, node: fx.Node) -> bool:
-        """Whether ``node`` starts a reduction that is placed anew."""
-        return any(w in self.found and self.found[w].reduces for w in node.users)
+        """Return whether ``node`` starts a reduction that is placed anew."""
+        return any(w in self.values and self.values[w].reduces for w in node.users)
 
     def forms_read(self) -> FormsRead:
-        """The forms that the graph needs where its reductions are placed by these labels."""
-        found = self.found
-        unreduced = {node for node in found if node.op == "placeholder"}
+        """Return the forms that the graph needs where its reductions are placed so."""
+        values = self.values
+        partial = {node for node in values if node.op == "placeholder"}
         reduced: set[fx.Node] = set()
-        for node in reversed(self.known.graph.graph.nodes):
-            if node in found:
-                if node in self.unreduced and node in reduced:
-                    unreduced.add(node)
-                held = found[node].operands
-                unreduced.update(held if node in unreduced else ())
-                reduced.update(held if node in reduced and node not in self.unreduced else ())
-                if found[node].reduces or not (node in unreduced or node in reduced):
+        for node in reversed(self.facts.graph.graph.nodes):
+            if node in values:
+                if node in self.partial and node in reduced:
+                    partial.add(node)
+                operands = values[node].operands
+                partial.update(operands if node in partial else ())
+                reduced.update(operands if node in reduced and node not in self.partial else ())
+                if values[node].reduces or not (node in partial or node in reduced):
                     continue
             elif self.starts(node):
                 continue
-            own = found[node].operands if node in found else ()
+            own = values[node].operands if node in values else ()
             for x in node.all_input_nodes:
-                if x in found and x not in own:
-                    (unreduced if self._reads_unreduced(node, x) else reduced).add(x)
-        return FormsRead(frozenset(unreduced), frozenset(reduced))
+                if x in values and x not in own:
+                    (partial if self._reads_partial(node, x) else reduced).add(x)
+        return FormsRead(frozenset(partial), frozenset(reduced))
 
-    def _reads_unreduced(self, node: fx.Node, x: fx.Node) -> bool:
-        """Whether ``node``, which is not linear in the carrier ``x``, gets its unreduced form."""
-        if self.found[x].addend or node in self.joint:
+    def _reads_partial(self, node: fx.Node, x: fx.Node) -> bool:
+        """Return whether ``node``, which is not linear in ``x``, gets its Partial form."""
+        if self.values[x].addend or node in self.joint:
             return True
-        shape_alone = reads_shape(node) and not self.known.reduction.scatters
-        return shape_alone and x in self.unreduced
+        shape_alone = reads_shape(node) and not self.facts.reduction.scatters
+        return shape_alone and x in self.partial

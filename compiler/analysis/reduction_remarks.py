@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import fx
 
-from compiler.analysis.linearity import refusal, widens
-from compiler.analysis.partial_forms import Labels
-from compiler.analysis.partial_values import Carrier, addend, carriers
-from compiler.analysis.reductions import Facts, facts, reads_shape, reduction_of
+from compiler.analysis.linearity import why_not_linear, widens
+from compiler.analysis.partial_forms import PartialAssignment
+from compiler.analysis.partial_values import PartialValues, addend, partial_values
+from compiler.analysis.reductions import (
+    ReductionFacts,
+    reads_shape,
+    reduction_facts,
+    reduction_of,
+)
 from compiler.analysis.row_shards import only_own_rows_read
 from compiler.ir import access
 from compiler.ir.collectives import OPS, collective
@@ -17,41 +20,41 @@ from compiler.ir.mesh import product
 from compiler.ir.remark import Remark, RemarkKind
 
 
-def remarks(labels: Labels) -> tuple[Remark, ...]:
-    """One remark per reduction of the source: merged, moved, or kept and why.
+def reduction_remarks(assignment: PartialAssignment) -> tuple[Remark, ...]:
+    """Return one remark per reduction of the source: merged, moved, or kept and why.
 
-    None where only own rows are read: whether a reduce_scatter will do is known when rows are
+    None where only own rows are read: whether a reduce_scatter will do is facts when rows are
     shared.
     """
-    known, found, said = labels.known, labels.found, list[Remark]()
-    scattered = only_own_rows_read(known.graph, known.reduction.groups)
-    for node, carrier in found.items():
-        if not carrier.reduces:
+    facts, values, remarks = assignment.facts, assignment.values, list[Remark]()
+    scattered = only_own_rows_read(facts.graph, facts.reduction.groups)
+    for node, value in values.items():
+        if not value.reduces:
             continue
-        what, layer = f"{known.reduction.collective} ", access.layer_path(addend(node))
-        if moved := _moved(node, labels):
-            said.append(Remark(RemarkKind.PASSED, f"%{node.name}", what + moved, layer))
+        what, layer = f"{facts.reduction.collective} ", access.layer_path(addend(node))
+        if moved := _moved(node, assignment):
+            remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what + moved, layer))
         elif node not in scattered:
-            why = f"kept: {_kept(node, known, found)}"
-            said.append(Remark(RemarkKind.MISSED, f"%{node.name}", what + why, layer))
-    return tuple(said)
+            why = f"kept: {_kept(node, facts, values)}"
+            remarks.append(Remark(RemarkKind.MISSED, f"%{node.name}", what + why, layer))
+    return tuple(remarks)
 
 
-def _moved(node: fx.Node, labels: Labels) -> str:
+def _moved(node: fx.Node, assignment: PartialAssignment) -> str:
     """Where the reduction with result ``node`` went, empty if it stays."""
-    if node not in labels.unreduced:
-        if addend(node) in labels.unreduced:
+    if node not in assignment.partial:
+        if addend(node) in assignment.partial:
             return f"done once for all that need %{addend(node).name} reduced"
         return f"hoisted above {addend(node).target}"
-    joint = labels.found[node].joint
-    movers = [*(user for user in node.users if user in labels.unreduced), *joint]
-    if not movers or labels.demanded(node):
+    joint = assignment.values[node].joint
+    movers = [*(user for user in node.users if user in assignment.partial), *joint]
+    if not movers or assignment.demanded(node):
         return ""
     how = "reduced with" if movers[0] in joint else "moved below"
     return f"{how} {movers[0].target}"
 
 
-def _kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
+def _kept(node: fx.Node, facts: ReductionFacts, values: PartialValues) -> str:
     """Why the reduction with result ``node`` was not moved.
 
     The first of its readers that needs it reduced; that nothing is saved, if all could do without.
@@ -59,26 +62,26 @@ def _kept(node: fx.Node, known: Facts, found: Mapping[fx.Node, Carrier]) -> str:
     for user in node.users:
         if user.op == "output":
             return "the graph returns its result"
-        if user in found or user in found[node].joint:
+        if user in values or user in values[node].joint:
             continue
         if user.target in OPS:
-            return _sent(user, known)
+            return _sent(user, facts)
         if reads_shape(user):
             continue
-        partial = [x for x in access.operands(user) if x in found and not found[x].addend]
-        why = refusal(user, partial, known) or "read by no linear op"
-        return why + _widened(node, user, known)
+        partial = [x for x in access.operands(user) if x in values and not values[x].addend]
+        why = why_not_linear(user, partial, facts) or "read by no linear op"
+        return why + _widened(node, user, facts)
     here = access.payload_bytes(node)
     for user in node.users:
-        if user in found and access.is_tensor(user) and access.payload_bytes(user) > here:
+        if user in values and access.is_tensor(user) and access.payload_bytes(user) > here:
             there = access.payload_bytes(user)
             return f"moving it below {user.target} costs {there} bytes instead of {here}"
     return "moving it saves nothing"
 
 
-def _sent(user: fx.Node, known: Facts) -> str:
+def _sent(user: fx.Node, facts: ReductionFacts) -> str:
     """Why the collective ``user`` does not take the unreduced form."""
-    other, mine = reduction_of(known.graph, user), known.reduction
+    other, mine = reduction_of(facts.graph, user), facts.reduction
     if other is not None and not other.scatters and not mine.scatters:
         if other.kind != mine.kind:
             return f"%{user.name} is a reduction of another kind, {other.kind}"
@@ -90,22 +93,21 @@ def _sent(user: fx.Node, known: Facts) -> str:
     return f"{what.kind} %{user.name} sends its result"
 
 
-def _widened(node: fx.Node, user: fx.Node, known: Facts) -> str:
+def _widened(node: fx.Node, user: fx.Node, facts: ReductionFacts) -> str:
     """What crossing the widening cast ``user`` would lead to."""
-    rule = known.graph.meanings.get(user)
-    if known.widen or rule is None or not rule.casts or not widens(user):
+    rule = facts.graph.meanings.get(user)
+    if facts.allow_dtype_widening or rule is None or not rule.casts or not widens(user):
         return ""
-    wide = carriers(known.graph, facts(known.graph, known.reduction, widen=True, join=known.join))
+    wide = partial_values(
+        reduction_facts(facts.graph, facts.reduction, True, facts.allow_new_groups)
+    )
     seen, queue = {node}, [user]
     while queue:
-        at = queue.pop(0)
-        if at not in wide or at in seen:
+        reader = queue.pop(0)
+        if reader not in wide or reader in seen:
             continue
-        seen.add(at)
-        if others := [x for x in wide[at].operands if x not in seen]:
-            return f"; with it, %{node.name} and %{others[0].name} would meet in %{at.name}"
-        queue += at.users
+        seen.add(reader)
+        if others := [x for x in wide[reader].operands if x not in seen]:
+            return f"; with it, %{node.name} and %{others[0].name} would meet in %{reader.name}"
+        queue += reader.users
     return ""
-
-
-__all__ = ["remarks"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -58,21 +59,23 @@ class Reduction:
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
-    """What is known about every value for one reduction.
+class ReductionFacts:
+    """Facts about every value of a graph for one of its reductions, and what is allowed to it.
 
     Attributes:
-        widen: it may cross widening casts.
-        join: it may become one with an all_reduce over groups orthogonal to its own, even if the
-            mesh has no name for both together.
+        allow_dtype_widening: it may cross widening casts.
+        allow_new_groups: it may become one with an all_reduce over groups orthogonal to its own,
+            even if the mesh has no name for both together.
+        analyses: results of analyses for this reduction.
     """
 
     graph: SpmdGraph
     classes: Mapping[fx.Node, Classes]
     zeros: frozenset[fx.Node]
     reduction: Reduction
-    widen: bool = False
-    join: bool = True
+    allow_dtype_widening: bool = False
+    allow_new_groups: bool = True
+    analyses: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def replicated(self, node: fx.Node) -> bool:
         """Whether the ranks of each group hold the same."""
@@ -115,24 +118,30 @@ def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
     return found is not None and found.key == reduction.key
 
 
-def joint_groups(node: fx.Node, known: Facts) -> ReplicaGroups | None:
+def joint_groups(node: fx.Node, facts: ReductionFacts) -> ReplicaGroups | None:
     """The groups over which the all_reduce ``node`` could reduce what is not reduced yet.
 
     None if ``node`` starts no all_reduce of the same kind over groups orthogonal to it.
     """
-    found, mine = reduction_of(known.graph, node) if node.target in OPS else None, known.reduction
-    if found is None or found.scatters or mine.scatters or found.kind != mine.kind:
+    other, mine = reduction_of(facts.graph, node) if node.target in OPS else None, facts.reduction
+    if other is None or other.scatters or mine.scatters or other.kind != mine.kind:
         return None
-    groups = product(mine.groups, found.groups)
-    return groups if groups and (known.join or known.graph.mesh.name_of(groups)) else None
+    groups = product(mine.groups, other.groups)
+    if groups and (facts.allow_new_groups or facts.graph.mesh.name_of(groups)):
+        return groups
+    return None
 
 
 @cached
-def facts(
-    graph: SpmdGraph, reduction: Reduction, *, widen: bool = False, join: bool = True
-) -> Facts:
-    """Replication and zeros; what is allowed."""
-    return Facts(graph, replication(graph), zeros(graph), reduction, widen, join)
+def reduction_facts(
+    graph: SpmdGraph,
+    reduction: Reduction,
+    allow_dtype_widening: bool = False,
+    allow_new_groups: bool = True,
+) -> ReductionFacts:
+    """Return the facts about ``graph`` for one reduction; see ``ReductionFacts`` for options."""
+    classes, zero = replication(graph), zeros(graph)
+    return ReductionFacts(graph, classes, zero, reduction, allow_dtype_widening, allow_new_groups)
 
 
 @cached

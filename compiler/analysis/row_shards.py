@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,49 @@ class RowForm:
 
     carrying: tuple[fx.Node, ...]
     communicates: Collective | None = None
+
+
+@dataclass(frozen=True)
+class RowAssignment:
+    """A placement, Replicate or a shard of the rows, for values that may be held as shards.
+
+    Attributes:
+        graph: whose values.
+        group: name of the replica groups that share rows.
+        shards: values of which each rank holds its rows; the others are Replicate.
+        dispatched: partial sums for which ranks send each other rows, instead of gathering all and
+            adding up with a reduce_scatter.
+    """
+
+    graph: SpmdGraph
+    group: str
+    shards: frozenset[fx.Node]
+    dispatched: frozenset[fx.Node] = frozenset()
+
+    @property
+    def groups(self) -> ReplicaGroups:
+        """The ranks that share rows."""
+        return self.graph.mesh.group(self.group)
+
+    @cached_property
+    def forms(self) -> Mapping[fx.Node, RowForm]:
+        """The shards, in graph order, with their forms."""
+        forms = row_forms(self.graph, self.groups)
+        return {node: form for node, form in forms.items() if node in self.shards}
+
+    def dispatches(self, node: fx.Node) -> bool:
+        """Return whether rows are sent for the partial sum that the all_reduce ``node`` adds up."""
+        what = self.forms[node].communicates
+        return what is not None and what.operand in self.dispatched
+
+    def misfit(self) -> str:
+        """Return why no graph can compute this assignment, empty if one can."""
+        if others := sorted(self.shards - self.forms.keys()):
+            return f"%{others[0].name} cannot be computed as shards"
+        reduced = {form.communicates.operand for form in self.forms.values() if form.communicates}
+        if others := sorted(self.dispatched - reduced):
+            return f"%{others[0].name} is not the operand of a reduction to shards"
+        return ""
 
 
 @cached

@@ -32,7 +32,7 @@ from compiler.optimize.model_api import optimize_captured_ranges
 from compiler.optimize.ranged import Ranged
 from compiler.optimize.report import ModelReport
 from compiler.optimize.validation import AUTO, launch_of, machine_of
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.lowering import lower
 from compiler.runtime.process_groups import ProcessGroups
@@ -171,9 +171,9 @@ class _Planning:
         """As ``rewritten``."""
         started, options = time.perf_counter(), self.options
         machine = machine_of(options.machine, _device(self.gm))
-        search = Search(
-            options.policy, machine, launch_of(options.launch), join=self.groups.may_grow,
-            fuse=options.kernels != "off",
+        search = PlannerOptions(
+            options.policy, machine, launch_of(options.launch),
+            allow_new_groups=self.groups.may_grow, fuse=options.kernels != "off",
         )  # fmt: skip
         source = source_of(self.gm, self.given)
         captured = capture(source.traced, exchange=self.exchange, inputs=source.placements)

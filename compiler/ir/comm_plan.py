@@ -1,4 +1,7 @@
-"""CommPlan: what will be done, as data. The same on every rank."""
+"""CommPlan: assignments exported as numbers of values. The same on every rank.
+
+A number is that of the printed graph. See ``compiler.plan.export``.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class Stage:
     Attributes:
         group: group name.
         kind: ``sum``, ``avg``, ``max``, ``min`` or ``product``.
-        unreduced: numbers of the carriers that are computed before their reduction.
+        unreduced: numbers of the values that are Partial: computed before their reduction.
         reductions: where its collectives stand afterwards.
         before: number of collectives of this reduction in the source.
         before_payload_bytes: their payload.
@@ -59,11 +62,6 @@ class Stage:
         """The collective that does the reduction."""
         return Kind.REDUCE_SCATTER if self.scatters else Kind.ALL_REDUCE
 
-    @property
-    def decision(self) -> tuple[object, ...]:
-        """What tells stages apart, whatever payloads they were counted at."""
-        return self.group, self.kind, self.unreduced, self.scatters, self.widen, self.join
-
 
 @dataclass(frozen=True)
 class RowStage:
@@ -83,11 +81,6 @@ class RowStage:
     reduce_scatters: int
     all_gathers: int
     dispatches: tuple[int, ...] = ()
-
-    @property
-    def decision(self) -> tuple[object, ...]:
-        """What tells stages apart."""
-        return self.group, self.shares, self.dispatches
 
 
 @dataclass(frozen=True)

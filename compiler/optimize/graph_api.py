@@ -28,9 +28,9 @@ from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.source import functional, warn_undeclared
 from compiler.optimize.validation import launch_of, machine_of
 from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
-from compiler.plan.decision import Decided
+from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import POLICIES, Search
+from compiler.plan.planner_options import POLICIES, PlannerOptions
 from compiler.runtime.process_groups import bound
 from compiler.runtime.rank_agreement import ranks_of
 from passes import PlaceReductions
@@ -213,16 +213,16 @@ def optimize_spmd(
     widen: bool = False,
     join: bool = True,
 ) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph that is known to be well-formed; see ``Search``."""
+    """As ``optimize_graph``, for a graph known to be well-formed; see ``PlannerOptions``."""
     known = layer_metadata(source) if layers is None else layers
-    search = Search(policy, machine, launch, widen, join)
+    options = PlannerOptions(policy, machine, launch, widen, join)
     with collection_paused():
-        planner = Planner(source, search, known, pipeline)
+        planner = Planner(source, options, known, pipeline)
         return finished(planner, planner.decide(tokens), tokens=tokens, verify=verify)
 
 
 def finished(
-    planner: Planner, decided: Decided, *, tokens: int | None, verify: bool
+    planner: Planner, decided: Decision, *, tokens: int | None, verify: bool
 ) -> OptimizationResult:
     """The planned graph, written and proved.
 
@@ -231,7 +231,7 @@ def finished(
     Raises:
         VerificationError: not even the source could be shown equivalent to itself.
     """
-    source, policy, clock = planner.source, planner.search.policy, planner.clock
+    source, policy, clock = planner.source, planner.options.policy, planner.clock
     written = planner.write(decided)
     clock.lap("rewrite")
     report = check(source, written.graph) if verify else None
@@ -349,7 +349,7 @@ def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
                 yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
 
 
-def _unsent(planner: Planner, decided: Decided, tokens: int | None) -> Iterator[Remark]:
+def _unsent(planner: Planner, decided: Decision, tokens: int | None) -> Iterator[Remark]:
     """Experts whose rows are not sent to the ranks that own them."""
     for node, why in planner.unsent(decided, tokens):
         what = collective(node)

@@ -31,7 +31,7 @@ from compiler.optimize.report import ModelReport
 from compiler.optimize.validation import AUTO, device_of, launch_of, machine_of
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
@@ -121,7 +121,7 @@ def optimize_allreduce(
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     owner = model.module() if isinstance(model, ExportedProgram) else model
 
-    search = Search(
+    search = PlannerOptions(
         policy, machine_of(machine, device_of(owner)), launch_of(launch), widen,
         process_groups.may_grow, fuse=kernels != "off",
     )  # fmt: skip
@@ -192,7 +192,7 @@ def optimize_capture(
 
 def optimize_captured_ranges(
     captured: Capture,
-    search: Search,
+    search: PlannerOptions,
     *,
     config: object = None,
     layers: Sequence[LayerMetadata | str] | None = None,
@@ -321,7 +321,7 @@ def _sizes(
 def _agree(
     exchange: Exchange,
     ranged: Ranged,
-    search: Search,
+    search: PlannerOptions,
     options: Mapping[str, object],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from compiler.cost import MachineError
 from compiler.optimize.graph_api import OptimizationResult, finished
 from compiler.pipeline import collection_paused
-from compiler.plan.decision import Decided
+from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from compiler.plan.token_ranges import TokenRange, TokenTable, token_table
 
@@ -97,7 +97,7 @@ def optimize_ranges(
         )
         totals = (
             tuple(totals_of(planner, r.plan, r.first if symbol else None) for r in table.ranges())
-            if planner.search.machine is not None
+            if planner.options.machine is not None
             else ()
         )
     return Ranged(symbol, table.map(plans.index), results, totals)
@@ -105,7 +105,7 @@ def optimize_ranges(
 
 def decided_ranges(
     planner: Planner, sizes: Mapping[str, tuple[int, int | None]]
-) -> tuple[str | None, TokenTable[Decided]]:
+) -> tuple[str | None, TokenTable[Decision]]:
     """The size that counts tokens, and the plan for every value of it."""
     symbols = planner.canonical.work.token_symbols
     symbol = symbols[0] if len(symbols) == 1 else None
@@ -127,7 +127,7 @@ def decided_ranges(
     return symbol, table
 
 
-def totals_of(planner: Planner, decided: Decided, tokens: int | None) -> Totals:
+def totals_of(planner: Planner, decided: Decision, tokens: int | None) -> Totals:
     """What a plan takes, beside what it is compared with."""
     try:
         bound = sum(s.total_ps for s in planner.spent(decided, tokens, bounds=True).values())

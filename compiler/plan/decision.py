@@ -1,26 +1,29 @@
-"""Plans that were decided on, and the graphs that their stages lead to."""
+"""Plans that were decided on, and the graphs that their assignments lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import fx
 
+from compiler.analysis.partial_forms import PartialAssignment
 from compiler.analysis.reductions import Reduction, number_of, reductions
+from compiler.analysis.row_shards import RowAssignment
 from compiler.ir.collectives import collectives
-from compiler.ir.comm_plan import CommPlan, RowStage, Stage
+from compiler.ir.comm_plan import CommPlan
 from compiler.ir.graph import SpmdGraph
 from compiler.pipeline import Pipeline
+from compiler.plan.export import reduction_stage, row_stage
 from compiler.plan.prices import GraphWork, Item
 from compiler.plan.row_cut import RowChoice
 from compiler.plan.spending import items_of
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
-    """A graph that some stages led to.
+class RewrittenGraph:
+    """A graph that some decisions led to.
 
     Attributes:
         graph: after them.
@@ -55,25 +58,26 @@ class Written:
         return tuple(name for groups, name in found.items() if groups.axis_size > 1)
 
 
+Assignment = PartialAssignment | RowAssignment
+
+
 @dataclass(frozen=True)
-class Decided:
-    """A plan. Equal for equal decisions, whatever payloads they were counted at.
+class Decision:
+    """A plan. Equal for equal assignments, whatever prices led to them.
 
     Attributes:
-        decisions: of every stage.
-        stages: placements of reductions.
-        rows: what ranks share.
+        assignments: in the order in which they apply, each to the graph that the one before left.
         at: the graph that the last choice of rows was made for.
         choice: that choice, None if there was nothing to choose.
         shares: the values it picked.
+        is_plan: whether passes run at all: not for the graph as its author wrote it.
     """
 
-    decisions: tuple[Hashable, ...]
-    stages: tuple[Stage, ...] = field(compare=False)
-    rows: tuple[RowStage, ...] = field(compare=False)
-    at: Written = field(compare=False)
-    choice: RowChoice | None = field(compare=False)
-    shares: frozenset[fx.Node] = field(compare=False)
+    assignments: tuple[Assignment, ...]
+    at: RewrittenGraph = field(compare=False)
+    choice: RowChoice | None = field(default=None, compare=False)
+    shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
+    is_plan: bool = True
 
     def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
         """What there is to pay for, were these the shares."""
@@ -83,5 +87,12 @@ class Decided:
         yield from choice.items(shares) if choice else ()
 
     def plan(self, policy: str, tokens: int | None) -> CommPlan:
-        """As data."""
-        return CommPlan(policy, tokens, self.stages, self.rows)
+        """Return the plan as data that ranks compare and files store."""
+        reductions = [a for a in self.assignments if isinstance(a, PartialAssignment)]
+        rows = [a for a in self.assignments if isinstance(a, RowAssignment)]
+        return CommPlan(
+            policy,
+            tokens,
+            tuple(reduction_stage(a, tokens) for a in reductions),
+            tuple(map(row_stage, rows)),
+        )

@@ -1,4 +1,4 @@
-"""What a planner searches: which plans there are, and what they are compared by."""
+"""Options of a planner: which plans there are, and what they are compared by."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ between ranks in sparse layers; off: none moved."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """What plans there are to choose from, and how they compare.
+class PlannerOptions:
+    """Which plans there are to choose from, and what they are compared by.
 
     Attributes:
         policy: one of ``POLICIES``.
         machine: plans compare by the time they take on it; None: by bytes.
         launch: whether kernels are launched one by one or in a CUDA graph.
-        widen: reductions may move below conversions to a wider type.
-        join: all_reduces may run over groups of ranks that the mesh has no name for yet.
+        allow_dtype_widening: reductions may move below conversions to a wider type.
+        allow_new_groups: all_reduces may run over groups of ranks that the mesh does not name
+            yet.
         fuse: kernels that the machine knows for reductions with addition and norm may be counted.
     """
 
     policy: str = "cost"
     machine: Machine | None = None
     launch: Launch = Launch.GRAPH
-    widen: bool = False
-    join: bool = True
+    allow_dtype_widening: bool = False
+    allow_new_groups: bool = True
     fuse: bool = True
 
     def has_kernels(self, ranks: int) -> bool:

@@ -25,13 +25,11 @@ from functools import cached_property
 from torch import fx
 
 from compiler.analysis.expert_regions import ExpertRegion
-from compiler.analysis.row_shards import SIZE_READ, reads_share, row_forms
+from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share, row_forms
 from compiler.ir import access
 from compiler.ir.collectives import Kind
-from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
-from compiler.ir.text import numbers
 from compiler.plan.flow_network import NEVER, FlowNetwork
 from compiler.plan.fused_kernels import FusedForm, NormBehind, fused_forms
 from compiler.plan.prices import Item, Prices
@@ -116,25 +114,10 @@ class RowChoice:
         sent = self.dispatches.keys()
         return tuple(fused_forms(self.norms, self._own, gathers, sent))
 
-    def stage(self, shares: Set[fx.Node]) -> RowStage:
-        """The choice as part of a plan."""
-        number = self._numbers
-        kinds = [
-            form.communicates.kind
-            for n, form in self.forms.items()
-            if n in shares and form.communicates is not None and not self._sends(n, shares)
-        ]
-        return RowStage(
-            group=self.group,
-            shares=tuple(number[n] for n in self.forms if n in shares),
-            reduce_scatters=kinds.count(Kind.ALL_REDUCE),
-            all_gathers=sum(
-                access.is_tensor(n) and self._read_whole(n, shares)
-                for n in shares
-                if n in self.forms
-            ),
-            dispatches=tuple(number[n] for n in self._sent if n in shares),
-        )
+    def assignment(self, shares: Set[fx.Node]) -> RowAssignment:
+        """Return the choice as an assignment of placements."""
+        sent = self._sent.keys() & shares
+        return RowAssignment(self.graph, self.group, frozenset(shares - sent), frozenset(sent))
 
     def _sends(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
         """Whether rows are sent for the partial sum that the all_reduce ``node`` adds up."""
@@ -152,10 +135,6 @@ class RowChoice:
         return Item(
             node, Kind.ALL_TO_ALL, self.groups, rows=found.region.inputs, copies=found.copies
         )
-
-    @cached_property
-    def _numbers(self) -> Mapping[fx.Node, int]:
-        return numbers(self.graph.graph)
 
     def _read_whole(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
         """Whether somebody reads all rows of a value that is held as shares."""
@@ -267,7 +246,7 @@ def shard_rows(
     prices: Prices,
     *,
     allowed: Callable[[fx.Node], bool] = lambda _: True,
-) -> RowStage:
-    """The cheapest choice of values to hold as shares; see ``RowChoice``."""
+) -> RowAssignment:
+    """Return the cheapest choice of values to hold as shares; see ``RowChoice``."""
     choice = RowChoice(graph, group, allowed=allowed)
-    return choice.stage(choice.cheapest(prices))
+    return choice.assignment(choice.cheapest(prices))

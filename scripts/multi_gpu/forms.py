@@ -19,7 +19,7 @@ from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.optimize.model_api import optimize_captured_ranges
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.guarded_graph import Prepared
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
@@ -112,7 +112,7 @@ def planned(
 ) -> Form:
     """Planned by time on ``machine``, a graph per range of token counts."""
     ranged, report = optimize_captured_ranges(
-        found, Search("cost", machine, launch), config=model.config
+        found, PlannerOptions("cost", machine, launch), config=model.config
     )
     plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]}"
     if len(set(ranks.gathered(plans))) > 1:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
-from compiler.analysis.reductions import facts, reductions
+from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.analysis.row_shards import rows_of
 from compiler.capture import capture_ranks
 from compiler.ir.access import RankInt
@@ -23,6 +23,7 @@ from compiler.ir.text import parse_graph, print_graph
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
 from compiler.plan.planner_options import POLICIES
+from compiler.plan.prices import Bytes
 from compiler.plan.reduction_cut import place_reductions
 from compiler.plan.row_cut import shard_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
@@ -66,11 +67,10 @@ def _placed(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
     found = reductions(graph)
     if not found:
         return graph
-    known = facts(graph, rng.choice(found))
-    stage = place_reductions(
-        graph, known, tokens=rng.choice((None, 1, 8192)), hoist=rng.random() < 0.5
-    )
-    return Pipeline().run(PlaceReductions(stage), graph)
+    facts = reduction_facts(graph, rng.choice(found))
+    prices = Bytes(rng.choice((None, 1, 8192)))
+    assignment = place_reductions(facts, prices, hoist=rng.random() < 0.5)
+    return Pipeline().run(PlaceReductions(assignment), graph)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _shared(graph: SpmdGraph, group: str, rng: random.Random) -> SpmdGraph:
     in a square sizes do not tell which one it is.
     """
     prices = RandomPrices(rng.getrandbits(32))
-    stage = shard_rows(graph, group, prices, allowed=lambda n: not isinstance(rows_of(n), int))
-    return Pipeline().run(ShardRows(stage), graph)
+    rows = shard_rows(graph, group, prices, allowed=lambda n: not isinstance(rows_of(n), int))
+    return Pipeline().run(ShardRows(rows), graph)
 
 
 def random_pair(seed: int) -> Pair:

@@ -20,7 +20,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from passes.dispatch_rows import send_rows
 from tests.machines import machine
@@ -41,7 +41,7 @@ def planned(share_expert: str = "replicated", experts: str = "ep") -> tuple[Spmd
     ids = torch.zeros(1, 9, dtype=torch.int64, device="meta")
     captured = capture_ranks(build, lambda: ((ids, torch.zeros_like(ids)), {}), RANKS)
     cheap = machine(RANKS, all_to_all_fs=100_000, memory=10**6)
-    search = Search(machine=cheap, launch=Launch.EAGER)
+    search = PlannerOptions(machine=cheap, launch=Launch.EAGER)
     planner = Planner(captured.graph, search, layer_metadata(captured.graph), Pipeline())
     found = finished(planner, planner.decide(4096), tokens=4096, verify=True)
     return found.spmd, [r.reason for r in found.remarks if "not sent" in r.reason]

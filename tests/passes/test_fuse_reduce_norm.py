@@ -269,8 +269,8 @@ func @main(
 def test_shared_rows_of_any_number() -> None:
     """As the optimizer shares them: padded before the reduce_scatter, cut off behind the gather."""
     whole = parse_graph(SHARED)
-    stage = shard_rows(whole, "tp", Bytes())
-    graph = EliminateDeadCode().apply(ShardRows(stage).apply(whole).graph).graph
+    rows = shard_rows(whole, "tp", Bytes())
+    graph = EliminateDeadCode().apply(ShardRows(rows).apply(whole).graph).graph
     assert PAD_ROWS in [n.target for n in graph.graph.nodes]
     fused, remarks = fuse_reduce_norm.fuse(graph, lambda *_: None)
     assert [r.kind for r in remarks] == [RemarkKind.PASSED], remarks

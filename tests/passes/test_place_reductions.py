@@ -1,16 +1,15 @@
-"""What the pass does with a stage, as text, and every reason that it gives."""
+"""What the pass does with an assignment, as text, and every reason that it gives."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from compiler.analysis.reductions import facts, reductions
+from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.check import Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.errors import PlanError
 from compiler.ir.collectives import collectives
-from compiler.ir.comm_plan import Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import PassResult
@@ -24,18 +23,18 @@ XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
 SUM = "{axis = tp, op = sum}"
 
 
-def stage_of(graph: SpmdGraph, index: int = 0, *, hoist: bool = True) -> Stage:
-    return place_reductions(graph, facts(graph, reductions(graph)[index]), hoist=hoist)
+def cheapest(graph: SpmdGraph, index: int = 0) -> PlaceReductions:
+    return PlaceReductions(place_reductions(reduction_facts(graph, reductions(graph)[index])))
 
 
 def applied(graph: SpmdGraph) -> PassResult:
     """The result; what every application must obey is asserted here."""
     before = print_graph(graph)
-    result = PlaceReductions(stage_of(graph)).apply(graph)
+    result = cheapest(graph).apply(graph)
     assert print_graph(graph) == before
     assert result.changed == (result.graph is not graph)
     assert check(graph, result.graph).verdict.runs
-    again = PlaceReductions(stage_of(result.graph)).apply(result.graph)
+    again = cheapest(result.graph).apply(result.graph)
     assert print_graph(EliminateDeadCode().apply(again.graph).graph) == print_graph(
         EliminateDeadCode().apply(result.graph).graph
     )
@@ -246,62 +245,16 @@ def test_says_that_reductions_are_multiplied_or_sent() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        pytest.param(
-            {"group": "pp"},
-            "the plan does not fit the graph\n"
-            "  found: no all_reduce sum over pp\n"
-            "  remedy: plan again for this graph",
-            id="group",
-        ),
-        pytest.param(
-            {"kind": "avg"},
-            "the plan does not fit the graph\n"
-            "  found: no all_reduce avg over tp\n"
-            "  remedy: plan again for this graph",
-            id="kind",
-        ),
-        pytest.param(
-            {"unreduced": (0, 1, 2, 99)},
-            "the plan does not fit the graph\n"
-            "  where: stage sum over tp\n"
-            "  found: values [99] are not sums over ranks\n"
-            "  remedy: plan again for this graph",
-            id="values that are no carriers",
-        ),
-        pytest.param(
-            {"unreduced": (0, 1, 4)},
-            "the plan does not fit the graph\n"
-            "  where: stage sum over tp\n"
-            "  found: %v4 is to run unreduced on a reduced operand\n"
-            "  remedy: plan again for this graph",
-            id="not closed",
-        ),
-        pytest.param(
-            {"unreduced": (0, 2)},
-            "the plan does not fit the graph\n"
-            "  where: stage sum over tp\n"
-            "  found: %y exists unreduced only\n"
-            "  remedy: plan again for this graph",
-            id="input reduced",
-        ),
-    ],
-)
-def test_stage_of_another_graph_is_refused(changes: dict[str, object], text: str) -> None:
-    graph = function(
-        XY,
-        f"%2: f64[4, 8] = comm.all_reduce(%0) {SUM}",
-        f"%3: f64[4, 8] = comm.all_reduce(%1) {SUM}",
-        "%4: f64[4, 8] = aten.add.Tensor(%2, %3)",
-        "return %4",
-    )
-    fields = {"group": "tp", "kind": "sum", "unreduced": (), "reductions": (), "before": 2}
-    stage = Stage(**{**fields, "before_payload_bytes": 0, **changes})  # type: ignore[arg-type]
+def test_assignment_of_another_graph_is_refused() -> None:
+    graph = op("f64[4, 8] = aten.neg(%2)")
     with pytest.raises(PlanError) as caught:
-        PlaceReductions(stage).apply(graph)
-    assert str(caught.value) == text
+        cheapest(graph).apply(graph.own_copy())
+    assert str(caught.value) == (
+        "the plan does not fit the graph\n"
+        "  where: all_reduce sum over tp\n"
+        "  found: an assignment for another graph\n"
+        "  remedy: plan again for this graph"
+    )
 
 
 def test_random_graphs() -> None:
@@ -310,7 +263,7 @@ def test_random_graphs() -> None:
         graph = seeded(seed) if seed % 3 == 0 else seeded(seed, 10, LINEAR, plain=True)
         before = print_graph(graph)
         for index in range(len(reductions(graph))):
-            result = PlaceReductions(stage_of(graph, index)).apply(graph)
+            result = cheapest(graph, index).apply(graph)
             changed += result.changed
             verdict = check(graph, result.graph).verdict
             assert verdict in (Verdict.EQUIVALENT, Verdict.IDENTICAL), seed

@@ -22,7 +22,7 @@ from compiler.optimize.graph_api import optimize_spmd
 from compiler.optimize.validation import machine_of
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from passes import RegroupSums
 from tests.graphs import Builder, agree, aten
 from tests.random_graphs import anyhow, seeded
@@ -162,7 +162,9 @@ def normed_sum(seed: int) -> SpmdGraph:
 
 
 def time_ps(graph: SpmdGraph, launch: Launch) -> int:
-    planner = Planner(graph, Search(machine=machine_of("h100x8"), launch=launch), (), Pipeline())
+    planner = Planner(
+        graph, PlannerOptions(machine=machine_of("h100x8"), launch=launch), (), Pipeline()
+    )
     return planner.time_ps(planner.decide(None), None)
 
 

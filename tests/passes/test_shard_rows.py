@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.analysis.row_shards import row_forms
+from compiler.analysis.row_shards import RowAssignment, row_forms
 from compiler.check import Verdict, check
+from compiler.errors import PlanError
 from compiler.ir.collectives import WAIT, Kind, collectives
-from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text import numbers
 from passes import ShardRows
 from tests.graphs import agree, aten, function
 
@@ -18,10 +17,8 @@ SUM = "{axis = tp, op = sum}"
 
 def all_shared(graph: SpmdGraph) -> SpmdGraph:
     """The graph with every value held as shares that may be."""
-    number, forms = numbers(graph.graph), row_forms(graph, graph.mesh.group("tp"))
-    shares = tuple(number[n] for n in forms)
-    stage = RowStage(group="tp", shares=shares, reduce_scatters=0, all_gathers=0)
-    return ShardRows(stage).apply(graph).graph
+    shards = frozenset(row_forms(graph, graph.mesh.group("tp")))
+    return ShardRows(RowAssignment(graph, "tp", shards)).apply(graph).graph
 
 
 def proved(source: SpmdGraph) -> SpmdGraph:
@@ -85,4 +82,19 @@ def test_a_size_is_read_off_the_value_that_is_whole(dim: int) -> None:
             "return %4, %2",
             mesh="mesh <tp = 4>\nsym s0 in [2, 64]",
         )
+    )
+
+
+def test_assignment_of_another_graph_is_refused() -> None:
+    graph = function(
+        '%0 "x": f64[8, 4] {tp: V}', f"%1: f64[8, 4] = comm.all_reduce(%0) {SUM}", "return %1"
+    )
+    assignment = RowAssignment(graph, "tp", frozenset(row_forms(graph, graph.mesh.group("tp"))))
+    with pytest.raises(PlanError) as caught:
+        ShardRows(assignment).apply(graph.own_copy())
+    assert str(caught.value) == (
+        "the plan does not fit the graph\n"
+        "  where: rows shared over tp\n"
+        "  found: an assignment for another graph\n"
+        "  remedy: plan again for this graph"
     )

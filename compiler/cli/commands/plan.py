@@ -34,8 +34,8 @@ from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.text import value_count
 from compiler.optimize.graph_api import UNVERIFIED, OptimizationResult, finished
-from compiler.plan.decision import Decided
-from compiler.plan.planner_options import Search
+from compiler.plan.decision import Decision
+from compiler.plan.planner_options import PlannerOptions
 
 DEFAULT_TOKENS = "1,64,2048,16384"
 
@@ -109,7 +109,7 @@ def plan(
     if plot is not None:
         check_plot(plot)
     source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
-    search = Search(policy, named, launch, widen)
+    search = PlannerOptions(policy, named, launch, widen)
     plans = Plans.of(source, search, stages)
     if compare:
         every = [plans, *(
@@ -137,7 +137,7 @@ def plan(
 
 def planned(plans: Plans, counts: Sequence[int], stages: Stages) -> tuple[Planned, ...]:
     """The plans for ``counts``; counts for which the same is done share one."""
-    by_plan: dict[Decided, list[OptimizationResult]] = {}
+    by_plan: dict[Decision, list[OptimizationResult]] = {}
     source = plans.source
     for count in counts if plans.symbol or plans.is_symbolic else (None,):
         with stages.stage("optimize", f"for {tokens_text((count,))}"):
@@ -165,7 +165,7 @@ def print_plans(plans: Plans, found: Sequence[Planned], shown: Shown, stages: St
         console.print(f"assumed: {text}", markup=False, highlight=False)
     for text in source.notes:
         console.print(f"note: {text}", markup=False, highlight=False)
-    if plans.planner.search.machine is not None:
+    if plans.planner.options.machine is not None:
         console.print(ranges_table(plans))
     before = value_count(source.graph.graph)
     for one in found:
@@ -173,7 +173,7 @@ def print_plans(plans: Plans, found: Sequence[Planned], shown: Shown, stages: St
         after = value_count(result.spmd.graph)
         console.print(f"\n[bold]Plan for {tokens_text(one.tokens)}[/]  {before} → {after} values")
         console.print(collectives_table(one.rows, one.tokens))
-        if plans.planner.search.machine is not None:
+        if plans.planner.options.machine is not None:
             for count in one.tokens:
                 console.print(forecast_table(plans, count))
         print_report(console, one.report)
@@ -203,7 +203,7 @@ def _seconds(found: Sequence[Planned], stages: Stages) -> list[tuple[str, float]
 
 def as_json(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages) -> dict[str, Any]:
     """The plans as JSON values; payloads in bytes on one rank, per token count."""
-    source, known = plans.source, plans.planner.search.machine is not None
+    source, known = plans.source, plans.planner.options.machine is not None
     return {
         "model": source.name,
         "world_size": source.graph.mesh.size,

@@ -22,9 +22,9 @@ from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.ranged import Totals, decided_ranges, is_open, totals_of
 from compiler.pipeline import Pipeline
-from compiler.plan.decision import Decided
+from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.spending import Spent
 from compiler.plan.token_ranges import TokenRange, TokenTable
 
@@ -45,10 +45,10 @@ class Plans:
     source: Source
     planner: Planner
     symbol: str | None
-    table: TokenTable[Decided]
+    table: TokenTable[Decision]
 
     @staticmethod
-    def of(source: Source, search: Search, stages: Stages) -> Plans:
+    def of(source: Source, search: PlannerOptions, stages: Stages) -> Plans:
         """Canonicalizes the graph, and plans.
 
         Raises:
@@ -62,7 +62,7 @@ class Plans:
     @property
     def title(self) -> str:
         """The machine, as part of a heading."""
-        search = self.planner.search
+        search = self.planner.options
         return f"  machine {search.machine.title}, {search.launch}" if search.machine else ""
 
     @cached_property
@@ -71,13 +71,13 @@ class Plans:
         nodes = filter(access.is_tensor, self.source.graph.graph.nodes)
         return any(not all(isinstance(s, int) for s in access.shape(n)) for n in nodes)
 
-    def decided(self, tokens: int | None) -> Decided:
+    def decided(self, tokens: int | None) -> Decision:
         """The plan for some number of tokens."""
         if self.symbol is None or tokens is None or not self.planner.compares_times:
             return self.planner.decide(tokens)
         return self.table.plan(tokens)
 
-    def columns(self, tokens: int | None) -> dict[str, tuple[Decided, bool]]:
+    def columns(self, tokens: int | None) -> dict[str, tuple[Decision, bool]]:
         """What is compared: heading -> plan, and whether collectives go at the rate of links."""
         planner = self.planner
         planned = self.decided(tokens)
@@ -90,7 +90,7 @@ class Plans:
         }
 
     @cached_property
-    def _boundary(self) -> Decided:
+    def _boundary(self) -> Decision:
         return self.planner.under("boundary").decide(None)
 
     def totals(self, tokens: int | None) -> Totals:
@@ -170,7 +170,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
 
 
-def collective_counts(plans: Plans, decided: Decided, section: str | None) -> Counter[str]:
+def collective_counts(plans: Plans, decided: Decision, section: str | None) -> Counter[str]:
     """Collectives of a plan, in one section of the model or in all."""
     at = section_of(decided.at.graph)
     items = (part for item in decided.items(decided.shares) for part in item.parts or (item,))

@@ -38,7 +38,7 @@ def print_comparison(every: Sequence[Plans], counts: Sequence[int], as_json: boo
     """A row per machine and world size, a column per number of tokens."""
     rows = []
     for plans in every:
-        machine, ranks = plans.planner.search.machine, plans.source.graph.mesh.size
+        machine, ranks = plans.planner.options.machine, plans.source.graph.mesh.size
         assert machine is not None, "times are those of a machine"
         totals = [plans.totals(count if plans.symbol else None) for count in counts]
         rows.append((machine, ranks, totals))

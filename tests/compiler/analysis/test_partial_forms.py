@@ -1,12 +1,11 @@
-"""Which forms of carriers are read, for labels that place reductions early, late and nowhere."""
+"""Which forms are read, for assignments that place reductions early, late and nowhere."""
 
 from __future__ import annotations
 
 import pytest
 
-from compiler.analysis.partial_forms import Labels, readers
-from compiler.analysis.partial_values import carriers
-from compiler.analysis.reductions import facts, reductions
+from compiler.analysis.partial_forms import PartialAssignment, readers
+from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.ir.graph import SpmdGraph
 from tests.graphs import function
 
@@ -21,48 +20,44 @@ MEET = function(
 )
 
 
-def labels_of(graph: SpmdGraph, unreduced: str) -> Labels:
-    """The labels by which the named values run unreduced."""
-    known = facts(graph, reductions(graph)[0])
-    found = carriers(graph, known)
-    return Labels(known, found, frozenset(n for n in found if n.name in unreduced.split()))
+def assigned(graph: SpmdGraph, partial: str) -> PartialAssignment:
+    """The assignment by which the named values are Partial."""
+    facts = reduction_facts(graph, reductions(graph)[0])
+    names = partial.split()
+    return PartialAssignment(facts, frozenset(n for n in graph.graph.nodes if n.name in names))
 
 
-def read(graph: SpmdGraph, unreduced: str) -> tuple[str, str]:
-    """Names of what is read unreduced, and reduced, in graph order."""
-    labels = labels_of(graph, unreduced)
-    assert labels.misfit() == ""
-    forms, order = labels.forms_read(), list(graph.graph.nodes)
-    first, second = (
-        " ".join(n.name for n in sorted(held, key=order.index))
-        for held in (forms.unreduced, forms.reduced)
-    )
+def read(graph: SpmdGraph, partial: str) -> tuple[str, str]:
+    """Names of what is read Partial, and Replicate, in graph order."""
+    assignment = assigned(graph, partial)
+    assert assignment.misfit() == ""
+    forms = assignment.forms_read()
+    first, second = (" ".join(n.name for n in sorted(x)) for x in (forms.partial, forms.reduced))
     return first, second
 
 
 def test_readers() -> None:
-    found = labels_of(MEET, "")
+    every = readers(assigned(MEET, "").facts)
 
     def of(name: str) -> tuple[list[str], bool]:
-        (node,) = (n for n in MEET.graph.nodes if n.name == name)
-        known = readers(node, found.found, found.known)
-        return [n.name for n in known.linear], known.others
+        (reads,) = (reads for node, reads in every.items() if node.name == name)
+        return [n.name for n in reads.linear], reads.others
 
     assert of("x") == (["v2"], False)
     assert of("v2") == (["v4"], False)
     assert of("v4") == ([], True)
 
 
-def test_what_is_no_carrier_reads_an_addend_as_it_is() -> None:
+def test_what_is_not_assigned_reads_an_addend_as_it_is() -> None:
     graph = function(
         '%0 "x": f64[4] {tp: V}',
         f"%1: f64[4] = comm.all_reduce(%0) {SUM}",
         "%2: f64[4] = aten.silu(%0)",
         "return %1, %2",
     )
-    labels = labels_of(graph, "x v1")
-    x, *_ = labels.found
-    assert not labels.demanded(x)
+    assignment = assigned(graph, "x v1")
+    x, *_ = assignment.values
+    assert not assignment.demanded(x)
     assert read(graph, "x v1") == ("x v1", "v1")
 
 
@@ -72,13 +67,13 @@ def test_sums_that_meet_unreduced_are_read_reduced_where_they_met() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unreduced", "demanded"), [("x y v2 v3 v4", "v4"), ("x y v2 v3", "v2 v3 v4")]
+    ("partial", "demanded"), [("x y v2 v3 v4", "v4"), ("x y v2 v3", "v2 v3 v4")]
 )
 def test_reduced_forms_are_demanded_by_what_does_not_run_unreduced(
-    unreduced: str, demanded: str
+    partial: str, demanded: str
 ) -> None:
-    labels = labels_of(MEET, unreduced)
-    assert [n.name for n in labels.found if labels.demanded(n)] == demanded.split()
+    assignment = assigned(MEET, partial)
+    assert [n.name for n in assignment.values if assignment.demanded(n)] == demanded.split()
 
 
 def test_hoisted_reductions_read_addends_of_which_inputs_stay() -> None:
@@ -114,20 +109,21 @@ def test_a_joint_all_reduce_takes_the_unreduced_form_if_nobody_else_reads_the_re
         )
 
     alone, shared = graph("return %2"), graph("return %2, %1")
-    assert {n.name for n in labels_of(alone, "x v1").joint} == {"v2_start"}
+    assert {n.name for n in assigned(alone, "x v1").joint} == {"v2_start"}
     assert read(alone, "x v1") == ("x v1", "")
-    assert labels_of(shared, "x v1").joint == frozenset()
+    assert assigned(shared, "x v1").joint == frozenset()
     assert read(shared, "x v1") == ("x v1", "v1")
 
 
 @pytest.mark.parametrize(
-    ("unreduced", "why"),
+    ("partial", "why"),
     [
-        ("y", "%x exists unreduced only"),
-        ("x y v2 v4", "%v4 is to run unreduced on a reduced operand"),
+        ("y", "%x is Partial in the graph, and cannot be reduced earlier"),
+        ("x y v2 v4", "%v4 is to be Partial, but reads a Replicate operand"),
+        ("x y v5", "%v5 is not a partial sum"),
         ("x y", ""),
         ("x y v2 v3 v4", ""),
     ],
 )
-def test_labels_that_are_no_placement(unreduced: str, why: str) -> None:
-    assert labels_of(MEET, unreduced).misfit() == why
+def test_assignments_that_no_graph_can_compute(partial: str, why: str) -> None:
+    assert assigned(MEET, partial).misfit() == why

@@ -1,10 +1,10 @@
-"""Carriers: which values stand for a sum over ranks, in which form the graph holds them."""
+"""Partial values: which stand for a sum over ranks, and in which form the graph holds them."""
 
 from __future__ import annotations
 
-from compiler.analysis.linearity import refusal
-from compiler.analysis.partial_values import Carrier, addend, carriers
-from compiler.analysis.reductions import facts, is_reduction, reductions, zeros
+from compiler.analysis.linearity import why_not_linear
+from compiler.analysis.partial_values import PartialValue, addend, partial_values
+from compiler.analysis.reductions import is_reduction, reduction_facts, reductions, zeros
 from compiler.ir.graph import SpmdGraph
 from tests.graphs import function
 
@@ -12,14 +12,14 @@ SUM = "{axis = tp, op = sum}"
 
 
 def described(graph: SpmdGraph) -> dict[str, str]:
-    """Carrier -> its operands, and u where the graph holds it unreduced, r and p."""
-    found = carriers(graph, facts(graph, reductions(graph)[0]))
+    """Partial value -> its operands, and u where the graph holds it Partial, r and p."""
+    values = partial_values(reduction_facts(graph, reductions(graph)[0]))
 
-    def text(c: Carrier) -> str:
+    def text(c: PartialValue) -> str:
         marks = "u" * c.addend + "r" * c.reduces + "p" * c.pinned
         return f"{','.join(n.name for n in c.operands)} {marks}".strip()
 
-    return {node.name: text(c) for node, c in found.items()}
+    return {node.name: text(c) for node, c in values.items()}
 
 
 def test_addends_reach_back_and_sums_reach_forward_as_far_as_linearity() -> None:
@@ -40,7 +40,7 @@ def test_addends_reach_back_and_sums_reach_forward_as_far_as_linearity() -> None
     }  # fmt: skip
 
 
-def test_what_other_code_reads_unreduced_is_pinned() -> None:
+def test_what_other_code_reads_partial_is_pinned() -> None:
     graph = function(
         '%0 "x": f64[4] {tp: V}',
         "%1: f64[4] = aten.neg(%0)",
@@ -50,7 +50,7 @@ def test_what_other_code_reads_unreduced_is_pinned() -> None:
     assert described(graph) == {"x": "u", "v1": "x up", "v2": "v1 r"}
 
 
-def test_sum_of_what_all_ranks_hold_is_no_carrier() -> None:
+def test_sum_of_what_all_ranks_hold_is_not_partial() -> None:
     graph = function(
         '%0 "x": f64[4] {tp: V}',
         f"%1: f64[4] = comm.all_reduce(%0) {SUM}",
@@ -114,8 +114,8 @@ def test_zeros_may_stand_for_a_partial_sum() -> None:
     ):
         held = graph(fill)
         nodes = {n.name: n for n in held.graph.nodes}
-        known = facts(held, reductions(held)[0])
-        assert refusal(nodes["v3"], [nodes["v2"]], known) == why
+        facts = reduction_facts(held, reductions(held)[0])
+        assert why_not_linear(nodes["v3"], [nodes["v2"]], facts) == why
 
 
 def test_a_varying_factor_over_another_axis_is_no_obstacle() -> None:

@@ -18,18 +18,18 @@ from compiler.ir.graph import SpmdGraph
 from compiler.optimize.ranged import optimize_ranges
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.machines import machine
 
 RANKS = 4
 COUNTS = (2, RANKS - 1, RANKS, RANKS + 1, 2 * RANKS, 2 * RANKS + 1)
 SEARCHES = {
-    "cost": Search("cost"),
-    "cost on a machine": Search("cost", machine(RANKS, memory=10**6)),
-    "merge": Search("merge"),
-    "boundary": Search("boundary"),
-    "off": Search("off"),
+    "cost": PlannerOptions("cost"),
+    "cost on a machine": PlannerOptions("cost", machine(RANKS, memory=10**6)),
+    "merge": PlannerOptions("merge"),
+    "boundary": PlannerOptions("boundary"),
+    "off": PlannerOptions("off"),
 }
 
 
@@ -47,7 +47,7 @@ def captured(experts: str, tokens: int) -> Capture:
     return capture_ranks(build, lambda: ((ids, torch.zeros_like(ids)), {}), RANKS)
 
 
-def results(search: Search, found: Capture) -> Iterator[tuple[SpmdGraph, list[int]]]:
+def results(search: PlannerOptions, found: Capture) -> Iterator[tuple[SpmdGraph, list[int]]]:
     """Proved graphs, each with counts that it runs at."""
     planner = Planner(found.graph, search, layer_metadata(found.graph), Pipeline())
     ranged = optimize_ranges(planner, found.ranges, verify=True)

@@ -21,7 +21,7 @@ from compiler.optimize.ranged import (
 )
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import POLICIES, Search
+from compiler.plan.planner_options import POLICIES, PlannerOptions
 from compiler.plan.token_ranges import TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
@@ -41,7 +41,7 @@ def stack() -> Capture:
 
 
 def planner(found: Capture, **options: Any) -> Planner:
-    search = Search(**{"machine": machine(4), **options})
+    search = PlannerOptions(**{"machine": machine(4), **options})
     return Planner(found.graph, search, layer_metadata(found.graph), Pipeline())
 
 
@@ -66,7 +66,7 @@ def test_the_time_of_a_plan_is_that_of_its_graph(stack: Capture) -> None:
         decided = plans.decide(tokens)
         written = plans.write(decided)
         again = Planner(
-            written.graph, Search("off", plans.search.machine), (), Pipeline()
+            written.graph, PlannerOptions("off", plans.options.machine), (), Pipeline()
         ).as_written
         assert plans.time_ps(again, tokens) == plans.time_ps(decided, tokens), tokens
 

@@ -14,7 +14,7 @@ from compiler.optimize.ranged import optimize_ranges
 from compiler.optimize.validation import machine_of
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.counting import count_collectives
 from tests.compiler.optimize.models import HIDDEN, SequenceParallel
 
@@ -28,7 +28,7 @@ def test_few_tokens_are_reduced_whole_and_many_stay_shared() -> None:
         RANKS,
         inputs={f"norms.{i}": Replicate() for i in range(LAYERS)} | {"x": Varying()},
     )
-    planner = Planner(captured.graph, Search("cost", machine_of("h200x8")), [], Pipeline())
+    planner = Planner(captured.graph, PlannerOptions("cost", machine_of("h200x8")), [], Pipeline())
     ranged = optimize_ranges(planner, captured.ranges, verify=True)
     assert all(result.verdict.runs for result in ranged.results)
     assert not ranged.table.uneven

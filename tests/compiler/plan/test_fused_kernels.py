@@ -12,7 +12,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import Search
+from compiler.plan.planner_options import PlannerOptions
 from passes.fuse_reduce_norm import fuse
 from tests.graphs import function
 
@@ -38,7 +38,7 @@ def layer(returned: str = "%7, %5") -> SpmdGraph:
 
 def planner(machine: str, *, fuse: bool = True, returned: str = "%7") -> Planner:
     graph = layer(returned)
-    search = Search(machine=load_machine(machine), fuse=fuse)
+    search = PlannerOptions(machine=load_machine(machine), fuse=fuse)
     return Planner(graph, search, layer_metadata(graph), Pipeline())
 
 
@@ -87,6 +87,6 @@ def test_kernels_never_make_a_plan_slower_nor_beat_the_bound(machine: str, token
     assert time <= without.time_ps(without.decide(tokens), tokens)
     assert time <= found.time_ps(found.merged, tokens)
     assert found.time_ps(found.merged, tokens) <= found.time_ps(found.as_written, tokens)
-    if found.search.machine is not None and found.search.machine.link is not None:
+    if found.options.machine is not None and found.options.machine.link is not None:
         bound = sum(s.total_ps for s in found.spent(decided, tokens, bounds=True).values())
         assert bound <= time

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
-from torch import fx
 
-from compiler.analysis.partial_values import Carrier, carriers
-from compiler.analysis.reductions import facts, reductions
+from compiler.analysis.partial_forms import PartialAssignment
+from compiler.analysis.partial_values import partial_values
+from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.analysis.statistics import statistics
 from compiler.ir import access
-from compiler.ir.comm_plan import CommPlan, Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.ir.text import numbers, print_graph
+from compiler.ir.text import print_graph
+from compiler.plan.export import reduction_stage
 from compiler.plan.prices import Bytes
-from compiler.plan.reduction_cut import ReductionChoice, place_reductions
+from compiler.plan.reduction_cut import place_reductions
 from passes import EliminateDeadCode, PlaceReductions
 from scripts.mutate.pairs import RandomPrices
-from tests.compiler.plan.labelings import forced, known_of, labelings, weight
+from tests.compiler.plan.labelings import facts_of, forced, labelings, weight
 from tests.graphs import Builder, agree, aten, function
 from tests.random_graphs import KINDS, LINEAR, seeded
-
-
-def labels_of(graph: SpmdGraph, found: Mapping[fx.Node, Carrier], stage: Stage) -> set[fx.Node]:
-    number = numbers(graph.graph)
-    return {n for n in found if number[n] in stage.unreduced}
 
 
 def small(seed: int) -> SpmdGraph:
@@ -43,18 +36,17 @@ def test_cut_is_the_least_of_all_labelings() -> None:
     compared = moved = 0
     for seed in range(700):
         graph = small(seed)
-        for known, hoist in itertools.product(known_of(graph), (True, False)):
-            found = carriers(graph, known)
-            if sum(not forced(c, hoist=hoist) for c in found.values()) > 9:
+        for facts, hoist in itertools.product(facts_of(graph), (True, False)):
+            values = partial_values(facts)
+            if sum(not forced(c, hoist=hoist) for c in values.values()) > 9:
                 continue
-            chosen = labels_of(graph, found, place_reductions(graph, known, hoist=hoist))
-            choice = ReductionChoice(graph, known, hoist=hoist)
-            drawn = RandomPrices(seed)
-            for prices, picked in ((Bytes(), chosen), (drawn, choice.cheapest(drawn))):
-                every = (weight(known, found, u, prices) for u in labelings(found, hoist=hoist))
-                assert weight(known, found, picked, prices) == min(every), seed
-            kept = {n for n, c in found.items() if c.addend or c.reduces}
-            compared += len(found) > 1
+            for prices in (Bytes(), RandomPrices(seed)):
+                chosen = place_reductions(facts, prices, hoist=hoist).partial
+                every = (weight(facts, values, u, prices) for u in labelings(values, hoist=hoist))
+                assert weight(facts, values, chosen, prices) == min(every), seed
+            chosen = place_reductions(facts, hoist=hoist).partial
+            kept = {n for n, c in values.items() if c.addend or c.reduces}
+            compared += len(values) > 1
             moved += chosen != kept
     print(f"\n{compared} cuts compared, {moved} move a reduction")
     assert compared > 900
@@ -66,29 +58,21 @@ def test_no_labeling_gives_a_graph_with_less_payload() -> None:
     compared = 0
     for seed in range(160):
         graph = EliminateDeadCode().apply(small(seed)).graph
-        for known in known_of(graph):
-            found = carriers(graph, known)
-            if sum(not forced(c, hoist=True) for c in found.values()) > 6:
+        for facts in facts_of(graph):
+            values = partial_values(facts)
+            if sum(not forced(c, hoist=True) for c in values.values()) > 6:
                 continue
-            stage = place_reductions(graph, known)
-            least = min(
-                measured(graph, stage, labels, found) for labels in labelings(found, hoist=True)
-            )
-            chosen = labels_of(graph, found, stage)
-            assert measured(graph, stage, chosen, found) == least, seed
+            every = (frozenset(labels) for labels in labelings(values, hoist=True))
+            least = min(measured(PartialAssignment(facts, partial)) for partial in every)
+            assert measured(place_reductions(facts)) == least, seed
             compared += 1
     assert compared > 60
 
 
-def measured(
-    graph: SpmdGraph, stage: Stage, unreduced: set[fx.Node], found: Mapping[fx.Node, Carrier]
-) -> tuple[int, int]:
-    """Payload and number of all_reduces of the graph rewritten with these labels."""
-    number = numbers(graph.graph)
-    labels = tuple(sorted({number[n] for n in unreduced}))
-    other = replace(stage, unreduced=labels)
-    after = EliminateDeadCode().apply(PlaceReductions(other).apply(graph).graph).graph
-    counted = statistics(after.graph)
+def measured(assignment: PartialAssignment) -> tuple[int, int]:
+    """Payload and number of all_reduces of the graph rewritten so."""
+    after = PlaceReductions(assignment).apply(assignment.facts.graph).graph
+    counted = statistics(EliminateDeadCode().apply(after).graph.graph)
     return counted.payload_bytes, len(counted.collectives)
 
 
@@ -97,15 +81,13 @@ def test_every_labeling_computes_the_same() -> None:
     tried = 0
     for seed in range(120):
         graph = small(seed)
-        for known in known_of(graph):
-            found = carriers(graph, known)
-            if sum(not forced(c, hoist=True) for c in found.values()) > 4:
+        for facts in facts_of(graph):
+            values = partial_values(facts)
+            if sum(not forced(c, hoist=True) for c in values.values()) > 4:
                 continue
-            number = numbers(graph.graph)
-            for unreduced in labelings(found, hoist=True):
-                labels = tuple(sorted({number[n] for n in unreduced}))
-                stage = replace(place_reductions(graph, known), unreduced=labels)
-                assert agree(graph, PlaceReductions(stage).apply(graph).graph, seeds=(0,)), seed
+            for partial in labelings(values, hoist=True):
+                rewrite = PlaceReductions(PartialAssignment(facts, frozenset(partial)))
+                assert agree(graph, rewrite.apply(graph).graph, seeds=(0,)), seed
                 tried += 1
     assert tried > 200
 
@@ -113,19 +95,10 @@ def test_every_labeling_computes_the_same() -> None:
 def test_merging_never_hoists() -> None:
     for seed in range(300):
         graph = small(seed)
-        for known in known_of(graph):
-            found = carriers(graph, known)
-            chosen = labels_of(graph, found, place_reductions(graph, known, hoist=False))
-            assert all(n in chosen for n, c in found.items() if c.addend)
-
-
-def test_equal_graphs_have_equal_plans() -> None:
-    for seed in range(60):
-        plans = {
-            CommPlan("cost", None, tuple(place_reductions(g, k) for k in known_of(g))).digest
-            for g in (small(seed), small(seed), small(seed).own_copy())
-        }
-        assert len(plans) == 1
+        for facts in facts_of(graph):
+            values = partial_values(facts)
+            chosen = place_reductions(facts, hoist=False).partial
+            assert all(n in chosen for n, c in values.items() if c.addend)
 
 
 # What it decides. -------------------------------------------------------------------------------
@@ -134,8 +107,9 @@ def test_equal_graphs_have_equal_plans() -> None:
 def planned(graph: SpmdGraph, *, hoist: bool = True) -> SpmdGraph:
     """The graph after every stage of its plan."""
     for reduction in reductions(graph):
-        stage = place_reductions(graph, facts(graph, reduction), hoist=hoist)
-        after = PlaceReductions(stage).apply(graph).graph
+        assignment = place_reductions(reduction_facts(graph, reduction), hoist=hoist)
+        stage = reduction_stage(assignment)
+        after = PlaceReductions(assignment).apply(graph).graph
         graph = EliminateDeadCode().apply(after).graph
         counted = [
             c
@@ -289,8 +263,8 @@ def test_residual_stream_of_many_layers() -> None:
 
 def test_stage_tells_what_is_merged_and_counted() -> None:
     graph = residual_stream(2)
-    (known,) = known_of(graph)
-    stage = place_reductions(graph, known)
+    (facts,) = facts_of(graph)
+    stage = reduction_stage(place_reductions(facts))
     assert (stage.group, stage.kind, stage.before) == ("tp", "sum", 4)
     assert stage.before_payload_bytes == 256
     assert [(r.op, r.merges, r.payload_bytes) for r in stage.reductions] == [
@@ -337,11 +311,11 @@ def test_payloads_are_counted_at_the_given_tokens(tokens: int, payload_bytes: in
         "return %1",
         mesh="mesh <tp = 4>\nsym s0 in [2, 13]",
     )
-    (known,) = known_of(graph)
-    stage = place_reductions(graph, known, tokens=tokens)
+    (facts,) = facts_of(graph)
+    stage = reduction_stage(place_reductions(facts, Bytes(tokens)), tokens)
     assert stage.before_payload_bytes == payload_bytes
     hint = access.concrete(access.shape(access.node_of(graph.graph, "placeholder")[0])[0])
-    assert place_reductions(graph, known).before_payload_bytes == 64 * hint
+    assert reduction_stage(place_reductions(facts)).before_payload_bytes == 64 * hint
 
 
 def test_which_is_cheaper_may_depend_on_the_tokens() -> None:
@@ -352,6 +326,7 @@ def test_which_is_cheaper_may_depend_on_the_tokens() -> None:
         "return %3",
         mesh="mesh <tp = 4>\nsym s0 in [2, 64]",
     )
-    (known,) = known_of(graph)
-    placed = {t: place_reductions(graph, known, tokens=t).reductions[0].op for t in (4, 32)}
+    (facts,) = facts_of(graph)
+    stages = {t: reduction_stage(place_reductions(facts, Bytes(t))) for t in (4, 32)}
+    placed = {t: stage.reductions[0].op for t, stage in stages.items()}
     assert placed == {4: "x", 32: "aten.mm.default"}

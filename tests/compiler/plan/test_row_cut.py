@@ -23,7 +23,6 @@ from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.row_ops import ALL_SLICE
-from compiler.ir.text import numbers
 from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.row_cut import Dispatch, RowChoice, shard_rows
 from passes import EliminateDeadCode, ShardRows, UnshardRows
@@ -162,9 +161,7 @@ def labelings(forms: Mapping[fx.Node, RowForm]) -> Iterator[set[fx.Node]]:
 def test_the_cut_is_the_best_of_all_labelings(seed: int) -> None:
     graph, prices = grown(seed, 5), Drawn(seed)
     forms = row_forms(graph, graph.mesh.group("tp"))
-    number = {n: i for n, i in numbers(graph.graph).items()}
-    stage = shard_rows(graph, "tp", prices)
-    chosen = {n for n in forms if number[n] in stage.shares}
+    chosen = set(shard_rows(graph, "tp", prices).shards)
     costs = [total(graph, forms, shares, prices) for shares in labelings(forms)]
     assert total(graph, forms, chosen, prices) == min(c for c in costs if c is not None)
 
@@ -201,9 +198,7 @@ def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -
     least = min(c for c in costs if c is not None)
     assert total(graph, choice.forms, set(shares), prices, chosen) == least
     assert sum(item.price(prices) for item in choice.items(shares)) == least
-    stage = choice.stage(shares)
-    number = numbers(graph.graph)
-    assert set(stage.dispatches) == {number[d.region.output] for d in chosen.values()}
+    assert choice.assignment(shares).dispatched == {d.region.output for d in chosen.values()}
 
 
 def with_norms(seed: int) -> tuple[SpmdGraph, list[NormBehind]]:
@@ -269,15 +264,14 @@ def test_some_sums_are_sent_and_some_are_not() -> None:
     for seed in range(20):
         graph, sums = with_experts(seed)
         choice = RowChoice(graph, "tp", dispatches=sums)
-        sent += len(choice.stage(choice.cheapest(Drawn(seed))).dispatches)
+        sent += len(choice.assignment(choice.cheapest(Drawn(seed))).dispatched)
     assert 4 < sent < 36
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_planned_is_proved_and_computes_the_same(seed: int) -> None:
     graph = grown(seed, 14)
-    stage = shard_rows(graph, "tp", Drawn(seed))
-    target = ShardRows(stage).apply(graph).graph
+    target = ShardRows(shard_rows(graph, "tp", Drawn(seed))).apply(graph).graph
     target = EliminateDeadCode().apply(target).graph
     assert check(graph, target).verdict in (Verdict.EQUIVALENT, Verdict.IDENTICAL)
     assert agree(graph, target)

@@ -1,0 +1,156 @@
+"""Export assignments as numbered values, and read them back.
+
+Nodes mean something in one graph of one process. Numbers mean the same in every copy of a graph:
+ranks compare them, files store them, and a plan is replayed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import fx
+
+from compiler.analysis.expert_regions import region
+from compiler.analysis.partial_forms import PartialAssignment
+from compiler.analysis.partial_values import PartialValues, partial_values
+from compiler.analysis.reductions import ReductionFacts, reduction_facts, reductions
+from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share, row_forms
+from compiler.errors import PlanError
+from compiler.ir import access
+from compiler.ir.collectives import Kind
+from compiler.ir.comm_plan import PlacedReduction, RowStage, Stage
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.text import numbers
+
+
+def reduction_stage(assignment: PartialAssignment, tokens: int | None = None) -> Stage:
+    """Return the assignment as part of a plan, payloads counted at ``tokens``."""
+    facts, values = assignment.facts, assignment.values
+    number, reduction = numbers(facts.graph.graph), facts.reduction
+    parts = payload_parts(facts)
+    sums = [n for n in values if values[n].reduces]
+    placed = []
+    for node in values:
+        if node in assignment.partial and assignment.demanded(node):
+            computed = _computed(node, values)
+            placed.append(
+                PlacedReduction(
+                    value=number[computed],
+                    op=str(computed.target),
+                    layer=access.layer_path(computed),
+                    payload_bytes=parts * access.payload_bytes(node, tokens),
+                    merges=_merges(node, values),
+                )
+            )
+    return Stage(
+        group=reduction.group,
+        kind=reduction.kind,
+        unreduced=tuple(sorted({number[n] for n in assignment.partial})),
+        reductions=tuple(placed),
+        before=len(sums),
+        before_payload_bytes=sum(parts * access.payload_bytes(n, tokens) for n in sums),
+        scatters=reduction.scatters,
+        widen=facts.allow_dtype_widening,
+        join=facts.allow_new_groups,
+    )
+
+
+def reduction_assignment(graph: SpmdGraph, stage: Stage) -> PartialAssignment:
+    """Return the assignment that ``stage`` states by the numbers of ``graph``.
+
+    Raises:
+        PlanError: the graph has no such reduction, or no such values.
+    """
+    for reduction in reductions(graph):
+        if (reduction.group, reduction.kind, reduction.scatters) == (
+            stage.group, stage.kind, stage.scatters
+        ):  # fmt: skip
+            facts = reduction_facts(graph, reduction, stage.widen, stage.join)
+            partial = _numbered(graph, partial_values(facts), stage.unreduced)
+            return PartialAssignment(facts, partial)
+    raise PlanError(
+        "the plan does not fit the graph",
+        found=f"no {stage.collective} {stage.kind} over {stage.group}",
+        remedy="plan again for this graph",
+    )
+
+
+def row_stage(assignment: RowAssignment) -> RowStage:
+    """Return the assignment as part of a plan."""
+    number, forms = numbers(assignment.graph.graph), assignment.forms
+    collectives = [form.communicates for form in forms.values() if form.communicates is not None]
+    sent = [what.operand for what in collectives if what.operand in assignment.dispatched]
+    return RowStage(
+        group=assignment.group,
+        shares=tuple(number[node] for node in forms),
+        reduce_scatters=[what.kind for what in collectives].count(Kind.ALL_REDUCE) - len(sent),
+        all_gathers=len(list(_gathered(assignment))),
+        dispatches=tuple(number[operand] for operand in sent),
+    )
+
+
+def row_assignment(graph: SpmdGraph, stage: RowStage) -> RowAssignment:
+    """Return the assignment that ``stage`` states by the numbers of ``graph``.
+
+    Raises:
+        PlanError: the graph has no such values.
+    """
+    shards = _numbered(graph, row_forms(graph, graph.mesh.group(stage.group)), stage.shares)
+    dispatched = _numbered(graph, graph.graph.nodes, stage.dispatches)
+    return RowAssignment(graph, stage.group, shards, dispatched)
+
+
+def payload_parts(facts: ReductionFacts) -> int:
+    """Return how many times its Replicate form a value's reduction sends: all ranks' rows."""
+    return facts.reduction.groups.axis_size if facts.reduction.scatters else 1
+
+
+def _numbered(
+    graph: SpmdGraph, values: Iterable[fx.Node], stated: Iterable[int]
+) -> frozenset[fx.Node]:
+    number, wanted = numbers(graph.graph), set(stated)
+    chosen = frozenset(node for node in values if number.get(node) in wanted)
+    if missing := sorted(wanted - {number[node] for node in chosen}):
+        raise PlanError(
+            "the plan does not fit the graph",
+            found=f"values {missing} cannot be assigned so",
+            remedy="plan again for this graph",
+        )
+    return chosen
+
+
+def _computed(node: fx.Node, values: PartialValues) -> fx.Node:
+    """Return the op whose result is reduced: an all_reduce stands for its addend."""
+    while values[node].reduces:
+        (node,) = values[node].operands
+    return node
+
+
+def _merges(node: fx.Node, values: PartialValues) -> int:
+    """Return how many of the author's all_reduces meet, Partial, in ``node``."""
+    cone: set[fx.Node] = set()
+    queue = [node]
+    while queue:
+        node = queue.pop()
+        if node not in cone:
+            cone.add(node)
+            queue += () if values[node].reduces else values[node].operands
+    return sum(values[n].reduces for n in cone)
+
+
+def _gathered(assignment: RowAssignment) -> Iterator[fx.Node]:
+    """Yield the shards of which somebody reads all rows."""
+    graph, groups, forms = assignment.graph, assignment.groups, assignment.forms
+    regions = [region(graph, output, groups) for output in assignment.dispatched]
+    sent = {node for each in regions if each is not None for node in each.nodes}
+    for node in filter(access.is_tensor, forms):
+        for user in node.users:
+            reads_rows = user in forms and node in forms[user].carrying
+            if not (
+                reads_rows
+                or user in sent
+                or user.target is SIZE_READ
+                or reads_share(graph, user, groups)
+            ):
+                yield node
+                break
