@@ -14,7 +14,9 @@ before every block that does not start with a mesh of its own::
 One of AFTER, UNCHANGED and ERROR says what the pass does. ``// MISSED: text`` is part of the reason
 of one missed remark, in order, and all of them are listed; ``// ERROR: line`` is one line of the
 full error. ``// WRONG`` is a bad AFTER, and ``// VERDICT: NOT_EQUIVALENT text`` what the checker
-must say of it. A line that starts with ``//`` and is no directive is an error: notes are indented.
+must say of it. ``// ASSIGN: values: placement``, before BEFORE, is what a pass that applies an
+assignment is told; numbers are those of BEFORE. A line that starts with ``//`` and is no directive
+is an error: notes are indented.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Case:
     Attributes:
         line: number of its CASE directive; likewise for ``passes``, with ``name{option=text}``.
         prelude: what stands before the blocks that have no mesh of their own.
+        assign: what its ASSIGN lines say.
         wrong: bad results, with the verdict they must get.
     """
 
@@ -56,6 +59,7 @@ class Case:
     title: str
     passes: tuple[tuple[int, str], ...]
     prelude: str
+    assign: tuple[str, ...] = ()
     before: Block | None = None
     after: Block | None = None
     unchanged: bool = False
@@ -149,6 +153,11 @@ class _Reader:
             self.fail(f"a second {name.upper()} in one CASE")
         self.set(**{name: Block(self.line)})
         self.block = name
+
+    def read_assign(self, text: str) -> None:
+        if self.cases[-1].before is not None:
+            self.fail("ASSIGN stands after BEFORE")
+        self.set(assign=(*self.cases[-1].assign, text))
 
     def read_before(self, _: str) -> None:
         self.once("before")

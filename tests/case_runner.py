@@ -13,11 +13,13 @@ from typing import ClassVar, Protocol
 
 from torch import fx
 
+from compiler.check import check
 from compiler.errors import CommPlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements
 from compiler.ir.text import parse, print_graph
 from tests.case_files import Block, Case, CaseError, full_text, name_of, plain, rewrite
+from tests.graphs import agree
 
 
 class Remark(Protocol):
@@ -82,9 +84,10 @@ class Runner:
             case.fail("the pass changed the graph it was given")
         self.remarks(case, missed)
         self.compare(case, text, found, changed, update)
-        again, _, changed_again = self.applied(passes, result)
-        if changed_again or self.printed(again, case) != found:
-            case.fail("a second run changes the result again:\n" + self.printed(again, case))
+        if not case.assign:  # which numbers BEFORE alone
+            again, _, changed_again = self.applied(passes, result)
+            if changed_again or self.printed(again, case) != found:
+                case.fail("a second run changes the result again:\n" + self.printed(again, case))
         self.verdicts(case, before, result, text == found)
 
     def made(self, case: Case, line: int, spec: str) -> Pass:
@@ -94,7 +97,9 @@ class Runner:
             known = ", ".join(self.registry)
             raise CaseError(f"{case.file}:{line}: unknown pass {name!r}; known are {known}")
         pairs = (option.partition("=") for option in options.split(",") if option)
-        return self.registry[name](**{k.strip().replace("-", "_"): v.strip() for k, _, v in pairs})
+        fields = {k.strip().replace("-", "_"): v.strip() for k, _, v in pairs}
+        assign = {"assign": case.assign} if case.assign and spec == case.passes[0][1] else {}
+        return self.registry[name](**fields, **assign)
 
     def block(self, case: Case, block: Block, printed: bool) -> SpmdGraph:
         """The graph of a block; with ``printed``, the block must be exactly as it prints."""
@@ -185,3 +190,11 @@ class Runner:
                     f"the checker says of WRONG: {verdict} {explanation}\nexpected: {expected}",
                     block.line,
                 )
+
+
+def checked_in_lockstep(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:
+    """The checker's verdict, which ranks in lockstep must confirm."""
+    report = check(source, target)
+    if report.verdict.runs and not agree(source, target):
+        return "DISAGREE", f"in lockstep; the checker says {report.verdict}"
+    return str(report.verdict), report.explanation

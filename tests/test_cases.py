@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -162,6 +162,18 @@ def test_options_reach_the_pass(tmp_path: Path) -> None:
     assert made == [{"keep": "all"}]
 
 
+def test_assignments_reach_the_first_pass_which_runs_once(tmp_path: Path) -> None:
+    made = []
+
+    def factory(**options: Any) -> MergeRelus:
+        made.append(options)
+        return Restless()
+
+    text = RESTLESS.replace("// BEFORE", "// ASSIGN: %0: P\n// ASSIGN: %1: P\n// BEFORE")
+    run(tmp_path, text, FIRST, factory, check=None)
+    assert made == [{"assign": ("%0: P", "%1: P")}]
+
+
 def replicated(graph: SpmdGraph) -> Mapping[fx.Node, Placements]:
     return {node: (Replicate(),) for node in graph.graph.nodes}
 
@@ -174,10 +186,10 @@ def test_facts_hook_demands_placements_of_all_values(tmp_path: Path) -> None:
 
 
 BAD_FILES = [
-    ("// PASSES: x\n", "1: unknown directive '// PASSES: x'; known are PASS, CASE, BEFORE, AFTER, "
-     "UNCHANGED, MISSED, ERROR, WRONG, VERDICT"),
-    ("// a remark\n", "1: unknown directive '// a remark'; known are PASS, CASE, BEFORE, AFTER, "
-     "UNCHANGED, MISSED, ERROR, WRONG, VERDICT"),
+    ("// PASSES: x\n", "1: unknown directive '// PASSES: x'; known are PASS, CASE, ASSIGN, BEFORE, "
+     "AFTER, UNCHANGED, MISSED, ERROR, WRONG, VERDICT"),
+    ("// a remark\n", "1: unknown directive '// a remark'; known are PASS, CASE, ASSIGN, BEFORE, "
+     "AFTER, UNCHANGED, MISSED, ERROR, WRONG, VERDICT"),
     ("// PASS: p\n// BEFORE\n", "2: BEFORE stands before the first CASE"),
     ("// CASE: c\n", "1: a CASE needs a title, and a PASS before it"),
     ("// PASS: p\n// CASE:\n", "2: a CASE needs a title, and a PASS before it"),
@@ -194,6 +206,7 @@ BAD_FILES = [
     ("// PASS: p\n// CASE: c\n// BEFORE\n// UNCHANGED\n// CASE: c\n",
      "5: a second case with the title 'c'"),
     ("// PASS: p\n// CASE: c\nmesh\n", "3: text outside a block"),
+    ("// PASS: p\n// CASE: c\n// BEFORE\n// ASSIGN: %0: P\n", "4: ASSIGN stands after BEFORE"),
     ("// PASS: p\n// CASE: c\n// BEFORE\n// UNCHANGED\nreturn\n", "5: text outside a block"),
     ("// PASS: p\n// CASE: c\n// VERDICT: UNPROVED\n", "3: VERDICT needs a WRONG before it"),
     ("// PASS: p\n// CASE: c\n// BEFORE\n// UNCHANGED\n// WRONG\n",

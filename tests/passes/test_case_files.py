@@ -2,75 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from compiler.check import check
-from compiler.ir.graph import SpmdGraph
-from compiler.ir.remark import PassResult
-from compiler.ir.text import print_graph
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
-from passes import Canonicalize, EliminateDeadCode, RegroupSums, UnshardRows
+from passes import PASSES
 from tests.case_files import Case, all_cases
-from tests.case_runner import Runner
-from tests.graphs import agree
+from tests.case_runner import Runner, checked_in_lockstep
+from tests.passes.assigned import AssignedReductions, AssignedRows
 
-
-@dataclass(frozen=True)
-class PlacedReductions:
-    """place-reductions by the plan of every reduction of a graph, as the optimizer runs it.
-
-    ``policy``, ``widen`` and ``join`` are options of the optimizer, as text.
-    """
-
-    name: ClassVar[str] = "place-reductions"
-    policy: str = "cost"
-    widen: str = "off"
-    join: str = "on"
-
-    def apply(self, graph: SpmdGraph) -> PassResult:
-        result = optimize_spmd(
-            graph,
-            policy=self.policy,
-            verify=False,
-            tokens=None,
-            pipeline=Pipeline(),
-            widen=self.widen == "on",
-            join=self.join == "on",
-        )
-        remarks = tuple(remark for record in result.records for remark in record.remarks)
-        # unshard-rows and shard-rows may undo each other
-        changed = print_graph(result.spmd) != print_graph(graph)
-        assert not changed or any(record.changed for record in result.records)
-        return PassResult(result.spmd, remarks, changed)
-
-
-def checked(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:
-    """The checker's verdict, which ranks in lockstep must confirm."""
-    report = check(source, target)
-    if report.verdict.runs and not agree(source, target):
-        return "DISAGREE", f"in lockstep; the checker says {report.verdict}"
-    return str(report.verdict), report.explanation
-
-
+HERE = Path(__file__).parent
 REGISTRY = {
-    "canonicalize": Canonicalize,
-    "eliminate-dead-code": EliminateDeadCode,
-    "place-reductions": PlacedReductions,
-    "regroup-sums": RegroupSums,
-    "unshard-rows": UnshardRows,
+    **{listed.name: listed for listed in PASSES},
+    "place-reductions": AssignedReductions,
+    "shard-rows": AssignedRows,
 }
-CASES = all_cases(Path(__file__).parent)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", all_cases(HERE), ids=str)
 def test_case(case: Case, update_cases: bool) -> None:
-    Runner(REGISTRY, check=checked).run(case, update_cases)
+    Runner(REGISTRY, check=checked_in_lockstep).run(case, update_cases)
 
 
-def test_there_are_cases() -> None:
-    assert len(CASES) > 60
+@pytest.mark.parametrize("listed", PASSES, ids=lambda listed: listed.name)
+def test_a_pass_has_one_name_for_its_file_class_and_cases(listed: type) -> None:
+    module = listed.name.replace("-", "_")
+    assert listed.__module__ == "passes." + module
+    assert listed.__name__ == listed.name.replace("-", " ").title().replace(" ", "")
+    assert f"// PASS: {listed.name}" in (HERE / f"{module}.spmd").read_text().splitlines()[0]

@@ -7,10 +7,10 @@ import pytest
 from compiler.analysis.row_shards import RowAssignment, row_forms
 from compiler.check import Verdict, check
 from compiler.errors import PlanError
-from compiler.ir.collectives import WAIT, Kind, collectives
+from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
 from passes import ShardRows
-from tests.graphs import agree, aten, function
+from tests.graphs import agree, function
 
 SUM = "{axis = tp, op = sum}"
 
@@ -26,34 +26,6 @@ def proved(source: SpmdGraph) -> SpmdGraph:
     assert check(source, target).verdict is Verdict.EQUIVALENT
     assert agree(source, target)
     return target
-
-
-def test_addend_that_is_a_share_is_gathered_before_it_is_reduced_again() -> None:
-    target = proved(
-        function(
-            '%0 "x": f64[8, 4] {tp: V}',
-            f"%1: f64[8, 4] = comm.all_reduce(%0) {SUM}",
-            "%2: f64[8, 4] = aten.silu(%1)",
-            f"%3: f64[8, 4] = comm.all_reduce(%2) {SUM}",
-            "return %3",
-        )
-    )
-    scatter, gather = Kind.REDUCE_SCATTER, Kind.ALL_GATHER
-    kinds = [found.kind for _, found in collectives(target.graph)]
-    assert kinds == [scatter, gather, scatter, gather]
-
-
-def test_size_that_a_view_leaves_open_is_stated_where_rows_are_left_open_instead() -> None:
-    target = proved(
-        function(
-            '%0 "x": f64[8, 4] {tp: V}',
-            f"%1: f64[8, 4] = comm.all_reduce(%0) {SUM}",
-            "%2: f64[8, 2, 2] = aten.view(%1, [8, 2, -1])",
-            "return %2",
-        )
-    )
-    (view,) = target.graph.find_nodes(op="call_function", target=aten.view.default)
-    assert view.args[1] == [-1, 2, 2]
 
 
 def test_view_that_leaves_an_open_size_to_the_op_stays_whole() -> None:

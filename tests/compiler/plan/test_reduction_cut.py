@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,17 @@ from compiler.analysis.statistics import statistics
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.ir.text import print_graph
+from compiler.ir.text import parse, print_graph
 from compiler.plan.export import reduction_stage
 from compiler.plan.prices import Bytes
 from compiler.plan.reduction_cut import place_reductions
 from passes import EliminateDeadCode, PlaceReductions
 from scripts.mutate.pairs import RandomPrices
+from tests.case_files import Case, all_cases, full_text
+from tests.case_runner import Runner
 from tests.compiler.plan.labelings import facts_of, forced, labelings, weight
 from tests.graphs import Builder, agree, aten, function
+from tests.passes.assigned import AssignedReductions
 from tests.random_graphs import KINDS, LINEAR, seeded
 
 
@@ -90,6 +94,27 @@ def test_every_labeling_computes_the_same() -> None:
                 assert agree(graph, rewrite.apply(graph).graph, seeds=(0,)), seed
                 tried += 1
     assert tried > 200
+
+
+CASES = [
+    case
+    for case in all_cases(Path(__file__).parents[2] / "passes")
+    if case.passes[0][1].startswith("place-reductions") and not case.error
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases_of_the_pass_assign_what_is_cheapest(case: Case) -> None:
+    rewrite = Runner({"place-reductions": AssignedReductions}).made(case, *case.passes[0])
+    assert isinstance(rewrite, AssignedReductions)
+    assert case.before is not None
+    graph = parse(full_text(case, case.before)).graph
+    for line in case.assign:
+        assignment = rewrite.assignment(graph, line)
+        assert place_reductions(assignment.facts) == assignment
+        graph = PlaceReductions(assignment).apply(graph).graph
+    for reduction in reductions(graph):
+        assert place_reductions(reduction_facts(graph, reduction, *rewrite.allowed)).keeps
 
 
 def test_merging_never_hoists() -> None:
