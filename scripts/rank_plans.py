@@ -96,7 +96,7 @@ class Plans:
 
     def _parts(self, decided: Decision, tokens: int) -> Parts:
         found = Counter[str]()
-        for node, spent in self.planner.spent(decided, tokens).items():
+        for node, spent in self.planner.predicted_times(decided, tokens).items():
             found[COMMUNICATION] += spent.communication_ps
             found[part_of(access.layer_path(node))] += spent.computation_ps
         return {name: ps / PS_PER_US for name, ps in found.items()}

@@ -130,7 +130,9 @@ def decided_ranges(
 def totals_of(planner: Planner, decided: Decision, tokens: int | None) -> Totals:
     """What a plan takes, beside what it is compared with."""
     try:
-        bound = sum(s.total_ps for s in planner.spent(decided, tokens, bounds=True).values())
+        bound = sum(
+            s.total_ps for s in planner.predicted_times(decided, tokens, bounds=True).values()
+        )
     except MachineError:
         bound = None
     return Totals(

@@ -16,9 +16,9 @@ from compiler.ir.comm_plan import CommPlan
 from compiler.ir.graph import SpmdGraph
 from compiler.pipeline import Pipeline
 from compiler.plan.export import reduction_stage, row_stage
-from compiler.plan.prices import GraphWork, Item
+from compiler.plan.prices import CostTerm, GraphWork
 from compiler.plan.row_cut import RowChoice
-from compiler.plan.spending import items_of
+from compiler.plan.spending import cost_terms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +79,12 @@ class Decision:
     shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
     is_plan: bool = True
 
-    def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
-        """What there is to pay for, were these the shares."""
+    def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
+        """Yield the cost terms of the graph, were these the shares."""
         graph, choice = self.at.graph, self.choice
         forms = choice.forms if choice else {}
-        yield from items_of(graph, (n for n in graph.graph.nodes if n not in forms))
-        yield from choice.items(shares) if choice else ()
+        yield from cost_terms_of(graph, (n for n in graph.graph.nodes if n not in forms))
+        yield from choice.cost_terms(shares) if choice else ()
 
     def plan(self, policy: str, tokens: int | None) -> CommPlan:
         """Return the plan as data that ranks compare and files store."""

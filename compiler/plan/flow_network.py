@@ -35,7 +35,7 @@ class FlowNetwork:
     edges: dict[Hashable, dict[Hashable, int]] = field(default_factory=dict)
     incoming: dict[Hashable, dict[Hashable, int]] = field(default_factory=dict)
 
-    def pay(self, node: Hashable, *, source: int = 0, sink: int = 0) -> None:
+    def add_node_cost(self, node: Hashable, *, source: int = 0, sink: int = 0) -> None:
         """Adds to what ``node`` pays for its label."""
         held = self.sides.get(node)
         if held is None:
@@ -49,7 +49,7 @@ class FlowNetwork:
         assert capacity >= 0, "the cost is not submodular"
         for node in (start, end):
             if node not in self.sides:
-                self.pay(node)
+                self.add_node_cost(node)
         if capacity and start != end:
             self.edges[start][end] = self.edges[start].get(end, 0) + capacity
             self.incoming[end][start] = self.edges[start][end]
@@ -111,7 +111,7 @@ class FlowNetwork:
         # The cost of the best label, given which neighbours are on the sink side.
         if len(near) == 1:
             ((other_node, to_other, from_other),) = near
-            self.pay(other_node, source=min(source, sink + from_other),
+            self.add_node_cost(other_node, source=min(source, sink + from_other),
                      sink=min(source + to_other, sink))  # fmt: skip
         elif len(near) == 2:
             (first, to_first, from_first), (second, to_second, from_second) = near
@@ -119,8 +119,8 @@ class FlowNetwork:
             both = min(source + to_first + to_second, sink)
             one = min(source + to_first, sink + from_second)
             other = min(source + to_second, sink + from_first)
-            self.pay(first, source=neither, sink=one)
-            self.pay(second, sink=both - one)
+            self.add_node_cost(first, source=neither, sink=one)
+            self.add_node_cost(second, sink=both - one)
             self.connect(first, second, one + other - neither - both)
 
     def _cut(self) -> set[Hashable]:

@@ -20,7 +20,7 @@ from torch import fx
 
 from compiler.cost.tables import Fused
 from compiler.plan.flow_network import NEVER, FlowNetwork
-from compiler.plan.prices import Item, Prices
+from compiler.plan.prices import CostTerm, Prices
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class FusedForm:
     Attributes:
         values: those that must be whole, or all shares.
         shared: which of the two.
-        item: the kernel, with its parts.
+        term: the kernel, with its parts.
     """
 
     values: NormBehind
     shared: bool
-    item: Item
+    term: CostTerm
 
     def fits(self, shares: Set[fx.Node]) -> bool:
         """Whether the values are labelled so."""
@@ -61,12 +61,14 @@ class FusedForm:
 
     def add_to(self, network: FlowNetwork, prices: Prices) -> None:
         """The saving, as a node that pays it unless the values are labelled so."""
-        saving = self.item.apart(prices) - self.item.price(prices)
+        saving = self.term.apart(prices) - self.term.cost(prices)
         assert saving >= 0, "a kernel that takes longer than its parts is not run"
         if not saving:
             return
-        mark = (self.item.fused, self.values.total)
-        network.pay(mark, source=saving if self.shared else 0, sink=0 if self.shared else saving)
+        mark = (self.term.fused, self.values.total)
+        network.add_node_cost(
+            mark, source=saving if self.shared else 0, sink=0 if self.shared else saving
+        )
         for node in self.values.nodes:
             if self.shared:
                 network.connect(node, mark, NEVER)
@@ -76,8 +78,8 @@ class FusedForm:
 
 def fused_forms(
     found: Iterable[NormBehind],
-    own: Mapping[fx.Node, tuple[tuple[Item, ...], tuple[Item, ...]]],
-    gathers: Mapping[fx.Node, Item],
+    own: Mapping[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]],
+    gathers: Mapping[fx.Node, CostTerm],
     sent: Set[fx.Node],
 ) -> Iterator[FusedForm]:
     """The kernels that the cut may choose.
@@ -99,7 +101,7 @@ def fused_forms(
         if y in gathers and one.total not in sent:
             kinds[True] = Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER
         for shared, kind in kinds.items():
-            parts = [item for n in one.nodes for item in own[n][shared]]
+            parts = [term for n in one.nodes for term in own[n][shared]]
             parts += [gathers[y]] if shared else []
-            item = Item(one.total, groups=groups, fused=kind, parts=tuple(parts))
-            yield FusedForm(one, shared, item)
+            term = CostTerm(one.total, groups=groups, fused=kind, parts=tuple(parts))
+            yield FusedForm(one, shared, term)

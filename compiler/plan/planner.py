@@ -24,10 +24,10 @@ from compiler.plan.alternatives import dispatches, norms_behind
 from compiler.plan.decision import Assignment, Decision, RewrittenGraph
 from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.planner_options import PlannerOptions
-from compiler.plan.prices import Bill, Bytes, Item, LowerBounds, Times
+from compiler.plan.prices import Bytes, CostTable, CostTerm, LowerBounds, Times
 from compiler.plan.reduction_cut import place_reductions
 from compiler.plan.row_cut import RowChoice
-from compiler.plan.spending import Spent, spent
+from compiler.plan.spending import PredictedTime, predicted_time
 from passes import (
     Canonicalize,
     CanonicalizeSlices,
@@ -86,7 +86,7 @@ class Planner:
             node.meta.pop(AUTHORED, None)  # of a plan that the source came from
         self._written: dict[tuple[Assignment, ...], RewrittenGraph] = {}
         self._choices: dict[Hashable, RowChoice] = {}
-        self._bills: dict[Hashable, Bill] = {}
+        self._cost_tables: dict[Hashable, CostTable] = {}
         self._fused: dict[tuple[RewrittenGraph, str], list[NormBehind]] = {}
         self._priced: dict[tuple[RewrittenGraph, int | None], Times] = {}
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
@@ -222,13 +222,14 @@ class Planner:
     def time_ps(self, decision: Decision, tokens: int | None) -> int:
         """What the planned graph takes on the machine, known without writing it."""
         times, key = self._times(decision.at, tokens), (decision.at, decision.assignments)
-        if key not in self._bills:
-            self._bills[key] = decision.at.work.bill(decision.items(decision.shares))
-        return sum(count * item.price(times) for item, count in self._bills[key])
+        if key not in self._cost_tables:
+            terms = decision.cost_terms(decision.shares)
+            self._cost_tables[key] = decision.at.work.cost_table(terms)
+        return sum(count * term.cost(times) for term, count in self._cost_tables[key])
 
-    def spent(
+    def predicted_times(
         self, decision: Decision, tokens: int | None, *, bounds: bool = False
-    ) -> dict[fx.Node, Spent]:
+    ) -> dict[fx.Node, PredictedTime]:
         """What every value takes, in the graph that the last choice of rows was made for.
 
         Gathers count where their operand stands.
@@ -245,9 +246,9 @@ class Planner:
             if decision.choice is not None:
                 choice = self._any_rows(decision.at, decision.choice.group)
                 decision = replace(decision, choice=choice, shares=choice.cheapest(times))
-        found: dict[fx.Node, Spent] = {}
-        for item in decision.items(decision.shares):
-            found[item.node] = found.get(item.node, Spent()) + spent(times, item)
+        found: dict[fx.Node, PredictedTime] = {}
+        for term in decision.cost_terms(decision.shares):
+            found[term.node] = found.get(term.node, PredictedTime()) + predicted_time(times, term)
         return found
 
     def _placement(
@@ -288,12 +289,14 @@ class Planner:
             self._unsent[key] = refused
         return self._choices[key]
 
-    def kernels(self, decision: Decision, tokens: int | None) -> Iterator[tuple[Item, int, int]]:
+    def kernels(
+        self, decision: Decision, tokens: int | None
+    ) -> Iterator[tuple[CostTerm, int, int]]:
         """Fused kernels that the plan counts on, what each takes, and what its parts would."""
         times = self._times(decision.at, tokens)
-        for item in decision.items(decision.shares):
-            if (kernel := item.as_kernel(times)) is not None:
-                yield item, kernel, item.apart(times)
+        for term in decision.cost_terms(decision.shares):
+            if (kernel := term.kernel_cost(times)) is not None:
+                yield term, kernel, term.apart(times)
 
     def _norms(self, at: RewrittenGraph, group: str) -> list[NormBehind]:
         """What fused kernels of the machine may do behind sums over the group."""

@@ -56,8 +56,8 @@ class Prices(Protocol):
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing to pay for, as the methods of ``Prices`` take it.
+class CostTerm:
+    """One summand of the cost of a graph, as the methods of ``Prices`` take it.
 
     Attributes:
         node: its value.
@@ -79,12 +79,12 @@ class Item:
     rows: tuple[fx.Node, ...] = ()
     copies: Fraction = Fraction(1)
     fused: Fused | None = None
-    parts: tuple[Item, ...] = ()
+    parts: tuple[CostTerm, ...] = ()
 
-    def price(self, prices: Prices) -> int:
-        """What it costs."""
+    def cost(self, prices: Prices) -> int:
+        """Return what it costs."""
         if self.fused is not None:
-            kernel = self.as_kernel(prices)
+            kernel = self.kernel_cost(prices)
             return self.apart(prices) if kernel is None else kernel
         if self.rows:
             assert self.groups is not None, "rows go from rank to rank"
@@ -98,9 +98,9 @@ class Item:
 
     def apart(self, prices: Prices) -> int:
         """What the parts of a fused kernel cost."""
-        return sum(part.price(prices) for part in self.parts)
+        return sum(part.cost(prices) for part in self.parts)
 
-    def as_kernel(self, prices: Prices) -> int | None:
+    def kernel_cost(self, prices: Prices) -> int | None:
         """What the fused kernel costs; None where it does not run.
 
         It runs where what it costs is known, and no more than its parts cost.
@@ -161,7 +161,7 @@ class TensorSize:
     itemsize: int
 
 
-Bill = tuple[tuple[Item, int], ...]
+CostTable = tuple[tuple[CostTerm, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,23 +192,23 @@ class GraphWork:
                 found[node] = known.setdefault(size, size)
         return found
 
-    def bill(self, items: Iterable[Item]) -> Bill:
-        """Items with how many of each cost the same for any number of tokens."""
-        found: dict[object, tuple[Item, int]] = {}
-        for item in items:
-            key = self.key(item)
-            known, count = found.get(key, (item, 0))
+    def cost_table(self, terms: Iterable[CostTerm]) -> CostTable:
+        """Return the terms, with how many of each cost the same for any number of tokens."""
+        found: dict[object, tuple[CostTerm, int]] = {}
+        for term in terms:
+            key = self.key(term)
+            known, count = found.get(key, (term, 0))
             found[key] = known, count + 1
         return tuple(found.values())
 
-    def key(self, item: Item) -> Hashable:
-        """Equal for items that cost the same, at any number of tokens."""
-        if item.fused is not None:
-            return item.fused, id(self.tensor_sizes[item.node]), tuple(map(self.key, item.parts))
-        computes = item.kind is None and not item.pads
-        held = self.of[item.node] if computes else self.tensor_sizes[item.node]
-        sent = tuple(id(self.tensor_sizes[x]) for x in item.rows)
-        return id(held), item.kind, item.groups, item.shares, item.pads, sent, item.copies
+    def key(self, term: CostTerm) -> Hashable:
+        """Equal for terms that cost the same, at any number of tokens."""
+        if term.fused is not None:
+            return term.fused, id(self.tensor_sizes[term.node]), tuple(map(self.key, term.parts))
+        computes = term.kind is None and not term.pads
+        held = self.of[term.node] if computes else self.tensor_sizes[term.node]
+        sent = tuple(id(self.tensor_sizes[x]) for x in term.rows)
+        return id(held), term.kind, term.groups, term.shares, term.pads, sent, term.copies
 
     @cached_property
     def hints(self) -> dict[str, int]:

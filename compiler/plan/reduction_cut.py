@@ -47,11 +47,11 @@ def _network(facts: ReductionFacts, prices: Prices, *, hoist: bool) -> FlowNetwo
     for node, value in partial_values(facts).items():
         reads = readers(facts)[node]
         if not value.operands or value.pinned or (value.addend and not hoist):
-            network.pay(node, sink=NEVER)
+            network.add_node_cost(node, sink=NEVER)
         elif value.addend:
-            network.pay(node, sink=1)
+            network.add_node_cost(node, sink=1)
         elif not value.reduces:
-            network.pay(node, source=1)
+            network.add_node_cost(node, source=1)
         for operand in value.operands:
             network.connect(node, operand)
         weight = NEVER
@@ -61,7 +61,7 @@ def _network(facts: ReductionFacts, prices: Prices, *, hoist: bool) -> FlowNetwo
             weight = UNIT * once + (not value.reduces)
         collective = ("reduction of", node)
         network.connect(node, collective, weight)
-        network.pay(collective, source=NEVER if reads.others else 0)
+        network.add_node_cost(collective, source=NEVER if reads.others else 0)
         for reader in reads.linear:
             network.connect(collective, reader)
     return network

@@ -32,7 +32,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
 from compiler.plan.flow_network import NEVER, FlowNetwork
 from compiler.plan.fused_kernels import FusedForm, NormBehind, fused_forms
-from compiler.plan.prices import Item, Prices
+from compiler.plan.prices import CostTerm, Prices
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class RowChoice:
         allowed: whether a value may be held as shares; others stay whole.
         dispatches: all_reduce of a partial sum -> how its rows may be sent instead of gathered.
         norms: what fused kernels may do behind sums.
-        key: item -> what is equal for items that cost the same, whatever the prices; by default
-            every item has a price of its own.
+        key: term -> what is equal for terms that cost the same, whatever the prices; by default
+            every term has a cost of its own.
         works_whole: whether ops that the author computes on shares may run on all rows.
     """
 
@@ -70,7 +70,7 @@ class RowChoice:
         allowed: Callable[[fx.Node], bool] = lambda _: True,
         dispatches: Mapping[fx.Node, Dispatch] | None = None,
         norms: Sequence[NormBehind] = (),
-        key: Callable[[Item], Hashable] = lambda item: item,
+        key: Callable[[CostTerm], Hashable] = lambda term: term,
         works_whole: bool = True,
     ) -> None:
         """Looks at the graph once, for any number of prices."""
@@ -88,17 +88,17 @@ class RowChoice:
         shared = self._network(prices).sink_side()
         return frozenset(n for n in (*self.forms, *self._sent) if n in shared)
 
-    def items(self, shares: Set[fx.Node]) -> Iterator[Item]:
-        """What there is to pay for, for all values with a share form, given which are shares."""
+    def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
+        """Yield the cost terms of all values with a share form, given which are shares."""
         fused = [form for form in self.fused if form.fits(shares)]
-        yield from (form.item for form in fused)
-        parts = {part for form in fused for part in form.item.parts}
-        for item in self._apart(shares):
-            if item not in parts:
-                yield item
+        yield from (form.term for form in fused)
+        parts = {part for form in fused for part in form.term.parts}
+        for term in self._apart(shares):
+            if term not in parts:
+                yield term
 
-    def _apart(self, shares: Set[fx.Node]) -> Iterator[Item]:
-        """What there is to pay for without fused kernels."""
+    def _apart(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
+        """Yield them without fused kernels."""
         for node in self.forms:
             if self._sends(node, shares):
                 yield self._dispatch(node)
@@ -128,11 +128,11 @@ class RowChoice:
         """What it costs to send rows for the sum ``node``, and what to gather and scatter all."""
         rows = self.dispatches[node].region.inputs
         all_rows = [*map(self._gather, rows), *self._own[node][True]]
-        return self._dispatch(node).price(prices), sum(item.price(prices) for item in all_rows)
+        return self._dispatch(node).cost(prices), sum(term.cost(prices) for term in all_rows)
 
-    def _dispatch(self, node: fx.Node) -> Item:
+    def _dispatch(self, node: fx.Node) -> CostTerm:
         found = self.dispatches[node]
-        return Item(
+        return CostTerm(
             node, Kind.ALL_TO_ALL, self.groups, rows=found.region.inputs, copies=found.copies
         )
 
@@ -159,41 +159,41 @@ class RowChoice:
         return found
 
     @cached_property
-    def _own(self) -> dict[fx.Node, tuple[tuple[Item, ...], tuple[Item, ...]]]:
+    def _own(self) -> dict[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]]:
         """What each value itself costs, whole and as shares."""
-        found: dict[fx.Node, tuple[tuple[Item, ...], tuple[Item, ...]]] = {}
+        found: dict[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]] = {}
         for node, form in self.forms.items():
             n = self.groups.axis_size
             if form.communicates is None:
-                found[node] = (Item(node),), (Item(node, shares=n),)
+                found[node] = (CostTerm(node),), (CostTerm(node, shares=n),)
             elif form.communicates.kind is Kind.ALL_GATHER:
                 found[node] = (self._gather(node),), ()
             else:
-                scatter = Item(node, Kind.REDUCE_SCATTER, self.groups)
-                pad = Item(node, shares=n, pads=True)
-                found[node] = (Item(node, Kind.ALL_REDUCE, self.groups),), (scatter, pad)
+                scatter = CostTerm(node, Kind.REDUCE_SCATTER, self.groups)
+                pad = CostTerm(node, shares=n, pads=True)
+                found[node] = (CostTerm(node, Kind.ALL_REDUCE, self.groups),), (scatter, pad)
         return found
 
-    def _gather(self, node: fx.Node) -> Item:
-        return Item(node, Kind.ALL_GATHER, self.groups)
+    def _gather(self, node: fx.Node) -> CostTerm:
+        return CostTerm(node, Kind.ALL_GATHER, self.groups)
 
     @cached_property
-    def _kinds(self) -> tuple[list[tuple[tuple[Item, ...], ...]], dict[fx.Node, int]]:
-        """Values that cost the same: what there is to pay, whole, shared, gathered; which is which.
+    def _kinds(self) -> tuple[list[tuple[tuple[CostTerm, ...], ...]], dict[fx.Node, int]]:
+        """Values that cost the same: cost terms whole, shared and gathered; which is which.
 
         Only tensors are gathered.
         """
         places: dict[Hashable, int] = {}
-        items: list[tuple[tuple[Item, ...], ...]] = []
+        terms: list[tuple[tuple[CostTerm, ...], ...]] = []
         at = {}
         for node in self.forms:
             gather = (self._gather(node),) if access.is_tensor(node) else ()
             parts = (*self._own[node], gather)
             key = tuple([tuple(map(self.key, part)) for part in parts])
-            at[node] = places.setdefault(key, len(items))
-            if at[node] == len(items):
-                items.append(parts)
-        return items, at
+            at[node] = places.setdefault(key, len(terms))
+            if at[node] == len(terms):
+                terms.append(parts)
+        return terms, at
 
     def _network(self, prices: Prices) -> FlowNetwork:
         """Edges run from what is whole to what is shared.
@@ -201,7 +201,7 @@ class RowChoice:
         A gather that one reader may ask for needs no node of its own.
         """
         kinds, at = self._kinds
-        costs = [[sum(i.price(prices) for i in part) for part in parts] for parts in kinds]
+        costs = [[sum(i.cost(prices) for i in part) for part in parts] for parts in kinds]
         network = FlowNetwork()
         for form in self.fused:
             form.add_to(network, prices)
@@ -209,20 +209,20 @@ class RowChoice:
             whole, share, gather = costs[at[node]]
             if node in self.dispatches:
                 sender = self.dispatches[node].region.output
-                network.pay(sender, sink=self._dispatch(node).price(prices))
+                network.add_node_cost(sender, sink=self._dispatch(node).cost(prices))
                 network.connect(sender, node, share)
                 network.connect(node, sender, NEVER)
                 share = 0
-            network.pay(node, source=whole, sink=share)
+            network.add_node_cost(node, source=whole, sink=share)
             linked, others = self._readers[node]
             if not kinds[at[node]][2]:  # all results of an op, or none
                 for reader in linked:
                     network.connect(node, reader)
                     network.connect(reader, node)
-                network.pay(node, sink=NEVER if others else 0)
+                network.add_node_cost(node, sink=NEVER if others else 0)
                 continue
             if others:
-                network.pay(node, sink=gather)
+                network.add_node_cost(node, sink=gather)
             elif len(linked) == 1:
                 network.connect(linked[0], node, gather)
             elif linked:
@@ -236,7 +236,7 @@ class RowChoice:
     def _keep_authored(self, network: FlowNetwork) -> None:
         """What the author holds as shares stays so at equal cost, and work always, if so asked."""
         for node in () if self.works_whole else self.authored:
-            network.pay(node, source=0 if self.forms[node].communicates else NEVER)
+            network.add_node_cost(node, source=0 if self.forms[node].communicates else NEVER)
         network.prefer_sink(self.authored)
 
 

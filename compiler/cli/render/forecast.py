@@ -25,7 +25,7 @@ from compiler.pipeline import Pipeline
 from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
-from compiler.plan.spending import Spent
+from compiler.plan.spending import PredictedTime
 from compiler.plan.token_ranges import TokenRange, TokenTable
 
 LOWER_BOUND = "lower bound"
@@ -173,7 +173,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 def collective_counts(plans: Plans, decided: Decision, section: str | None) -> Counter[str]:
     """Collectives of a plan, in one section of the model or in all."""
     at = section_of(decided.at.graph)
-    items = (part for item in decided.items(decided.shares) for part in item.parts or (item,))
+    items = (part for term in decided.cost_terms(decided.shares) for part in term.parts or (term,))
     return Counter(
         str(item.kind)
         for item in items
@@ -188,20 +188,20 @@ def section_of(graph: SpmdGraph) -> dict[fx.Node, str]:
     return dict(zip(nodes, names, strict=True))
 
 
-def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, Spent | None]]:
+def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, PredictedTime | None]]:
     """Section -> heading -> what its layers take together; None where it is not known."""
-    found: dict[str, dict[str, Spent | None]] = {}
+    found: dict[str, dict[str, PredictedTime | None]] = {}
     for heading, (decided, bounds) in plans.columns(tokens).items():
         at = section_of(decided.at.graph)
         try:
-            spent = plans.planner.spent(decided, tokens, bounds=bounds)
+            spent = plans.planner.predicted_times(decided, tokens, bounds=bounds)
         except MachineError:
             for row in found.values():
                 row[heading] = None
             continue
         for node, time in spent.items():
             row = found.setdefault(at[node], {})
-            row[heading] = (row.get(heading) or Spent()) + time
+            row[heading] = (row.get(heading) or PredictedTime()) + time
     return {name: found[name] for name in _in_order(plans.source.graph) if name in found}
 
 
@@ -217,7 +217,7 @@ def forecast_table(plans: Plans, tokens: int | None) -> Table:
     table.add_column("decided")
     for heading in plans.columns(tokens):
         table.add_column(heading, justify="right", no_wrap=True)
-    decided, total = plans.decided(tokens), dict[str, Spent | None]()
+    decided, total = plans.decided(tokens), dict[str, PredictedTime | None]()
     layers = Counter(kinds_of_layers(plans.source.graph).values())
     for section, row in forecast(plans, tokens).items():
         many = layers.get(section, 1)
@@ -227,7 +227,7 @@ def forecast_table(plans: Plans, tokens: int | None) -> Table:
         name = f"{section}, each of {many}" if section in layers else section
         table.add_row(name, text, *(_us_text(row.get(h), many) for h in plans.columns(tokens)))
         for heading, time in row.items():
-            known = total.get(heading, Spent())
+            known = total.get(heading, PredictedTime())
             total[heading] = None if time is None or known is None else known + time
     table.add_section()
     table.caption, table.caption_justify = fused_text(plans, tokens), "left"
@@ -247,7 +247,7 @@ def fused_text(plans: Plans, tokens: int | None) -> str:
     )
 
 
-def _us_text(time: Spent | None, many: int) -> str:
+def _us_text(time: PredictedTime | None, many: int) -> str:
     if time is None:
         return "unknown"
     parts = (time.communication_ps, time.computation_ps)

@@ -28,7 +28,7 @@ def problems(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[tuple[int, in
 def network(sides: list[tuple[int, int]], edges: dict[tuple[int, int], int]) -> FlowNetwork:
     made = FlowNetwork()
     for node, (source, sink) in enumerate(sides):
-        made.pay(node, source=source, sink=sink)
+        made.add_node_cost(node, source=source, sink=sink)
     for (start, end), capacity in edges.items():
         made.connect(start, end, capacity)
     return made

@@ -46,8 +46,8 @@ def planner(machine: str, *, fuse: bool = True, returned: str = "%7") -> Planner
 def test_a_known_kernel_takes_the_place_of_its_parts(tokens: int) -> None:
     with_kernels, without = planner("h100x8"), planner("h100x8", fuse=False)
     decided = with_kernels.decide(tokens)
-    ((item, kernel, apart),) = with_kernels.kernels(decided, tokens)
-    assert item.fused is Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER
+    ((term, kernel, apart),) = with_kernels.kernels(decided, tokens)
+    assert term.fused is Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER
     assert kernel < apart
     least = without.time_ps(without.decide(tokens), tokens)
     assert with_kernels.time_ps(decided, tokens) < least
@@ -88,5 +88,7 @@ def test_kernels_never_make_a_plan_slower_nor_beat_the_bound(machine: str, token
     assert time <= found.time_ps(found.merged, tokens)
     assert found.time_ps(found.merged, tokens) <= found.time_ps(found.as_written, tokens)
     if found.options.machine is not None and found.options.machine.link is not None:
-        bound = sum(s.total_ps for s in found.spent(decided, tokens, bounds=True).values())
+        bound = sum(
+            s.total_ps for s in found.predicted_times(decided, tokens, bounds=True).values()
+        )
         assert bound <= time

@@ -13,7 +13,7 @@ from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from compiler.plan.prices import WIRE, Bytes, GraphWork, Item, LowerBounds, Prices, Times
+from compiler.plan.prices import WIRE, Bytes, CostTerm, GraphWork, LowerBounds, Prices, Times
 from tests.graphs import Builder, aten, function
 from tests.random_graphs import symbolic_tokens
 
@@ -141,10 +141,10 @@ def test_lower_bounds_are_below_times_and_differ_in_collectives_only() -> None:
 def test_items_are_priced_by_what_they_are() -> None:
     graph, waited, gate = open_tokens()
     groups, prices = graph.mesh.group("tp"), times(graph, 6)
-    gather = Item(waited, Kind.ALL_GATHER, groups)
-    assert gather.price(prices) == prices.communication(Kind.ALL_GATHER, waited, groups)
-    assert Item(gate, shares=4).price(prices) == prices.computation(gate, 4)
-    assert Item(waited, shares=4, pads=True).price(prices) == prices.padding(waited, 4) > 0
+    gather = CostTerm(waited, Kind.ALL_GATHER, groups)
+    assert gather.cost(prices) == prices.communication(Kind.ALL_GATHER, waited, groups)
+    assert CostTerm(gate, shares=4).cost(prices) == prices.computation(gate, 4)
+    assert CostTerm(waited, shares=4, pads=True).cost(prices) == prices.padding(waited, 4) > 0
 
 
 def test_sent_rows_are_counted_as_often_as_they_are_sent() -> None:
@@ -153,7 +153,7 @@ def test_sent_rows_are_counted_as_often_as_they_are_sent() -> None:
     machine = load_machine(MACHINE)
     eager = Times(machine, 1 << 20, work, Launch.EAGER)
     once, twice, everywhere = (
-        Item(waited, Kind.ALL_TO_ALL, groups, rows=(gate,), copies=Fraction(n)).price(eager)
+        CostTerm(waited, Kind.ALL_TO_ALL, groups, rows=(gate,), copies=Fraction(n)).cost(eager)
         for n in (1, 2, 4)
     )
     assert once < twice < everywhere
@@ -171,14 +171,19 @@ def test_a_bill_adds_up_to_what_its_items_cost_at_any_number_of_tokens() -> None
     graph, waited, gate = open_tokens()
     groups, work = graph.mesh.group("tp"), GraphWork(graph)
     again = next(n for n in graph.graph.nodes if n.op == "placeholder")
-    gathers = [Item(x, Kind.ALL_GATHER, groups) for x in (waited, gate, again)]
-    items = [*gathers, Item(gate), Item(gate, shares=4), Item(waited, shares=4, pads=True)]
-    bill = work.bill(items)
-    assert sorted(count for _, count in bill) == [1, 1, 1, 3]  # equal sizes are one entry
+    gathers = [CostTerm(x, Kind.ALL_GATHER, groups) for x in (waited, gate, again)]
+    terms = [
+        *gathers,
+        CostTerm(gate),
+        CostTerm(gate, shares=4),
+        CostTerm(waited, shares=4, pads=True),
+    ]
+    table = work.cost_table(terms)
+    assert sorted(count for _, count in table) == [1, 1, 1, 3]  # equal sizes are one entry
     for tokens in (2, 5, 4096):
         prices = Times(load_machine(MACHINE), tokens, work)
-        whole = sum(item.price(prices) for item in items)
-        assert sum(count * item.price(prices) for item, count in bill) == whole
+        whole = sum(term.cost(prices) for term in terms)
+        assert sum(count * term.cost(prices) for term, count in table) == whole
 
 
 def test_sizes_count_tokens_if_they_are_communicated_or_nothing_open_is() -> None:

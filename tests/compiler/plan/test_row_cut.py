@@ -197,7 +197,7 @@ def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -
     chosen = {n: d for n, d in sums.items() if d.region.output in shares}
     least = min(c for c in costs if c is not None)
     assert total(graph, choice.forms, set(shares), prices, chosen) == least
-    assert sum(item.price(prices) for item in choice.items(shares)) == least
+    assert sum(term.cost(prices) for term in choice.cost_terms(shares)) == least
     assert choice.assignment(shares).dispatched == {d.region.output for d in chosen.values()}
 
 
@@ -249,7 +249,7 @@ def test_the_cut_is_the_best_of_all_labelings_and_kernels(seed: int) -> None:
     costs = [with_kernels(choice, labels, prices) for labels in labelings(choice.forms)]
     least = min(c for c in costs if c is not None)
     assert with_kernels(choice, set(shares), prices) == least
-    assert sum(item.price(prices) for item in choice.items(shares)) == least
+    assert sum(term.cost(prices) for term in choice.cost_terms(shares)) == least
 
 
 def test_a_value_is_in_one_kernel() -> None:
