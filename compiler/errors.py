@@ -71,6 +71,12 @@ class GraphError(CommPlanError):
 class PlanError(CommPlanError):
     """A plan that does not fit the graph it is applied to."""
 
+    @classmethod
+    def misfit(cls, found: str, where: str = "") -> PlanError:
+        """Return the error that an assignment is of another graph, or none that can be computed."""
+        what, remedy = "the plan does not fit the graph", "plan again for this graph"
+        return cls(what, where=where, found=found, remedy=remedy)
+
 
 class VerificationError(CommPlanError):
     """A rewritten graph that the checker did not call EQUIVALENT. It is never run."""

@@ -58,12 +58,8 @@ class PlaceReductions:
         assignment, reduction = self.assignment, self.assignment.facts.reduction
         other = graph is not assignment.facts.graph
         if why := "an assignment for another graph" if other else assignment.misfit():
-            raise PlanError(
-                "the plan does not fit the graph",
-                where=f"{reduction.collective} {reduction.kind} over {reduction.group}",
-                found=why,
-                remedy="plan again for this graph",
-            )
+            where = f"{reduction.collective} {reduction.kind} over {reduction.group}"
+            raise PlanError.misfit(why, where)
         target = graph if assignment.keeps else _Rewriter(assignment).run()
         return PassResult(target, reduction_remarks(assignment), changed=target is not graph)
 

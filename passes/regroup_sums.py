@@ -16,13 +16,9 @@ Requires  a tree of additions that are not linear in a reduction themselves, wit
           that are linear in the same one, and each of which has a collective to itself that
           reduces no fewer elements than the tree holds, and could not either; nor may all of these
           together be of fewer bytes, as those of narrower types can.
-Ensures   as many additions as before, of the same layout. No plan of reductions is lost: every
-          value linear in one is still there, and the sum of leaves, computed reduced, demands of
-          them what the removed additions did. So neither bytes nor number of collectives rise in
-          the cheapest plan; and computed unreduced, it needs one for those of all leaves. Sharing
-          rows costs no more either: slices of whole leaves are free, so if a leaf is a share, all
-          of the tree may be, and its root is gathered once. Fused kernels behind the sum still find
-          one addition: the other leaves are added up by themselves.
+Ensures   as many additions as before, of the same layout. Every value linear in a reduction is
+          still there, so the cheapest plan has no more bytes, collectives or time than before. One
+          addition stands last: fused kernels add one value.
 Saves     nothing by itself: what meets now can be merged.
 """
 

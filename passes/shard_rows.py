@@ -66,12 +66,7 @@ class ShardRows:
         assignment = self.assignment
         other = graph is not assignment.graph
         if why := "an assignment for another graph" if other else assignment.misfit():
-            raise PlanError(
-                "the plan does not fit the graph",
-                where=f"rows shared over {assignment.group}",
-                found=why,
-                remedy="plan again for this graph",
-            )
+            raise PlanError.misfit(why, f"rows shared over {assignment.group}")
         if not assignment.shards:
             return PassResult(graph, (), changed=False)
         remarks = [

@@ -90,6 +90,10 @@ class RowAssignment:
         reduced = {form.communicates.operand for form in self.forms.values() if form.communicates}
         if others := sorted(self.dispatched - reduced):
             return f"%{others[0].name} is not the operand of a reduction to shards"
+        for node in self.graph.graph.nodes:
+            is_result = access.projection(node) is not None
+            if is_result and (node in self.shards) != (node.all_input_nodes[0] in self.shards):
+                return f"%{node.name} is not placed as the op that it is a result of"
         return ""
 
 
@@ -263,6 +267,7 @@ def at_hand(
     return frozenset(gathered) | only_own_rows_read(graph, groups, by_author=True)
 
 
+@cached
 def only_own_rows_read(
     graph: SpmdGraph, groups: ReplicaGroups, *, by_author: bool = False
 ) -> frozenset[fx.Node]:

@@ -68,11 +68,7 @@ def reduction_assignment(graph: SpmdGraph, stage: Stage) -> PartialAssignment:
             facts = reduction_facts(graph, reduction, stage.widen, stage.join)
             partial = _numbered(graph, partial_values(facts), stage.unreduced)
             return PartialAssignment(facts, partial)
-    raise PlanError(
-        "the plan does not fit the graph",
-        found=f"no {stage.collective} {stage.kind} over {stage.group}",
-        remedy="plan again for this graph",
-    )
+    raise PlanError.misfit(f"no {stage.collective} {stage.kind} over {stage.group}")
 
 
 def row_stage(assignment: RowAssignment) -> RowStage:
@@ -111,11 +107,7 @@ def _numbered(
     number, wanted = numbers(graph.graph), set(stated)
     chosen = frozenset(node for node in values if number.get(node) in wanted)
     if missing := sorted(wanted - {number[node] for node in chosen}):
-        raise PlanError(
-            "the plan does not fit the graph",
-            found=f"values {missing} cannot be assigned so",
-            remedy="plan again for this graph",
-        )
+        raise PlanError.misfit(f"values {missing} cannot be assigned so")
     return chosen
 
 
