@@ -48,13 +48,13 @@ class Canonicalize:
         stands_for: dict[fx.Node, fx.Node] = {}
         remarks: list[Remark] = []
         for node in graph.graph.nodes:
-            held = holds(graph, node)
-            if held is None or not same_layout(node, held):
+            operand = holds(graph, node)
+            if operand is None or not same_layout(node, operand):
                 continue
-            stands_for[node] = stands_for.get(held, held)
-            found = collective(node) if node.target is WAIT else None
-            if found is not None and held is found.operand:
-                why = f"{found.kind} over groups of one rank removed"
+            stands_for[node] = stands_for.get(operand, operand)
+            waited = collective(node) if node.target is WAIT else None
+            if waited is not None and operand is waited.operand:
+                why = f"{waited.kind} over groups of one rank removed"
                 remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", why))
         if not stands_for:
             return PassResult(graph, (), changed=False)
@@ -88,10 +88,10 @@ def _waited(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:
     first = min(user for user in access.operands(node)[0].users if user.target is WAIT)
     if first is not node:
         return first
-    found = collective(node)
-    if found is None or graph.mesh.group(found.group).axis_size != 1:
+    waited = collective(node)
+    if waited is None or graph.mesh.group(waited.group).axis_size != 1:
         return None
-    return found.operand
+    return waited.operand
 
 
 def _viewed(graph: SpmdGraph, node: fx.Node) -> fx.Node | None:

@@ -36,18 +36,22 @@ class CanonicalizeSlices:
 
     def apply(self, graph: SpmdGraph) -> PassResult:
         """The graph with own slices named."""
-        found = {n: group for n in graph.graph.nodes if (group := own_group(graph, n)) is not None}
-        if not found:
+        group_of = {
+            n: group for n in graph.graph.nodes if (group := own_group(graph, n)) is not None
+        }
+        if not group_of:
             return PassResult(graph, (), changed=False)
         target = graph.own_copy()
         for node, copy in zip(graph.graph.nodes, target.graph.nodes, strict=True):
-            if node in found:
-                ranks = graph.mesh.group(found[node]).axis_size
+            if node in group_of:
+                ranks = graph.mesh.group(group_of[node]).axis_size
                 dim = int(access.arguments(node)["dim"])
                 copy.target = ALL_SLICE
-                copy.args, copy.kwargs = (*copy.all_input_nodes, dim, ranks, found[node]), {}
+                copy.args, copy.kwargs = (*copy.all_input_nodes, dim, ranks, group_of[node]), {}
         fresh = SpmdGraph(graph.root, target.graph, graph.mesh, graph.inputs)
-        remarks = tuple(Remark(RemarkKind.PASSED, f"%{n.name}", "own slice named") for n in found)
+        remarks = tuple(
+            Remark(RemarkKind.PASSED, f"%{n.name}", "own slice named") for n in group_of
+        )
         return PassResult(fresh, remarks, changed=True)
 
 
@@ -55,11 +59,11 @@ def own_group(graph: SpmdGraph, node: fx.Node) -> str | None:
     """Name of the groups of which ``node`` takes every rank's own rows, None for other ops."""
     if node.target not in SLICES or len(node.all_input_nodes) != 1:
         return None
-    given = access.arguments(node)
+    arguments = access.arguments(node)
     (x,) = access.operands(node)
-    rows, kept = (access.shape(v)[int(given["dim"])] for v in (x, node))
-    start = given.get("start")
-    if not isinstance(start, access.RankInt) or given.get("step", 1) != 1:
+    rows, kept = (access.shape(v)[int(arguments["dim"])] for v in (x, node))
+    start = arguments.get("start")
+    if not isinstance(start, access.RankInt) or arguments.get("step", 1) != 1:
         return None
     if not isinstance(rows, int) or not isinstance(kept, int) or not kept or rows % kept:
         return None

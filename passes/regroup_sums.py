@@ -175,8 +175,8 @@ def _sum(copy: GraphCopy, tree: Tree, groups: Sequence[Group]) -> fx.Node:
     def started(terms: Sequence[Term]) -> Term:
         first = lead(terms, root)
         at = terms.index(first)
-        held = [(copy.values.get(x, x), c) for x, c in (first, *terms[:at], *terms[at + 1 :])]
-        return added(held[0], held[1:])
+        copied = [(copy.values.get(x, x), c) for x, c in (first, *terms[:at], *terms[at + 1 :])]
+        return added(copied[0], copied[1:])
 
     grouped = {x for group in groups for x in group}
     sums = [started([(x, c) for x, c in tree.terms if x in group]) for group in groups]

@@ -117,35 +117,37 @@ class _Writer:
             return None
         (rows, dim), read = rows_and_dim(x), int(access.arguments(node)["dim"])
         if read % len(access.shape(x)) != dim:
-            made = self.copy.target.call_function(SIZE_READ, (self.own[x], read))
-            made.meta = dict(node.meta)
-            return made
+            size = self.copy.target.call_function(SIZE_READ, (self.own[x], read))
+            size.meta = dict(node.meta)
+            return size
         return self.sharing.count(rows)
 
     def _share(self, node: fx.Node, form: RowForm) -> None:
         """Writes the share of a value."""
-        found = form.communicates
-        if found is None:
+        collective = form.communicates
+        if collective is None:
             self.own[node] = self._computed(node, form)
-        elif found.kind is Kind.ALL_GATHER:
-            self.own[node] = self._whole(found.operand)
+        elif collective.kind is Kind.ALL_GATHER:
+            self.own[node] = self._whole(collective.operand)
         else:
-            addends, sent = self._whole(found.operand), found.operand in self.sent
-            self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), found.op, sent=sent)
+            addends, sent = self._whole(collective.operand), collective.operand in self.sent
+            self.own[node] = self.sharing.scatter(
+                addends, *rows_and_dim(node), collective.op, sent=sent
+            )
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
-        made = self.copy.target.node_copy(
+        result = self.copy.target.node_copy(
             node, lambda x: self._own(x) if x in form.carrying else self._whole(x)
         )
         for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
-            sizes = access.written_arguments(made).get(name)
+            sizes = access.written_arguments(result).get(name)
             if isinstance(sizes, list | tuple) and sizes:
                 stated = list(access.shape(node))  # what another -1 stands for
-                known = [stated[d] if size == -1 else size for d, size in enumerate(sizes)]
-                known[rows_and_dim(node)[1]] = -1
-                access.set_argument(made, name, known)
-        made.meta = dict(node.meta, val=share_of(access.value(node), self.groups.axis_size))
-        return made
+                left_open = [stated[d] if size == -1 else size for d, size in enumerate(sizes)]
+                left_open[rows_and_dim(node)[1]] = -1
+                access.set_argument(result, name, left_open)
+        result.meta = dict(node.meta, val=share_of(access.value(node), self.groups.axis_size))
+        return result
 
     def _own(self, node: fx.Node) -> fx.Node:
         """The share of a value, cut out of the whole where it is not computed as one."""
@@ -156,7 +158,7 @@ class _Writer:
     def _whole(self, node: fx.Node) -> fx.Node:
         """The whole of a value, gathered where it is computed as shares."""
         if node not in self.whole:
-            made = self.sharing.gather(self.own[node], *rows_and_dim(node))
-            made.meta = dict(node.meta)
-            self.whole[node] = made
+            gathered = self.sharing.gather(self.own[node], *rows_and_dim(node))
+            gathered.meta = dict(node.meta)
+            self.whole[node] = gathered
         return self.whole[node]

@@ -119,28 +119,30 @@ class _Writer:
             return self._own(share.conversion.operand)
         if share.conversion is not None:
             what = share.conversion
-            made = insert_all_reduce(self.copy.target, self._own(what.operand), what.op, what.group)
-            made.meta = {**node.meta, "val": access.tensor(made)}
+            result = insert_all_reduce(
+                self.copy.target, self._own(what.operand), what.op, what.group
+            )
+            result.meta = {**node.meta, "val": access.tensor(result)}
             layer = access.layer_path(what.operand)
-            self.remarks.append(Remark(RemarkKind.PASSED, f"%{made.name}", REDUCED, layer))
+            self.remarks.append(Remark(RemarkKind.PASSED, f"%{result.name}", REDUCED, layer))
         else:
-            made = grown(
+            result = grown(
                 self.copy.target, node,
                 lambda x: self.whole[x] if x in share.carrying else self._own(x), share.dim,
             )  # fmt: skip
-        return self._marked(made)
+        return self._marked(result)
 
     def _gathered(self, node: fx.Node, share: Share) -> fx.Node:
         """All rows of what each rank has rows of its own of."""
         rows = access.shape(node)[share.dim] * self.groups.axis_size
-        made = self.sharing.gather(self.own[node], rows, share.dim)
+        result = self.sharing.gather(self.own[node], rows, share.dim)
         waits = [wait for start in node.users for wait in start.users]
         by_author = any(gathered(self.graph, wait, self.groups) is node for wait in waits)
-        return made if by_author else self._marked(made)
+        return result if by_author else self._marked(result)
 
-    def _marked(self, made: fx.Node) -> fx.Node:
-        made.meta[AUTHORED] = (*made.meta.get(AUTHORED, ()), self.groups)
-        return made
+    def _marked(self, result: fx.Node) -> fx.Node:
+        result.meta[AUTHORED] = (*result.meta.get(AUTHORED, ()), self.groups)
+        return result
 
     def _own(self, node: fx.Node) -> fx.Node:
         """What ranks hold of a value, cut out of the whole where that is computed."""

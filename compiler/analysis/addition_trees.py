@@ -80,13 +80,13 @@ def trees(graph: SpmdGraph, apart: Set[fx.Node] = frozenset()) -> tuple[Tree, ..
         reader = next(iter(node.users)) if len(node.users) == 1 else node
         if reader in root_of and like(node, reader):
             by = factor(reader) if operands(reader)[1] is node else 1
-            if is_exact(found := coefficients[reader] * by, found * factor(node)):
-                root, coefficient = root_of[reader], found
+            if is_exact(product := coefficients[reader] * by, product * factor(node)):
+                root, coefficient = root_of[reader], product
         root_of[node], coefficients[node] = root, coefficient
-    held: dict[fx.Node, list[fx.Node]] = {}
+    additions: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(root_of):
-        held.setdefault(root_of[node], []).append(node)
-    return tuple(Tree(tuple(every)) for every in held.values() if len(every) > 1)
+        additions.setdefault(root_of[node], []).append(node)
+    return tuple(Tree(tuple(every)) for every in additions.values() if len(every) > 1)
 
 
 def is_addition(graph: SpmdGraph, node: fx.Node) -> bool:

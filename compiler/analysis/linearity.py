@@ -82,7 +82,7 @@ def _term_refusal(
     node: fx.Node, term: Term, partial: Sequence[fx.Node], facts: ReductionFacts
 ) -> str | None:
     read, linear = access.operands(node), facts.reduction.kind in LINEAR_KINDS
-    factors, fixed = ([read[i] for i in held] for held in (term.operands, term.fixed))
+    factors, fixed = ([read[i] for i in indices] for indices in (term.operands, term.fixed))
     if linear and any(x in facts.zeros for x in factors):
         return None
     if any(x in partial for x in fixed):
@@ -105,10 +105,10 @@ def _term_refusal(
 
 def described(node: fx.Node, facts: ReductionFacts) -> str:
     """A value, with the reduction whose result it is."""
-    found = reduction_of(facts.graph, node)
-    if found is None:
+    reduction = reduction_of(facts.graph, node)
+    if reduction is None:
         return f"%{node.name}"
-    return f"%{node.name} ({found.collective} {found.kind} over {found.group})"
+    return f"%{node.name} ({reduction.collective} {reduction.kind} over {reduction.group})"
 
 
 def _row_refusal(

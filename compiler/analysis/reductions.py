@@ -95,10 +95,10 @@ def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
 
 def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
     """The reductions of the graph, one per collective, set of groups and kind."""
-    found: dict[Key, Reduction] = {}
+    by_key: dict[Key, Reduction] = {}
     for reduction in _every_reduction(graph):
-        found.setdefault(reduction.key, reduction)
-    return tuple(found.values())
+        by_key.setdefault(reduction.key, reduction)
+    return tuple(by_key.values())
 
 
 def number_of(graph: SpmdGraph) -> Counter[Key]:
@@ -114,8 +114,8 @@ def _every_reduction(graph: SpmdGraph) -> Iterator[Reduction]:
 
 def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
     """Whether ``node`` is the result of this reduction."""
-    found = reduction_of(graph, node) if node.target is WAIT else None
-    return found is not None and found.key == reduction.key
+    own = reduction_of(graph, node) if node.target is WAIT else None
+    return own is not None and own.key == reduction.key
 
 
 def joint_groups(node: fx.Node, facts: ReductionFacts) -> ReplicaGroups | None:
@@ -147,14 +147,14 @@ def reduction_facts(
 @cached
 def zeros(graph: SpmdGraph) -> frozenset[fx.Node]:
     """Values that are zero everywhere, on every rank: every term has a factor that is zero."""
-    found: set[fx.Node] = set()
+    zero: set[fx.Node] = set()
     for node, rule in graph.meanings.items():
         if rule is None or rule.terms is None:
             continue
         read = access.operands(node)
-        if all(any(read[i] in found for i in term.operands) for term in rule.terms):
-            found.add(node)
-    return frozenset(found)
+        if all(any(read[i] in zero for i in term.operands) for term in rule.terms):
+            zero.add(node)
+    return frozenset(zero)
 
 
 def reads_shape(node: fx.Node) -> bool:

@@ -37,8 +37,8 @@ def classes_of(mesh: Mesh, placements: Placements) -> Classes:
     """Ranks that differ in replicated axes alone hold the same."""
     ranks: list[list[int]] = [[]]
     for size, placement in zip(mesh.axes.values(), placements, strict=True):
-        held = [0] * size if isinstance(placement, Replicate) else list(range(size))
-        ranks = [[*prefix, index] for prefix in ranks for index in held]
+        indices = [0] * size if isinstance(placement, Replicate) else list(range(size))
+        ranks = [[*prefix, index] for prefix in ranks for index in indices]
     return numbered(map(tuple, ranks))
 
 
@@ -52,29 +52,29 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     """Classes of every value of ``graph`` but the output."""
     world = graph.mesh.size
     everyone, nobody = (0,) * world, tuple(range(world))
-    found: dict[fx.Node, Classes] = {}
+    classes: dict[fx.Node, Classes] = {}
     met: dict[tuple[Classes, ...], Classes] = {}
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
-            found[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
+            classes[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
         elif node.target is WAIT or node.target in OPS:
-            found[node] = _after_collective(graph.mesh, node, found)
+            classes[node] = _after_collective(graph.mesh, node, classes)
         elif (cut := all_slice(node)) is not None:
             group_of = graph.mesh.group(cut.group).group_of
-            held = found[cut.operand]
-            found[node] = numbered((held[r], group_of[r].index(r)) for r in range(world))
+            operand = classes[cut.operand]
+            classes[node] = numbered((operand[r], group_of[r].index(r)) for r in range(world))
         elif node.op == "call_function":
             rule = graph.meanings.get(node)
             if node in graph.meanings and (rule is None or rule.random):
-                found[node] = nobody
+                classes[node] = nobody
                 continue
-            read = {found[x] for x in _read(node, rule)}
+            read = {classes[x] for x in _read(node, rule)}
             read |= {numbered(c.values) for c in access.rank_constants(node)}
             key = tuple(sorted(read - {everyone}))
             if key not in met:
                 met[key] = numbered(zip(*key, strict=True)) if key else everyone
-            found[node] = met[key]
-    return found
+            classes[node] = met[key]
+    return classes
 
 
 def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
@@ -86,16 +86,16 @@ def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
     return [operands[i] for i in reads]
 
 
-def _after_collective(mesh: Mesh, node: fx.Node, found: Mapping[fx.Node, Classes]) -> Classes:
+def _after_collective(mesh: Mesh, node: fx.Node, classes: Mapping[fx.Node, Classes]) -> Classes:
     if node.target is WAIT:
-        return found[access.operands(node)[0]]
+        return classes[access.operands(node)[0]]
     what = collective(node)
     assert what is not None, f"%{node.name} is no collective"
-    held, group_of = found[what.operand], mesh.group(what.group).group_of
+    operand, group_of = classes[what.operand], mesh.group(what.group).group_of
 
     def label(rank: int) -> Hashable:
         group: Sequence[int] = group_of[rank]
-        in_order = tuple(held[r] for r in group)
+        in_order = tuple(operand[r] for r in group)
         match what.kind:
             case Kind.ALL_REDUCE:
                 return tuple(sorted(in_order))

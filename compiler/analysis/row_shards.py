@@ -101,7 +101,7 @@ class RowAssignment:
 def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowForm]:
     """All values that the ranks of each group may share by rows, in graph order."""
     classes = replication(graph)
-    found: dict[fx.Node, RowForm] = {}
+    forms: dict[fx.Node, RowForm] = {}
     for node in graph.graph.nodes:
         if node.op != "call_function" or not _has_rows(node):
             continue
@@ -110,18 +110,18 @@ def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowFo
         form = (
             _communicated(graph, node, groups, classes)
             if node.target is WAIT
-            else _computed(graph, node, groups, classes, found)
+            else _computed(graph, node, groups, classes, forms)
         )
         if form is not None:
-            found[node] = form
-    return found
+            forms[node] = form
+    return forms
 
 
-def row_dim(held: Any) -> int | None:
+def row_dim(value: Any) -> int | None:
     """The dimension that counts rows: the first that is not of size one; None if there is none."""
-    if not isinstance(held, torch.Tensor):
+    if not isinstance(value, torch.Tensor):
         return None
-    return next((d for d, size in enumerate(held.shape) if size_key(size) != 1), None)
+    return next((d for d, size in enumerate(value.shape) if size_key(size) != 1), None)
 
 
 def rows_of(node: fx.Node) -> Any:
@@ -139,17 +139,17 @@ def rows_and_dim(node: fx.Node) -> tuple[int | torch.SymInt, int]:
     return part.shape[dim], dim
 
 
-def share_of(held: Any, ranks: int) -> Any:
+def share_of(value: Any, ranks: int) -> Any:
     """Empty tensors like ``held``, with the rows that each of ``ranks`` ranks holds of it."""
-    if isinstance(held, list | tuple):
-        return type(held)(share_of(x, ranks) for x in held)
-    dim = row_dim(held)
-    return held if dim is None else resized(held, dim, share(held.shape[dim], ranks))
+    if isinstance(value, list | tuple):
+        return type(value)(share_of(x, ranks) for x in value)
+    dim = row_dim(value)
+    return value if dim is None else resized(value, dim, share(value.shape[dim], ranks))
 
 
 def _parts(node: fx.Node) -> Sequence[Any]:
-    held = access.value(node)
-    return held if isinstance(held, list | tuple) else (held,)
+    value = access.value(node)
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _has_rows(node: fx.Node) -> bool:
@@ -159,14 +159,14 @@ def _has_rows(node: fx.Node) -> bool:
 def _communicated(
     graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups, classes: Mapping[fx.Node, Classes]
 ) -> RowForm | None:
-    found = collective(node)
-    if found is None or graph.mesh.group(found.group) != groups:
+    what = collective(node)
+    if what is None or graph.mesh.group(what.group) != groups:
         return None
-    if found.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
+    if what.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
         return None
-    if found.kind is Kind.ALL_GATHER and row_dim(access.value(found.operand)) != 0:
+    if what.kind is Kind.ALL_GATHER and row_dim(access.value(what.operand)) != 0:
         return None
-    return RowForm((), communicates=found)
+    return RowForm((), communicates=what)
 
 
 def _computed(
@@ -174,11 +174,11 @@ def _computed(
     node: fx.Node,
     groups: ReplicaGroups,
     classes: Mapping[fx.Node, Classes],
-    found: Mapping[fx.Node, RowForm],
+    forms: Mapping[fx.Node, RowForm],
 ) -> RowForm | None:
     if access.projection(node) is not None:
         (source,) = access.operands(node)
-        return RowForm((source,)) if source in found else None
+        return RowForm((source,)) if source in forms else None
     rule = graph.meanings.get(node)
     if rule is None or rule.dims is None or rule.random or rule.rank_dependent:
         return None
@@ -242,10 +242,10 @@ def _items(tree: Sequence[Any]) -> Iterator[Any]:
 
 def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> bool:
     """Whether ``reader`` is the author's own cut of the rows that the ranks of a group share."""
-    found = all_slice(reader)
-    if found is None or found.dim != row_dim(access.value(found.operand)):
+    cut = all_slice(reader)
+    if cut is None or cut.dim != row_dim(access.value(cut.operand)):
         return False
-    return graph.mesh.group(found.group) == groups
+    return graph.mesh.group(cut.group) == groups
 
 
 def at_hand(
@@ -260,10 +260,10 @@ def at_hand(
     gathered: set[fx.Node] = set()
     for node, form in forms.items():
         if form.communicates is None:
-            given = bool(form.carrying) and all(x in gathered for x in form.carrying)
+            is_gathered = bool(form.carrying) and all(x in gathered for x in form.carrying)
         else:
-            given = form.communicates.kind is Kind.ALL_GATHER
-        gathered.update([node] if given else [])
+            is_gathered = form.communicates.kind is Kind.ALL_GATHER
+        gathered.update([node] if is_gathered else [])
     return frozenset(gathered) | only_own_rows_read(graph, groups, by_author=True)
 
 
@@ -286,7 +286,7 @@ def only_own_rows_read(
 
     if not any(map(reads_own, graph.graph.nodes)):
         return frozenset()
-    forms, found = row_forms(graph, groups), set[fx.Node]()
+    forms, own_rows = row_forms(graph, groups), set[fx.Node]()
     for node in reversed(list(forms)):
         readers = [u for u in node.users if u.target is not SIZE_READ]
         if (
@@ -294,9 +294,9 @@ def only_own_rows_read(
             and readers
             and all(
                 reads_share(graph, u, groups)
-                or ((u in found or reads_own(u)) and u in forms and node in forms[u].carrying)
+                or ((u in own_rows or reads_own(u)) and u in forms and node in forms[u].carrying)
                 for u in readers
             )
         ):
-            found.add(node)
-    return frozenset(found)
+            own_rows.add(node)
+    return frozenset(own_rows)

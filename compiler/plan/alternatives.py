@@ -15,14 +15,14 @@ from compiler.plan.row_cut import Dispatch
 
 def norms_behind(graph: SpmdGraph, group: str) -> list[NormBehind]:
     """Sums over the ranks of a group with an addition and a norm that one kernel does with them."""
-    groups, recognizer, found = graph.mesh.group(group), Recognizer(graph), []
+    groups, recognizer, norms = graph.mesh.group(group), Recognizer(graph), []
     for _, what in collectives(graph.graph):
         if what.kind is not Kind.ALL_REDUCE or graph.mesh.group(what.group) != groups:
             continue
         norm = recognizer.fusable(what)
         if isinstance(norm, NormRegion) and what.result is not None:
-            found.append(NormBehind(what.result, norm.rows))
-    return found
+            norms.append(NormBehind(what.result, norm.rows))
+    return norms
 
 
 def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
@@ -31,9 +31,9 @@ def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], d
     And those of which rows are routed, but may not be sent, with the reason.
     """
     groups = graph.mesh.group(group)
-    found, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
+    regions, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
     if groups.axis_size == 1:
-        return found, refused
+        return regions, refused
     for _, what in collectives(graph.graph):
         is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
         if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
@@ -41,9 +41,9 @@ def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], d
         inner = region(graph, what.operand, groups)
         if inner is None or what.result is None or not any(map(greatest_id, inner.inputs)):
             continue
-        known = owners(graph, groups, inner.inputs, inner.nodes)
-        if isinstance(known, Owners):
-            found[what.result] = Dispatch(inner, known.copies)
+        ownership = owners(graph, groups, inner.inputs, inner.nodes)
+        if isinstance(ownership, Owners):
+            regions[what.result] = Dispatch(inner, ownership.copies)
         else:
-            refused[what.result] = known
-    return found, refused
+            refused[what.result] = ownership
+    return regions, refused

@@ -46,16 +46,16 @@ class RewrittenGraph:
 
         Placing one may make others, over its groups and orthogonal ones together.
         """
-        found = number_of(self.graph)
+        count = number_of(self.graph)
         every = reductions(self.graph)
-        return next((r for r in every if found[r.key] > self.placed.get(r.key, 0)), None)
+        return next((r for r in every if count[r.key] > self.placed.get(r.key, 0)), None)
 
     @cached_property
     def sharing_groups(self) -> tuple[str, ...]:
         """Names of the groups that reduce or gather, one for each set of replica groups."""
         mesh = self.graph.mesh
-        found = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
-        return tuple(name for groups, name in found.items() if groups.axis_size > 1)
+        name_of = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
+        return tuple(name for groups, name in name_of.items() if groups.axis_size > 1)
 
 
 Assignment = PartialAssignment | RowAssignment
@@ -70,6 +70,7 @@ class Decision:
         at: the graph that the last choice of rows was made for.
         choice: that choice, None if there was nothing to choose.
         shares: the values it picked.
+        tokens: value of symbolic sizes that it was made for, at which payloads are exported.
         is_plan: whether passes run at all: not for the graph as its author wrote it.
     """
 
@@ -77,6 +78,7 @@ class Decision:
     at: RewrittenGraph = field(compare=False)
     choice: RowChoice | None = field(default=None, compare=False)
     shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
+    tokens: int | None = field(default=None, compare=False)
     is_plan: bool = True
 
     def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
@@ -93,6 +95,6 @@ class Decision:
         return CommPlan(
             policy,
             tokens,
-            tuple(reduction_stage(a, tokens) for a in reductions),
+            tuple(reduction_stage(a, self.tokens) for a in reductions),
             tuple(map(row_stage, rows)),
         )

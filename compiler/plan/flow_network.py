@@ -37,12 +37,12 @@ class FlowNetwork:
 
     def add_node_cost(self, node: Hashable, *, source: int = 0, sink: int = 0) -> None:
         """Adds to what ``node`` pays for its label."""
-        held = self.sides.get(node)
-        if held is None:
+        sides = self.sides.get(node)
+        if sides is None:
             self.edges[node], self.incoming[node] = {}, {}
-            held = self.sides[node] = [0, 0]
-        held[0] += source
-        held[1] += sink
+            sides = self.sides[node] = [0, 0]
+        sides[0] += source
+        sides[1] += sink
 
     def connect(self, start: Hashable, end: Hashable, capacity: int = NEVER) -> None:
         """Adds to what it costs to have ``start`` on the source side and ``end`` on the other."""
@@ -78,16 +78,16 @@ class FlowNetwork:
                 order.append((node, self.sides[node], near))
                 self._eliminate(node, near)
                 queue += [other for other, _, _ in near if self._degree(other) <= 2]
-        found = self._cut()
+        sink_side = self._cut()
         for node, (source, sink), near in reversed(order):
             for other, to_other, from_other in near:
-                if other in found:
+                if other in sink_side:
                     source += to_other
                 else:
                     sink += from_other
             if sink < source:
-                found.add(node)
-        return found
+                sink_side.add(node)
+        return sink_side
 
     def _degree(self, node: Hashable) -> int:
         outgoing, incoming = self.edges[node], self.incoming[node]

@@ -77,7 +77,7 @@ class FusedForm:
 
 
 def fused_forms(
-    found: Iterable[NormBehind],
+    norms: Iterable[NormBehind],
     own: Mapping[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]],
     gathers: Mapping[fx.Node, CostTerm],
     sent: Set[fx.Node],
@@ -85,13 +85,13 @@ def fused_forms(
     """The kernels that the cut may choose.
 
     Args:
-        found: what may be fused. Of two with a value in common the second is left out.
+        norms: what may be fused. Of two with a value in common the second is left out.
         own: what each value costs, whole and as shares.
         gathers: values of which somebody reads all rows, whatever the plan -> their all_gather.
         sent: sums for which rows may be sent to experts: there is no reduce_scatter to fuse.
     """
     taken = set[fx.Node]()
-    for one in found:
+    for one in norms:
         if not taken.isdisjoint(one.nodes) or not all(n in own for n in one.nodes):
             continue
         taken.update(one.nodes)

@@ -92,31 +92,31 @@ class Planner:
         self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes: tuple[Pass, ...] = (Canonicalize(), CanonicalizeSlices(), EliminateDeadCode())
         self._first = tuple(step for step in passes if step not in withdrawn)
-        made = self._run(first, self._first, first.placed)
+        rewritten = self._run(first, self._first, first.placed)
         if options.policy != "off":
-            groups = [g for g in made.sharing_groups if shares_rows(made.graph, g)]
+            groups = [g for g in rewritten.sharing_groups if shares_rows(rewritten.graph, g)]
             later: tuple[Pass, ...] = (
                 *map(UnshardRows, groups),
                 RegroupSums(options.allow_dtype_widening, options.allow_new_groups),
             )
             later = tuple(step for step in later if step not in withdrawn)
-            made = self._run(made, later, first.placed)
+            rewritten = self._run(rewritten, later, first.placed)
             self._first = (*self._first, *later)
-        self._written[()] = made
+        self._written[()] = rewritten
         self.clock.lap("canonicalize")
 
     def under(self, policy: str) -> Planner:
         """Plans of the same graph under another policy; graphs that both reach are one."""
-        made = self._variant()
-        made.options, made._choices = replace(self.options, policy=policy), {}
-        return made
+        variant = self._variant()
+        variant.options, variant._choices = replace(self.options, policy=policy), {}
+        return variant
 
     def _variant(self) -> Planner:
         """Return a planner of the same graph whose options may be changed."""
-        made = copy.copy(self)
-        made.__dict__.pop("merged", None)
-        made.__dict__.pop("baselines", None)
-        return made
+        variant = copy.copy(self)
+        variant.__dict__.pop("merged", None)
+        variant.__dict__.pop("baselines", None)
+        return variant
 
     @property
     def compares_times(self) -> bool:
@@ -150,7 +150,7 @@ class Planner:
         return min(self.time_ps(decision, tokens) for decision in self.baselines)
 
     def decide(self, tokens: int | None) -> Decision:
-        """The cheapest plan, found cut by cut; never one that takes longer than the baselines.
+        """Return the cheapest plan, cut by cut; never one that takes longer than the baselines.
 
         Args:
             tokens: value of symbolic sizes; None for their hints.
@@ -158,10 +158,10 @@ class Planner:
         Raises:
             MachineError: the machine does not know a collective of the graph.
         """
-        found = self._decided(tokens)
+        cheapest = self._decided(tokens)
         if not self.compares_times:
-            return found
-        return min(*self.baselines, found, key=lambda decision: self.time_ps(decision, tokens))
+            return cheapest
+        return min(*self.baselines, cheapest, key=lambda decision: self.time_ps(decision, tokens))
 
     def _decided(self, tokens: int | None) -> Decision:
         at, path = self.canonical, tuple[Assignment, ...]()
@@ -186,7 +186,7 @@ class Planner:
                 shares = frozenset()
             path = (*path, rows) if shares else path
         self.clock.lap("plan")
-        return Decision(path, at, choice, shares)
+        return Decision(path, at, choice, shares, tokens)
 
     def write(self, decision: Decision) -> RewrittenGraph:
         """Return the graph after the plan."""
@@ -210,14 +210,14 @@ class Planner:
             ran = zip(self._first, self.canonical.pipeline.records, strict=True)
             first = next((each for each, r in ran if each == unshard and r.changed), None)
         if first is None:
-            made = self._variant()
-            made.withdrawn = self.withdrawn | {decision.assignments[: number + 1]}
-            return made
-        made = Planner(
+            fewer = self._variant()
+            fewer.withdrawn = self.withdrawn | {decision.assignments[: number + 1]}
+            return fewer
+        fewer = Planner(
             self.source, self.options, self.layers, self._pipeline, self.withdrawn | {first}
         )
-        made.clock = self.clock
-        return made
+        fewer.clock = self.clock
+        return fewer
 
     def time_ps(self, decision: Decision, tokens: int | None) -> int:
         """What the planned graph takes on the machine, known without writing it."""
@@ -246,10 +246,11 @@ class Planner:
             if decision.choice is not None:
                 choice = self._any_rows(decision.at, decision.choice.group)
                 decision = replace(decision, choice=choice, shares=choice.cheapest(times))
-        found: dict[fx.Node, PredictedTime] = {}
+        times_of: dict[fx.Node, PredictedTime] = {}
         for term in decision.cost_terms(decision.shares):
-            found[term.node] = found.get(term.node, PredictedTime()) + predicted_time(times, term)
-        return found
+            before = times_of.get(term.node, PredictedTime())
+            times_of[term.node] = before + predicted_time(times, term)
+        return times_of
 
     def _placement(
         self, at: RewrittenGraph, reduction: Reduction, tokens: int | None
@@ -281,10 +282,10 @@ class Planner:
         """The choice among all values that may be shares."""
         key = at, group
         if key not in self._choices:
-            known, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
+            regions, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
             norms = self._norms(at, group)
             self._choices[key] = RowChoice(
-                at.graph, group, dispatches=known, norms=norms, key=at.work.key
+                at.graph, group, dispatches=regions, norms=norms, key=at.work.key
             )
             self._unsent[key] = refused
         return self._choices[key]
@@ -314,8 +315,8 @@ class Planner:
         if decision.choice is None:
             return
         yield from self._unsent.get((decision.at, decision.choice.group), {}).items()
-        for node, found in decision.choice.dispatches.items():
-            if found.region.output not in decision.shares:
+        for node, dispatch in decision.choice.dispatches.items():
+            if dispatch.region.output not in decision.shares:
                 times = self._times(decision.at, tokens)
                 sent, gathered = (x / PS_PER_US for x in decision.choice.dispatch_cost(node, times))
                 yield node, f"that takes {sent:.1f} us, to gather and scatter all {gathered:.1f} us"
@@ -329,8 +330,8 @@ class Planner:
             if len(self._priced) > MOST_PRICED:
                 self._priced.clear()
             most = SLOT_BYTES if self.options.fuse else 0
-            made = Times(self.options.machine, tokens, at.work, self.options.launch, most)
-            self._priced[at, tokens] = made
+            prices = Times(self.options.machine, tokens, at.work, self.options.launch, most)
+            self._priced[at, tokens] = prices
         return self._priced[at, tokens]
 
     def _after(self, path: tuple[Assignment, ...], at: RewrittenGraph) -> RewrittenGraph:
@@ -339,12 +340,13 @@ class Planner:
             self.clock.lap("plan")
             last = path[-1]
             if isinstance(last, RowAssignment):
-                made = self._run(at, (ShardRows(last), EliminateDeadCode()), at.placed)
+                rewritten = self._run(at, (ShardRows(last), EliminateDeadCode()), at.placed)
             else:
-                made = self._run(at, (PlaceReductions(last), EliminateDeadCode()), at.placed)
+                rewritten = self._run(at, (PlaceReductions(last), EliminateDeadCode()), at.placed)
                 key = last.facts.reduction.key
-                made = replace(made, placed={**at.placed, key: number_of(made.graph)[key]})
-            self._written[path] = made
+                count = number_of(rewritten.graph)[key]
+                rewritten = replace(rewritten, placed={**at.placed, key: count})
+            self._written[path] = rewritten
             self.clock.lap("rewrite")
         return self._written[path]
 

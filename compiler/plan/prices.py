@@ -176,67 +176,67 @@ class GraphWork:
     @cached_property
     def of(self) -> dict[fx.Node, Work]:
         """The work of every op that does not communicate."""
-        known: dict[Work, Work] = {}
-        found = ((n, work(n)) for n in self.graph.graph.nodes if n.target not in OPS)
-        return {n: known.setdefault(done, done) for n, done in found}
+        equal: dict[Work, Work] = {}
+        works = ((n, work(n)) for n in self.graph.graph.nodes if n.target not in OPS)
+        return {n: equal.setdefault(done, done) for n, done in works}
 
     @cached_property
     def tensor_sizes(self) -> dict[fx.Node, TensorSize]:
         """The size of every tensor."""
-        known: dict[TensorSize, TensorSize] = {}
-        found = {}
+        equal: dict[TensorSize, TensorSize] = {}
+        size_of = {}
         for node in self.graph.graph.nodes:
             if access.is_tensor(node):
-                held = access.tensor(node)
-                size = TensorSize(tuple(map(size_key, held.shape)), held.dtype.itemsize)
-                found[node] = known.setdefault(size, size)
-        return found
+                tensor = access.tensor(node)
+                size = TensorSize(tuple(map(size_key, tensor.shape)), tensor.dtype.itemsize)
+                size_of[node] = equal.setdefault(size, size)
+        return size_of
 
     def cost_table(self, terms: Iterable[CostTerm]) -> CostTable:
         """Return the terms, with how many of each cost the same for any number of tokens."""
-        found: dict[object, tuple[CostTerm, int]] = {}
+        counts: dict[object, tuple[CostTerm, int]] = {}
         for term in terms:
             key = self.key(term)
-            known, count = found.get(key, (term, 0))
-            found[key] = known, count + 1
-        return tuple(found.values())
+            first, count = counts.get(key, (term, 0))
+            counts[key] = first, count + 1
+        return tuple(counts.values())
 
     def key(self, term: CostTerm) -> Hashable:
         """Equal for terms that cost the same, at any number of tokens."""
         if term.fused is not None:
             return term.fused, id(self.tensor_sizes[term.node]), tuple(map(self.key, term.parts))
         computes = term.kind is None and not term.pads
-        held = self.of[term.node] if computes else self.tensor_sizes[term.node]
+        work = self.of[term.node] if computes else self.tensor_sizes[term.node]
         sent = tuple(id(self.tensor_sizes[x]) for x in term.rows)
-        return id(held), term.kind, term.groups, term.shares, term.pads, sent, term.copies
+        return id(work), term.kind, term.groups, term.shares, term.pads, sent, term.copies
 
     @cached_property
     def hints(self) -> dict[str, int]:
         """Size symbol -> what it was when the graph was made, 1 if no size tells."""
-        found: dict[str, int] = {}
+        hints: dict[str, int] = {}
         composed: set[str] = set()
         for node in self.graph.graph.nodes:
-            held = node.meta.get("val")
-            for size in held.shape if isinstance(held, torch.Tensor) else (held,):
+            value = node.meta.get("val")
+            for size in value.shape if isinstance(value, torch.Tensor) else (value,):
                 if isinstance(size, torch.SymInt):
                     if size.node.expr.is_Symbol:
-                        found.setdefault(str(size.node.expr), access.concrete(size))
+                        hints.setdefault(str(size.node.expr), access.concrete(size))
                     composed.update(map(str, size.node.expr.free_symbols))
-        return {**dict.fromkeys(sorted(composed), 1), **found}
+        return {**dict.fromkeys(sorted(composed), 1), **hints}
 
     @cached_property
     def token_symbols(self) -> tuple[str, ...]:
         """Size symbols of what is communicated, which count tokens; of everything if nothing is."""
         waits = [n for n in self.tensor_sizes if n.target is WAIT]
         sizes = [s for n in waits for s in self.tensor_sizes[n].sizes if not isinstance(s, int)]
-        found = {str(symbol) for size in sizes for symbol in size.free_symbols}
-        return tuple(sorted(found or self.hints))
+        symbols = {str(symbol) for size in sizes for symbol in size.free_symbols}
+        return tuple(sorted(symbols or self.hints))
 
     @cached_property
     def steps(self) -> dict[str, int]:
         """Size symbol -> what divides it; 1 for those left out."""
-        held = (n.meta["val"].shape for n in self.tensor_sizes if n.op == "placeholder")
-        sizes = [s for shape in held for s in shape if isinstance(s, torch.SymInt)]
+        shapes = (n.meta["val"].shape for n in self.tensor_sizes if n.op == "placeholder")
+        sizes = [s for shape in shapes for s in shape if isinstance(s, torch.SymInt)]
         return {str(s.node.expr): step(s) for s in sizes if s.node.expr.is_Symbol}
 
 
@@ -337,15 +337,15 @@ class Times:
 
     def payload_bytes(self, node: fx.Node) -> int:
         """Bytes of the tensor of ``node`` on one rank."""
-        held = self.work.tensor_sizes[node]
+        tensor = self.work.tensor_sizes[node]
 
         def payload() -> int:
-            count = held.itemsize
-            for size in held.sizes:
+            count = tensor.itemsize
+            for size in tensor.sizes:
                 count *= evaluated(size, tuple(self.sizes.items()))
             return count
 
-        return self._once(id(held), payload)
+        return self._once(id(tensor), payload)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:

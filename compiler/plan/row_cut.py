@@ -121,8 +121,8 @@ class RowChoice:
 
     def _sends(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
         """Whether rows are sent for the partial sum that the all_reduce ``node`` adds up."""
-        found = self.dispatches.get(node)
-        return found is not None and found.region.output in shares
+        dispatch = self.dispatches.get(node)
+        return dispatch is not None and dispatch.region.output in shares
 
     def dispatch_cost(self, node: fx.Node, prices: Prices) -> tuple[int, int]:
         """What it costs to send rows for the sum ``node``, and what to gather and scatter all."""
@@ -131,9 +131,9 @@ class RowChoice:
         return self._dispatch(node).cost(prices), sum(term.cost(prices) for term in all_rows)
 
     def _dispatch(self, node: fx.Node) -> CostTerm:
-        found = self.dispatches[node]
+        dispatch = self.dispatches[node]
         return CostTerm(
-            node, Kind.ALL_TO_ALL, self.groups, rows=found.region.inputs, copies=found.copies
+            node, Kind.ALL_TO_ALL, self.groups, rows=dispatch.region.inputs, copies=dispatch.copies
         )
 
     def _read_whole(self, node: fx.Node, shares: Set[fx.Node]) -> bool:
@@ -144,7 +144,7 @@ class RowChoice:
     @cached_property
     def _readers(self) -> dict[fx.Node, tuple[list[fx.Node], bool]]:
         """Readers that can do with a share, and whether there are others."""
-        found = {}
+        readers = {}
         for node in self.forms:
             linked, others = [], False
             for user in node.users:
@@ -155,24 +155,24 @@ class RowChoice:
                     linked.append(self._reads[user])
                 elif user.target is not SIZE_READ:
                     others |= not reads_share(self.graph, user, self.groups)
-            found[node] = list(dict.fromkeys(linked)), others
-        return found
+            readers[node] = list(dict.fromkeys(linked)), others
+        return readers
 
     @cached_property
     def _own(self) -> dict[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]]:
         """What each value itself costs, whole and as shares."""
-        found: dict[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]] = {}
+        terms: dict[fx.Node, tuple[tuple[CostTerm, ...], tuple[CostTerm, ...]]] = {}
         for node, form in self.forms.items():
             n = self.groups.axis_size
             if form.communicates is None:
-                found[node] = (CostTerm(node),), (CostTerm(node, shares=n),)
+                terms[node] = (CostTerm(node),), (CostTerm(node, shares=n),)
             elif form.communicates.kind is Kind.ALL_GATHER:
-                found[node] = (self._gather(node),), ()
+                terms[node] = (self._gather(node),), ()
             else:
                 scatter = CostTerm(node, Kind.REDUCE_SCATTER, self.groups)
                 pad = CostTerm(node, shares=n, pads=True)
-                found[node] = (CostTerm(node, Kind.ALL_REDUCE, self.groups),), (scatter, pad)
-        return found
+                terms[node] = (CostTerm(node, Kind.ALL_REDUCE, self.groups),), (scatter, pad)
+        return terms
 
     def _gather(self, node: fx.Node) -> CostTerm:
         return CostTerm(node, Kind.ALL_GATHER, self.groups)

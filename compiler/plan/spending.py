@@ -40,19 +40,19 @@ class PredictedTime:
 
 def cost_terms_of(graph: SpmdGraph, nodes: Iterable[fx.Node]) -> list[CostTerm]:
     """Return the cost terms of ``nodes`` as they stand in ``graph``."""
-    found = []
+    terms = []
     for node in nodes:
         called = collective(node) if node.target is WAIT else None
         if called is not None:
             operand_is_larger = called.kind is Kind.REDUCE_SCATTER
             payload = called.operand if operand_is_larger else node
-            found.append(CostTerm(payload, called.kind, graph.mesh.group(called.group)))
+            terms.append(CostTerm(payload, called.kind, graph.mesh.group(called.group)))
         elif node.target is PAD_ROWS:
             (x,), ranks = access.operands(node), int(access.arguments(node)["multiple"])
-            found.append(CostTerm(x, shares=ranks, pads=True))
+            terms.append(CostTerm(x, shares=ranks, pads=True))
         elif node.target not in OPS and node.target is not ALL_SLICE:  # a view
-            found.append(CostTerm(node))
-    return found
+            terms.append(CostTerm(node))
+    return terms
 
 
 def predicted_time(times: Times, term: CostTerm) -> PredictedTime:
