@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from compiler.analysis.cache import cached
 from compiler.analysis.expert_regions import region
 from compiler.analysis.norm_regions import NormRegion, Recognizer
 from compiler.check.row_ownership import Owners, greatest_id, owners
@@ -13,6 +14,7 @@ from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.row_cut import Dispatch
 
 
+@cached
 def norms_behind(graph: SpmdGraph, group: str) -> list[NormBehind]:
     """Sums over the ranks of a group with an addition and a norm that one kernel does with them."""
     groups, recognizer, norms = graph.mesh.group(group), Recognizer(graph), []
@@ -25,6 +27,7 @@ def norms_behind(graph: SpmdGraph, group: str) -> list[NormBehind]:
     return norms
 
 
+@cached
 def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
     """All_reduces whose addends come from rows that may be sent to the ranks that need them.
 

@@ -26,7 +26,7 @@ from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.prices import Bytes, CostTable, CostTerm, LowerBounds, Times
 from compiler.plan.reduction_cut import place_reductions
-from compiler.plan.row_cut import RowChoice
+from compiler.plan.row_cut import Dispatch, RowChoice
 from compiler.plan.spending import PredictedTime, predicted_time
 from passes import (
     Canonicalize,
@@ -87,9 +87,7 @@ class Planner:
         self._written: dict[tuple[Assignment, ...], RewrittenGraph] = {}
         self._choices: dict[Hashable, RowChoice] = {}
         self._cost_tables: dict[Hashable, CostTable] = {}
-        self._fused: dict[tuple[RewrittenGraph, str], list[NormBehind]] = {}
         self._priced: dict[tuple[RewrittenGraph, int | None], Times] = {}
-        self._unsent: dict[Hashable, dict[fx.Node, str]] = {}
         passes: tuple[Pass, ...] = (Canonicalize(), CanonicalizeSlices(), EliminateDeadCode())
         self._first = tuple(step for step in passes if step not in withdrawn)
         rewritten = self._run(first, self._first, first.placed)
@@ -108,7 +106,7 @@ class Planner:
     def under(self, policy: str) -> Planner:
         """Plans of the same graph under another policy; graphs that both reach are one."""
         variant = self._variant()
-        variant.options, variant._choices = replace(self.options, policy=policy), {}
+        variant.options = replace(self.options, policy=policy)
         return variant
 
     def _variant(self) -> Planner:
@@ -179,7 +177,7 @@ class Planner:
         for group in at.sharing_groups:
             if shares:
                 at = self._after(path, at)
-            choice = self._row_choice((path, group), at, group)
+            choice = self._row_choice(at, group)
             shares = choice.cheapest(self._prices(at, tokens))
             rows = choice.assignment(shares)
             if (*path, rows) in self.withdrawn:
@@ -262,33 +260,39 @@ class Planner:
         hoist = options.policy == "cost"
         return place_reductions(facts, self._prices(at, tokens), hoist=hoist)
 
-    def _row_choice(self, key: Hashable, at: RewrittenGraph, group: str) -> RowChoice:
+    def _row_choice(self, at: RewrittenGraph, group: str) -> RowChoice:
+        if self.compares_times:
+            return self._any_rows(at, group)
+        key = at, group, self.options.policy
         if key not in self._choices:
-            if self.compares_times:
-                self._choices[key] = self._any_rows(at, group)
-            else:
-                groups = at.graph.mesh.group(group)
-                free = at_hand(at.graph, groups, row_forms(at.graph, groups))
-                sparse = {layer.index for layer in self.layers if layer.kind == "sparse"}
-                layered = sparse if self.options.policy == "boundary" else frozenset[int]()
-                allowed = partial(_may_share, free, layered)
-                norms = self._norms(at, group)
-                self._choices[key] = RowChoice(
-                    at.graph, group, allowed=allowed, norms=norms, works_whole=False
-                )
+            groups = at.graph.mesh.group(group)
+            free = at_hand(at.graph, groups, row_forms(at.graph, groups))
+            sparse = {layer.index for layer in self.layers if layer.kind == "sparse"}
+            layered = sparse if self.options.policy == "boundary" else frozenset[int]()
+            self._choices[key] = RowChoice(
+                at.graph,
+                group,
+                allowed=partial(_may_share, free, layered),
+                norms=self._norms(at, group),
+                works_whole=False,
+            )
         return self._choices[key]
 
     def _any_rows(self, at: RewrittenGraph, group: str) -> RowChoice:
         """The choice among all values that may be shares."""
-        key = at, group
+        key = at, group, self.compares_times
         if key not in self._choices:
-            regions, refused = dispatches(at.graph, group) if self.compares_times else ({}, {})
+            regions, _ = self._dispatches(at, group)
             norms = self._norms(at, group)
             self._choices[key] = RowChoice(
                 at.graph, group, dispatches=regions, norms=norms, key=at.work.key
             )
-            self._unsent[key] = refused
         return self._choices[key]
+
+    def _dispatches(
+        self, at: RewrittenGraph, group: str
+    ) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
+        return dispatches(at.graph, group) if self.compares_times else ({}, {})
 
     def kernels(
         self, decision: Decision, tokens: int | None
@@ -301,11 +305,8 @@ class Planner:
 
     def _norms(self, at: RewrittenGraph, group: str) -> list[NormBehind]:
         """What fused kernels of the machine may do behind sums over the group."""
-        if not self.options.has_kernels(at.graph.mesh.group(group).axis_size):
-            return []
-        if (at, group) not in self._fused:
-            self._fused[at, group] = norms_behind(at.graph, group)
-        return self._fused[at, group]
+        has_kernels = self.options.has_kernels(at.graph.mesh.group(group).axis_size)
+        return norms_behind(at.graph, group) if has_kernels else []
 
     def unsent(self, decision: Decision, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
         """Sums over experts of rows that are not sent to them, and why.
@@ -314,7 +315,7 @@ class Planner:
         """
         if decision.choice is None:
             return
-        yield from self._unsent.get((decision.at, decision.choice.group), {}).items()
+        yield from self._dispatches(decision.at, decision.choice.group)[1].items()
         for node, dispatch in decision.choice.dispatches.items():
             if dispatch.region.output not in decision.shares:
                 times = self._times(decision.at, tokens)
