@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from passes import PASSES
+from passes import PASSES, RegroupSums
 from tests.case_files import Case, all_cases
 from tests.case_runner import Runner, checked_in_lockstep
 from tests.passes.assigned import AssignedReductions, AssignedRows
@@ -14,6 +14,7 @@ from tests.passes.assigned import AssignedReductions, AssignedRows
 HERE = Path(__file__).parent
 REGISTRY = {
     **{listed.name: listed for listed in PASSES},
+    "regroup-sums": lambda allow_dtype_widening="off": RegroupSums(allow_dtype_widening == "on"),
     "place-reductions": AssignedReductions,
     "shard-rows": AssignedRows,
 }
