@@ -21,6 +21,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import ALL_SLICE
 
@@ -41,18 +42,18 @@ class CanonicalizeSlices:
         }
         if not group_of:
             return PassResult(graph, (), changed=False)
-        target = graph.own_copy()
-        for node, copy in zip(graph.graph.nodes, target.graph.nodes, strict=True):
-            if node in group_of:
-                ranks = graph.mesh.group(group_of[node]).axis_size
-                dim = int(access.arguments(node)["dim"])
-                copy.target = ALL_SLICE
-                copy.args, copy.kwargs = (*copy.all_input_nodes, dim, ranks, group_of[node]), {}
-        fresh = SpmdGraph(graph.root, target.graph, graph.mesh, graph.inputs)
-        remarks = tuple(
-            Remark(RemarkKind.PASSED, f"%{n.name}", "own slice named") for n in group_of
-        )
-        return PassResult(fresh, remarks, changed=True)
+        copy = GraphCopy()
+        copy.add_all(graph.graph.nodes)
+        for node, group in group_of.items():
+            named, ranks = copy.values[node], graph.mesh.group(group).axis_size
+            dim = int(access.arguments(node)["dim"])
+            named.target = ALL_SLICE
+            named.args, named.kwargs = (*named.all_input_nodes, dim, ranks, group), {}
+            del copy.origins[named]
+        why = "own slice named"
+        remarks = tuple(Remark(RemarkKind.PASSED, f"%{n.name}", why) for n in group_of)
+        target = graph.with_graph(copy.target, copy.origins)
+        return PassResult(target, remarks, changed=True)
 
 
 def own_group(graph: SpmdGraph, node: fx.Node) -> str | None:

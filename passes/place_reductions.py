@@ -77,17 +77,17 @@ class _Rewriter:
 
     def run(self) -> SpmdGraph:
         """Return the graph."""
-        graph, read = self.facts.graph, self.assignment.forms_read()
+        graph, (read_partial, read_reduced) = self.facts.graph, self.assignment.forms_read()
         for node in graph.graph.nodes:
             if node not in self.values:
                 if not self.assignment.starts(node):
                     self._other(node)
                 continue
-            if node in read.partial:
+            if node in read_partial:
                 self.partial[node] = self._form(node, self.partial)
-            if node in read.reduced and node in self.assignment.partial:
+            if node in read_reduced and node in self.assignment.partial:
                 self.reduced[node] = self._reduced(node)
-            elif node in read.reduced:
+            elif node in read_reduced:
                 self.reduced[node] = self._form(node, self.reduced)
             form = self.partial if self.values[node].addend else self.reduced
             if node in form:

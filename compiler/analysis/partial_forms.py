@@ -9,7 +9,7 @@ on Partial operands; the Replicate form
 A form that nobody reads need not be computed.
 
 Direction  backward, one look at each value.
-Result     ``FormsRead``; the graph is not touched.
+Result     two sets of values; the graph is not touched.
 Refuses    assignments that no graph can compute, see ``PartialAssignment.misfit``.
 """
 
@@ -67,14 +67,6 @@ def readers(facts: ReductionFacts) -> Mapping[fx.Node, Readers]:
 
 
 @dataclass(frozen=True)
-class FormsRead:
-    """Values whose Partial, and whose Replicate, form is read; inputs stay in any case."""
-
-    partial: frozenset[fx.Node]
-    reduced: frozenset[fx.Node]
-
-
-@dataclass(frozen=True)
 class PartialAssignment:
     """A placement, Partial or Replicate, for every partial value of one reduction.
 
@@ -126,8 +118,8 @@ class PartialAssignment:
         """Return whether ``node`` starts a reduction that is placed anew."""
         return any(w in self.values and self.values[w].reduces for w in node.users)
 
-    def forms_read(self) -> FormsRead:
-        """Return the forms that the graph needs where its reductions are placed so."""
+    def forms_read(self) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
+        """Return the values whose Partial, and whose Replicate, form is read; inputs always are."""
         values = self.values
         partial = {node for node in values if node.op == "placeholder"}
         reduced: set[fx.Node] = set()
@@ -146,7 +138,7 @@ class PartialAssignment:
             for x in node.all_input_nodes:
                 if x in values and x not in own:
                     (partial if self._reads_partial(node, x) else reduced).add(x)
-        return FormsRead(frozenset(partial), frozenset(reduced))
+        return frozenset(partial), frozenset(reduced)
 
     def _reads_partial(self, node: fx.Node, x: fx.Node) -> bool:
         """Return whether ``node``, which is not linear in ``x``, gets its Partial form."""

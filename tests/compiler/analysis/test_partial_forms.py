@@ -31,8 +31,7 @@ def read(graph: SpmdGraph, partial: str) -> tuple[str, str]:
     """Names of what is read Partial, and Replicate, in graph order."""
     assignment = assigned(graph, partial)
     assert assignment.misfit() == ""
-    forms = assignment.forms_read()
-    first, second = (" ".join(n.name for n in sorted(x)) for x in (forms.partial, forms.reduced))
+    first, second = (" ".join(n.name for n in sorted(x)) for x in assignment.forms_read())
     return first, second
 
 
