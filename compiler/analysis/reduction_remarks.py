@@ -80,7 +80,7 @@ def _kept(node: fx.Node, facts: ReductionFacts, values: PartialValues) -> str:
 
 
 def _sent(user: fx.Node, facts: ReductionFacts) -> str:
-    """Why the collective ``user`` does not take the unreduced form."""
+    """Why the collective ``user`` does not take the Partial form."""
     other, mine = reduction_of(facts.graph, user), facts.reduction
     if other is not None and not other.scatters and not mine.scatters:
         if other.kind != mine.kind:

@@ -91,8 +91,7 @@ class RowAssignment:
         if others := sorted(self.dispatched - reduced):
             return f"%{others[0].name} is not the operand of a reduction to shards"
         for node in self.graph.graph.nodes:
-            is_result = access.projection(node) is not None
-            if is_result and (node in self.shards) != (node.all_input_nodes[0] in self.shards):
+            if (node in self.shards) != (access.computed_by(node) in self.shards):
                 return f"%{node.name} is not placed as the op that it is a result of"
         return ""
 

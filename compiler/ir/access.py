@@ -306,6 +306,11 @@ def projection(node: fx.Node) -> int | None:
     return node.args[1]
 
 
+def computed_by(node: fx.Node) -> fx.Node:
+    """The op that ``node`` is a result of: ``node``, but for one of several results."""
+    return node if projection(node) is None else operands(node)[0]
+
+
 def state_key(node: fx.Node) -> str:
     """Key of the model's tensor that a placeholder stands for; empty if nothing says it is one.
 

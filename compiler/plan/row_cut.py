@@ -76,7 +76,11 @@ class RowChoice:
         """Looks at the graph once, for any number of prices."""
         self.graph, self.group = graph, group
         self.groups = graph.mesh.group(group)
-        self.forms = {n: form for n, form in row_forms(graph, self.groups).items() if allowed(n)}
+        self.forms = {
+            node: form
+            for node, form in row_forms(graph, self.groups).items()
+            if allowed(node) and allowed(access.computed_by(node))
+        }
         self.dispatches = {n: d for n, d in (dispatches or {}).items() if n in self.forms}
         self.norms, self.key, self.works_whole = norms, key, works_whole
         self.authored = {n for n in self.forms if self.groups in n.meta.get(AUTHORED, ())}

@@ -26,7 +26,7 @@ def moved(before: SpmdGraph, after: SpmdGraph) -> dict[str, Links]:
     """For each side, the collectives the other side does not have, and what stands for them.
 
     A reduction that went is found again downstream of what it added up, where that is still
-    unreduced, and upstream where it is not.
+    Partial, and upstream where it is not.
     """
     sides = [
         {key(node): node for node in graph.graph.nodes if node.target is WAIT}

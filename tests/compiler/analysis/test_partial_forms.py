@@ -60,7 +60,7 @@ def test_what_is_not_assigned_reads_an_addend_as_it_is() -> None:
     assert read(graph, "x v1") == ("x v1", "v1")
 
 
-def test_sums_that_meet_unreduced_are_read_reduced_where_they_met() -> None:
+def test_sums_that_meet_partial_are_read_reduced_where_they_met() -> None:
     assert read(MEET, "x y v2 v3 v4") == ("x y v2 v3 v4", "v4")
     assert read(MEET, "x y v2 v3") == ("x y v2 v3", "v2 v3 v4")
 
@@ -68,9 +68,7 @@ def test_sums_that_meet_unreduced_are_read_reduced_where_they_met() -> None:
 @pytest.mark.parametrize(
     ("partial", "demanded"), [("x y v2 v3 v4", "v4"), ("x y v2 v3", "v2 v3 v4")]
 )
-def test_reduced_forms_are_demanded_by_what_does_not_run_unreduced(
-    partial: str, demanded: str
-) -> None:
+def test_reduced_forms_are_demanded_by_what_is_not_partial(partial: str, demanded: str) -> None:
     assignment = assigned(MEET, partial)
     assert [n.name for n in assignment.values if assignment.demanded(n)] == demanded.split()
 
@@ -86,7 +84,7 @@ def test_hoisted_reductions_read_addends_of_which_inputs_stay() -> None:
     assert read(graph, "x") == ("x", "x v1 v2")
 
 
-def test_what_reads_the_shape_takes_the_unreduced_form() -> None:
+def test_what_reads_the_shape_takes_the_partial_form() -> None:
     graph = function(
         '%0 "x": f64[s0, 4] {tp: V}',
         f"%1: f64[s0, 4] = comm.all_reduce(%0) {SUM}",
@@ -97,7 +95,7 @@ def test_what_reads_the_shape_takes_the_unreduced_form() -> None:
     assert read(graph, "x v1") == ("x v1", "")
 
 
-def test_a_joint_all_reduce_takes_the_unreduced_form_if_nobody_else_reads_the_reduced_one() -> None:
+def test_a_joint_all_reduce_takes_the_partial_form_if_nobody_else_reads_the_reduced_one() -> None:
     def graph(returned: str) -> SpmdGraph:
         return function(
             '%0 "x": f64[4] {dp: V, tp: V}',
