@@ -60,7 +60,7 @@ def test_models(sums: int, rules: list[str]) -> None:
         again = lint(program, mesh=Mesh({"tp": 2}), inputs=weights)
     assert [one.rule for one in found] == [one.rule for one in again] == rules
     for one in found:
-        assert one.source.startswith("test_lint.py:")
+        assert one.source.startswith("test_api.py:")
         assert f"<-- from {one.source}" in str(one)
 
 
@@ -104,7 +104,7 @@ def test_programs_that_differ() -> None:
         capture_ranks(RankZeroReduces, lambda: ((X,), {}), 2)
     found = divergence(raised.value)
     assert found.rule == "rank-dependent-program"
-    assert found.source.startswith("test_lint.py:")
+    assert found.source.startswith("test_api.py:")
     assert str(found).startswith(
         "rank-dependent-program: the ranks do not run the same program: rank 0: "
     )

@@ -8,7 +8,7 @@ import pytest
 from compiler.ir.text import parse_graph
 from compiler.linter import RULES, findings
 
-PAGE = (Path(__file__).parents[4] / "docs" / "lint.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "lint.md").read_text()
 SECTIONS = {
     name: body
     for name, body in re.findall(r"^### ([\w-]+)\n(.*?)(?=^##)", PAGE, re.MULTILINE | re.DOTALL)
