@@ -35,6 +35,7 @@ def run() -> None:
     """The commands, and what is no user's error."""
     try:
         with ended_by_interrupts():
+            import_own("bench")
             import_own("passes")
             from compiler.cli.app import app
         app(prog_name="commplan")

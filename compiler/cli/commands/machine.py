@@ -14,14 +14,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Printed
 
-from compiler.cli.inputs.files import write_text
-from compiler.cli.inputs.options import Format, FormatOption, Output
-from compiler.cli.render.collective_tables import bytes_text
-from compiler.cli.render.progress import Stages, stdout
-from compiler.cost import Machine, load_machine, machines
-from compiler.cost.fit import MAXIMUM_TARGET, MEDIAN_TARGET
-from compiler.cost.machine_files import FOLDER, parse_machine, read_json
-from compiler.cost.measurements import (
+from bench.fit import MAXIMUM_TARGET, MEDIAN_TARGET
+from bench.measure import measured_machine
+from bench.measurements import (
     FittedTable,
     Measurements,
     machine_text,
@@ -29,8 +24,13 @@ from compiler.cost.measurements import (
     read_measurements,
     refitted,
 )
+from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.options import Format, FormatOption, Output
+from compiler.cli.render.collective_tables import bytes_text
+from compiler.cli.render.progress import Stages, stdout
+from compiler.cost import Machine, load_machine, machines
+from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
-from compiler.runtime.measure import measured_machine
 
 machine = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
-NAMES = ("compiler", "passes", "models")
+NAMES = ("bench", "compiler", "passes", "models")
 ROOT = Path(__file__).resolve().parents[3]
 
 

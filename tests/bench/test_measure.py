@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bench import measure
+from bench.measurements import machine_text
 from compiler.cost import MachineError, load_machine
-from compiler.cost.measurements import machine_text
 from compiler.ir.collectives import Kind
-from compiler.runtime import measure
 
 CPU = torch.device("cpu")
 SIZES = (4, 4096, 65536)

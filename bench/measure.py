@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from compiler.cost.measurements import refitted
+from bench.measurements import refitted
 from compiler.cost.tables import (
     BYTES_PER_US,
     FLOP_PER_US,

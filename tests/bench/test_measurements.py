@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from compiler.cost import MachineError, load_machine, machines
-from compiler.cost.fit import errors
-from compiler.cost.machine_files import FOLDER, read_json
-from compiler.cost.measurements import (
+from bench.fit import errors
+from bench.measurements import (
     COLUMNS,
     machine_text,
     newest,
     read_measurements,
     refitted,
 )
+from compiler.cost import MachineError, load_machine, machines
+from compiler.cost.machine_files import FOLDER, read_json
 
 CSV = Path(__file__).parent / "h100.csv"
 ROWS = read_measurements(CSV)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compiler.cost.fit import MIB, errors, falls, fit, leave_one_out
-from compiler.cost.measurements import newest, read_measurements
+from bench.fit import MIB, errors, falls, fit, leave_one_out
+from bench.measurements import newest, read_measurements
 
 SIZES = [1 << i for i in range(10, 30)]
 EXCERPT = read_measurements(Path(__file__).parent / "h100.csv")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.cost.fit import MIB, MIN_POINTS, Fit, fit
+from bench.fit import MIB, MIN_POINTS, Fit, fit
 from compiler.cost.tables import Launch, LibraryClass, MachineError
 
 COLUMNS = ("source", "gpu", "n_ranks", "library", "op", "bytes", "time_us", "notes")
