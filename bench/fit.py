@@ -71,17 +71,17 @@ class Fit:
 def fit(points: Points) -> Fit:
     """The curve of the fewest regimes that meets the targets, or else of the least errors."""
     assert len(points) >= MIN_POINTS, f"{len(points)} points; a line needs {MIN_POINTS}"
-    found = [_cut(points, n) for n in range(1, min(MAX_REGIMES, len(points) // MIN_POINTS) + 1)]
+    fits = [_cut(points, n) for n in range(1, min(MAX_REGIMES, len(points) // MIN_POINTS) + 1)]
     rated = [(curve, errors(points, [curve.time_ps(b) / PS_PER_US for b, _ in points]))
-             for curve in found]  # fmt: skip
+             for curve in fits]  # fmt: skip
     good = [one for one in rated if one[1].meets_targets]
     best = good[0] if good else min(rated, key=lambda one: _missed(one[1]))
     return Fit(*best, leave_one_out(points), falls(points))
 
 
-def _missed(found: Errors) -> tuple[float, float]:
+def _missed(errors: Errors) -> tuple[float, float]:
     """The median decides among tables that miss a target, then the maximum."""
-    return max(found.median, MEDIAN_TARGET), found.maximum_above_1mib
+    return max(errors.median, MEDIAN_TARGET), errors.maximum_above_1mib
 
 
 def errors(points: Points, model_us: Sequence[float]) -> Errors:
@@ -151,8 +151,8 @@ def _cut(points: Points, regimes: int) -> Curve:
                     payloads[start:end], times[start:end], level_ps / PS_PER_US
                 )
                 loss += before.loss if before else 0.0
-                known = following.get(end)
-                if known is None or loss < known.loss:
+                curve = following.get(end)
+                if curve is None or loss < curve.loss:
                     line = Regime(0, round(alpha_us * PS_PER_US), round(beta_us * FS_PER_US))
                     if before:
                         gap = points[start - 1][0], points[start][0]

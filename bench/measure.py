@@ -56,9 +56,9 @@ def slowest(seconds: float, group: ProcessGroup | None, device: torch.device) ->
     """The largest of all ranks' ``seconds``."""
     if group is None:
         return seconds
-    held = torch.tensor([seconds], dtype=torch.float64, device=device)
-    dist.all_reduce(held, dist.ReduceOp.MAX, group=group)
-    return float(held.item())
+    slowest_s = torch.tensor([seconds], dtype=torch.float64, device=device)
+    dist.all_reduce(slowest_s, dist.ReduceOp.MAX, group=group)
+    return float(slowest_s.item())
 
 
 def time_us(call: Call, device: torch.device, group: ProcessGroup | None = None) -> float:
@@ -127,7 +127,7 @@ def measure_collectives(
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     launches = tuple(Launch) if cuda else (Launch.EAGER,)
-    found = []
+    rows = []
     for kind in KINDS:
         for launch in launches:
             times: dict[int, float] = {}
@@ -140,7 +140,7 @@ def measure_collectives(
                 else:
                     taken = time_us(call, device, group)
                 times[payload_bytes] = round(taken, 3)
-            found.append(
+            rows.append(
                 {
                     "kind": str(kind),
                     "ranks": group.size(),
@@ -151,7 +151,7 @@ def measure_collectives(
                     "rows": [list(row) for row in sorted(times.items())],
                 }
             )
-    return found
+    return rows
 
 
 def measure_hardware(
@@ -196,11 +196,11 @@ def _launches(device: torch.device, tell: Told) -> dict[str, float]:
             one.add_(1)
 
     tell("launches")
-    found = {str(Launch.EAGER): time_us(kernels, device) / LAUNCHES}
+    times_us = {str(Launch.EAGER): time_us(kernels, device) / LAUNCHES}
     if device.type == "cuda":
         replay = in_graph(lambda: one.add_(1), LAUNCHES, device)
-        found[str(Launch.GRAPH)] = time_us(replay, device) / LAUNCHES
-    return found
+        times_us[str(Launch.GRAPH)] = time_us(replay, device) / LAUNCHES
+    return times_us
 
 
 def _quantity(value: float, unit: str, source: str) -> dict[str, Any]:
@@ -268,8 +268,8 @@ def measured_machine(
     try:
         groups = [dist.new_group(list(range(n))) for n in group_sizes(ranks)]
         first = dist.get_rank() == 0
-        told = tell() if first else lambda _: None
-        return measured_node(name, groups, device, sizes(device), told)
+        report = tell() if first else lambda _: None
+        return measured_node(name, groups, device, sizes(device), report)
     finally:
         dist.destroy_process_group()
 

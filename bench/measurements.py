@@ -81,11 +81,11 @@ def read_measurements(path: Path) -> tuple[Measurements, ...]:
             found=f"{type(error).__name__}: {error}",
             remedy=f"a CSV file with the columns {', '.join(COLUMNS)}",
         ) from None
-    found = []
+    tables = []
     for (gpu, ranks, name, kind, launched), times in rows.items():
         library = re.sub(r" \(.*\)$", "", name)
         nccl = library.startswith("NCCL")
-        found.append(
+        tables.append(
             Measurements(
                 gpu=gpu,
                 kind=kind,
@@ -97,7 +97,7 @@ def read_measurements(path: Path) -> tuple[Measurements, ...]:
                 source=next(iter(times.values()))[1],
             )
         )
-    return tuple(found)
+    return tuple(tables)
 
 
 def rows_of(data: Mapping[str, Any]) -> tuple[Measurements, ...]:
@@ -125,8 +125,8 @@ def newest(
     for one in measured:
         key = one.gpu, one.kind, one.ranks, one.library.split()[0], one.launches
         versions.setdefault(key, []).append(one)
-    kept = [max(held, key=lambda one: _version(one.library)) for held in versions.values()]
-    left = [one for held in versions.values() for one in held if one not in kept]
+    kept = [max(tables, key=lambda one: _version(one.library)) for tables in versions.values()]
+    left = [one for tables in versions.values() for one in tables if one not in kept]
     return tuple(kept), tuple(left)
 
 
@@ -200,11 +200,11 @@ def refitted(
 def machine_text(data: Mapping[str, Any]) -> str:
     """A machine file: JSON with one line per table."""
     lines = []
-    for key, held in data.items():
-        if key in ("rows", "tables") and held:
-            inside = ",\n  ".join(json.dumps(one) for one in held)
+    for key, value in data.items():
+        if key in ("rows", "tables") and value:
+            inside = ",\n  ".join(json.dumps(one) for one in value)
             lines.append(f" {json.dumps(key)}: [\n  {inside}\n ]")
         else:
-            text = json.dumps(held, indent=1).replace("\n", "\n ")
+            text = json.dumps(value, indent=1).replace("\n", "\n ")
             lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -66,7 +66,7 @@ def step3p5(
     found["remarks"] = [
         str(r) for table in ranged for result in table.results for r in result.remarks
     ]
-    form = optimized.prepared[0].forms.plan(4096)
+    form = optimized.prepared[0].variants.plan(4096)
     targets = [[n.target for n in m.graph.nodes] for m in (form.eager, form.module)]
     found["calls"] = [t.count(DISPATCH_ROWS) + t.count(COMBINE_ROWS) for t in targets]
     return found

@@ -290,7 +290,7 @@ def cached(group: dist.ProcessGroup) -> list[tuple[float, float]]:
         want, got = model(x, rows, caches[0]), optimized(x, rows, caches[1])
         gaps = [float((a - b).abs().max()) for a, b in ((want, got), (caches[0], caches[1]))]
         found.append((max(gaps), float(caches[1].abs().max())))
-    assert all(r.plan.in_place for p in optimized.prepared for r in p.forms.ranges())
+    assert all(r.plan.in_place for p in optimized.prepared for r in p.variants.ranges())
     return found
 
 
