@@ -43,7 +43,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 Build = Callable[[], tuple[nn.Module, Call]]
 LIBRARIES = (
     *(inside(sysconfig.get_path(name)) for name in ("stdlib", "purelib")),
-    inside(Path(__file__).parents[1]),
+    inside(Path(__file__).parents[2]),
 )
 """Where code is that is not the user's, if any other took part."""
 

@@ -12,7 +12,7 @@ from importlib.util import module_from_spec
 from pathlib import Path
 
 NAMES = ("compiler", "passes", "models")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def is_own(name: str) -> bool:
