@@ -23,6 +23,7 @@ from compiler.capture.pytrees import Structure
 from compiler.capture.record import Shared, record
 from compiler.capture.trace import Traced
 from compiler.errors import CaptureError, CommPlanError, MeshError
+from compiler.garbage import collection_paused
 from compiler.ir import collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
@@ -95,6 +96,7 @@ class Ranks:
     positions: Mapping[int, int]
 
 
+@collection_paused()
 def capture(
     model: Model,
     args: tuple[Any, ...] = (),

@@ -28,7 +28,7 @@ from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
 from compiler.capture.trace import TensorCall, Traced
 from compiler.errors import CommPlanError
-from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 
 @dataclass
@@ -93,7 +93,6 @@ def record(
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(unlogged(FAKE_TENSORS))
-            stack.enter_context(unprinted())
             return _Recording(call, shared or Shared()).traced()
     except (NotRecordedError, CommPlanError):
         raise

@@ -18,6 +18,7 @@ from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
 from compiler.ir.comm_plan import CommPlan
@@ -27,7 +28,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.source import functional, warn_undeclared
 from compiler.optimize.validation import launch_of, machine_of
-from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
+from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import POLICIES, Search
