@@ -98,7 +98,7 @@ def capture_ranks(
             why = by_export(capture, str(error))
     model, found, *_ = taken[0]
     constants = {place: values for place, values in numbers.items() if values is not None}
-    rank_traces.mark(found.lifted.module.graph, 0, constants)
+    rank_traces.mark(found.lifted.graph, 0, constants)
     where = Ranks(
         size=world_size,
         rank=0,

@@ -64,7 +64,7 @@ def place(
     everywhere = frozenset(mesh.axes)
     same: dict[str, Axes] = {}
     assumed: dict[str, str] = {}
-    for node in access.node_of(lifted.module.graph, "placeholder"):
+    for node in access.node_of(lifted.graph, "placeholder"):
         name = str(node.target)
         state = lifted.state.get(name)
         if name in known:
@@ -123,7 +123,7 @@ def declared_by(
     Raises:
         PlacementError: a name that is no input, or two that differ about one.
     """
-    nodes = {str(n.target): n for n in access.node_of(lifted.module.graph, "placeholder")}
+    nodes = {str(n.target): n for n in access.node_of(lifted.graph, "placeholder")}
     state = {name: held.key for name, held in lifted.state.items()}
     keys = {state.get(name) or access.state_key(node): name for name, node in nodes.items()}
     keys.pop("", None)
@@ -163,7 +163,7 @@ def _settle(
     compared: Digests,
 ) -> tuple[dict[str, Axes], dict[str, str]]:
     """Sameness of inputs to a fixed point: written tensors lose it, whole parameters gain it."""
-    graph = lifted.module.graph
+    graph = lifted.graph
     written = {n: i for i, n in lifted.mutations.items() if n not in known}
     asked = {
         name: state.kind in (StateKind.PARAMETER, StateKind.BUFFER)
