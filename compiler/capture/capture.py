@@ -333,7 +333,9 @@ def assembled(
     }
     made = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
     return Capture(
-        graph=spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs),
+        graph=replace(
+            spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs), copied=placed.meanings
+        ),
         state={name: s.key for name, s in lifted.state.items() if name not in made},
         constants={name: s.tensor for name, s in made.items()},
         arguments=lifted.arguments,
