@@ -23,6 +23,7 @@ from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
 from compiler.capture import Capture, capture
 from compiler.errors import CommPlanError, ExchangeError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
@@ -167,6 +168,7 @@ class _Planning:
         self.gm, self.given, self.options = gm, given, options
         self.exchange, self.groups = exchange, groups
 
+    @collection_paused()
     def run(self) -> Rewritten:
         """As ``rewritten``."""
         started, options = time.perf_counter(), self.options

@@ -23,8 +23,9 @@ from compiler.capture.pytrees import Structure
 from compiler.capture.record import Shared, record
 from compiler.capture.trace import Traced
 from compiler.errors import CaptureError, CommPlanError, MeshError
+from compiler.garbage import collection_paused
 from compiler.ir import collectives
-from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
 from compiler.ir.rank_exchange import Exchange
 
@@ -95,6 +96,7 @@ class Ranks:
     positions: Mapping[int, int]
 
 
+@collection_paused()
 def capture(
     model: Model,
     args: tuple[Any, ...] = (),
@@ -160,7 +162,7 @@ def capture(
     where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
     different = rank_traces.differing({r: d.numbers for r, d in where.descriptions.items()})
     rank_traces.mark(
-        found.lifted.module.graph,
+        found.lifted.graph,
         where.rank,
         {place: [held[r] for r in range(where.size)] for place, held in different.items()},
     )
@@ -241,7 +243,7 @@ def described(found: Traced, mesh: Mesh | None) -> rank_traces.Description:
     Raises:
         MeshError: a group that neither ``mesh`` nor this process knows.
     """
-    graph = found.lifted.module.graph
+    graph = found.lifted.graph
     names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
     known = {name: groups.members(name) for name in names}
     if unknown := [name for name, members in known.items() if members is None]:
@@ -305,7 +307,7 @@ def assembled(
         given: the caller's placements.
         compare: digests of the model's tensors on all ranks, given what the model declares.
     """
-    lifted, graph = traced.lifted, traced.lifted.module.graph
+    lifted, graph = traced.lifted, traced.lifted.graph
     on_mesh = {
         rank: {
             name: tuple(where.positions[member] for member in members)
@@ -325,14 +327,15 @@ def assembled(
     collectives.rename_groups(graph, resolved.names)
     stated, notes = _declared(model, traced, where, resolved.mesh)
     placed = input_placements.place(lifted, resolved.mesh, given, stated, compare(stated))
-    lifted.module.recompile()
     inputs = {
         name: dict(zip(resolved.mesh.axes, placements, strict=True))
         for name, placements in placed.inputs.items()
     }
     made = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
     return Capture(
-        graph=spmd_graph(lifted.module, resolved.mesh, inputs),
+        graph=replace(
+            spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs), copied=placed.meanings
+        ),
         state={name: s.key for name, s in lifted.state.items() if name not in made},
         constants={name: s.tensor for name, s in made.items()},
         arguments=lifted.arguments,

@@ -29,6 +29,7 @@ from compiler.capture.lift_state import StateKind
 from compiler.capture.record import Shared
 from compiler.capture.trace import Traced
 from compiler.errors import CaptureError, DivergenceError
+from compiler.garbage import collection_paused
 from compiler.ir.mesh import Mesh
 
 Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -36,6 +37,7 @@ Taken = tuple[nn.Module, Traced, rank_traces.Description, dict[str, str]]
 """A rank's model, its trace, the description of it, and digests of the tensors of its code."""
 
 
+@collection_paused()
 def capture_ranks(
     factory: Callable[[], nn.Module],
     make_inputs: Inputs,
@@ -96,7 +98,7 @@ def capture_ranks(
             why = by_export(capture, str(error))
     model, found, *_ = taken[0]
     constants = {place: values for place, values in numbers.items() if values is not None}
-    rank_traces.mark(found.lifted.module.graph, 0, constants)
+    rank_traces.mark(found.lifted.graph, 0, constants)
     where = Ranks(
         size=world_size,
         rank=0,

@@ -15,19 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
+from compiler.analysis.replication import numbered, replicated_axes, replication
 from compiler.capture.declared_placements import Declared
 from compiler.capture.digest import digests
 from compiler.capture.lift_state import LiftedGraph, StateKind
 from compiler.capture.rank_traces import by_value
-from compiler.capture.whole_parameters import Axes, equal_along, met_by_same, same_values
+from compiler.capture.whole_parameters import Axes, met_by_same
 from compiler.errors import PlacementError
 from compiler.ir import access
 from compiler.ir.declared_inputs import Inputs, by_input
+from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
 from compiler.ir.rank_exchange import Exchange
+from compiler.ir.rules import Meaning
 
 Given = Inputs
 Digests = Mapping[str, Mapping[int, str]]
@@ -36,10 +39,11 @@ Digests = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Placed:
-    """Placements of all inputs, and which Replicate among them were not compared, and why."""
+    """Placements of all inputs, which Replicate among them were not compared and why, meanings."""
 
     inputs: Mapping[str, Placements]
     assumed: tuple[str, ...]
+    meanings: Mapping[fx.Node, Meaning | None]
 
 
 def place(
@@ -64,7 +68,7 @@ def place(
     everywhere = frozenset(mesh.axes)
     same: dict[str, Axes] = {}
     assumed: dict[str, str] = {}
-    for node in access.node_of(lifted.module.graph, "placeholder"):
+    for node in access.node_of(lifted.graph, "placeholder"):
         name = str(node.target)
         state = lifted.state.get(name)
         if name in known:
@@ -72,7 +76,7 @@ def place(
             if same[name] and state is not None and name not in compared:
                 assumed[name] = "declared, not compared"
         elif name in compared:
-            same[name] = equal_along(mesh, compared[name])
+            same[name] = _equal_along(mesh, compared[name])
         elif name in lifted.cached and access.dtype(node).is_floating_point:
             same[name] = frozenset()
         elif state is None and not access.state_key(node):
@@ -83,19 +87,16 @@ def place(
             assumed[name] = "computed by the model's code, not compared"
         else:
             same[name] = frozenset()
-    same, reasons = _settle(lifted, mesh, same, known, compared)
+    blank = SpmdGraph(nn.Module(), lifted.graph, mesh, {})
+    same, reasons = _settle(lifted, blank, same, known, compared)
     assumed |= reasons
-    inputs = {
-        name: known.get(name)
-        or tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
-        for name, axes in same.items()
-    }
+    inputs = {name: known.get(name) or _replicated_along(mesh, axes) for name, axes in same.items()}
     lines = (
         f"{_title(lifted, name)}: {why}"
         for name, why in assumed.items()
         if same[name] and mesh.size > 1
     )
-    return Placed(inputs, tuple(lines))
+    return Placed(inputs, tuple(lines), blank.meanings)
 
 
 def compare(
@@ -123,7 +124,7 @@ def declared_by(
     Raises:
         PlacementError: a name that is no input, or two that differ about one.
     """
-    nodes = {str(n.target): n for n in access.node_of(lifted.module.graph, "placeholder")}
+    nodes = {str(n.target): n for n in access.node_of(lifted.graph, "placeholder")}
     state = {name: held.key for name, held in lifted.state.items()}
     keys = {state.get(name) or access.state_key(node): name for name, node in nodes.items()}
     keys.pop("", None)
@@ -155,15 +156,23 @@ def _replicated_axes(mesh: Mesh, placements: Placements) -> Axes:
     return frozenset(axis for axis, placement in pairs if isinstance(placement, Replicate))
 
 
+def _replicated_along(mesh: Mesh, axes: Axes) -> Placements:
+    return tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
+
+
+def _equal_along(mesh: Mesh, values: Mapping[int, str]) -> Axes:
+    return replicated_axes(mesh, numbered(values[rank] for rank in range(mesh.size)))
+
+
 def _settle(
     lifted: LiftedGraph,
-    mesh: Mesh,
+    blank: SpmdGraph,
     start: Mapping[str, Axes],
     known: Mapping[str, Placements],
     compared: Digests,
 ) -> tuple[dict[str, Axes], dict[str, str]]:
     """Sameness of inputs to a fixed point: written tensors lose it, whole parameters gain it."""
-    graph = lifted.module.graph
+    mesh = blank.mesh
     written = {n: i for i, n in lifted.mutations.items() if n not in known}
     asked = {
         name: state.kind in (StateKind.PARAMETER, StateKind.BUFFER)
@@ -174,31 +183,40 @@ def _settle(
     gained = dict(start)
     reasons: dict[str, str] = {}
     while True:
-        same = _kept_by_writes(graph, mesh, gained, written)
-        required = met_by_same(graph, mesh, same, asked)
+        same, graph = _kept_by_writes(blank, gained, written)
+        required = met_by_same(graph, asked)
         if not required:
             return same, reasons
         for name, (axes, why) in required.items():
             reason = f"it meets a value that is the same on all ranks in {why}"
             if name in compared:
-                placements = tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
+                placements = _replicated_along(mesh, axes)
                 _check_replicated(lifted, mesh, name, placements, compared, reason)
             gained[name] |= axes
             reasons[name] = reason
 
 
 def _kept_by_writes(
-    graph: fx.Graph, mesh: Mesh, inputs: Mapping[str, Axes], written: Mapping[str, int]
-) -> dict[str, Axes]:
-    """``inputs`` without the axes along which what is written to them may differ."""
-    kept, results = dict(inputs), access.results(access.output(graph))
-    while written:
-        same = same_values(graph, mesh, kept)
-        after = {name: kept[name] & same[results[i]] for name, i in written.items()}
+    blank: SpmdGraph, inputs: Mapping[str, Axes], written: Mapping[str, int]
+) -> tuple[dict[str, Axes], SpmdGraph]:
+    """``inputs`` without the axes along which what is written to them may differ, and their graph.
+
+    Args:
+        blank: the graph, without placements.
+        inputs: placeholder -> axes along which it is the same.
+        written: placeholder -> index of the result that is written to it.
+    """
+    mesh, kept, results = blank.mesh, dict(inputs), access.results(access.output(blank.graph))
+    while True:
+        placements = {name: _replicated_along(mesh, axes) for name, axes in kept.items()}
+        graph = SpmdGraph(blank.root, blank.graph, mesh, placements, blank.meanings)
+        classes = replication(graph)
+        after = {
+            n: kept[n] & replicated_axes(mesh, classes[results[i]]) for n, i in written.items()
+        }
         if all(after[name] == kept[name] for name in written):
-            break
+            return kept, graph
         kept |= after
-    return kept
 
 
 def _check_replicated(
@@ -212,7 +230,7 @@ def _check_replicated(
     """Raise PlacementError if a tensor that has to be Replicate differs between ranks."""
     if name not in compared:
         return
-    wrong = _replicated_axes(mesh, placements) - equal_along(mesh, compared[name])
+    wrong = _replicated_axes(mesh, placements) - _equal_along(mesh, compared[name])
     for axis in mesh.axes:
         if axis not in wrong:
             continue

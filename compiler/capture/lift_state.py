@@ -59,7 +59,7 @@ class LiftedGraph:
     """A functional graph without attributes.
 
     Attributes:
-        module: the graph; placeholders of state come first.
+        graph: placeholders of state come first.
         state: placeholder -> tensor of the model.
         arguments: per argument, its placeholder or the constant it was traced with.
         mutations: index of a graph output -> placeholder whose tensor it is written back to.
@@ -67,7 +67,7 @@ class LiftedGraph:
         cached: placeholders of arguments that are parts of caches.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
     state: Mapping[str, State]
     arguments: tuple[str | Fixed, ...]
     mutations: Mapping[int, str]
@@ -130,8 +130,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
             mutations[len(outputs)] = placeholders[str(spec.target)]
         outputs.append(copies[node])
     graph.output(tuple(outputs))
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    return LiftedGraph(module, state, tuple(arguments), mutations, tuple(results))
+    return LiftedGraph(graph, state, tuple(arguments), mutations, tuple(results))
 
 
 def _refuse_branches(graph: fx.Graph) -> None:
@@ -266,7 +265,7 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
     graph.output(tuple(copies[node] for node in values))
     count = iter(range(len(values)))
     return LiftedGraph(
-        fx.GraphModule(torch.nn.Module(), graph),
+        graph,
         state,
         tuple(arguments),
         {},

@@ -28,7 +28,7 @@ from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
 from compiler.capture.trace import TensorCall, Traced
 from compiler.errors import CommPlanError
-from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 
 @dataclass
@@ -93,7 +93,6 @@ def record(
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(unlogged(FAKE_TENSORS))
-            stack.enter_context(unprinted())
             return _Recording(call, shared or Shared()).traced()
     except (NotRecordedError, CommPlanError):
         raise
@@ -128,9 +127,9 @@ class _Recording:
         indices = range(len(outputs), len(outputs) + len(results))
         nodes = [self.recorder.node(x) for x in results]
         self.graph.graph.output((*outputs, *nodes))
-        module = self._finished()
+        self._finish()
         state = self.state | self.recorder.constants
-        lifted = LiftedGraph(module, state, tuple(names), mutations, tuple(indices))
+        lifted = LiftedGraph(self.graph.graph, state, tuple(names), mutations, tuple(indices))
         return self.call.traced(lifted, self._ranges())
 
     # ---- inputs
@@ -230,14 +229,13 @@ class _Recording:
                 outputs.append(self.graph.read(made._value))
         return mutations, outputs
 
-    def _finished(self) -> fx.GraphModule:
+    def _finish(self) -> None:
         graph = self.graph.graph
         for node in reversed(graph.nodes):
             if node.op == "call_function" and not node.users and not node.is_impure():
                 graph.erase_node(node)
         env = self.memo.env
         self.graph.settle(lambda expr: env.replace(sympy.sympify(expr)), self.memo.settled())
-        return fx.GraphModule(nn.Module(), graph)
 
     def _ranges(self) -> dict[str, tuple[int, int | None]]:
         env = self.memo.env

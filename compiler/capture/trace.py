@@ -122,7 +122,7 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     arguments = [x for x in lifted.arguments if isinstance(x, str)]
     shapes = [
         size
-        for node in access.node_of(lifted.module.graph, "placeholder")
+        for node in access.node_of(lifted.graph, "placeholder")
         if node.target in arguments and access.is_tensor(node)
         for size in access.shape(node)
         if isinstance(size, torch.SymInt)
@@ -143,7 +143,7 @@ def _narrowed(
     graph are told, whose ranges are what its checker reads.
     """
     narrowed = dict(ranges)
-    for node in access.node_of(lifted.module.graph, "placeholder"):
+    for node in access.node_of(lifted.graph, "placeholder"):
         sizes = access.shape(node) if access.is_tensor(node) else ()
         for size in (size for size in sizes if isinstance(size, torch.SymInt)):
             symbol = size.node.expr

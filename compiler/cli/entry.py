@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from compiler.cli.inputs.own_packages import import_own
 from compiler.cli.streams import CLOSED_PIPE, CannotWrite, told_failures
+from compiler.garbage import collection_paused
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -31,6 +32,7 @@ def main() -> None:
         sys.exit(ExitCode.BAD_INPUT)
 
 
+@collection_paused()
 def run() -> None:
     """The commands, and what is no user's error."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
 from compiler.ir.comm_plan import CommPlan
@@ -27,7 +29,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.source import functional, warn_undeclared
 from compiler.optimize.validation import launch_of, machine_of
-from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
+from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import POLICIES, Search
@@ -43,9 +45,6 @@ class OptimizationResult:
     """What became of a graph.
 
     Attributes:
-        graph_module: the rewritten graph, a new module; attributes are shared with the source. It
-            runs in process groups of the names that it gives, with the numbers of one rank where
-            it has rank constants; ``bind`` makes it this rank's.
         plan: what was decided.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
@@ -56,7 +55,6 @@ class OptimizationResult:
         seconds: wall time per stage: canonicalize, plan, rewrite, check.
     """
 
-    graph_module: fx.GraphModule
     plan: CommPlan
     report: Report | None
     remarks: tuple[Remark, ...]
@@ -65,6 +63,15 @@ class OptimizationResult:
     spmd: SpmdGraph
     records: tuple[PassRecord, ...] = field(repr=False, default=())
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten graph, a new module; attributes are shared with the source.
+
+        It runs in process groups of the names that it gives, with the numbers of one rank where it
+        has rank constants; ``bind`` makes it this rank's.
+        """
+        return _as_the_source(self.spmd)
 
     @property
     def verdict(self) -> Verdict:
@@ -251,7 +258,6 @@ def finished(
         result = finished(fewer, fewer.decide(tokens), tokens=tokens, verify=verify)
         return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
     return OptimizationResult(
-        graph_module=_as_the_source(written.graph),
         plan=decided.plan(policy, tokens),
         report=report,
         remarks=(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compiler.cost import MachineError
+from compiler.garbage import collection_paused
 from compiler.optimize.graph_api import OptimizationResult, finished
-from compiler.pipeline import collection_paused
 from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.token_ranges import TokenRange, TokenTable, token_table

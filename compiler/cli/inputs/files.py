@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -17,7 +16,7 @@ from compiler.analysis.undeclared_inputs import undeclared
 from compiler.cli.inputs.arguments import mesh_of, placements
 from compiler.cli.render.progress import stderr
 from compiler.errors import CommPlanError, GraphError
-from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.graph import SpmdGraph, spmd_graph_of, well_formed
 from compiler.ir.text import parse_graph
 from compiler.ir.torch_logging import FAKE_TENSORS, PROGRAMS, unlogged
 
@@ -123,11 +122,10 @@ def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGrap
                 where=name,
                 remedy="keep opaque objects out of forward",
             )
-    module = fx.GraphModule(torch.nn.Module(), program.graph)
-    for node in module.graph.nodes:
+    for node in program.graph.nodes:
         if node.op != "output":
             node.meta.setdefault("val", None)
-    graph = spmd_graph(module, mesh, placements(given.inputs))
+    graph = spmd_graph_of(torch.nn.Module(), program.graph, mesh, placements(given.inputs))
     well_formed(graph.graph)
     return graph
 

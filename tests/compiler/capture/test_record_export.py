@@ -38,7 +38,7 @@ def rows(traced, views=True):
             return named[x]
         return (type(x).__name__, x) if isinstance(x, int | float) else str(x)
 
-    for node in traced.lifted.module.graph.nodes:
+    for node in traced.lifted.graph.nodes:
         val = node.meta.get("val")
         if node.target in SIZES and isinstance(val, torch.SymInt):
             named[node] = size(val)
