@@ -9,6 +9,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Varying
 from tests.graphs import Builder, aten
 from tests.random_graphs import rank_int, seeded
+from tests.support.seeds import share
 
 GRID = Mesh({"dp": 2, "tp": 2})
 
@@ -46,14 +47,14 @@ def test_what_is_the_same():
 
 def test_what_is_the_same_is_replicated():
     agreed = 0
-    for seed in range(120):
+    for seed in range(share(120)):
         graph = seeded(seed)
         same, classes = same_values(graph.graph, graph.mesh, replicated(graph)), replication(graph)
         for node, held in classes.items():
             for axis in same[node]:
                 assert replicated_over(held, graph.mesh.groups[axis]), (seed, node.name, axis)
             agreed += len(same[node])
-    assert agreed > 1000
+    assert agreed > share(1000)
 
 
 class Writes(torch.nn.Module):
