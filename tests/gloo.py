@@ -70,10 +70,10 @@ class GlooPool:
         return result
 
     def start(self) -> None:
-        # The fork server imports torch once for all ranks, and, unlike a fork of this process,
-        # has no threads that could hold a lock.
+        # The fork server imports what ranks use once for all of them, and, unlike a fork of this
+        # process, has no threads that could hold a lock.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed"])
+        context.set_forkserver_preload(["torch.distributed", "compiler.optimize"])
         store = Path(tempfile.mkdtemp(prefix="gloo-pool-")) / "store"
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()

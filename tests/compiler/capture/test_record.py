@@ -48,7 +48,10 @@ def views_of_views_are_written(m, x):
     y = torch.zeros(x.shape[0], 8)
     y.transpose(0, 1)[2:6].copy_(x.T)
     y.unsqueeze(0).permute(2, 0, 1)[3, 0].mul_(2)
-    return y
+    z = x.unsqueeze(1) * 1
+    z.squeeze(1).add_(1)
+    z.squeeze(0).mul_(2)  # of another size than 1: all of it
+    return y, z
 
 
 def a_copy_by_reshape_is_no_view(m, x):

@@ -30,7 +30,7 @@ def run(*arguments, start=("-m", "compiler"), **how):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.campaign)])
 def test_a_full_disk_is_one_line(unbuffered):
     with open("/dev/full", "w") as full:
         found = run("machine", "list", stdout=full, env=environment(PYTHONUNBUFFERED=unbuffered))
@@ -38,7 +38,7 @@ def test_a_full_disk_is_one_line(unbuffered):
     assert found.stderr == "error: cannot write standard output: No space left on device\n"
 
 
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.campaign)])
 def test_a_reader_that_has_gone_is_no_verdict(two_sums, both):
     read, write = os.pipe()
     os.close(read)

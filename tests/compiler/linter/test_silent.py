@@ -19,6 +19,7 @@ from compiler.linter.sweep import sweep
 from scripts.mutate import Draft, NothingToBreakError, mutant
 from tests.graphs import function
 from tests.placed_graphs import MESH, placed_graph
+from tests.support.seeds import share
 
 SUM = "{axis = tp, op = sum}"
 
@@ -182,7 +183,7 @@ def test_silent(name: str) -> None:
 
 
 def test_random_graphs_that_are_right() -> None:
-    for seed in range(200):
+    for seed in range(share(200)):
         _, graph = placed_graph(seed)
         wrong = [f for f in findings(graph) if f.rule != "unused-collective"]
         assert [str(found) for found in wrong] == [], seed
@@ -190,7 +191,7 @@ def test_random_graphs_that_are_right() -> None:
 
 def test_placements_are_those_by_construction() -> None:
     """And what is built is right: every value's parts put together are the global tensor."""
-    for seed in range(60):
+    for seed in range(share(60)):
         placed, graph = placed_graph(seed)
         known = Known(graph)
         list(sweep(known))
@@ -234,7 +235,7 @@ def test_mistakes_in_random_graphs_are_found(
     Such as the average of a partial sum that was divided by something before.
     """
     found = total = 0
-    for seed in range(60):
+    for seed in range(share(60)):
         placed, graph = placed_graph(seed)
         try:
             wrong = mutation(graph, rng=random.Random(seed))
@@ -249,5 +250,5 @@ def test_mistakes_in_random_graphs_are_found(
         if not same:
             total += 1
             found += bool([f for f in findings(wrong) if f.rule != "unused-collective"])
-    assert total >= 10
+    assert total >= share(10)
     assert found >= least * total, (found, total)
