@@ -175,10 +175,10 @@ class FunctionalGraph:
         if frame is None:
             return ""
         code, line = frame.f_code, frame.f_lineno
-        if (known := self._lines.get((code, line))) is None:
-            known = f'File "{code.co_filename}", line {line}, in {code.co_name}'
-            self._lines[code, line] = known
-        return known
+        if (place := self._lines.get((code, line))) is None:
+            place = f'File "{code.co_filename}", line {line}, in {code.co_name}'
+            self._lines[code, line] = place
+        return place
 
     def bail(self, reason: str) -> NotRecordedError:
         """The error that stops recording at the model's current line."""

@@ -47,14 +47,14 @@ class Placed:
 
 
 def place(
-    lifted: LiftedGraph, mesh: Mesh, given: Given, declared: Declared, compared: Digests
+    lifted: LiftedGraph, mesh: Mesh, declared_inputs: Given, declared: Declared, compared: Digests
 ) -> Placed:
     """The placement of every placeholder.
 
     Args:
         lifted: the graph, group names as on ``mesh``.
         mesh: resolves them.
-        given: the caller's placements, by placeholder or by key in the model.
+        declared_inputs: the caller's placements, by placeholder or by key in the model.
         declared: the model's placements, by key.
         compared: digests of the model's tensors, empty if no ranks can be asked.
 
@@ -62,8 +62,8 @@ def place(
         PlacementError: a name that is no input, a placement that does not fit, or tensors that
             have to be the same on all ranks and differ.
     """
-    known = _stated(lifted, mesh, given, declared)
-    for name, placements in known.items():
+    stated = _stated(lifted, mesh, declared_inputs, declared)
+    for name, placements in stated.items():
         _check_replicated(lifted, mesh, name, placements, compared, "it is declared Replicate")
     everywhere = frozenset(mesh.axes)
     same: dict[str, Axes] = {}
@@ -71,8 +71,8 @@ def place(
     for node in access.node_of(lifted.graph, "placeholder"):
         name = str(node.target)
         state = lifted.state.get(name)
-        if name in known:
-            same[name] = _replicated_axes(mesh, known[name])
+        if name in stated:
+            same[name] = _replicated_axes(mesh, stated[name])
             if same[name] and state is not None and name not in compared:
                 assumed[name] = "declared, not compared"
         elif name in compared:
@@ -88,9 +88,11 @@ def place(
         else:
             same[name] = frozenset()
     blank = SpmdGraph(nn.Module(), lifted.graph, mesh, {})
-    same, reasons = _settle(lifted, blank, same, known, compared)
+    same, reasons = _settle(lifted, blank, same, stated, compared)
     assumed |= reasons
-    inputs = {name: known.get(name) or _replicated_along(mesh, axes) for name, axes in same.items()}
+    inputs = {
+        name: stated.get(name) or _replicated_along(mesh, axes) for name, axes in same.items()
+    }
     lines = (
         f"{_title(lifted, name)}: {why}"
         for name, why in assumed.items()
@@ -100,12 +102,12 @@ def place(
 
 
 def compare(
-    lifted: LiftedGraph, exchange: Exchange | None, declared: Declared, given: Given
+    lifted: LiftedGraph, exchange: Exchange | None, declared: Declared, declared_inputs: Given
 ) -> dict[str, dict[int, str]]:
     """Digests of the model's tensors on every rank; shards, declared to differ, are left out."""
     if exchange is None:
         return {}
-    stated = declared_by(lifted, given)
+    stated = declared_by(lifted, declared_inputs)
     wanted = {
         name: state.tensor
         for name, state in lifted.state.items()
@@ -117,7 +119,7 @@ def compare(
 
 
 def declared_by(
-    lifted: LiftedGraph, given: Given
+    lifted: LiftedGraph, declared_inputs: Given
 ) -> dict[str, Placement | Mapping[str, Placement]]:
     """Placeholder -> what the caller declares of it, by its name or its key in the model.
 
@@ -125,10 +127,10 @@ def declared_by(
         PlacementError: a name that is no input, or two that differ about one.
     """
     nodes = {str(n.target): n for n in access.node_of(lifted.graph, "placeholder")}
-    state = {name: held.key for name, held in lifted.state.items()}
+    state = {name: tensor.key for name, tensor in lifted.state.items()}
     keys = {state.get(name) or access.state_key(node): name for name, node in nodes.items()}
     keys.pop("", None)
-    return by_input(given, {name: name for name in nodes} | keys, "model")
+    return by_input(declared_inputs, {name: name for name in nodes} | keys, "model")
 
 
 def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
@@ -138,17 +140,17 @@ def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
 
 
 def _stated(
-    lifted: LiftedGraph, mesh: Mesh, given: Given, declared: Declared
+    lifted: LiftedGraph, mesh: Mesh, declared_inputs: Given, declared: Declared
 ) -> dict[str, Placements]:
     keys = {state.key: name for name, state in lifted.state.items()}
     written = set(lifted.mutations.values())
-    found = {
+    placements = {
         keys[key]: placements_on(mesh, placement, key)
         for key, placement in declared.items()
         if key in keys and (placement or keys[key] not in written)
     }
-    stated = {n: placements_on(mesh, p, n) for n, p in declared_by(lifted, given).items()}
-    return found | stated
+    stated = {n: placements_on(mesh, p, n) for n, p in declared_by(lifted, declared_inputs).items()}
+    return placements | stated
 
 
 def _replicated_axes(mesh: Mesh, placements: Placements) -> Axes:
@@ -168,15 +170,15 @@ def _settle(
     lifted: LiftedGraph,
     blank: SpmdGraph,
     start: Mapping[str, Axes],
-    known: Mapping[str, Placements],
+    stated: Mapping[str, Placements],
     compared: Digests,
 ) -> tuple[dict[str, Axes], dict[str, str]]:
     """Sameness of inputs to a fixed point: written tensors lose it, whole parameters gain it."""
     mesh = blank.mesh
-    written = {n: i for i, n in lifted.mutations.items() if n not in known}
+    written = {n: i for i, n in lifted.mutations.items() if n not in stated}
     asked = {
         name: state.kind in (StateKind.PARAMETER, StateKind.BUFFER)
-        and name not in known
+        and name not in stated
         and name not in written
         for name, state in lifted.state.items()
     }
@@ -234,12 +236,12 @@ def _check_replicated(
     for axis in mesh.axes:
         if axis not in wrong:
             continue
-        found = next(
+        conflict = next(
             {rank: compared[name][rank] for rank in group}
             for group in mesh.groups[axis].ranks
             if len({compared[name][rank] for rank in group}) > 1
         )
-        short = {rank: f"digest {text[:8]}" for rank, text in found.items()}
+        short = {rank: f"digest {text[:8]}" for rank, text in conflict.items()}
         raise PlacementError(
             f"{_title(lifted, name)} has to be the same on all ranks of axis {axis!r} and is not",
             where=reason,

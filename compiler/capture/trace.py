@@ -70,8 +70,8 @@ class TensorCall:
             CaptureError: the arguments do not fit the model, or none is a tensor.
         """
         form = CallForm.of(model)
-        given = form.flatten(args, kwargs)
-        named = tuple(zip(form.names(given), given.leaves, strict=True))
+        arguments = form.flatten(args, kwargs)
+        named = tuple(zip(form.names(arguments), arguments.leaves, strict=True))
         for name, leaf in named:
             check_leaf(f"argument {name!r}", leaf)
         names = tuple(name for name, leaf in named if is_tensor(leaf))
@@ -81,9 +81,11 @@ class TensorCall:
                 found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
                 remedy="pass at least one tensor, such as the token ids",
             )
-        tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
+        tensors = _in_mode_of(model, [_plain(x) for x in arguments.leaves if is_tensor(x)])
         outcome = Outcome(Reads(model))
-        return TensorCall(model, given, names, tensors, OnTensors(model, given, outcome), outcome)
+        return TensorCall(
+            model, arguments, names, tensors, OnTensors(model, arguments, outcome), outcome
+        )
 
     def traced(self, lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]]) -> Traced:
         """The trace whose graph, of ``module``, is ``lifted``.

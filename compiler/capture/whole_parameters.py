@@ -92,13 +92,13 @@ def _is_elementwise(meaning: Meaning) -> bool:
     return meaning.pointwise or (bool(terms) and all(t.map in (BROADCAST, RESHAPE) for t in terms))
 
 
-def _has_size_of(held: fx.Node, other: fx.Node, node: fx.Node) -> bool:
+def _has_size_of(value: fx.Node, other: fx.Node, node: fx.Node) -> bool:
     """Whether every dimension of ``held`` meets one of the same size in ``other``."""
-    if not (access.is_tensor(held) and access.is_tensor(other)):
+    if not (access.is_tensor(value) and access.is_tensor(other)):
         return False
     rank = len(access.shape(node))
     mine, theirs = (
-        (1,) * (rank - len(shape)) + shape for shape in map(access.shape, (held, other))
+        (1,) * (rank - len(shape)) + shape for shape in map(access.shape, (value, other))
     )
     met = [
         isinstance(a, int) and isinstance(b, int) and a == b
