@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ def run() -> None:
         traceback.print_exc()
         print("commplan: internal error, please report it with the lines above", file=sys.stderr)
         sys.exit(os.EX_SOFTWARE)  # ExitCode.INTERNAL_ERROR, which may be what cannot be imported
+    finally:
+        gc.freeze()  # the process ends, and would look through all of it for garbage
 
 
 @contextmanager
