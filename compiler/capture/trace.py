@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from compiler.capture.call_form import Arguments, CallForm, check_leaf
 from compiler.capture.declared_placements import Cut
@@ -156,6 +157,18 @@ def _narrowed(
                 narrowed[str(symbol)] = lower, last
                 size.node.shape_env.constrain_symbol_range(symbol, lower, last)
     return narrowed
+
+
+def size_range(bounds: ValueRanges[sympy.Expr]) -> tuple[int, int | None]:
+    """Return the least and greatest size within a symbol's bounds; None: no limit.
+
+    PyTorch's infinite integers call themselves finite, and are not of ``sympy.Integer``.
+    """
+    lower, upper = bounds.lower, bounds.upper
+    return (
+        int(lower) if isinstance(lower, sympy.Integer) else 0,
+        int(upper) if isinstance(upper, sympy.Integer) else None,
+    )
 
 
 FAR = 2**24
