@@ -33,7 +33,7 @@ TOLERANCES = {"fp32": 5e-5, "bf16": 0.1}
 """Largest difference of logits to eager ones, over their root mean square."""
 TIMEOUT_S = 900
 """Of one model behind one door."""
-ADAPTED = ("Llama", "GLM4-MoE")
+ADAPTED = ("Llama", "Cohere2", "GLM4-MoE")
 
 console = Console(stderr=True)
 
