@@ -131,7 +131,9 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     if not shapes:
         return ()
     bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
-    guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
+    env = shapes[0].node.shape_env
+    # A size found equal to another since then is called by that one's name.
+    guards = dict.fromkeys(env.replace(guard.expr) for guard in env.guards)
     return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
 
 
