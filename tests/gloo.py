@@ -1,8 +1,10 @@
 """A pool of gloo ranks, started once and shared by the tests of a session."""
 
 import multiprocessing
+import os
 import pickle
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -94,8 +96,17 @@ class GlooPool:
         self.processes, self.pipes = [], []
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it ends, whatever it then waits for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a rank has a parent"
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def serve(rank: int, world_size: int, timeout_s: int, store: str, pipe: Connection) -> None:
     """Runs jobs on one rank until the other end of ``pipe`` closes."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

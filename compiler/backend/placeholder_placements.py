@@ -29,7 +29,7 @@ from compiler.backend.aot_graphs import functional
 from compiler.capture.declared_placements import Cut, dims_of
 from compiler.capture.lift_state import State, StateKind, lift_module
 from compiler.capture.pytrees import whole as whole_tree
-from compiler.capture.trace import Traced
+from compiler.capture.trace import Traced, size_range
 from compiler.ir import access
 from compiler.ir.placement import Placement, Replicate, Varying
 
@@ -159,9 +159,5 @@ def _ranges(nodes: Collection[fx.Node]) -> dict[str, tuple[int, int | None]]:
             if isinstance(size, torch.SymInt):
                 bounds = size.node.shape_env.var_to_range
                 for symbol in size.node.expr.free_symbols:
-                    lower, upper = bounds[symbol].lower, bounds[symbol].upper
-                    ranges[str(symbol)] = (
-                        int(lower) if lower.is_finite else 0,
-                        int(upper) if isinstance(upper, sympy.Integer) else None,
-                    )
+                    ranges[str(symbol)] = size_range(bounds[symbol])
     return ranges

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -21,7 +20,7 @@ from torch.export import ExportedProgram
 from compiler.capture.export_errors import capture_error
 from compiler.capture.lift_state import is_spmd, lift, lift_module
 from compiler.capture.pytrees import whole
-from compiler.capture.trace import TensorCall, Traced, guards_of
+from compiler.capture.trace import TensorCall, Traced, guards_of, size_range
 from compiler.ir import access
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
@@ -134,9 +133,5 @@ def _is_copy(new: Any, old: Any) -> bool:
 
 
 def _ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
-    ranges: dict[str, tuple[int, int | None]] = {}
-    for symbol, bounds in program.range_constraints.items():
-        if symbol.is_integer:
-            upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
-            ranges[str(symbol)] = (int(bounds.lower) if bounds.lower.is_finite else 0, upper)
-    return ranges
+    constraints = program.range_constraints.items()
+    return {str(symbol): size_range(bounds) for symbol, bounds in constraints if symbol.is_integer}

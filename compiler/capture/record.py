@@ -26,7 +26,7 @@ from compiler.capture.functionalize import FunctionalGraph, NotRecordedError, on
 from compiler.capture.lift_state import LiftedGraph, State, StateKind, placeholder_name, unused
 from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
-from compiler.capture.trace import TensorCall, Traced
+from compiler.capture.trace import TensorCall, Traced, size_range
 from compiler.errors import CommPlanError
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
@@ -239,13 +239,8 @@ class _Recording:
 
     def _ranges(self) -> dict[str, tuple[int, int | None]]:
         env = self.memo.env
-        ranges: dict[str, tuple[int, int | None]] = {}
-        for symbol in dict.fromkeys(map(env.replace, self.graph.sources)):
-            if symbol.is_Symbol:
-                bounds = env.bound_sympy(symbol)
-                upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
-                ranges[str(symbol)] = (int(bounds.lower), upper)
-        return ranges
+        symbols = dict.fromkeys(map(env.replace, self.graph.sources))
+        return {str(s): size_range(env.bound_sympy(s)) for s in symbols if s.is_Symbol}
 
 
 # ---- what surrounds the run

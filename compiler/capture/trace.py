@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from compiler.capture.call_form import Arguments, CallForm, check_leaf
 from compiler.capture.declared_placements import Cut
@@ -132,7 +133,9 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     if not shapes:
         return ()
     bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
-    guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
+    env = shapes[0].node.shape_env
+    # A size found equal to another since then is called by that one's name.
+    guards = dict.fromkeys(env.replace(guard.expr) for guard in env.guards)
     return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
 
 
@@ -158,6 +161,18 @@ def _narrowed(
                 narrowed[str(symbol)] = lower, last
                 size.node.shape_env.constrain_symbol_range(symbol, lower, last)
     return narrowed
+
+
+def size_range(bounds: ValueRanges[sympy.Expr]) -> tuple[int, int | None]:
+    """Return the least and greatest size within a symbol's bounds; None: no limit.
+
+    PyTorch's infinite integers call themselves finite, and are not of ``sympy.Integer``.
+    """
+    lower, upper = bounds.lower, bounds.upper
+    return (
+        int(lower) if isinstance(lower, sympy.Integer) else 0,
+        int(upper) if isinstance(upper, sympy.Integer) else None,
+    )
 
 
 FAR = 2**24

@@ -24,6 +24,7 @@ from compiler.capture.digest import digests
 from compiler.capture.rank_traces import by_value, ranks_text
 from compiler.errors import ExchangeError, MeshError, PlacementError, PlanError
 from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Varying
 from compiler.ir.rank_exchange import Exchange
 from compiler.runtime.process_groups import group_named
 
@@ -266,8 +267,18 @@ def compare_inputs(
                 raise PlacementError(
                     f"input {name!r} must be the same on all ranks{where}, and is not",
                     found=f"{ranks_text(others)} {differ}",
-                    remedy="give every rank the same input, or declare its placement with inputs=",
+                    remedy="give every rank the same input, or declare its placement with inputs="
+                    + _varying(name, held, mesh),
                 )
+
+
+def _varying(name: str, digest_of: Sequence[str | None], mesh: Mesh | None) -> str:
+    """What says that ranks differ along the axes along which they do; nothing without a mesh."""
+    axes = [
+        axis for axis, groups in (mesh.groups if mesh else {}).items()
+        if any(len({digest_of[rank] for rank in group}) > 1 for group in groups.ranks)
+    ]  # fmt: skip
+    return str({name: dict.fromkeys(axes, Varying())}) if axes else ""
 
 
 def _groups(

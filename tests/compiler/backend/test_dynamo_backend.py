@@ -112,6 +112,27 @@ def test_a_graph_switches_by_the_number_of_tokens(gloo_pool: Any, inner: str) ->
         assert verdict == "EQUIVALENT"
 
 
+class Shifted(Branches):
+    """Takes a number that may be negative, below a limit."""
+
+    def forward(self, x: torch.Tensor, shift: int) -> torch.Tensor:
+        return super().forward(x + shift if shift < 9 else x)
+
+
+def shifted(group: dist.ProcessGroup) -> list[tuple[int, int, str]]:
+    model, x = Shifted(group), torch.ones(4, HIDDEN)
+    run = compiled(model)
+    with torch.no_grad():
+        for shift in (3, 4, -5):
+            torch.testing.assert_close(run(x, shift), model(x, shift))
+    return counted()
+
+
+def test_numbers_without_a_least_value(gloo_pool: Any) -> None:
+    for found in gloo_pool(2).run(shifted):
+        assert found == [(2, 1, "EQUIVALENT")] * 2  # of 3 alone, then of any number below 9
+
+
 def message(act: Callable[[], Any]) -> str:
     """What ``act`` warns of, once."""
     with warnings.catch_warnings(record=True) as caught:

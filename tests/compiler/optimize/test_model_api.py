@@ -115,6 +115,7 @@ def test_an_input_that_differs_between_ranks_is_refused_at_the_first_call(gloo_p
             "input 'x' must be the same on all ranks, and is not\n"
             "  found: rank 2 differs from the others\n"
             "  remedy: give every rank the same input, or declare its placement with inputs="
+            "{'x': {'tp': Varying()}}"
         )
 
 
