@@ -83,7 +83,10 @@ def assert_sent(found: dict[str, Any], dtype: torch.dtype) -> None:
 ROUTINGS = [(torch.float32, "skewed"), (torch.bfloat16, "any")]
 
 
-@pytest.mark.parametrize(("ranks", "dtype", "routing"), [(4, *ROUTINGS[0]), (2, *ROUTINGS[1])])
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "routing"),
+    [(4, *ROUTINGS[0]), pytest.param(2, *ROUTINGS[1], marks=pytest.mark.campaign)],
+)
 def test_a_model_whose_rows_go_to_their_experts(
     gloo_pool: Any, ranks: int, dtype: torch.dtype, routing: str
 ) -> None:
