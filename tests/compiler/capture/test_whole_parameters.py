@@ -7,8 +7,8 @@ from compiler.capture.fake_ranks import fake_process_group
 from compiler.capture.whole_parameters import same_values
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Varying
-from tests.graphs import Builder, aten
-from tests.random_graphs import rank_int, seeded
+from tests.support.graphs import Builder, aten
+from tests.support.random_graphs import rank_int, seeded
 from tests.support.seeds import share
 
 GRID = Mesh({"dp": 2, "tp": 2})

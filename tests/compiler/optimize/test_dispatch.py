@@ -13,8 +13,8 @@ from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import dispatch_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from tests.machines import machine
-from tests.one_gpu import on_one_gpu
+from tests.support.machines import machine
+from tests.support.one_gpu import on_one_gpu
 
 CALLS = [(1, 2), (1, 9), (1, 16), (1, 256), (1, 257), (5, 1), (64, 1)]
 ROUNDED = {torch.float32: 5e-5, torch.bfloat16: 0.2}

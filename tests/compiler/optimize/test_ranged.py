@@ -26,7 +26,7 @@ from compiler.plan.token_ranges import TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.compiler.optimize.models import HIDDEN, Stack
-from tests.machines import machine
+from tests.support.machines import machine
 
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1000, 1001, 4096)
 
