@@ -24,7 +24,7 @@ from rich.console import Console
 from scripts.doors import CACHES, DOORS, DTYPES, GENERATED, Outcome, run
 from tests.families.families import FAMILIES
 from tests.families.plans import PLANS
-from tests.gloo import GlooPool, RankError
+from tests.support.gloo import GlooPool, RankError
 
 COLUMNS = (
     "model", "ranks", "door", "all_reduces a call", *(f"of {c} generate" for c in CACHES),

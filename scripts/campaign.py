@@ -181,7 +181,7 @@ def families(options: argparse.Namespace) -> Result:
     """Run every family, as transformers loads it, behind both doors on two gloo ranks."""
     from scripts import bench_families
     from tests.families.families import FAMILIES
-    from tests.gloo import GlooPool
+    from tests.support.gloo import GlooPool
 
     runs = [(name, door) for name in FAMILIES for door in ("optimize", "compile")]
     outcomes = {}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.gloo import GlooPool
+from tests.support.gloo import GlooPool
 from tests.support.seeds import IN_CAMPAIGN
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.gloo import GlooPool, RankError
+from tests.support.gloo import GlooPool, RankError
 
 
 def sum_of_ranks(group, scale):

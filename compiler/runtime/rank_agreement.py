@@ -268,7 +268,7 @@ def compare_inputs(
                     f"input {name!r} must be the same on all ranks{where}, and is not",
                     found=f"{ranks_text(others)} {differ}",
                     remedy="give every rank the same input, or declare its placement with inputs="
-                    + _varying(name, held, mesh),
+                    + _varying(name, digest_by_rank, mesh),
                 )
 
 

@@ -12,7 +12,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.pipeline import PassRecord, Pipeline
 from passes import EliminateDeadCode
-from tests.graphs import aten, c10d, function
+from tests.support.graphs import aten, c10d, function
 
 
 def graph() -> SpmdGraph:

@@ -8,7 +8,7 @@ import pytest
 from scripts.bench_families import TOLERANCES, measured
 from scripts.doors import GENERATED, Outcome
 from tests.families.families import FAMILIES
-from tests.gloo import GlooPool
+from tests.support.gloo import GlooPool
 
 ALL_REDUCES = {"Llama": (5, 5), "GLM4-MoE": (6, 5)}
 """Dense, and with shared experts -> all_reduces of one call before and after."""

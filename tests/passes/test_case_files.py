@@ -15,9 +15,9 @@ from compiler.ir.text import print_graph
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
 from passes import Canonicalize, EliminateDeadCode, RegroupSums, UnshardRows
-from tests.case_files import Case, all_cases
-from tests.case_runner import Runner
-from tests.graphs import agree
+from tests.support.case_files import Case, all_cases
+from tests.support.case_runner import Runner
+from tests.support.graphs import agree
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
 from compiler.plan.reduction_cut import place_reductions
 from passes import PASSES, EliminateDeadCode, PlaceReductions
-from tests.graphs import Builder, agree, aten, function
-from tests.random_graphs import LINEAR, rank_int, seeded
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import LINEAR, rank_int, seeded
 from tests.support.seeds import share
 
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'

@@ -24,8 +24,8 @@ from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from passes import RegroupSums
-from tests.graphs import Builder, agree, aten
-from tests.random_graphs import anyhow, seeded
+from tests.support.graphs import Builder, agree, aten
+from tests.support.random_graphs import anyhow, seeded
 from tests.support.seeds import share
 
 SHAPE = (4, 8)

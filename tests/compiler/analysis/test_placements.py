@@ -6,7 +6,7 @@ from compiler.analysis.placements import placements
 from compiler.check.simulate import simulate
 from compiler.ir import access
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
-from tests.graphs import function
+from tests.support.graphs import function
 
 MLP = function(
     '%0 "x": f64[4, 8] {tp: R}, %1 "up": f64[8, 6] {tp: S(1)}, %2 "down": f64[6, 8] {tp: S(0)}',

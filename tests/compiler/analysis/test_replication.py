@@ -17,8 +17,8 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
 from compiler.ir.row_ops import ALL_SLICE
-from tests.graphs import Builder, aten
-from tests.random_graphs import rank_int, seeded
+from tests.support.graphs import Builder, aten
+from tests.support.random_graphs import rank_int, seeded
 from tests.support.seeds import share
 
 GRID = Mesh({"dp": 2, "tp": 2}, {"odd": [[0, 3], [1, 2]]})

@@ -16,7 +16,7 @@ from compiler.backend import compile_graph
 from compiler.errors import CommPlanError, ExchangeError
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
-from tests.machines import machine
+from tests.support.machines import machine
 
 EAGER = {"inner": "eager"}
 

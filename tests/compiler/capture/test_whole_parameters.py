@@ -6,7 +6,7 @@ from compiler.capture.fake_ranks import fake_process_group
 from compiler.capture.whole_parameters import met_by_same
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Varying
-from tests.graphs import Builder, aten
+from tests.support.graphs import Builder, aten
 
 GRID = Mesh({"dp": 2, "tp": 2})
 

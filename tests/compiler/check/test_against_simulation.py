@@ -7,7 +7,7 @@ from collections import Counter
 
 from passes import EliminateDeadCode
 from scripts.mutate import MUTATIONS, ROUNDING, NothingToBreakError, Outcome, Pair, judged, mutant
-from tests.random_graphs import seeded
+from tests.support.random_graphs import seeded
 from tests.support.seeds import share
 
 

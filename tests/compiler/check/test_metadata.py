@@ -17,7 +17,7 @@ from compiler.check import Verdict, check, metadata
 from compiler.errors import GraphError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, c10d, function
+from tests.support.graphs import Builder, aten, c10d, function
 
 SIZES = "mesh <tp = 4>\nsym s0 in [2, 64]\nsym s1 in [2, 64]"
 

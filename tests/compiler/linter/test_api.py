@@ -15,7 +15,7 @@ from compiler.capture import capture_ranks
 from compiler.capture.fake_ranks import fake_process_group
 from compiler.errors import DivergenceError
 from compiler.linter.api import divergence
-from tests.graphs import function
+from tests.support.graphs import function
 
 HIDDEN, SHARD = 8, 4
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from compiler.linter import findings
-from tests.graphs import function
+from tests.support.graphs import function
 
 SUM = "{axis = tp, op = sum}"
 TP4, TP8 = "mesh <tp = 4>", "mesh <tp = 8>"

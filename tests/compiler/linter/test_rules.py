@@ -11,7 +11,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial
 from compiler.linter import Severity, findings
 from compiler.linter.facts import Known
-from tests.graphs import Builder, function
+from tests.support.graphs import Builder, function
 
 SUM = "{axis = tp, op = sum}"
 P = '%0 "x": f64[4, 8] {tp: P}'

@@ -17,8 +17,8 @@ from compiler.linter import findings
 from compiler.linter.facts import Known
 from compiler.linter.sweep import sweep
 from scripts.mutate import Draft, NothingToBreakError, mutant
-from tests.graphs import function
-from tests.placed_graphs import MESH, placed_graph
+from tests.support.graphs import function
+from tests.support.placed_graphs import MESH, placed_graph
 from tests.support.seeds import share
 
 SUM = "{axis = tp, op = sum}"

@@ -220,7 +220,7 @@ def step3p5(group: dist.ProcessGroup, experts: str) -> Any:
     return found, len(optimized.prepared), config.mlp_layer_types
 
 
-@pytest.mark.parametrize("experts", ["tp", "ep"])
+@pytest.mark.parametrize("experts", ["tp", pytest.param("ep", marks=pytest.mark.campaign)])
 def test_step3p5_prefill_and_decode_equal_the_dense_model(gloo_pool: Any, experts: str) -> None:
     for found, graphs, kinds in gloo_pool(2).run(step3p5, experts):
         sparse = list(kinds).count("sparse")

@@ -23,8 +23,8 @@ from compiler.plan.reduction_cut import ReductionChoice, place_reductions
 from passes import EliminateDeadCode, PlaceReductions
 from scripts.mutate.pairs import RandomPrices
 from tests.compiler.plan.labelings import forced, known_of, labelings, weight
-from tests.graphs import Builder, agree, aten, function
-from tests.random_graphs import KINDS, LINEAR, seeded
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import KINDS, LINEAR, seeded
 from tests.support.seeds import share
 
 

@@ -27,7 +27,7 @@ from compiler.ir.text import numbers
 from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.row_cut import Dispatch, RowChoice, shard_rows
 from passes import EliminateDeadCode, ShardRows, UnshardRows
-from tests.graphs import Builder, agree, aten
+from tests.support.graphs import Builder, agree, aten
 from tests.support.seeds import share
 
 MESH = Mesh({"tp": 4})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.machines import written
+from tests.support.machines import written
 
 
 def test_table_of_a_graph_file(run, two_sums):

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Placement, Replicate, Shard
-from tests.graphs import Builder, aten
+from tests.support.graphs import Builder, aten
 
 SIZE = 8
 MESH = Mesh({"tp": 2, "ep": 2}, groups={"both": [[0, 1, 2, 3]]})

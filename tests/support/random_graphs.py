@@ -18,7 +18,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import shape_key
 from compiler.ir.text import parse_graph
-from tests.graphs import Builder
+from tests.support.graphs import Builder
 
 aten = torch.ops.aten
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from compiler.errors import CommPlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements
 from compiler.ir.text import parse, print_graph
-from tests.case_files import Block, Case, CaseError, full_text, name_of, plain, rewrite
+from tests.support.case_files import Block, Case, CaseError, full_text, name_of, plain, rewrite
 
 
 class Remark(Protocol):
