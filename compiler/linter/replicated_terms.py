@@ -10,107 +10,102 @@ Silent     where the term is scaled by 1 / n on the way, where the reduction is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import fx
 
-from compiler.analysis.replication import replicated_over
+from compiler.analysis.placements import REDUCING
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Collective
+from compiler.ir.collectives import Collective, collective
 from compiler.ir.mesh import ReplicaGroups
-from compiler.ir.placement import Partial
 from compiler.ir.rules import Term
-from compiler.linter.facts import REDUCING, Known, listed
+from compiler.linter.facts import LintFacts, listed
 from compiler.linter.finding import Finding
 
 
-def counted_terms(known: Known) -> Iterator[Finding]:
-    """Terms that reductions count more than once."""
+def replicated_terms(facts: LintFacts) -> Iterator[Finding]:
+    """Yield findings about terms that reductions count more than once."""
     seen: dict[ReplicaGroups, set[fx.Node]] = {}
-    for node in known.graph.graph.nodes:
-        what = known.collective(node)
-        if what is None or what.kind not in REDUCING or what.op != "sum" or node not in known.live:
-            continue
-        groups = known.graph.mesh.group(what.group)
-        yield from Sum(known, node, what, groups).counted(seen.setdefault(groups, set()))
+    for node in facts.nodes:
+        what = facts.collective(node)
+        if what and what.kind in REDUCING and what.op == "sum" and node in facts.live:
+            groups = facts.graph.mesh.group(what.group)
+            yield from SummedTerms(facts, node, what).findings(seen.setdefault(groups, set()))
 
 
-class Sum:
-    """One reduction, and how often it counts a value."""
+@dataclass(frozen=True)
+class SummedTerms:
+    """The terms that one reduction adds up, and how often it counts each."""
 
-    def __init__(
-        self, known: Known, node: fx.Node, what: Collective, groups: ReplicaGroups
-    ) -> None:
-        self.known, self.node, self.what, self.groups = known, node, what, groups
-        self.axes = known.group_axes(what)
+    facts: LintFacts
+    node: fx.Node
+    reduction: Collective
 
-    def times(self, *values: fx.Node) -> int:
-        """How many ranks of a group are sure to hold the same of all ``values``."""
-        if self.axes is None:
-            same = all(replicated_over(self.known.classes[x], self.groups) for x in values)
-            return self.groups.axis_size if same else 1
-        common = set(self.axes)
-        for x in values:
-            common &= self.known.whole(x, self.axes)
-        return self.known.ranks(common)
+    def count(self, *values: fx.Node) -> int:
+        """Return how many ranks of a group are sure to hold the same of all ``values``."""
+        axes, group = self.facts.group_axes(self.reduction), self.reduction.group
+        names = (group,) if axes is None else axes
+        equal = frozenset(names).intersection(*(self.facts.equal(x, names) for x in values))
+        if axes is None:
+            return self.facts.graph.mesh.group(group).axis_size if equal else 1
+        return self.facts.ranks(equal)
 
-    def counted(self, seen: set[fx.Node]) -> Iterator[Finding]:
-        """The findings about values not ``seen`` yet."""
-        stack = [self.what.operand]
+    def findings(self, seen: set[fx.Node]) -> Iterator[Finding]:
+        """Yield the findings about values not ``seen`` yet."""
+        ranks = self.facts.graph.mesh.group(self.reduction.group).axis_size
+        stack = [self.reduction.operand]
         while stack:
             node = stack.pop()
-            rule = self.known.meanings.get(node)
+            rule = self.facts.rule(node)
             if node in seen or rule is None or rule.terms is None or rule.rank_dependent:
                 continue
             seen.add(node)
-            read, times = access.operands(node), self.times(node)
+            operands = access.operands(node)
             for term in rule.terms:
-                reads = [read[i] for i in term.reads]
-                if any(read[i] in self.known.zeros for i in term.operands):
+                factors = [operands[i] for i in term.operands]
+                read = [operands[i] for i in term.reads]
+                if any(x in self.facts.zeros for x in factors):
                     continue
-                extra = self.times(*reads) // times
+                extra = self.count(*read) // self.count(node)
                 if extra > 1 and not self.is_meant(node, term, extra):
                     yield self.finding(node, term, extra)
-                varying = [x for x in reads if self.times(x) < self.groups.axis_size]
-                if len(varying) == 1 and varying[0] in [read[i] for i in term.operands]:
+                varying = [x for x in read if self.count(x) < ranks]
+                if len(varying) == 1 and varying[0] in factors:
                     stack.append(varying[0])
 
     def is_meant(self, node: fx.Node, term: Term, extra: int) -> bool:
-        """Whether the term is scaled to count once, or too likely a constant of no meaning."""
-        factors = [access.operands(node)[i] for i in term.operands]
-        if all(x in self.known.constants for x in factors):
-            states = (p for x in access.operands(node) for p in self.known.states[x].values())
-            return not any(isinstance(p, Partial) for p in states)
-        return any(self.known.is_scaled(x, extra, term.coefficient) for x in factors)
+        """Return whether the term is scaled to count once, or a constant beside no partial sum."""
+        operands = access.operands(node)
+        factors = [operands[i] for i in term.operands]
+        if all(x in self.facts.constants for x in factors):
+            return not any(self.facts.partial_axes(x) for x in operands)
+        return any(self.facts.is_scaled(x, extra, term.coefficient) for x in factors)
 
     def finding(self, node: fx.Node, term: Term, extra: int) -> Finding:
-        """A term that is counted ``extra`` times."""
-        known, read = self.known, access.operands(node)
-        over = listed(self.axes) if self.axes is not None else f"group {self.what.group!r}"
-        first = next((read[i] for i in term.operands), None)
-        name = "a constant" if first is None else known.name(first)
+        """Return the finding about a term that is counted ``extra`` times."""
+        facts, axes = self.facts, self.facts.group_axes(self.reduction)
+        over = listed(axes) if axes is not None else f"group {self.reduction.group!r}"
+        first = access.operands(node)[term.operands[0]] if term.operands else None
+        name = "a constant" if first is None else facts.name(first)
         again = None if first is None else self.reduced_by(first)
-        return known.finding(
+        return facts.finding(
             "replicated-term",
             node,
-            f"{known.op(node)} adds {name}, which is "
+            f"{facts.op(node)} adds {name}, which is "
             + (f"the {again} over all ranks already" if again else "the same on every rank")
-            + f", to what {known.name(self.node)} = {self.what.kind} over {over} adds up: "
+            + f", to what {facts.name(self.node)} = {self.reduction.kind} over {over} adds up: "
             f"it counts {extra} times",
-            f"add {name} after {known.name(self.node)}, on one rank only, or scaled by 1/{extra}"
+            f"add {name} after {facts.name(self.node)}, on one rank only, or scaled by 1/{extra}"
             + ("; or leave out its own reduction" if again == "sum" else ""),
         )
 
     def reduced_by(self, node: fx.Node) -> str | None:
-        """The kind of reduction over the same ranks in whose result ``node`` is linear."""
-        steps = [node, *(access.operands(s)[i] for s, t, _ in self.known.linear_past(node)
-                         for i in t.operands)]  # fmt: skip
-        for step in steps:
-            started = self.known.collective(access.operands(step)[0]) if _is_wait(step) else None
-            if started is None or started.kind not in REDUCING:
-                continue
-            return started.op if self.known.graph.mesh.group(started.group) == self.groups else None
+        """Return the kind of reduction over the same ranks in whose result ``node`` is linear."""
+        mesh = self.facts.graph.mesh
+        past = self.facts.linear_past(node)
+        for step in [node, *(access.operands(x)[i] for x, term, _ in past for i in term.operands)]:
+            what = collective(step)
+            if what is not None and what.kind in REDUCING:
+                same = mesh.group(what.group) == mesh.group(self.reduction.group)
+                return what.op if same else None
         return None
-
-
-def _is_wait(node: fx.Node) -> bool:
-    return node.target is WAIT

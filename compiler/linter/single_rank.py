@@ -21,7 +21,7 @@ from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate, Varying
 from compiler.ir.rules.meaning import DIMS
-from compiler.linter.gathers import PIECES
+from compiler.linter.collectives import PIECES
 
 aten = torch.ops.aten
 NOT_FROM_RANK = DIMS | {
