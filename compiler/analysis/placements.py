@@ -32,7 +32,7 @@ from compiler.ir.rules import RESHAPE, Call, Meaning, Term
 from compiler.ir.rules.contraction import PRODUCTS
 
 REPLICATE, VARYING, PARTIAL = Replicate(), Varying(), Partial("sum")
-LINEAR = (Partial("sum"), Partial("avg"))
+LINEAR = {Partial("sum"), Partial("avg")}
 REDUCING = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
 
 
@@ -47,20 +47,18 @@ class Violation:
             ``wrong-group`` (a reduction of a partial sum over another axis).
         node: the call.
         axis: the mesh axis.
-        operand: the operand to blame.
+        operands: the operand to blame, and the one that it does not suit, if it is an operand.
         placements: of every operand along the axis.
         intended: placements that would suit each other.
-        other: the operand that it does not suit; None: a constant, or no other.
         term: the term of the op that it is about, if it is about one.
     """
 
     kind: str
     node: fx.Node
     axis: str
-    operand: fx.Node
+    operands: tuple[fx.Node, ...]
     placements: Placements
     intended: Placements
-    other: fx.Node | None = None
     term: Term | None = None
 
 
@@ -133,9 +131,8 @@ class _Sweep:
         match placement:
             case Partial(op) if what.kind in REDUCING:
                 reduced = (REPLICATE,)
-                violation = Violation(
-                    "wrong-group", node, axis, what.operand, (placement,), reduced
-                )
+                operands = (what.operand,)
+                violation = Violation("wrong-group", node, axis, operands, (placement,), reduced)
                 if self.on_violation(violation) == reduced:
                     return REPLICATE
                 return placement if op == what.op or {op, what.op} == {"sum", "avg"} else VARYING
@@ -149,118 +146,110 @@ class _Sweep:
         if rule is None or rule.random or rule.rank_dependent:
             return (VARYING,) * _result_count(node)
         operands = tuple(self.placement(x, axis) for x in access.operands(node))
-        site = CallSite(node, rule, axis, self.on_violation)
+        site = CallSite(node, rule, axis, operands, self.on_violation)
         if node.target in PRODUCTS and len(rule.terms or ()) == 2:
             product = replace(PRODUCTS[node.target](Call.of(node)), casts=False)
             factors = product.terms[0].operands if product.terms else ()
             alone = tuple(p if i in factors else REPLICATE for i, p in enumerate(operands))
-            if replace(site, rule=product).results(alone) == (PARTIAL,):
+            if replace(site, rule=product, operands=alone).results() == (PARTIAL,):
                 # The product may be cut where it contracts; what is added to it then counts.
                 operands = tuple(PARTIAL if i in factors else p for i, p in enumerate(operands))
-                addend = rule.terms[0] if rule.terms else Term(())
-                site = replace(site, rule=Meaning(terms=(Term((factors[0],)), addend)))
-        return site.results(operands)
+                sum_of_both = Meaning(terms=(Term(factors[:1]), *(rule.terms or ())[:1]))
+                site = replace(site, rule=sum_of_both, operands=operands)
+        return site.results()
 
 
 @dataclass(frozen=True)
 class CallSite:
-    """One call, its rule, and the axis that it is looked at along."""
+    """One call, its rule, and what its operands are along one axis."""
 
     node: fx.Node
     rule: Meaning
     axis: str
+    operands: Placements
     on_violation: OnViolation
 
-    def results(self, operands: Placements) -> Placements:
-        """Return the placement of each result for ``operands`` of these placements."""
+    def results(self) -> Placements:
+        """Return the placement of each result."""
         reads = self.rule.reads
-        read = range(len(operands)) if reads is None else sorted(reads)
-        kinds = {p for i in read if isinstance(p := operands[i], Partial)}
-        if all(operands[i] == REPLICATE for i in read):
+        read = range(len(self.operands)) if reads is None else sorted(reads)
+        partial = [i for i in read if isinstance(self.operands[i], Partial)]
+        kinds = {self.operands[i] for i in partial}
+        if all(self.operands[i] == REPLICATE for i in read):
             return self.every(REPLICATE)
         if not kinds:
-            return self.sharded(operands, read)
+            return self.sharded(read)
         if len(kinds) > 1:
-            self.violated("wrong-kind", operands, operands, _first_partial(operands))
+            self.violated("wrong-kind", self.operands, partial[0])
             return self.every(VARYING)
-        return self.partial(operands, *kinds) if kinds <= set(LINEAR) else self.every(VARYING)
+        return self.partial(partial) if kinds <= LINEAR else self.every(VARYING)
 
     def every(self, placement: Placement) -> Placements:
         """Return the same placement for all results."""
         return (placement,) * _result_count(self.node)
 
     def violated(
-        self,
-        kind: str,
-        operands: Placements,
-        intended: Placements,
-        blamed: int,
-        other: int | None = None,
-        term: Term | None = None,
+        self, kind: str, intended: Placements, *positions: int, term: Term | None = None
     ) -> Placements | None:
         """Return the placements of operands to go on with after a violation."""
-        read = access.operands(self.node)
-        beside = None if other is None else read[other]
+        involved = tuple(access.operands(self.node)[i] for i in positions)
         return self.on_violation(
-            Violation(kind, self.node, self.axis, read[blamed], operands, intended, beside, term)
+            Violation(kind, self.node, self.axis, involved, self.operands, intended, term)
         )
 
     def again(self, operands: Placements | None) -> Placements:
         """Return the results for other placements of the operands."""
-        return self.every(VARYING) if operands is None else self.results(operands)
+        return (
+            self.every(VARYING) if operands is None else replace(self, operands=operands).results()
+        )
 
-    def partial(self, operands: Placements, kind: Partial) -> Placements:
-        """Return the results where an operand is a partial sum."""
-        is_partial = [p == kind for p in operands]
-        reduced = tuple(REPLICATE if p == kind else p for p in operands)
-        blamed, terms = _first_partial(operands), self.rule.terms
-        if terms is None or not all(_is_linear(term, is_partial) for term in terms):
-            return self.again(self.violated("nonlinear-on-partial", operands, reduced, blamed))
-        result: Placement = kind
+    def partial(self, partial: Sequence[int]) -> Placements:
+        """Return the results where some operands are partial sums."""
+        reduced = tuple(REPLICATE if i in partial else p for i, p in enumerate(self.operands))
+        result, terms = self.operands[partial[0]], self.rule.terms
+        if terms is None or not all(_is_linear(term, partial) for term in terms):
+            return self.again(self.violated("nonlinear-on-partial", reduced, partial[0]))
         for term in terms:
-            others = [i for i in term.reads if not is_partial[i]]
-            scales = any(is_partial[i] for i in term.operands)
-            cut = [i for i in others if isinstance(operands[i], Shard)] if scales else []
+            others = [i for i in term.reads if i not in partial]
+            scales = len(others) < len(term.reads)
+            cut = [i for i in others if isinstance(self.operands[i], Shard)] if scales else []
             if cut or not scales:
-                other = next(iter(cut or term.operands), None)
-                intended = self.violated(
-                    "missing-reduction", operands, reduced, blamed, other, term
-                )
-                if intended != operands:
+                positions = (partial[0], *(cut or term.operands)[:1])
+                intended = self.violated("missing-reduction", reduced, *positions, term=term)
+                if intended != self.operands:
                     return self.again(intended)
-            elif any(operands[i] != REPLICATE for i in others):
+            elif any(self.operands[i] != REPLICATE for i in others):
                 result = VARYING
         return self.every(result)
 
-    def sharded(self, operands: Placements, read: Sequence[int]) -> Placements:
+    def sharded(self, read: Sequence[int]) -> Placements:
         """Return the results where no operand is a partial sum and not all are replicated."""
-        dims = self.rule.dims
+        dims, sums = self.rule.dims, self.rule.terms is not None
         if dims is None:
             return self.every(VARYING)
-        cut = {i: dims.operands[i][p.dim] for i in read if isinstance(p := operands[i], Shard)}
-        first, *others = [i for i in cut if cut[i] is not None] or [None]
-        if first is None:
-            return self.every(VARYING)
-        factor = cut[first]
-        crossed = [i for i in others if cut[i] != factor]
+        cut = {i: dims.operands[i][p.dim] for i in read if isinstance(p := self.operands[i], Shard)}
+        shards = [i for i in cut if cut[i] is not None]
+        factor = cut[shards[0]] if shards else None
+        crossed = [i for i in shards if cut[i] != factor]
         if crossed:
-            self.violated("crossed-shards", operands, operands, first, crossed[0])
-        if crossed or None in cut.values():
+            self.violated("crossed-shards", self.operands, shards[0], crossed[0])
+        if crossed or not shards or None in cut.values():
             return self.every(VARYING)
-        contracts = self.rule.terms is not None and not any(factor in r for r in dims.results)
+        contracts = sums and not any(factor in labels for labels in dims.results)
         may_be_cut = (Replicate, Varying) if contracts else Replicate
-        intended = list(operands)
+        intended = list(self.operands)
         for i in read:
-            if factor in dims.operands[i] and isinstance(operands[i], may_be_cut):
+            if factor in dims.operands[i] and isinstance(intended[i], may_be_cut):
                 intended[i] = Shard(dims.operands[i].index(factor))
-        uncut = [i for i in read if intended[i] != operands[i]]
+        uncut = [i for i in read if intended[i] != self.operands[i]]
         if uncut:
-            return self.again(
-                self.violated("sharded-meets-whole", operands, tuple(intended), uncut[0], first)
-            )
-        if any(operands[i] == VARYING for i in read) or self.moves_across_ones(first, factor):
+            positions = uncut[0], shards[0]
+            return self.again(self.violated("sharded-meets-whole", tuple(intended), *positions))
+        if any(self.operands[i] == VARYING for i in read):
             return self.every(VARYING)
-        summed = PARTIAL if self.rule.terms is not None else VARYING
+        if self.moves_across_ones(shards[0], factor):
+            return self.every(VARYING)
+        summed = PARTIAL if sums else VARYING
         return tuple(Shard(r.index(factor)) if factor in r else summed for r in dims.results)
 
     def moves_across_ones(self, operand: int, factor: int | str | None) -> bool:
@@ -282,15 +271,9 @@ def _result_count(node: fx.Node) -> int:
     return len(value) if isinstance(value, list | tuple) else 1
 
 
-def _first_partial(operands: Placements) -> int:
-    return next(i for i, placement in enumerate(operands) if isinstance(placement, Partial))
-
-
-def _is_linear(term: Term, is_partial: Sequence[bool]) -> bool:
+def _is_linear(term: Term, partial: Sequence[int]) -> bool:
     """Return whether the term is linear in the operands that are partial."""
-    return sum(is_partial[i] for i in term.operands) <= 1 and not any(
-        is_partial[i] for i in term.fixed
-    )
+    return sum(i in partial for i in term.operands) <= 1 and not set(term.fixed) & set(partial)
 
 
 def _trailing_ones(sizes: Sequence[int]) -> int:

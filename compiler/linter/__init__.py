@@ -19,7 +19,6 @@ from compiler.linter.collectives import misused_collectives
 from compiler.linter.facts import LintFacts
 from compiler.linter.finding import RULES, Finding, Severity
 from compiler.linter.misused_values import misused_values
-from compiler.linter.replicated_terms import replicated_terms
 
 
 def findings(
@@ -36,7 +35,6 @@ def findings(
     mistakes = [
         *misused_values(facts, written or {}),
         *misused_collectives(facts),
-        *replicated_terms(facts),
         *collective_sizes(facts),
     ]
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))

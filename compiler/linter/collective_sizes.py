@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from compiler.ir import access
-from compiler.ir.collectives import Collective, Kind
+from compiler.ir.collectives import Collective, Kind, collectives
 from compiler.ir.row_ops import divides
 from compiler.linter.facts import LintFacts
 from compiler.linter.finding import Finding
@@ -22,13 +22,11 @@ Shapes = dict[fx.Node, list[tuple[int, ...]]]
 def collective_sizes(facts: LintFacts) -> Iterator[Finding]:
     """Yield findings about the sizes of the collectives' operands."""
     shapes, origins = _rank_dependent_shapes(facts), _origins(facts)
-    for node in facts.nodes:
-        what = facts.collective(node)
-        if what is None or (ranks := facts.graph.mesh.group(what.group).axis_size) == 1:
-            continue
+    for node, what in collectives(facts.graph.graph):
+        ranks = facts.graph.mesh.group(what.group).axis_size
         if what.kind is Kind.REDUCE_SCATTER:
             yield from _uneven_rows(facts, node, what, ranks)
-        if what.kind is not Kind.ALL_TO_ALL:
+        if what.kind is not Kind.ALL_TO_ALL and ranks > 1:
             yield from _different_sizes(facts, node, what, shapes, origins)
 
 

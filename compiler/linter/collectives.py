@@ -1,17 +1,21 @@
-"""Collectives: reductions over the wrong ranks or values, gathers of what should be summed."""
+"""Collectives: reductions over wrong ranks, values or terms, gathers of what should be summed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import fx
 
-from compiler.analysis.placements import REDUCING
+from compiler.analysis.placements import PARTIAL, REDUCING
+from compiler.analysis.reductions import zeros
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Collective, Kind
+from compiler.ir.collectives import WAIT, Collective, Kind, collective, collectives
+from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.placement import Partial, Shard
-from compiler.ir.rules import BROADCAST, Meaning, contraction
+from compiler.ir.rules import BROADCAST, Meaning, Term, contraction
 from compiler.linter.facts import ADDING, LintFacts, listed
 from compiler.linter.finding import Finding
 
@@ -31,112 +35,188 @@ SUMS = frozenset(
 
 def misused_collectives(facts: LintFacts) -> Iterator[Finding]:
     """Yield findings about reductions, gathers, and collectives that nothing depends on."""
-    for node in facts.nodes:
-        what = facts.collective(node)
-        if what is None:
-            continue
-        axes = facts.group_axes(what)
+    seen: dict[ReplicaGroups, set[fx.Node]] = {}
+    for node, what in collectives(facts.graph.graph):
         if node not in facts.live:
+            problem = f"nothing that the graph returns depends on this {what.kind}"
             yield facts.finding(
-                "unused-collective",
-                node,
-                f"nothing that the graph returns depends on this {what.kind}",
-                "use its result, or leave it out",
+                "unused-collective", node, problem, "use its result, or leave it out"
             )
         elif what.kind in REDUCING:
-            yield from _counts_equals(facts, node, what, axes)
-            yield from _of_other_kind(facts, node, what, axes or ())
-            yield from _sums_shards(facts, node, what, axes or ())
+            terms = SummedTerms(facts, node, what)
+            yield from (*terms.equal_operand(), *terms.other_kind(), *terms.shards())
+            if what.op == "sum":
+                yield from terms.replicated(
+                    seen.setdefault(facts.graph.mesh.group(what.group), set())
+                )
         elif what.kind in (Kind.ALL_GATHER, Kind.BROADCAST):
-            yield from _gathers(facts, node, what, axes or ())
+            yield from _gathers(facts, node, what)
 
 
-def _counts_equals(
-    facts: LintFacts, node: fx.Node, reduction: Collective, axes: tuple[str, ...] | None
-) -> Iterator[Finding]:
-    """A value that all ranks of the group, or of some of its axes, are sure to hold alike."""
-    kind, name = reduction.kind, facts.name(reduction.operand)
-    names = (reduction.group,) if axes is None else axes
-    equal = facts.equal(reduction.operand, names)
-    ranks = (
-        facts.graph.mesh.group(reduction.group).axis_size if axes is None else facts.ranks(equal)
-    )
-    if ranks == 1 or not equal or reduction.op not in ADDING:
-        return
-    if facts.counts_ranks(node, reduction, ranks):
-        return
-    owed = [
-        a
-        for a in facts.axes
-        if a not in names and facts.placement(reduction.operand, a) == Partial("sum")
-    ]
-    if axes is None or (len(equal) == len(axes) and not owed):
-        over = f"group {reduction.group!r}" if axes is None else listed(axes)
-        effect = (
-            f"multiplied by {ranks}" if reduction.op == "sum" else f"taken to the power of {ranks}"
-        )
-        own = ", this rank's rows of it" if kind is Kind.REDUCE_SCATTER else ""
-        yield facts.finding(
-            "double-reduction",
-            node,
-            f"{kind} over {over} of {name}, which is already the same on all {ranks} ranks: "
-            f"it is {effect}",
-            f"{name} itself{own}; if it is meant to hold addends, declare the placements of what "
-            "it is computed from",
-        )
-    else:
-        yield facts.finding(
-            "wrong-group",
-            node,
-            f"{kind} over {listed(axes)} of {name}, which is the same on every rank of "
-            f"{listed(a for a in axes if a in equal)}: it counts {ranks} times"
-            + (f"; the ranks of {listed(owed)} hold its addends" if owed else ""),
-            f"{kind} over {listed([a for a in axes if a not in equal] + owed)}",
-        )
+@dataclass(frozen=True)
+class SummedTerms:
+    """What one reduction takes to be addends: an operand, and the terms that it is a sum of.
 
+        sum over ranks of (a_r + b)  =  sum of a_r  +  n b
 
-def _of_other_kind(
-    facts: LintFacts, node: fx.Node, reduction: Collective, axes: tuple[str, ...]
-) -> Iterator[Finding]:
-    """An average of a partial sum, a sum of a partial maximum."""
-    operand, op = reduction.operand, reduction.op
-    kinds = [p.op for a in axes if isinstance(p := facts.placement(operand, a), Partial)]
-    if op == "avg" and "sum" in kinds:
-        if facts.is_rescaled(operand) or facts.is_scaled_later(node, facts.ranks(axes)):
+    A term that is the same on all n ranks counts n times. Terms are sought backward, as far as ops
+    are linear in the one operand that varies. Right are terms that are scaled by 1 / n on the way,
+    and constants, unless they join what is sure to be a partial sum.
+    """
+
+    facts: LintFacts
+    node: fx.Node
+    reduction: Collective
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The axes that are reduced over, or the group where it is not a product of axes."""
+        return self.facts.spanned(self.reduction)
+
+    @property
+    def over(self) -> str:
+        """``tp``, ``tp and ep``, or ``group 'odd'``."""
+        is_axes = set(self.names) <= self.facts.graph.mesh.axes.keys()
+        return listed(self.names) if is_axes else f"group {self.reduction.group!r}"
+
+    def count(self, *values: fx.Node) -> int:
+        """Return how many ranks of a group are sure to hold the same of all ``values``."""
+        equal = (self.facts.equal(x, self.names) for x in values)
+        return self.facts.ranks(frozenset(self.names).intersection(*equal))
+
+    def equal_operand(self) -> Iterator[Finding]:
+        """Yield the finding that ranks of the group are sure to hold the same operand."""
+        facts, reduction, operand = self.facts, self.reduction, self.reduction.operand
+        kind, name, count = reduction.kind, facts.name(operand), self.count(operand)
+        if count == 1 or reduction.op not in ADDING:
             return
-        kinds = ["sum"]
-    if kinds and {kinds[0], op} <= set(KINDS) and kinds[0] != op:
-        yield facts.finding(
-            "wrong-kind",
-            node,
-            f"{reduction.kind} takes the {op} over {listed(axes)} of {facts.name(operand)}, whose "
-            f"value is the {kinds[0]} of what the ranks hold",
-            f"{reduction.kind} with op = {kinds[0]}",
-        )
-
-
-def _sums_shards(
-    facts: LintFacts, node: fx.Node, reduction: Collective, axes: tuple[str, ...]
-) -> Iterator[Finding]:
-    """Blocks of more than one row added up; of one row each they are the rows themselves."""
-    operand, name = reduction.operand, facts.name(reduction.operand)
-    for axis in axes if reduction.op in ("sum", "avg") else ():
-        placement = facts.placement(operand, axis)
-        if isinstance(placement, Shard) and access.concrete_shape(operand)[placement.dim] != 1:
+        if facts.counts_ranks(self.node, reduction, count):
+            return
+        equal = facts.equal(operand, self.names)
+        owed = [
+            a for a in facts.axes if a not in self.names and facts.placement(operand, a) == PARTIAL
+        ]
+        if len(equal) == len(self.names) and not owed:
+            effect = "multiplied by" if reduction.op == "sum" else "taken to the power of"
+            own = ", this rank's rows of it" if kind is Kind.REDUCE_SCATTER else ""
             yield facts.finding(
-                "sums-shards",
-                node,
-                f"{reduction.kind} over {axis} of {name}, of which every rank holds another block "
-                f"along dimension {placement.dim} ({placement}): it adds elements that do not "
-                "belong together",
-                f"all_gather({name}) over {axis}, or the sum before {name} is cut",
+                "double-reduction",
+                self.node,
+                f"{kind} over {self.over} of {name}, which is already the same on all {count} "
+                f"ranks: it is {effect} {count}",
+                f"{name} itself{own}; if it is meant to hold addends, declare the placements of "
+                "what it is computed from",
+            )
+        else:
+            yield facts.finding(
+                "wrong-group",
+                self.node,
+                f"{kind} over {self.over} of {name}, which is the same on every rank of "
+                f"{listed(a for a in self.names if a in equal)}: it counts {count} times"
+                + (f"; the ranks of {listed(owed)} hold its addends" if owed else ""),
+                f"{kind} over {listed([a for a in self.names if a not in equal] + owed)}",
             )
 
+    def other_kind(self) -> Iterator[Finding]:
+        """Yield the finding about an average of a partial sum, a sum of a partial maximum."""
+        facts, operand, op = self.facts, self.reduction.operand, self.reduction.op
+        placements = (facts.placement(operand, a) for a in self.names)
+        kinds = [p.op for p in placements if isinstance(p, Partial)]
+        if op == "avg" and "sum" in kinds:
+            is_mean = facts.is_rescaled(operand)
+            kinds = ["sum"]
+            if is_mean or facts.is_scaled_later(self.node, facts.ranks(self.names)):
+                return
+        if kinds and {kinds[0], op} <= set(KINDS) and kinds[0] != op:
+            kind = self.reduction.kind
+            yield facts.finding(
+                "wrong-kind",
+                self.node,
+                f"{kind} takes the {op} over {self.over} of {facts.name(operand)}, whose value is "
+                f"the {kinds[0]} of what the ranks hold",
+                f"{kind} with op = {kinds[0]}",
+            )
 
-def _gathers(
-    facts: LintFacts, node: fx.Node, gather: Collective, axes: tuple[str, ...]
-) -> Iterator[Finding]:
-    """An all_gather or a broadcast, by what becomes of its result."""
+    def shards(self) -> Iterator[Finding]:
+        """Yield findings about blocks that are added up; blocks of one row are the rows."""
+        facts, operand = self.facts, self.reduction.operand
+        name, shape = facts.name(operand), access.concrete_shape(operand)
+        for axis in self.names if self.reduction.op in ("sum", "avg") else ():
+            placement = facts.placement(operand, axis)
+            if isinstance(placement, Shard) and shape[placement.dim] != 1:
+                yield facts.finding(
+                    "sums-shards",
+                    self.node,
+                    f"{self.reduction.kind} over {axis} of {name}, of which every rank holds "
+                    f"another block along dimension {placement.dim} ({placement}): it adds "
+                    "elements that do not belong together",
+                    f"all_gather({name}) over {axis}, or the sum before {name} is cut",
+                )
+
+    def replicated(self, seen: set[fx.Node]) -> Iterator[Finding]:
+        """Yield findings about terms that count more than once, in values not ``seen`` yet."""
+        ranks = self.facts.graph.mesh.group(self.reduction.group).axis_size
+        zero = zeros(self.facts.graph)
+        stack = [self.reduction.operand]
+        while stack:
+            node = stack.pop()
+            rule = self.facts.rule(node)
+            if node in seen or rule is None or rule.terms is None or rule.rank_dependent:
+                continue
+            seen.add(node)
+            operands = access.operands(node)
+            for term in rule.terms:
+                factors = [operands[i] for i in term.operands]
+                read = [operands[i] for i in term.reads]
+                if any(x in zero for x in factors):
+                    continue
+                extra = self.count(*read) // self.count(node)
+                if extra > 1 and not self.is_meant(node, term, extra):
+                    yield self.finding(node, term, extra)
+                varying = [x for x in read if self.count(x) < ranks]
+                if len(varying) == 1 and varying[0] in factors:
+                    stack.append(varying[0])
+
+    def is_meant(self, node: fx.Node, term: Term, extra: int) -> bool:
+        """Return whether the term is scaled to count once, or a constant beside no partial sum."""
+        operands = access.operands(node)
+        factors = [operands[i] for i in term.operands]
+        if all(x in self.facts.constants for x in factors):
+            return not any(self.facts.partial_axes(x) for x in operands)
+        return any(self.facts.is_scaled(x, extra, term.coefficient) for x in factors)
+
+    def finding(self, node: fx.Node, term: Term, extra: int) -> Finding:
+        """Return the finding about a term that is counted ``extra`` times."""
+        facts = self.facts
+        first = access.operands(node)[term.operands[0]] if term.operands else None
+        name = "a constant" if first is None else facts.name(first)
+        again = None if first is None else self.reduced_by(first)
+        how = f"the {again} over all ranks already" if again else "the same on every rank"
+        result = f"{facts.name(self.node)} = {self.reduction.kind} over {self.over}"
+        return facts.finding(
+            "replicated-term",
+            node,
+            f"{facts.op(node)} adds {name}, which is {how}, to what {result} adds up: it counts "
+            f"{extra} times",
+            f"add {name} after {facts.name(self.node)}, on one rank only, or scaled by 1/{extra}"
+            + ("; or leave out its own reduction" if again == "sum" else ""),
+        )
+
+    def reduced_by(self, node: fx.Node) -> str | None:
+        """Return the kind of reduction over the same ranks in whose result ``node`` is linear."""
+        mesh = self.facts.graph.mesh
+        past = self.facts.linear_past(node)
+        for step in [node, *(access.operands(x)[i] for x, term, _ in past for i in term.operands)]:
+            what = collective(step)
+            if what is not None and what.kind in REDUCING:
+                same = mesh.group(what.group) == mesh.group(self.reduction.group)
+                return what.op if same else None
+        return None
+
+
+def _gathers(facts: LintFacts, node: fx.Node, gather: Collective) -> Iterator[Finding]:
+    """Yield the finding about an all_gather or a broadcast, by what becomes of its result."""
+    axes = facts.spanned(gather)
     name, ranks = facts.name(gather.operand), facts.ranks(axes)
     partial = [a for a in axes if a in facts.partial_axes(gather.operand)]
     if partial:

@@ -11,11 +11,18 @@ from functools import cached_property
 import torch
 from torch import fx
 
-from compiler.analysis.placements import REDUCING, REPLICATE, VARYING, Violation, placements
+from compiler.analysis.placements import (
+    PARTIAL,
+    REDUCING,
+    REPLICATE,
+    VARYING,
+    Violation,
+    placements,
+)
 from compiler.analysis.reductions import zeros
 from compiler.analysis.replication import replicated_over, replication
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Partial, Placement, Placements
 from compiler.ir.rules import Call, Meaning, Term, contraction, meaning_of
@@ -62,64 +69,65 @@ class LintFacts:
         """
         mistakes: dict[tuple[fx.Node, str], Violation] = {}
 
-        def on_violation(violation: Violation) -> Placements | None:
-            mistake, result = self.judge(violation)
-            if mistake is not None:
-                mistakes.setdefault((violation.node, violation.axis), mistake)
-            return result
+        def intended(violation: Violation) -> Placements | None:
+            node, axis, operands = violation.node, violation.axis, violation.operands
+            match violation.kind:
+                case "wrong-group":
+                    return violation.intended if self.is_wrong_group(violation) else None
+                case "nonlinear-on-partial" if self.is_compressed(operands[0]):
+                    return None
+                case "missing-reduction" if not self.is_missing(violation):
+                    return violation.placements
+                case "sharded-meets-whole":
+                    sure = [x for x in self.whole(violation) if self.equal(x, (axis,))]
+                    if not sure:
+                        return violation.intended
+                    operands = sure[0], operands[1]
+            mistakes.setdefault((node, axis), replace(violation, operands=operands))
+            return violation.intended
 
-        return placements(self.graph, on_violation), tuple(mistakes.values())
+        return placements(self.graph, intended), tuple(mistakes.values())
 
     def placement(self, node: fx.Node, axis: str) -> Placement:
-        """Return what the ranks of ``axis`` hold of a value."""
-        position = list(self.graph.mesh.axes).index(axis)
-        return self.analysis[0][node][position] if node in self.analysis[0] else VARYING
+        """Return what the ranks of ``axis`` hold of a value; of groups nothing is known."""
+        by_axis = dict(zip(self.graph.mesh.axes, self.analysis[0].get(node, ()), strict=False))
+        return by_axis.get(axis, VARYING)
 
     def partial_axes(self, node: fx.Node) -> list[str]:
         """Return the axes over which a value is a partial result."""
         return [a for a in self.axes if isinstance(self.placement(node, a), Partial)]
 
-    def judge(self, violation: Violation) -> tuple[Violation | None, Placements | None]:
-        """Return the mistake, if it is one, and the placements that were intended."""
-        match violation.kind:
-            case "wrong-group":
-                return None, violation.intended if self.is_wrong_group(violation) else None
-            case "nonlinear-on-partial" if self.is_compressed(violation.operand):
-                return None, None
-            case "missing-reduction" if not self.is_missing(violation):
-                return None, violation.placements
-            case "sharded-meets-whole":
-                for i, x in enumerate(access.operands(violation.node)):
-                    is_whole = violation.placements[i] == REPLICATE != violation.intended[i]
-                    if is_whole and x not in self.constants and self.equal(x, (violation.axis,)):
-                        return replace(violation, operand=x), violation.intended
-                return None, violation.intended
-        return violation, violation.intended
+    def whole(self, violation: Violation) -> list[fx.Node]:
+        """Return the operands, constants apart, that are whole where they should be cut."""
+        operands = access.operands(violation.node)
+        pairs = zip(operands, violation.placements, violation.intended, strict=True)
+        return [x for x, p, q in pairs if p == REPLICATE != q and x not in self.constants]
 
     def is_wrong_group(self, violation: Violation) -> bool:
         """Return whether a reduction counts equal values and leaves addends over another axis."""
         reduction = collective(violation.node)
-        assert reduction is not None, "a reduction"
-        is_sum = violation.placements == (Partial("sum"),) and reduction.op in ADDING
-        equal = self.equal(reduction.operand, self.group_axes(reduction) or ())
+        if reduction is None or reduction.op not in ADDING or PARTIAL not in violation.placements:
+            return False
+        equal = self.equal(reduction.operand, self.spanned(reduction))
         count = self.ranks(equal)
-        return is_sum and bool(equal) and not self.counts_ranks(violation.node, reduction, count)
+        return bool(equal) and not self.counts_ranks(violation.node, reduction, count)
 
     def is_missing(self, violation: Violation) -> bool:
         """Return whether a partial sum is used as if it were reduced, and never reduced later.
 
         That is: multiplied by a shard, or added to a value that is the same on all ranks.
         """
-        term, read = violation.term, access.operands(violation.node)
+        node, term, count = violation.node, violation.term, self.ranks((violation.axis,))
         assert term is not None, "missing in a term"
         if any(isinstance(violation.placements[i], Partial) for i in term.operands):
             return True
-        added, count = [read[i] for i in term.operands], self.ranks((violation.axis,))
-        return not (
-            Partial("sum") not in violation.placements
-            or violation.axis in self.awaited[violation.node]
-            or any(violation.placements[i] != REPLICATE for i in term.reads)
-            or any(x in self.zeros or self.is_scaled(x, count, term.coefficient) for x in added)
+        added = [access.operands(node)[i] for i in term.operands]
+        return (
+            PARTIAL in violation.placements
+            and violation.axis not in self.awaited[node]
+            and all(violation.placements[i] == REPLICATE for i in term.reads)
+            and zeros(self.graph).isdisjoint(added)
+            and not any(self.is_scaled(x, count, term.coefficient) for x in added)
         )
 
     def is_compressed(self, node: fx.Node) -> bool:
@@ -146,11 +154,6 @@ class LintFacts:
         return self.graph.meanings.get(node)
 
     @cached_property
-    def zeros(self) -> frozenset[fx.Node]:
-        """Values that are zero everywhere."""
-        return zeros(self.graph)
-
-    @cached_property
     def constants(self) -> frozenset[fx.Node]:
         """Values that no input takes part in."""
         constants: set[fx.Node] = set()
@@ -173,32 +176,25 @@ class LintFacts:
         """Axes over which a later reduction adds up the value, or something linear in it."""
         awaited: dict[fx.Node, set[str]] = {node: set() for node in self.nodes}
         for node in reversed(self.nodes):
-            axes = awaited[node]
-            if (started := self.collective(node)) is not None:
-                if started.kind in REDUCING:
-                    awaited[started.operand] |= axes | set(self.group_axes(started) or ())
-            elif node.target is WAIT:
-                awaited[access.operands(node)[0]] |= axes
-            elif (rule := self.rule(node)) is not None and rule.terms:
+            axes, operands, rule = awaited[node], access.operands(node), self.rule(node)
+            if (what := collective(node)) is not None and what.kind in REDUCING:
+                awaited[what.operand] |= axes | set(self.spanned(what))
+            elif rule is not None and rule.terms:
                 for i in {i for term in rule.terms for i in term.operands}:
-                    awaited[access.operands(node)[i]] |= axes
+                    awaited[operands[i]] |= axes
         return awaited
 
-    def collective(self, node: fx.Node) -> Collective | None:
-        """Return the collective that ``node`` starts."""
-        return collective(node) if node.target in OPS else None
-
-    def group_axes(self, what: Collective) -> tuple[str, ...] | None:
+    def spanned(self, what: Collective) -> tuple[str, ...]:
         """Return the axes of more than one rank that the group spans.
 
-        None if it is not a product of axes.
+        Where it is not a product of axes, the group itself.
         """
-        spanned = self.graph.mesh.axes_of(what.group)
-        return None if spanned is None else tuple(a for a in spanned if a in self.axes)
+        axes = self.graph.mesh.axes_of(what.group)
+        return (what.group,) if axes is None else tuple(a for a in axes if a in self.axes)
 
-    def ranks(self, axes: Iterable[str]) -> int:
-        """Return the number of ranks along ``axes``."""
-        return math.prod(self.graph.mesh.axes[axis] for axis in axes)
+    def ranks(self, names: Iterable[str]) -> int:
+        """Return the number of ranks along axes, or of a group."""
+        return math.prod(self.graph.mesh.group(name).axis_size for name in names)
 
     def equal(self, node: fx.Node, names: Iterable[str]) -> frozenset[str]:
         """Return those axes or groups whose ranks are sure to hold the same.
@@ -241,20 +237,19 @@ class LintFacts:
 
     def is_scaled_later(self, node: fx.Node, factor: float, past: float = 1.0) -> bool:
         """Return whether all that reads ``node`` is multiplied by ``factor``, or may be."""
-        return bool(node.users) and all(
-            self._is_scaled_by(reader, factor, past) for reader in node.users
-        )
 
-    def _is_scaled_by(self, node: fx.Node, factor: float, past: float) -> bool:
-        if node in self.unsure:
-            return True
-        if node.target is WAIT:
-            return self.is_scaled_later(node, factor, past)
-        rule = self.rule(node)
-        if rule is None or rule.terms is None or [len(t.reads) for t in rule.terms] != [1]:
-            return False
-        past *= _scale(rule.terms[0])
-        return _is_share(past, 1 / factor) or self.is_scaled_later(node, factor, past)
+        def is_scaled(reader: fx.Node) -> bool:
+            if reader in self.unsure:
+                return True
+            if reader.target is WAIT:
+                return self.is_scaled_later(reader, factor, past)
+            rule = self.rule(reader)
+            if rule is None or rule.terms is None or [len(t.reads) for t in rule.terms] != [1]:
+                return False
+            product = past * _scale(rule.terms[0])
+            return _is_share(product, 1 / factor) or self.is_scaled_later(reader, factor, product)
+
+        return bool(node.users) and all(map(is_scaled, node.users))
 
     def is_rescaled(self, node: fx.Node) -> bool:
         """Return whether any factor that could be 1 / count was applied on the way to ``node``."""

@@ -24,10 +24,10 @@ def misused_values(facts: LintFacts, written: Mapping[int, str]) -> Iterator[Fin
     """
     unreduced: set[tuple[fx.Node, str]] = set()
     for mistake in facts.analysis[1]:
-        pair = mistake.operand, mistake.axis
-        if mistake.node in facts.live and pair not in unreduced:
-            if mistake.axis in facts.partial_axes(mistake.operand):
-                unreduced.add(pair)
+        operand, axis = mistake.operands[0], mistake.axis
+        if mistake.node in facts.live and (operand, axis) not in unreduced:
+            if axis in facts.partial_axes(operand):
+                unreduced.add((operand, axis))
             yield _misused(facts, mistake)
     for node, how in _leaving(facts, written):
         axes = facts.partial_axes(node)
@@ -57,12 +57,12 @@ def _leaving(facts: LintFacts, written: Mapping[int, str]) -> Iterator[tuple[fx.
 def _misused(facts: LintFacts, mistake: Violation) -> Finding:
     """Return the finding about one call along one axis."""
     node, axis, op = mistake.node, mistake.axis, facts.op(mistake.node)
-    name, placement = facts.name(mistake.operand), facts.placement(mistake.operand, axis)
+    placements = [facts.placement(x, axis) for x in mistake.operands]
+    name, other = (facts.name(x) for x in (*mistake.operands, node)[:2])
     partial = f"{name}, a partial sum over the {facts.ranks((axis,))} ranks of {axis}"
-    other, beside = "", "a constant"
-    if mistake.other is not None:
-        other, against = facts.name(mistake.other), facts.placement(mistake.other, axis)
-        beside = f"{other}, which is {'whole' if against == REPLICATE else against}"
+    beside = "a constant"
+    if len(placements) > 1:
+        beside = f"{other}, which is {'whole' if placements[1] == REPLICATE else placements[1]}"
     problem, remedy = "", f"all_reduce({name}) over {axis} before {facts.name(node)}"
     match mistake.kind:
         case "nonlinear-on-partial":
@@ -88,7 +88,7 @@ def _misused(facts: LintFacts, mistake: Violation) -> Finding:
             )
         case "crossed-shards":
             problem = (
-                f"{op} combines {name}, which is {placement} over {axis}, with {beside}: "
+                f"{op} combines {name}, which is {placements[0]} over {axis}, with {beside}: "
                 f"each rank computes one block of the diagonal, and nobody the others"
             )
             remedy = f"an all_gather of {name} over {axis} first"
