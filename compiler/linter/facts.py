@@ -90,7 +90,8 @@ class LintFacts:
 
     def placement(self, node: fx.Node, axis: str) -> Placement:
         """Return what the ranks of ``axis`` hold of a value; of groups nothing is known."""
-        by_axis = dict(zip(self.graph.mesh.axes, self.analysis[0].get(node, ()), strict=False))
+        of, _ = self.analysis
+        by_axis = dict(zip(self.graph.mesh.axes, of.get(node, ()), strict=False))
         return by_axis.get(axis, VARYING)
 
     def partial_axes(self, node: fx.Node) -> list[str]:

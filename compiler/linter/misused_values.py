@@ -23,7 +23,8 @@ def misused_values(facts: LintFacts, written: Mapping[int, str]) -> Iterator[Fin
         written: output -> input that it is written back to.
     """
     unreduced: set[tuple[fx.Node, str]] = set()
-    for mistake in facts.analysis[1]:
+    _, mistakes = facts.analysis
+    for mistake in mistakes:
         operand, axis = mistake.operands[0], mistake.axis
         if mistake.node in facts.live and (operand, axis) not in unreduced:
             if axis in facts.partial_axes(operand):
