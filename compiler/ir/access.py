@@ -139,6 +139,11 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
     return _at(size.node.expr, tokens)
 
 
+def concrete_shape(node: fx.Node) -> tuple[int, ...]:
+    """Return the sizes of the node's tensor with every symbol at its hint."""
+    return tuple(concrete(size) for size in shape(node))
+
+
 @lru_cache(maxsize=1 << 14)
 def _at(expression: Any, tokens: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))

@@ -82,7 +82,7 @@ def test_a_model_needs_arguments() -> None:
     with pytest.raises(CommPlanError) as raised:
         lint(RowParallel(1))
     assert str(raised.value) == (
-        "a model that is no graph yet needs arguments to be captured with\n"
+        "example_inputs= must be the arguments of a call to capture, got None\n"
         "  found: RowParallel\n"
         "  remedy: pass example_inputs=, or an ExportedProgram"
     )

@@ -10,7 +10,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial
 from compiler.linter import Severity, findings
-from compiler.linter.facts import Known
+from compiler.linter.facts import LintFacts
 from tests.support.graphs import Builder, function
 
 SUM = "{axis = tp, op = sum}"
@@ -200,7 +200,7 @@ def test_factors_of_a_value_are_those_of_one_way_to_it() -> None:
     )]  # fmt: skip
     graph = function('%0 "x": f64[4]', *lines, "return %36")
     (last,) = access.results(access.output(graph.graph))
-    steps = [node.name for node, *_ in Known(graph).linear_past(last)]
+    steps = [node.name for node, *_ in LintFacts(graph).linear_past(last)]
     doubled = [f"v{i + step}" for i in reversed(squares) for step in (3, 2)]
     assert steps == [*doubled, *(f"v{i + 1}" for i in squares)]
 
