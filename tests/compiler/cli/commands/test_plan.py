@@ -194,7 +194,7 @@ def test_errors_of_planning_by_time(run, factories, rounded, two_sums, tmp_path)
         (("--machine", "abacus"), "no machine 'abacus'"),
         (("--compare", "h100x8"), "--compare needs a machine"),
         (("--plot", tmp_path / "x.png"), "--plot needs a machine"),
-        (("--machine", rounded, "--compare", "h100x8:none"), "a world size that is none"),
+        (("--machine", rounded, "--compare", "h100x8:none"), "cannot read --compare"),
         (("--machine", rounded, "--plot", tmp_path / "x.pdf"), "written as .png or .svg"),
         (("--machine", rounded, "--plot", tmp_path / "no" / "x.png"), "folder of the plot"),
         (("--machine", rounded, "--tp", 2), "2 ranks"),
