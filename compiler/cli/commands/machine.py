@@ -1,4 +1,4 @@
-"""``commplan machine``: what machines take for collectives and kernels, fitted or measured."""
+"""``commplan machine``: times of collectives and kernels on machines, shipped, fitted, measured."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def fit_machines(
 
 
 def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
-    """Every table with its errors, per machine."""
+    """Return every table with its errors, per machine."""
     return {
         name: [
             one.to_json()
@@ -204,7 +204,7 @@ def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
 
 
 def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
-    """A row per table: errors of the model, beside those of the table against itself."""
+    """Print a row per table: errors of the model, and of the table against itself."""
     table = Printed(
         "machine", "", "ranks", "library", "launch", "rows", "regimes", "median",
         "max > 1 MiB", "interpolated: median", "max > 1 MiB", "max, any size", box=SIMPLE,
@@ -234,7 +234,7 @@ def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -
 
 
 def missed_text(one: FittedTable) -> str:
-    """Why a table misses a target: its worst row, and rows that no monotone model can meet."""
+    """Return why a table misses a target: its worst row, and rows no monotone model can meet."""
     m, worst = one.measured, one.fit.errors.worst_bytes
     at = [payload for payload, _ in m.points].index(worst)
     around = ", ".join(f"{bytes_text(b)} {t:g} us" for b, t in m.points[max(at - 1, 0) : at + 2])
@@ -250,7 +250,7 @@ def missed_text(one: FittedTable) -> str:
 def print_unused(
     console: Console, rows: Sequence[Measurements], fitted: dict[str, tuple[FittedTable, ...]]
 ) -> None:
-    """Tables that no machine has: older versions, and GPUs without a machine."""
+    """Print which tables no machine has: older versions, and GPUs without a machine."""
     used = {one.measured for tables in fitted.values() for one in tables}
     _, older = newest(rows)
     for title, left in (
