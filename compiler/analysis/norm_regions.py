@@ -26,7 +26,7 @@ from compiler.check import Verdict, check
 from compiler.ir import access
 from compiler.ir.collectives import Collective
 from compiler.ir.fused_ops import why_unsupported
-from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import size_key
 
@@ -197,7 +197,7 @@ def real_graph(
     if found is None:
         return None
     graph.output((found,))
-    return spmd_graph(fx.GraphModule(nn.Module(), graph), Mesh({"tp": 1}))
+    return spmd_graph_of(nn.Module(), graph, Mesh({"tp": 1}))
 
 
 def _copied(emit: Emit, inner: tuple[fx.Node, ...], known: dict[fx.Node, Any]) -> fx.Node | None:

@@ -16,10 +16,11 @@ from compiler.analysis.partial_forms import PartialAssignment
 from compiler.analysis.reductions import Reduction, number_of, reduction_facts
 from compiler.analysis.row_shards import RowAssignment, at_hand, row_forms
 from compiler.cost.units import PS_PER_US
+from compiler.garbage import collection_paused
 from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
-from compiler.pipeline import Pass, Pipeline, collection_paused
+from compiler.pipeline import Pass, Pipeline
 from compiler.plan.alternatives import dispatches, norms_behind
 from compiler.plan.decision import Assignment, Decision, RewrittenGraph
 from compiler.plan.fused_kernels import NormBehind

@@ -22,7 +22,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.plan.export import reduction_assignment, row_assignment
 from passes import PlaceReductions, ShardRows
-from tests.case_files import CaseError
+from tests.support.case_files import CaseError
 
 VALUES = r"(%\d+(?:, %\d+)*)"
 PARTIAL = re.compile(VALUES + r": P(?: by (all_reduce|reduce_scatter) (\w+) over (\S+))?")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from passes import PASSES, RegroupSums
-from tests.case_files import Case, all_cases
-from tests.case_runner import Runner, checked_in_lockstep
 from tests.passes.assigned import AssignedReductions, AssignedRows
+from tests.support.case_files import Case, all_cases
+from tests.support.case_runner import Runner, checked_in_lockstep
 
 HERE = Path(__file__).parent
 REGISTRY = {

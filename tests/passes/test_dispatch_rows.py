@@ -23,7 +23,7 @@ from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from passes.dispatch_rows import send_rows
-from tests.machines import machine
+from tests.support.machines import machine
 
 RANKS = 4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passes import EliminateDeadCode
-from tests.graphs import Builder, Mesh, aten
+from tests.support.graphs import Builder, Mesh, aten
 
 
 def test_removes_assertions_about_types_but_no_others() -> None:

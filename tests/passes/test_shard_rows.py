@@ -10,7 +10,7 @@ from compiler.errors import PlanError
 from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
 from passes import ShardRows
-from tests.graphs import agree, function
+from tests.support.graphs import agree, function
 
 SUM = "{axis = tp, op = sum}"
 

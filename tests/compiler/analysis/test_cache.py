@@ -9,7 +9,7 @@ from compiler.analysis.cache import cached
 from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.analysis.replication import replication
 from compiler.ir.graph import SpmdGraph
-from tests.random_graphs import seeded
+from tests.support.random_graphs import seeded
 
 
 def test_an_analysis_runs_once_per_graph_and_arguments() -> None:

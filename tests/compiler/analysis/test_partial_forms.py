@@ -7,7 +7,7 @@ import pytest
 from compiler.analysis.partial_forms import PartialAssignment, readers
 from compiler.analysis.reductions import reduction_facts, reductions
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 SUM = "{axis = tp, op = sum}"
 MEET = function(

@@ -6,7 +6,7 @@ from compiler.analysis.linearity import why_not_linear
 from compiler.analysis.partial_values import PartialValue, addend, partial_values
 from compiler.analysis.reductions import is_reduction, reduction_facts, reductions, zeros
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 SUM = "{axis = tp, op = sum}"
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from compiler.analysis.norm_regions import real_graph
 from compiler.analysis.real_normal_form import is_nonnegative, real
+from tests.support.seeds import share
 
 aten = torch.ops.aten
 X = torch.tensor([[-3.0, -0.5, 2.0, 0.75], [1.25, -1.0, 4.0, 0.5]], dtype=torch.float64)
@@ -67,7 +68,7 @@ def run(graph: fx.Graph) -> torch.Tensor:
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_rewritten_calls_compute_the_same(first: int) -> None:
-    for seed in range(first, first + 100):
+    for seed in range(first, first + share(100)):
         graph = drawn(seed)
         wanted, got = run(graph), run(rewritten(graph))
         defined = wanted.isfinite()
@@ -76,11 +77,11 @@ def test_rewritten_calls_compute_the_same(first: int) -> None:
 
 def test_values_that_show_they_are_not_negative() -> None:
     shown = 0
-    for seed in range(300):
+    for seed in range(share(300)):
         graph = rewritten(drawn(seed))
         values = {n: n for n in graph.nodes if n.op == "call_function" and is_nonnegative(n)}
         shown += len(values)
         graph.output_node().args = ((*values,),)
         held = fx.Interpreter(fx.GraphModule({}, graph)).run(X, W)
         assert not any((x < 0).any() for x in held), seed
-    assert shown > 100
+    assert shown > share(100)

@@ -9,8 +9,8 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.mesh import Mesh
 from compiler.ir.text import print_graph
-from tests.graphs import Builder, aten
-from tests.random_graphs import seeded
+from tests.support.graphs import Builder, aten
+from tests.support.random_graphs import seeded
 
 
 def test_copies_are_the_same_graph_on_nodes_of_their_own() -> None:

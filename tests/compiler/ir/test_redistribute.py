@@ -12,8 +12,8 @@ from compiler.ir.dispatch import MARK
 from compiler.ir.mesh import Mesh
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.row_ops import share
-from tests.graphs import Builder, agree, aten, function
-from tests.random_graphs import symbolic_tokens
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import symbolic_tokens
 
 MESH = Mesh({"tp": 4})
 

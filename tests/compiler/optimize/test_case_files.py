@@ -13,8 +13,8 @@ from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
-from tests.case_files import Case, all_cases
-from tests.case_runner import Runner, checked_in_lockstep
+from tests.support.case_files import Case, all_cases
+from tests.support.case_runner import Runner, checked_in_lockstep
 
 
 @dataclass(frozen=True)

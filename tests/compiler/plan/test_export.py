@@ -24,9 +24,9 @@ from compiler.plan.reduction_cut import place_reductions
 from passes import EliminateDeadCode, PlaceReductions, ShardRows
 from tests.compiler.plan.labelings import facts_of
 from tests.compiler.plan.test_row_cut import authored
-from tests.graphs import function
-from tests.machines import machine
-from tests.random_graphs import LINEAR, seeded
+from tests.support.graphs import function
+from tests.support.machines import machine
+from tests.support.random_graphs import LINEAR, seeded
 
 
 def replayed(canonical: SpmdGraph, plan: CommPlan) -> SpmdGraph:

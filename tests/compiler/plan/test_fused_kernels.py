@@ -14,7 +14,7 @@ from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from passes.fuse_reduce_norm import fuse
-from tests.graphs import function
+from tests.support.graphs import function
 
 HIDDEN = 1024
 LAYER = (

@@ -21,12 +21,13 @@ from compiler.plan.prices import Bytes
 from compiler.plan.reduction_cut import place_reductions
 from passes import EliminateDeadCode, PlaceReductions
 from scripts.mutate.pairs import RandomPrices
-from tests.case_files import Case, all_cases, full_text
-from tests.case_runner import Runner
 from tests.compiler.plan.labelings import facts_of, forced, labelings, weight
-from tests.graphs import Builder, agree, aten, function
 from tests.passes.assigned import AssignedReductions
-from tests.random_graphs import KINDS, LINEAR, seeded
+from tests.support.case_files import Case, all_cases, full_text
+from tests.support.case_runner import Runner
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import KINDS, LINEAR, seeded
+from tests.support.seeds import share
 
 
 def small(seed: int) -> SpmdGraph:
@@ -38,7 +39,7 @@ def small(seed: int) -> SpmdGraph:
 
 def test_cut_is_the_least_of_all_labelings() -> None:
     compared = moved = 0
-    for seed in range(700):
+    for seed in range(share(700)):
         graph = small(seed)
         for facts, hoist in itertools.product(facts_of(graph), (True, False)):
             values = partial_values(facts)
@@ -53,14 +54,14 @@ def test_cut_is_the_least_of_all_labelings() -> None:
             compared += len(values) > 1
             moved += chosen != kept
     print(f"\n{compared} cuts compared, {moved} move a reduction")
-    assert compared > 900
-    assert moved > 120
+    assert compared > share(900)
+    assert moved > share(120)
 
 
 def test_no_labeling_gives_a_graph_with_less_payload() -> None:
     """Weights stand for what the rewritten graph really holds."""
     compared = 0
-    for seed in range(160):
+    for seed in range(share(160)):
         graph = EliminateDeadCode().apply(small(seed)).graph
         for facts in facts_of(graph):
             values = partial_values(facts)
@@ -70,7 +71,7 @@ def test_no_labeling_gives_a_graph_with_less_payload() -> None:
             least = min(measured(PartialAssignment(facts, partial)) for partial in every)
             assert measured(place_reductions(facts)) == least, seed
             compared += 1
-    assert compared > 60
+    assert compared > share(60)
 
 
 def measured(assignment: PartialAssignment) -> tuple[int, int]:
@@ -83,7 +84,7 @@ def measured(assignment: PartialAssignment) -> tuple[int, int]:
 def test_every_labeling_computes_the_same() -> None:
     """The rewrite is right for any placement, not only for the cheapest."""
     tried = 0
-    for seed in range(120):
+    for seed in range(share(120)):
         graph = small(seed)
         for facts in facts_of(graph):
             values = partial_values(facts)
@@ -93,7 +94,7 @@ def test_every_labeling_computes_the_same() -> None:
                 rewrite = PlaceReductions(PartialAssignment(facts, frozenset(partial)))
                 assert agree(graph, rewrite.apply(graph).graph, seeds=(0,)), seed
                 tried += 1
-    assert tried > 200
+    assert tried > share(200)
 
 
 CASES = [
@@ -118,7 +119,7 @@ def test_cases_of_the_pass_assign_what_is_cheapest(case: Case) -> None:
 
 
 def test_merging_never_hoists() -> None:
-    for seed in range(300):
+    for seed in range(share(300)):
         graph = small(seed)
         for facts in facts_of(graph):
             values = partial_values(facts)
