@@ -18,7 +18,7 @@ Saves     what the plan counted: work on rows, and all_gathers where nobody read
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import fx
@@ -132,7 +132,10 @@ class _Writer:
             else:
                 self.whole[node] = self.target.node_copy(node, self._whole)
                 origins[self.whole[node]] = node
-        return self.graph.with_graph(self.target, origins)
+        target = self.graph.with_graph(self.target, origins)
+        sums = {n: f.communicates for n, f in self.shares.items()}
+        sent = {self.own[n] for n, sum in sums.items() if sum and sum.operand in self.sent}
+        return replace(target, dispatched=target.dispatched | sent)
 
     def _read_size(self, node: fx.Node) -> fx.Node | None:
         """A size of a value that is computed as shares, without gathering it."""
@@ -154,8 +157,8 @@ class _Writer:
         elif found.kind is Kind.ALL_GATHER:
             self.own[node] = self._whole(found.operand)
         else:
-            addends, sent = self._whole(found.operand), found.operand in self.sent
-            self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), found.op, sent=sent)
+            addends = self._whole(found.operand)
+            self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), found.op)
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
         made = self.target.node_copy(

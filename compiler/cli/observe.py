@@ -11,7 +11,7 @@ from compiler.errors import CommPlanError, VerificationError
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
 from compiler.pipeline import Observer, PassRecord
-from passes import PASSES
+from passes import LOWERING, PLANNING
 
 ALL, CHANGED = "all", "changed"
 
@@ -64,7 +64,7 @@ def header(record: PassRecord) -> str:
 
 
 def _printing(which: str) -> Observer:
-    names = [each.name for each in PASSES]
+    names = dict.fromkeys(each.name for each in (*PLANNING, *LOWERING))
     if which not in (ALL, CHANGED, *names):
         raise CommPlanError(
             "--print-after names no pass",

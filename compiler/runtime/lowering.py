@@ -1,16 +1,17 @@
 """From a proven graph to the module that this process runs.
 
-In this order: rows go to the ranks that need them where the plan says so, but for compilers, which
-need sizes that do not depend on data; reductions with add + RMSNorm become fused ops where the
-group has a workspace;
-collectives start early and are waited for late; mesh names become this process's; gloo gathers
-CUDA tensors in host memory; inputs that the model updates are written in place.
+The passes of ``passes.LOWERING`` run first, each proved before its result is used: rows go to the
+ranks that need them where the plan says so, but for compilers, which need sizes that do not depend
+on data; reductions with add + RMSNorm become fused ops where the group has a workspace; collectives
+start early and are waited for late. Then the graph leaves the compiler: mesh names become this
+process's; gloo gathers CUDA tensors in host memory; inputs that the model updates are written in
+place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,14 @@ from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import workspace_for
 from compiler.runtime.kernels.workspace import SLOTS
 from compiler.runtime.process_groups import group_named, lowered
-from passes.dispatch_rows import send_rows
-from passes.fuse_reduce_norm import fuse
-from passes.schedule_collectives import scheduled
+from passes import LOWERING, DispatchRows, FuseReduceNorm
+from passes.fuse_reduce_norm import WhyUnserved
 
 KERNELS = ("auto", "off")
 """auto: fused kernels where CUDA, Triton and symmetric memory are there; off: none."""
@@ -59,6 +60,7 @@ def lower(
     mutations: Mapping[int, str],
     kernels: str = "auto",
     most: Mapping[str, int] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Lowered:
     """The module of a proven graph. All ranks call it together, since workspaces may be made.
 
@@ -68,38 +70,50 @@ def lower(
         mutations: graph output -> placeholder whose tensor it is written back to.
         kernels: one of ``KERNELS``.
         most: size symbol -> its greatest value, by which workspaces are sized; any for others.
+        observers: called after every pass.
     """
     workspaces = _Workspaces(local_groups, most or {})
-    sent, remarks = send_rows(graph)
-    if sent is not graph:
-        said = "rows are sent to the ranks that need them; under torch.compile they are gathered"
-        remarks.append(Remark(RemarkKind.NOTE, "", said))
-    module, in_place, fused = _module(graph, local_groups, mutations, kernels, workspaces)
+    fuse, remarks = _fuses(graph, kernels)
+    serve = workspaces if fuse else None
+
+    def form(source: SpmdGraph) -> tuple[fx.GraphModule, frozenset[int], Sequence[PassRecord]]:
+        pipeline = Pipeline(observers, check_each=True, drop_unproved=True)
+        module = lowered(run_passes(source, pipeline, serve), local_groups)
+        if count := gather_in_host_memory(module.graph):
+            why = f"{count} all_gathers go through host memory: gloo cannot gather CUDA tensors"
+            remarks.append(Remark(RemarkKind.NOTE, "", why))
+        in_place = update_inputs(module.graph, mutations)
+        module.recompile()
+        return module, in_place, pipeline.records
+
+    module, in_place, records = form(replace(graph, dispatched=frozenset()))
     eager = module
-    if sent is not graph:
-        eager, in_place, fused = _module(sent, local_groups, mutations, kernels, workspaces)
+    if graph.dispatched:
+        eager, in_place, records = form(graph)
+    if any(r.name == DispatchRows.name and r.changed for r in records):
+        why = "rows are sent to the ranks that need them; under torch.compile they are gathered"
+        remarks.append(Remark(RemarkKind.NOTE, "", why))
     eager = fx.GraphModule(eager, _copied(eager.graph))
     reduce_in_place(eager.graph)
     eager.recompile()
-    return Lowered(module, eager, in_place, (*remarks, *fused))
+    said = (r for record in records for r in record.remarks)
+    notes = (Remark(RemarkKind.NOTE, "", why) for why in dict.fromkeys(workspaces.notes))
+    return Lowered(module, eager, in_place, (*remarks, *said, *notes))
 
 
-def _module(
-    graph: SpmdGraph,
-    local_groups: Mapping[str, str],
-    mutations: Mapping[int, str],
-    kernels: str,
-    workspaces: _Workspaces,
-) -> tuple[fx.GraphModule, frozenset[int], list[Remark]]:
-    """One form of the graph, outputs that it writes in place, and what was and was not fused."""
-    fused, remarks = _fused(graph, kernels, workspaces)
-    module = lowered(fused.with_graph(scheduled(fused.graph), {}), local_groups)
-    if count := gather_in_host_memory(module.graph):
-        why = f"{count} all_gathers go through host memory: gloo cannot gather CUDA tensors"
-        remarks.append(Remark(RemarkKind.NOTE, "", why))
-    in_place = update_inputs(module.graph, mutations)
-    module.recompile()
-    return module, in_place, remarks
+def run_passes(graph: SpmdGraph, pipeline: Pipeline, why_unserved: WhyUnserved | None) -> SpmdGraph:
+    """The graph after ``passes.LOWERING``.
+
+    Args:
+        graph: a planned graph.
+        pipeline: runs the passes.
+        why_unserved: see ``FuseReduceNorm``; None: nothing is fused.
+    """
+    options = {DispatchRows: (graph.dispatched,), FuseReduceNorm: (why_unserved,)}
+    for step in LOWERING:
+        if step is not FuseReduceNorm or why_unserved is not None:
+            graph = pipeline.run(step(*options.get(step, ())), graph)
+    return graph
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -108,19 +122,14 @@ def _copied(graph: fx.Graph) -> fx.Graph:
     return made
 
 
-def _fused(
-    graph: SpmdGraph, kernels: str, workspaces: _Workspaces
-) -> tuple[SpmdGraph, list[Remark]]:
-    """The graph with fused ops, and remarks; on other devices than CUDA there is nothing to say."""
+def _fuses(graph: SpmdGraph, kernels: str) -> tuple[bool, list[Remark]]:
+    """Whether to fuse, and what to say of it: nothing on other devices than CUDA."""
     payloads = [access.tensor(c.operand) for _, c in collectives(graph.graph)]
     if not any(x.device.type == "cuda" for x in payloads):
-        return graph, []
+        return False, []
     if kernels == "off":
-        return graph, [Remark(RemarkKind.NOTE, "", "kernels 'off': no reduction was fused")]
-    fused, remarks = fuse(graph, workspaces)
-    if fused is not graph:
-        remarks += [Remark(RemarkKind.NOTE, "", why) for why in dict.fromkeys(workspaces.notes)]
-    return fused, remarks
+        return False, [Remark(RemarkKind.NOTE, "", "kernels 'off': no reduction was fused")]
+    return True, []
 
 
 class _Workspaces:
@@ -135,7 +144,7 @@ class _Workspaces:
         self.notes: list[str] = []
 
     def __call__(self, group_name: str, operands: Sequence[fx.Node]) -> str | None:
-        """See ``fusing.Served``."""
+        """See ``passes.fuse_reduce_norm.WhyUnserved``."""
         group = group_named(self._local.get(group_name, group_name))
         if dist.get_backend(group) == "fake":
             return "a fake process group has no other ranks"

@@ -9,12 +9,21 @@ from typing import ClassVar
 import pytest
 
 from compiler.check import check
+from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
-from passes import Canonicalize, EliminateDeadCode, RegroupSums, UnshardRows
+from passes import (
+    Canonicalize,
+    DispatchRows,
+    EliminateDeadCode,
+    FuseReduceNorm,
+    RegroupSums,
+    ScheduleCollectives,
+    UnshardRows,
+)
 from tests.case_files import Case, all_cases
 from tests.case_runner import Runner
 from tests.graphs import agree
@@ -49,6 +58,17 @@ class PlacedReductions:
         return PassResult(result.spmd, remarks, changed)
 
 
+@dataclass(frozen=True)
+class DispatchAll:
+    """dispatch-rows by a plan that chose every reduction of a graph."""
+
+    name: ClassVar[str] = DispatchRows.name
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        sums = frozenset(c.result for _, c in collectives(graph.graph) if c.op and c.result)
+        return DispatchRows(sums).apply(graph)
+
+
 def checked(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:
     """The checker's verdict, which ranks in lockstep must confirm."""
     report = check(source, target)
@@ -57,11 +77,19 @@ def checked(source: SpmdGraph, target: SpmdGraph) -> tuple[str, str]:
     return str(report.verdict), report.explanation
 
 
+def why_far(group: str, _: object) -> str | None:
+    """Why a group has no workspace: that of the axis ``far``."""
+    return "its ranks are far apart" if group == "far" else None
+
+
 REGISTRY = {
     "canonicalize": Canonicalize,
+    "dispatch-rows": DispatchAll,
     "eliminate-dead-code": EliminateDeadCode,
+    "fuse-reduce-norm": lambda: FuseReduceNorm(why_far),
     "place-reductions": PlacedReductions,
     "regroup-sums": RegroupSums,
+    "schedule-collectives": ScheduleCollectives,
     "unshard-rows": UnshardRows,
 }
 CASES = all_cases(Path(__file__).parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import print_graph, to_dot, to_json, value_count
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Pipeline
+from compiler.runtime.lowering import run_passes
 
 
 class Format(StrEnum):
@@ -87,6 +89,7 @@ def dump(
     blocks, P partial sums, V something else or not known.
 
     The optimized graph is printed whatever the checker would say of it; `plan` and `check` tell.
+    Options that look at passes see those of planning, then those that make a planned graph run.
 
     `commplan dump step3p5 --format html --layers 3-4 -o layers.html`
     """
@@ -112,6 +115,9 @@ def dump(
                 pipeline=pipeline,
                 widen=widen,
             )
+            if debugging.any or check_each:  # as on ranks that can run every fused op
+                lowering = replace(pipeline, records=list(result.records))
+                run_passes(result.spmd, lowering, why_unserved=lambda *_: None)
         graphs["after"] = result.spmd
     kept = ("before", "after") if both else ("before",) if before else ("after",)
     graphs = {side: graphs[side] for side in kept}
