@@ -93,13 +93,7 @@ def _match(graph: SpmdGraph, node: fx.Node) -> Match | str:
 
 @dataclass
 class _Writer:
-    """Writes the graph with rows sent.
-
-    Attributes:
-        graph: the source.
-        matches: results of reduce_scatters -> what is sent instead.
-        values: node of the source -> the same in the target.
-    """
+    """Writes the graph with rows sent; ``values``: node of the source -> the same there."""
 
     graph: SpmdGraph
     matches: Mapping[fx.Node, Match]
@@ -134,12 +128,11 @@ class _Writer:
         ids = shares[inputs.index(who.ids)]
         count = self._size(ids)
         total = total or self._call(node, operator.mul, rows, count, ranks)
-        received = [resized(access.tensor(x), 0, rows) for x in shares]
-        places = access.tensor(ids).new_empty([rows], dtype=torch.int64)
-        gives = [*received, places, torch.empty([2, ranks], dtype=torch.int64)]
-        sent = self._call(
-            node, DISPATCH_ROWS, gives, shares, ids, [*who.first], [*who.end], total, group
-        )
+        gives = [resized(access.tensor(x), 0, rows) for x in shares]
+        gives.append(access.tensor(ids).new_empty([rows], dtype=torch.int64))
+        gives.append(torch.empty([2, ranks], dtype=torch.int64))
+        arguments = shares, ids, [*who.first], [*who.end], total, group
+        sent = self._call(node, DISPATCH_ROWS, gives, *arguments)
         parts = [self._call(node, operator.getitem, x, sent, i) for i, x in enumerate(gives)]
         partial = self._on_rows(match.region, parts)
         back = partial, *parts[-2:], count, group
@@ -149,25 +142,16 @@ class _Writer:
         """Writes a region on rows received; numbers of rows are read off these."""
         values = dict(zip(inner.inputs, received, strict=False))
         rows = access.shape(inner.inputs[0])[0]
-        sizes: dict[int, fx.Node] = {}
 
-        def size(times: int) -> fx.Node:
-            if times not in sizes:
-                one = size(1) if times > 1 else self._size(received[0])
-                sizes[times] = one if times == 1 else self._call(
-                    one, operator.mul, rows * times, one, times
-                )  # fmt: skip
-            return sizes[times]
+        def read(x: fx.Node) -> fx.Node:
+            if x not in values and (times := _times(x.meta.get("val"), rows)):
+                one = self._size(received[0])
+                scaled = access.value(x), one, times
+                values[x] = one if times == 1 else self._call(x, operator.mul, *scaled)
+            return values.get(x) or self.values[x]
 
         for node in inner.nodes:
-            # Node by node: arguments that are sizes may need nodes of their own first.
-            operands = {
-                x: values[x] if x in values
-                else size(times) if (times := _times(x.meta.get("val"), rows))
-                else self.values[x]
-                for x in node.all_input_nodes
-            }  # fmt: skip
-            values[node] = self.target.node_copy(node, operands.__getitem__)
+            values[node] = self.target.node_copy(node, read)
             _state_sizes(values[node])
         return values[inner.output]
 
@@ -190,11 +174,9 @@ def _gathered(node: fx.Node, group: str) -> tuple[fx.Node, fx.Node | None] | Non
         return None
     if not trims:
         return gather.operand, None
-    written = access.written_arguments(node)
-    first = (written["dim"], written["start"] or 0, written["step"]) == (0, 0, 1)
-    return (
-        (gather.operand, written["end"]) if first and isinstance(written["end"], fx.Node) else None
-    )
+    dim, start, end, step = list(access.written_arguments(node).values())[1:]
+    from_first = (dim, start or 0, step) == (0, 0, 1)
+    return (gather.operand, end) if from_first and isinstance(end, fx.Node) else None
 
 
 def _state_sizes(node: fx.Node) -> None:

@@ -194,7 +194,6 @@ class _Writer:
     def _share(self, node: fx.Node, match: Match) -> None:
         """This rank's rows of the gathered norm, for those that read no others."""
         group = match.reduction.group
-        ranks = self.graph.mesh.group(group).axis_size
-        read = self.values[match.y], 0, ranks, group
+        read = self.values[match.y], 0, self.graph.mesh.group(group).axis_size, group
         self.values[node] = self.target.call_function(ALL_SLICE, read)
         self.values[node].meta = dict(node.meta)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -155,16 +154,22 @@ class Recognizer:
 
         def region(emit: Emit, x: fx.Node, residual: fx.Node, factors: fx.Node) -> fx.Node | None:
             values = {addition: emit(aten.add.Tensor, x, residual), weight: factors}
-            return _copied(emit, inner, values)
+            for node in inner:
+                if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
+                    return None  # a number that may be that of the rows, which are others here
+                args, kwargs = access.map_operands(node, values.__getitem__)
+                values[node] = emit(node.target, *args, **kwargs)
+            return values[inner[-1]]
+
+        def fused(emit: Emit, *operands: fx.Node) -> fx.Node:
+            return emit(operator.getitem, emit(ALL_REDUCE_NORM, *operands, eps, offset, "tp"), 0)
 
         source = _on_few_rows(addition, weight, region)
-        if source is None:
-            return None
-        numbers = sorted({x for node in inner for x in _numbers(node)})
+        numbers = sorted({x for node in inner for x in _numbers(node)}) if source else ()
         for eps in (x for x in numbers if x > 0):
             for offset in dict.fromkeys((0.0, *numbers)):
-                target = _on_few_rows(addition, weight, partial(_fused, eps, offset))
-                if target is not None and check(source, target).verdict.runs:
+                target = _on_few_rows(addition, weight, fused)
+                if source and target and check(source, target).verdict.runs:
                     return eps, offset
         return None
 
@@ -172,12 +177,9 @@ class Recognizer:
 def _on_few_rows(
     addition: fx.Node, weight: fx.Node, body: Callable[..., fx.Node | None]
 ) -> SpmdGraph | None:
-    """Return a graph of what the sum has as operands, and a weight; None for other ops than these.
+    """A graph of two rows of the addition's operands, and a weight; None for ops of other rows.
 
-    Args:
-        addition: says how wide rows are, and of which element type.
-        weight: likewise.
-        body: adds nodes through the function it is given, and returns the result.
+    ``body`` adds nodes through the function that it gets, and returns the result.
     """
     graph = fx.Graph()
 
@@ -194,28 +196,12 @@ def _on_few_rows(
         node.meta["val"] = torch.empty(shape, dtype=access.dtype(like), device="meta")
     try:
         result = body(emit, *inputs)
-    except (OverflowError, RuntimeError, TypeError, ValueError):  # not of so many rows
-        return None
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        result = None
     if result is None:
         return None
     graph.output((result,))
     return spmd_graph(fx.GraphModule(nn.Module(), graph), Mesh({"tp": 1}))
-
-
-def _fused(eps: float, offset: float, emit: Emit, *operands: fx.Node) -> fx.Node:
-    return emit(operator.getitem, emit(ALL_REDUCE_NORM, *operands, eps, offset, "tp"), 0)
-
-
-def _copied(
-    emit: Emit, inner: tuple[fx.Node, ...], values: dict[fx.Node, fx.Node]
-) -> fx.Node | None:
-    """The region's output on other rows; None if it computes with sizes, which may be theirs."""
-    for node in inner:
-        if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
-            return None
-        args, kwargs = access.map_operands(node, values.__getitem__)
-        values[node] = emit(node.target, *args, **kwargs)
-    return values[inner[-1]]
 
 
 def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:

@@ -121,7 +121,7 @@ def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGrap
 
     What compositions say in few ops graphs say in many ways, so that both are brought to one form.
     """
-    before, after = (expanded(with_gathered_rows(side)) for side in (source, target))
+    before, after = (expanded(with_gathered_rows(side))[0] for side in (source, target))
     for side in (before, after):
         check_numbers(side.graph, side.mesh)
     check_metadata(before, after)

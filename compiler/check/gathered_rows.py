@@ -8,15 +8,17 @@ that reads the rows received. This is shown of the graph with the rows gathered
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
+from compiler.check.expand import expanded
 from compiler.check.row_ownership import owners
 from compiler.check.verdict import UnprovedError
 from compiler.ir import access
-from compiler.ir.decompositions import gathered_rows, scattered_rows
+from compiler.ir.decompositions import ROWS
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules.meaning import size_key
@@ -29,11 +31,13 @@ class _Exchange:
     Attributes:
         dispatch: sends rows.
         combine: sends back what was computed, and adds it up.
-        inner: what depends on the rows received, sizes too, but on nothing sent back.
+        received: rows received -> which of those sent they are.
+        inner: what depends on them, sizes too, but on nothing sent back.
     """
 
     dispatch: fx.Node
     combine: fx.Node
+    received: Mapping[fx.Node, int]
     inner: tuple[fx.Node, ...]
 
     @property
@@ -53,33 +57,14 @@ def with_gathered_rows(graph: SpmdGraph) -> SpmdGraph:
     Raises:
         UnprovedError: what is computed between the two is not shown to allow that.
     """
-    calls = [n for n in graph.graph.nodes if n.target in (DISPATCH_ROWS, COMBINE_ROWS)]
-    if not calls:
-        return graph
-    exchanges = {c: _exchange(graph, c) for c in calls if c.target is COMBINE_ROWS}
-    if {e.dispatch for e in exchanges.values()} != {c for c in calls if c not in exchanges}:
+    calls = {op: [n for n in graph.graph.nodes if n.target is op] for op in ROWS}
+    exchanges = [_exchange(graph, combine) for combine in calls[COMBINE_ROWS]]
+    if {e.dispatch for e in exchanges} != set(calls[DISPATCH_ROWS]):
         raise UnprovedError("rows are sent that nobody sends back")
-    target, values, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
-    received: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for node in graph.graph.nodes:
-        if node.target is DISPATCH_ROWS:
-            written = tuple(access.written_arguments(node).values())
-            received[node] = gathered_rows(*fx.node.map_arg(written, values.__getitem__))
-        elif node in exchanges:
-            first, group = (exchanges[node].sent[name] for name in ("first", "group_name"))
-            values[node] = scattered_rows(values[exchanges[node].partial], len(first), group)
-            values[node].meta = dict(node.meta)
-        elif (call := next(iter(node.all_input_nodes), None)) in received:
-            if (index := access.projection(node) or 0) < len(received[call]):
-                values[node] = received[call][index]
-                values[node].meta = dict(node.meta)
-        else:
-            values[node] = target.node_copy(node, values.__getitem__)
-            origins[values[node]] = node
-    made = graph.with_graph(target, origins)
-    for exchange in exchanges.values():
-        _check_owners(made, exchange, received[exchange.dispatch], values)
-    return made
+    gathered, values = expanded(graph, ROWS)
+    for exchange in exchanges:
+        _check_owners(gathered, exchange, values)
+    return gathered
 
 
 def _exchange(graph: SpmdGraph, combine: fx.Node) -> _Exchange:
@@ -90,47 +75,48 @@ def _exchange(graph: SpmdGraph, combine: fx.Node) -> _Exchange:
         raise UnprovedError(f"%{combine.name} does not send back what dispatch_rows sent")
     sent = access.written_arguments(dispatch)
     count = len(sent["rows"])
+    ends = {read["places"]: count, read["counts"]: count + 1}
     picked = {user: access.projection(user) for user in dispatch.users}
-    ends = {count: read["places"], count + 1: read["counts"]}
-    inner = dict.fromkeys(user for user, i in picked.items() if i in range(count))
-    for user, i in picked.items():
-        is_end = i is not None and ends.get(i) is user and set(user.users) == {combine}
-        if user not in inner and not is_end:
+    received = {user: i for user, i in picked.items() if i is not None and i in range(count)}
+    for user in picked.keys() - received.keys():
+        if picked[user] is None or ends.get(user) != picked[user] or set(user.users) != {combine}:
             raise UnprovedError(f"%{user.name} reads where the rows of %{dispatch.name} go")
+    inner: dict[fx.Node, None] = {}
     for node in graph.graph.nodes:
-        if node is not combine and any(x in inner for x in node.all_input_nodes):
+        reads = any(x in received or x in inner for x in node.all_input_nodes)
+        if node is not combine and reads:
             inner[node] = None
-    leaving = [x for x in combine.all_input_nodes if x in inner]
+    leaving = [x for x in combine.all_input_nodes if x in received or x in inner]
     nested = any(n.op == "output" or n.target in (DISPATCH_ROWS, COMBINE_ROWS) for n in inner)
-    if nested or leaving != [read["partial"]] or read["group_name"] != sent["group_name"]:
+    if (
+        nested
+        or read["partial"] not in inner
+        or leaving != [read["partial"]]
+        or read["group_name"] != sent["group_name"]
+    ):
         raise UnprovedError(f"rows that %{dispatch.name} receives are read beside %{combine.name}")
-    return _Exchange(dispatch, combine, tuple(inner))
+    return _Exchange(dispatch, combine, received, tuple(inner))
 
 
-def _check_owners(
-    graph: SpmdGraph,
-    exchange: _Exchange,
-    received: tuple[fx.Node, ...],
-    values: dict[fx.Node, fx.Node],
-) -> None:
+def _check_owners(graph: SpmdGraph, exchange: _Exchange, values: Mapping[fx.Node, fx.Node]) -> None:
     """Raise UnprovedError unless each rank needs the rows that it is sent, and no others.
 
     Args:
         graph: with the rows gathered.
         exchange: in the graph before.
-        received: rows gathered.
         values: node of the graph before -> the same here.
     """
-    sent, leading = exchange.sent, exchange.inner[: exchange.inner.index(exchange.partial) + 1]
-    region = [values[n] for n in leading if access.is_operand(n) and values[n] not in received]
+    sent, received = exchange.sent, {i: values[n] for n, i in exchange.received.items()}
+    leading = exchange.inner[: exchange.inner.index(exchange.partial) + 1]
+    region = [values[n] for n in leading if access.is_operand(n)]
     groups = graph.mesh.group(sent["group_name"])
-    shown = owners(graph, groups, received, region)
+    shown = owners(graph, groups, [*received.values()], region)
     if isinstance(shown, str):
         raise UnprovedError(f"rows may not be sent by %{exchange.dispatch.name}: {shown}")
-    ids = received[sent["rows"].index(sent["ids"])] if sent["ids"] in sent["rows"] else None
+    ids = next((x for i, x in received.items() if sent["rows"][i] is sent["ids"]), None)
     if (shown.ids, [*shown.first], [*shown.end]) != (ids, [*sent["first"]], [*sent["end"]]):
         raise UnprovedError(f"%{exchange.dispatch.name} sends rows by other ids than ranks own")
-    symbols: set[Any] = getattr(size_key(access.shape(received[0])[0]), "free_symbols", set())
+    symbols: set[Any] = getattr(size_key(access.shape(exchange.partial)[0]), "free_symbols", set())
     for node in exchange.inner:
         for x in node.all_input_nodes:
             size = size_key(x.meta.get("val"))

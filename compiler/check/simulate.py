@@ -38,7 +38,7 @@ def simulate(
             are read from the graph's module.
         exact: compute in float64 throughout.
     """
-    graph, ranks = expanded(graph), range(graph.mesh.size)
+    ranks, (graph, _) = range(graph.mesh.size), expanded(graph)
     values: dict[fx.Node, PerRank] = {}
     last_use = {x: node for node in graph.graph.nodes for x in node.all_input_nodes}
     for node in graph.graph.nodes:

@@ -2,9 +2,8 @@
 
 A composition writes nodes at the end of the graph that its operands are in, one per result of the
 op. They state what the op's operands imply; whoever puts them in the place of a call checks that
-this is what the call states. Fused ops are their compositions (``COMPOSITIONS``); sending rows to
-experts is gathering and scattering them (``gathered_rows``, ``scattered_rows``) only around a
-computation that treats rows alike, which is the checker's to show.
+this is what the call states. Fused ops are their compositions. To send rows is to gather and
+scatter them only around a computation that treats rows alike, which is the checker's to show.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import insert_all_reduce
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.row_ops import resized
@@ -78,19 +78,29 @@ def gathered_rows(
     total: int | fx.Node,
     group: str,
 ) -> tuple[fx.Node, ...]:
-    """Write what ``dispatch_rows`` receives: every rank gets all rows."""
-    sharing = RowSharing(group, len(first))
+    """Write ``dispatch_rows`` where every rank is sent every row."""
+    sharing, ranks = RowSharing(group, len(first)), len(first)
     count = access.value(total) if isinstance(total, fx.Node) else total
-    return tuple(sharing.gather(x, count, 0, total) for x in rows)
+    places = ids.graph.call_function(aten.arange.default, (total,))
+    counts = ids.graph.call_function(aten.zeros.default, ([2, ranks],), {"dtype": torch.int64})
+    for node, sizes in ((places, [count]), (counts, [2, ranks])):
+        node.meta = {**ids.meta, "val": access.tensor(ids).new_empty(sizes, dtype=torch.int64)}
+    return *(sharing.gather(x, count, 0, total) for x in rows), places, counts
 
 
-def scattered_rows(partial: fx.Node, ranks: int, group: str) -> fx.Node:
-    """Write what ``combine_rows`` gives: each rank's own rows of the sum over ranks."""
-    return RowSharing(group, ranks).scatter(partial, access.shape(partial)[0], 0, "sum")
+def scattered_rows(
+    partial: fx.Node, places: fx.Node, counts: fx.Node, rows: int | fx.Node, group: str
+) -> tuple[fx.Node, ...]:
+    """Write ``combine_rows`` where every rank was sent every row."""
+    sharing = RowSharing(group, int(access.shape(counts)[1]))
+    return (sharing.scatter(partial, access.shape(partial)[0], 0, "sum"),)
 
 
-COMPOSITIONS: Mapping[object, Composition] = {
+FUSED: Mapping[object, Composition] = {
     ALL_REDUCE_NORM: all_reduce_norm,
     SHARED_NORM: shared_norm,
 }
 """Op -> its composition, of the op's arguments in the order of its schema."""
+
+ROWS: Mapping[object, Composition] = {DISPATCH_ROWS: gathered_rows, COMBINE_ROWS: scattered_rows}
+"""Likewise, around what may get any rows."""
