@@ -52,7 +52,7 @@ def shared_norm(
 def _norm(
     total: fx.Node, residual: fx.Node, weight: fx.Node, eps: float, offset: float
 ) -> tuple[fx.Node, fx.Node]:
-    """H = total + residual, y = h * rsqrt(mean(h * h) + eps) * (weight + offset), as y and h."""
+    """Write y = h * rsqrt(mean(h * h) + eps) * (weight + offset), h = total + residual."""
     rows, of_weight = access.tensor(residual), access.shape(weight)
     column, factors = resized(rows, -1, 1), access.tensor(residual).new_empty(of_weight)
 

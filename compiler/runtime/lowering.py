@@ -20,10 +20,11 @@ from torch import fx
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
+from compiler.ir.dispatch import DISPATCH_ROWS
 from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.pipeline import Observer, PassRecord, Pipeline
+from compiler.pipeline import Observer, Pipeline
 from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import workspace_for
@@ -74,31 +75,32 @@ def lower(
     """
     workspaces = _Workspaces(local_groups, most or {})
     fuse, remarks = _fuses(graph, kernels)
-    serve = workspaces if fuse else None
 
-    def form(source: SpmdGraph) -> tuple[fx.GraphModule, frozenset[int], Sequence[PassRecord]]:
+    def form(source: SpmdGraph) -> tuple[fx.GraphModule, frozenset[int], tuple[Remark, ...]]:
+        """One form of the graph, outputs that it writes in place, and what was and was not done."""
         pipeline = Pipeline(observers, check_each=True, drop_unproved=True)
-        module = lowered(run_passes(source, pipeline, serve), local_groups)
-        if count := gather_in_host_memory(module.graph):
-            why = f"{count} all_gathers go through host memory: gloo cannot gather CUDA tensors"
-            remarks.append(Remark(RemarkKind.NOTE, "", why))
+        module = lowered(run_passes(source, pipeline, workspaces if fuse else None), local_groups)
+        count = gather_in_host_memory(module.graph)
+        why = f"{count} all_gathers go through host memory: gloo cannot gather CUDA tensors"
+        notes = [why] * (count > 0) + list(dict.fromkeys(workspaces.notes))
         in_place = update_inputs(module.graph, mutations)
         module.recompile()
-        return module, in_place, pipeline.records
+        return module, in_place, (*pipeline.remarks, *_noted(notes))
 
-    module, in_place, records = form(replace(graph, dispatched=frozenset()))
+    module, in_place, done = form(replace(graph, dispatched=frozenset()))
     eager = module
     if graph.dispatched:
-        eager, in_place, records = form(graph)
-    if any(r.name == DispatchRows.name and r.changed for r in records):
-        why = "rows are sent to the ranks that need them; under torch.compile they are gathered"
-        remarks.append(Remark(RemarkKind.NOTE, "", why))
+        eager, in_place, done = form(graph)
+    if eager.graph.find_nodes(op="call_function", target=DISPATCH_ROWS):
+        remarks += _noted(["rows are gathered under torch.compile, not sent"])
     eager = fx.GraphModule(eager, _copied(eager.graph))
     reduce_in_place(eager.graph)
     eager.recompile()
-    said = (r for record in records for r in record.remarks)
-    notes = (Remark(RemarkKind.NOTE, "", why) for why in dict.fromkeys(workspaces.notes))
-    return Lowered(module, eager, in_place, (*remarks, *said, *notes))
+    return Lowered(module, eager, in_place, (*remarks, *done))
+
+
+def _noted(notes: Sequence[str]) -> list[Remark]:
+    return [Remark(RemarkKind.NOTE, "", why) for why in notes]
 
 
 def run_passes(graph: SpmdGraph, pipeline: Pipeline, why_unserved: WhyUnserved | None) -> SpmdGraph:
@@ -128,7 +130,7 @@ def _fuses(graph: SpmdGraph, kernels: str) -> tuple[bool, list[Remark]]:
     if not any(x.device.type == "cuda" for x in payloads):
         return False, []
     if kernels == "off":
-        return False, [Remark(RemarkKind.NOTE, "", "kernels 'off': no reduction was fused")]
+        return False, _noted(["kernels 'off': no reduction was fused"])
     return True, []
 
 
