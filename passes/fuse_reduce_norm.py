@@ -140,8 +140,8 @@ def _trims(node: fx.Node, x: fx.Node) -> bool:
     """Whether ``node`` keeps as many rows as ``x`` has, from the first on."""
     if node.target is not aten.slice.Tensor:
         return False
-    given = access.arguments(node)
-    first = (given["dim"], given["start"] or 0, given["step"]) == (0, 0, 1)
+    sliced = access.arguments(node)
+    first = (sliced["dim"], sliced["start"] or 0, sliced["step"]) == (0, 0, 1)
     kept, rows = (size_key(access.shape(n)[0]) for n in (node, x))
     return first and bool(kept == rows)
 

@@ -71,9 +71,10 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
         names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
-        source, target = _composed(source, target)
         if same_calls(source, target, names):
+            check_metadata(source, target)
             return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
+        source, target = _composed(source, target)
         before, after, unequal = _compared(source, target, names)
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID

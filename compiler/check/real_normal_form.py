@@ -88,14 +88,14 @@ class _RealForm:
     def typed(self, node: fx.Node) -> dict[str, Any]:
         """The node's ``meta`` with one type for real numbers: rules say less where types differ."""
 
-        def as_real(held: Any) -> Any:
-            if isinstance(held, list | tuple):
-                return type(held)(map(as_real, held))
-            if not isinstance(held, torch.Tensor) or not held.dtype.is_floating_point:
-                return held
-            if (sizes := shape_key(held)) not in self._tensors:
-                made = held.new_empty(held.shape, dtype=torch.float64, device="meta")
-                self._tensors[sizes] = made
+        def as_real(x: Any) -> Any:
+            if isinstance(x, list | tuple):
+                return type(x)(map(as_real, x))
+            if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+                return x
+            if (sizes := shape_key(x)) not in self._tensors:
+                tensor = x.new_empty(x.shape, dtype=torch.float64, device="meta")
+                self._tensors[sizes] = tensor
             return self._tensors[sizes]
 
         return {**node.meta, "val": as_real(node.meta.get("val"))}

@@ -119,9 +119,9 @@ def run_passes(graph: SpmdGraph, pipeline: Pipeline, why_unserved: WhyUnserved |
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
-    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    made.output(made.graph_copy(graph, copies))
-    return made
+    target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    target.output(target.graph_copy(graph, copies))
+    return target
 
 
 def _fuses(graph: SpmdGraph, kernels: str) -> tuple[bool, list[Remark]]:
@@ -153,13 +153,12 @@ class _Workspaces:
         needed = [largest_bytes(node, self._most) for node in operands]
         largest = max((n for n in needed if n is not None), default=0)
         slot_bytes = SLOT_BYTES if None in needed else min(largest, SLOT_BYTES)
-        found = workspace_for(group, slot_bytes)
-        if isinstance(found, str):
-            return found
-        note = (
-            f"fused ops of group {group_name!r} have a workspace of {SLOTS} x {found.slot_bytes} "
-        )
-        if None in needed or largest > found.slot_bytes:
+        workspace = workspace_for(group, slot_bytes)
+        if isinstance(workspace, str):
+            return workspace
+        note = f"fused ops of group {group_name!r} have a workspace of {SLOTS} x "
+        note += f"{workspace.slot_bytes} "
+        if None in needed or largest > workspace.slot_bytes:
             up_to = "any number of tokens" if None in needed else f"{largest} bytes"
             note += (
                 f"bytes, and payloads of {up_to}: those that do not fit run as the group's own "
@@ -173,9 +172,8 @@ class _Workspaces:
 
 def largest_bytes(node: fx.Node, most: Mapping[str, int]) -> int | None:
     """Bytes of a tensor where size symbols have their greatest values; None if one has none."""
-    held = access.tensor(node)
-    count = held.element_size()
-    for size in held.shape:
+    count = access.tensor(node).element_size()
+    for size in access.shape(node):
         if isinstance(size, torch.SymInt):
             expression = size.node.expr
             if any(str(symbol) not in most for symbol in expression.free_symbols):
