@@ -69,8 +69,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import_module("compiler.optimize")  # everything, as one import: operators are registered there
-    globals()[name] = found = getattr(import_module(home), name)
-    return found
+    globals()[name] = value = getattr(import_module(home), name)
+    return value
 
 
 def __dir__() -> list[str]:

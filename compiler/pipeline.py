@@ -5,10 +5,8 @@ Passes never verify, print, time or log themselves.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,22 +16,6 @@ from compiler.ir import access
 from compiler.ir.collectives import check_groups
 from compiler.ir.graph import SpmdGraph, well_formed
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """No cyclic garbage collection within it.
-
-    Every full collection walks all graphs that are alive: with it, time would grow with the
-    square of the number of layers.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Pass(Protocol):

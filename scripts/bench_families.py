@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -23,7 +24,7 @@ from rich.console import Console
 from scripts.doors import CACHES, DOORS, DTYPES, GENERATED, Outcome, run
 from tests.families.families import FAMILIES
 from tests.families.plans import PLANS
-from tests.gloo import GlooPool, RankError
+from tests.support.gloo import GlooPool, RankError
 
 COLUMNS = (
     "model", "ranks", "door", "all_reduces a call", *(f"of {c} generate" for c in CACHES),
@@ -33,7 +34,7 @@ TOLERANCES = {"fp32": 5e-5, "bf16": 0.1}
 """Largest difference of logits to eager ones, over their root mean square."""
 TIMEOUT_S = 900
 """Of one model behind one door."""
-ADAPTED = ("Llama", "GLM4-MoE")
+ADAPTED = ("Llama", "Cohere2", "GLM4-MoE")
 
 console = Console(stderr=True)
 
@@ -153,7 +154,8 @@ def main() -> int:
                     console.print(f"{name}: needs {PLANS[name].fewest_ranks} ranks")
                     continue
                 for door in given.doors:
-                    failed |= wrong(outcome := _shown(kind, name, door, folder, pool))
+                    outcome = _shown(kind, name, door, folder, pool, brief=given.brief)
+                    failed |= wrong(outcome)
                     if given.json:
                         at = {"kind": kind, "model": name, "ranks": ranks, "door": door}
                         print(json.dumps(at | asdict(outcome)), flush=True)
@@ -163,10 +165,11 @@ def main() -> int:
     return int(failed)
 
 
-def _shown(kind: str, name: str, door: str, folder: str, pool: GlooPool) -> Outcome:
-    """``measured``, with progress on standard error."""
+def _shown(kind: str, name: str, door: str, folder: str, pool: GlooPool, *, brief: bool) -> Outcome:
+    """``measured``, with progress on standard error; ``brief``: of logits in fp32 alone."""
+    what: dict[str, Any] = {"dtypes": ("fp32",), "caches": ()} if brief else {}
     with console.status(f"{name} on {pool.world_size} ranks, {door}"):
-        outcome = measured(kind, name, door, folder, pool)
+        outcome = measured(kind, name, door, folder, pool, **what)
     causes = [f"\n  {call}: {error}" for call, error in outcome.errors.items()]
     state = "WRONG" if wrong(outcome) else "ok"
     console.print(f"{name} on {pool.world_size} ranks, {door}: {state}", *causes)
@@ -190,6 +193,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peft", action="store_true", help="with LoRA by peft, on and off, instead"
     )
+    parser.add_argument("--brief", action="store_true", help="logits in fp32 alone, for seconds")
     parser.add_argument("--json", action="store_true", help="all figures, a model a line")
     given = parser.parse_args()
     given.doors, given.ranks = given.doors.split(","), [int(n) for n in given.ranks.split(",")]

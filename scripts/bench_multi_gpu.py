@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench.measurements import machine_text
 from compiler.cost import Machine, load_machine, machine_with
 from compiler.cost.machine_files import parse_machine
-from compiler.cost.measurements import machine_text
 from compiler.errors import CommPlanError
 from scripts.multi_gpu import tables
 from scripts.multi_gpu.kernels import measured_kernels

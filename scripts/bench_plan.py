@@ -22,8 +22,9 @@ from compiler.capture import Capture
 from compiler.cost import load_machine, machines
 from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
+from compiler.garbage import collection_paused
 from compiler.optimize.ranged import decided_ranges, totals_of
-from compiler.pipeline import Pipeline, collection_paused
+from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from scripts.bench_compile import captured

@@ -114,7 +114,7 @@ def loaded_by_transformers(family: str, ranks: int) -> bool:
     # Imported here, as they need transformers.
     from scripts.bench_families import COLUMNS, measured, rows, wrong
     from tests.families.families import FAMILIES
-    from tests.gloo import GlooPool
+    from tests.support.gloo import GlooPool
 
     shown = ("door", "all_reduces a call", "of dynamic generate", "logits fp32", "tokens",
              "first result, s (CPU)")  # fmt: skip

@@ -43,12 +43,12 @@ class Door:
     """A way to run a model.
 
     Attributes:
-        called: what is called instead of the model.
+        called: what is called instead of the model; takes the subject's ``declared`` too.
         generating: what has ``generate`` instead of the model.
         verdicts: one per graph that the optimizer made; None of others' doors.
     """
 
-    called: Callable[[Model], Model]
+    called: Callable[..., Model]
     generating: Callable[[Model], Model]
     verdicts: Callable[[Model], list[str]] | None = None
 
@@ -63,7 +63,11 @@ def compiled(backend: str, inner: str | None = None) -> Door:
         model.forward = torch.compile(model.forward, **options)
         return model
 
-    return Door(partial(torch.compile, **options), generating, _backend_verdicts if inner else None)
+    return Door(
+        lambda model, **_: torch.compile(model, **options),
+        generating,
+        _backend_verdicts if inner else None,
+    )
 
 
 def _backend_verdicts(_: Model) -> list[str]:
@@ -82,7 +86,7 @@ def _backend_verdicts(_: Model) -> list[str]:
 
 
 DOORS: Mapping[str, Door] = {
-    "eager": Door(lambda model: model, lambda model: model),
+    "eager": Door(lambda model, **_: model, lambda model: model),
     "aot_eager": compiled("aot_eager"),
     "inductor": compiled("inductor"),
     "optimize": Door(
@@ -104,12 +108,14 @@ class Subject:
         logits: of one call.
         states: name -> the context of a call; all of them, in turn, on the same model.
         generates: whether the model has ``generate``.
+        declared: what ``optimize_allreduce`` cannot know, as it takes it.
     """
 
     build: Callable[[torch.dtype], Model]
     logits: Callable[[Model], torch.Tensor]
     states: Mapping[str, Callable[[Model], AbstractContextManager[Any]]]
     generates: bool
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _prompt(shape: tuple[int, int] = PROMPT, seed: int = 1) -> torch.Tensor:
@@ -133,7 +139,9 @@ def subject(kind: str, name: str, folder: Path) -> Subject:
         plan, ranks = PLANS[name], dist.get_world_size()
         batch = _prompt(EVEN_PROMPT, 1 + dist.get_rank() // (ranks // plan.replicas))
         build = partial(plan.build, ranks=ranks)
-        return Subject(build, lambda model: model(batch), plain, generates=False)
+        return Subject(
+            build, lambda model: model(batch), plain, generates=False, declared=plan.declared(ranks)
+        )
 
     def load(dtype: torch.dtype) -> Model:
         return FAMILIES[name].load(folder / name, dtype)
@@ -144,7 +152,10 @@ def subject(kind: str, name: str, folder: Path) -> Subject:
 
     off: dict[str, Any] = {"off": lambda model: model.disable_adapter()}
     states = {"on": plain[""], **off, "on again": plain[""]}
-    return Subject(lambda dtype: with_lora(load(dtype)), _decoder_logits, states, generates=False)
+    experts = FAMILIES[name].routed
+    return Subject(
+        lambda dtype: with_lora(load(dtype), experts), _decoder_logits, states, generates=False
+    )
 
 
 @dataclass
@@ -222,7 +233,8 @@ def _call(chosen: Subject, door: Door, dtype: str, outcome: Outcome) -> None:
     """Logits in every state, and what runs for them."""
     with outcome.checking(dtype):
         eager, model = (chosen.build(DTYPES[dtype]) for _ in range(2))
-        with _opened(door.called, door, model, outcome) as through:
+        called = partial(door.called, **chosen.declared)
+        with _opened(called, door, model, outcome) as through:
             for state, context in chosen.states.items():
                 name = f"{state} {dtype}".strip()
                 with outcome.checking(name):

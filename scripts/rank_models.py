@@ -15,7 +15,7 @@ from compiler.capture import Capture, capture
 from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_capture
 from compiler.plan.token_ranges import TokenRange, TokenTable
-from compiler.runtime.guarded_graph import Prepared
+from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.host_memory import through_host
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
@@ -167,7 +167,7 @@ def optimized(
     ready = lower(result.spmd, found.groups, mutations=found.mutations)
     report = replace(report, remarks=(*report.remarks, *ready.remarks))
     forms = TokenTable(1, (TokenRange(1, 1, ready),))
-    prepared = Prepared(forms, None, found, report, None)
+    prepared = GuardedGraph(forms, None, found, report, None)
 
     def traffic(tokens: int) -> tuple[Traffic, Traffic]:
         from compiler.analysis.statistics import statistics

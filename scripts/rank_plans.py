@@ -24,7 +24,7 @@ from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from compiler.plan.token_ranges import TokenRange, TokenTable
-from compiler.runtime.guarded_graph import Prepared
+from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
 from models.step3p5 import Step3p5ForCausalLM
@@ -83,7 +83,7 @@ class Plans:
             stand_in(module.graph)
             module.recompile()
         forms = TokenTable(1, (TokenRange(1, 1, ready),))
-        prepared = Prepared(forms, None, self.found, result.report, None)
+        prepared = GuardedGraph(forms, None, self.found, result.report, None)
         compared = {
             "as written": planner.as_written, "merged": planner.merged, "planned": decided
         }  # fmt: skip

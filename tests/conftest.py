@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.gloo import GlooPool
+from tests.support.gloo import GlooPool
+from tests.support.seeds import IN_CAMPAIGN
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,8 +19,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers of pytest-xdist take whole files; one of them takes all tests that start ranks."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for campaigns, and let workers of pytest-xdist take whole files.
+
+    One of the workers takes all tests that start ranks.
+    """
+    left_out = [x for x in items if not IN_CAMPAIGN and x.get_closest_marker("campaign")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         on_ranks = {"gloo_pool", "two_ranks"} & set(getattr(item, "fixturenames", ()))
         item.add_marker(pytest.mark.xdist_group("ranks" if on_ranks else str(item.path)))

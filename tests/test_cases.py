@@ -13,8 +13,8 @@ from compiler.errors import GraphError, PlanError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements, Replicate
 from compiler.ir.text import print_graph
-from tests.case_files import CaseError, CaseFailedError, all_cases, read_cases
-from tests.case_runner import Runner
+from tests.support.case_files import CaseError, CaseFailedError, all_cases, read_cases
+from tests.support.case_runner import Runner
 
 RELU = torch.ops.aten.relu.default
 

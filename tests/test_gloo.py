@@ -1,8 +1,13 @@
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.gloo import GlooPool, RankError
+from tests.support.gloo import GlooPool, RankError
 
 
 def sum_of_ranks(group, scale):
@@ -38,3 +43,33 @@ def test_a_failure_is_reported_and_the_pool_starts_again():
         assert pool.run(2, sum_of_ranks, 1) == [(0, 1), (1, 1)]
     finally:
         pool.stop()
+
+
+def sleep_in(group, folder):
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def sleeping_pool(folder):
+    GlooPool(2).run(2, sleep_in, folder)
+
+
+def test_ranks_end_with_the_process_that_started_them(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=sleeping_pool, args=(tmp_path,))
+    parent.start()
+    while len(ranks := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert parent.is_alive()
+        time.sleep(0.1)
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, ranks)):
+        assert time.monotonic() < deadline, "a rank survives"
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -16,7 +16,7 @@ from compiler.ir import access
 from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import well_formed
 from compiler.ir.text import parse_graph, print_graph
-from tests.random_graphs import KINDS, LINEAR, MAKERS, MESHES, Grower, anyhow, seeded
+from tests.support.random_graphs import KINDS, LINEAR, MAKERS, MESHES, Grower, anyhow, seeded
 
 
 def test_seeds_decide_the_graph() -> None:

@@ -27,7 +27,7 @@ from compiler.check.real_normal_form import RMS_NORMS
 from compiler.ir import access
 from compiler.ir.collectives import Collective
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, why_unsupported
-from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import size_key
 
@@ -201,7 +201,7 @@ def _on_few_rows(
     if result is None:
         return None
     graph.output((result,))
-    return spmd_graph(fx.GraphModule(nn.Module(), graph), Mesh({"tp": 1}))
+    return spmd_graph_of(nn.Module(), graph, Mesh({"tp": 1}))
 
 
 def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:

@@ -9,123 +9,272 @@ Refuses    nothing: what the rules do not derive is Varying. Replicate is taken 
     every operand with the factor cut along it, all others replicated  =>
         result carries the factor: Shard there;  only operands carry it: Partial(sum)
     one partial operand per term, all others replicated                =>  Partial
+
+Operands that do not suit each other are a ``Violation``. ``on_violation`` may say with which
+placements to go on; a linter goes on with what the author most likely intended, so that one
+mistake gives one finding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.analysis.replication import replicated_over, replication
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Partial, Placement, Placements, Replicate, Shard, Varying
 from compiler.ir.row_ops import all_slice
-from compiler.ir.rules import Meaning
+from compiler.ir.rules import RESHAPE, Call, Meaning, Term
+from compiler.ir.rules.contraction import PRODUCTS
+
+REPLICATE, VARYING, PARTIAL = Replicate(), Varying(), Partial("sum")
+LINEAR = {Partial("sum"), Partial("avg")}
+REDUCING = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
 
 
-def placements(graph: SpmdGraph) -> Mapping[fx.Node, Placements]:
-    """Placements of every tensor of ``graph``."""
-    classes = replication(graph)
-    by_axis = [_along(graph, position, classes) for position in range(len(graph.mesh.axes))]
-    return {
-        node: tuple(found[node] for found in by_axis)
-        for node in graph.graph.nodes
-        if access.is_tensor(node) and node in by_axis[0]
-    }
+@dataclass(frozen=True)
+class Violation:
+    """A call whose operands do not suit each other along one axis.
 
-
-def _along(
-    graph: SpmdGraph, position: int, classes: Mapping[fx.Node, Classes]
-) -> dict[fx.Node, Placement]:
-    axis = list(graph.mesh.axes)[position]
-    groups = graph.mesh.group(axis)
-    found: dict[fx.Node, Placement] = {}
-    parts: dict[tuple[fx.Node, int], Placement] = {}
-    for node in graph.graph.nodes:
-        if node in classes and replicated_over(classes[node], groups):
-            found[node] = Replicate()
-        elif node.op in ("placeholder", "get_attr"):
-            found[node] = graph.inputs[str(node.target)][position]
-        elif node.target is WAIT:
-            found[node] = found[access.operands(node)[0]]
-        elif node.target in OPS:
-            found[node] = _communicated(graph, axis, node, found)
-        elif (cut := all_slice(node)) is not None:
-            whole = found[cut.operand] == Replicate() and graph.mesh.axes_of(cut.group) == (axis,)
-            found[node] = Shard(cut.dim) if whole else Varying()
-        elif (index := access.projection(node)) is not None:
-            found[node] = parts.get((access.operands(node)[0], index), Varying())
-        elif node in graph.meanings:
-            results = list(_results(graph.meanings[node], node, found))
-            found[node] = results[0] if results else Varying()
-            parts |= {(node, i): placement for i, placement in enumerate(results)}
-    return found
-
-
-def _communicated(
-    graph: SpmdGraph, axis: str, node: fx.Node, found: Mapping[fx.Node, Placement]
-) -> Placement:
-    """After a collective over exactly this axis, or over another one."""
-    what = collective(node)
-    assert what is not None, f"%{node.name} is no collective"
-    held = found[what.operand]
-    axes = graph.mesh.axes_of(what.group)
-    if axes is None:
-        return Varying()
-    if axis not in axes:
-        linear = what.kind is Kind.ALL_REDUCE and what.op == "sum"
-        return held if linear and isinstance(held, Partial) and held.op == "sum" else (
-            held if what.kind is Kind.ALL_REDUCE and isinstance(held, Shard) else Varying()
-        )  # fmt: skip
-    if axes != (axis,):
-        return Varying()
-    if what.kind is Kind.REDUCE_SCATTER and held in (Partial(what.op), Varying()):
-        return Shard(0)
-    return Varying()
-
-
-def _results(
-    rule: Meaning | None, node: fx.Node, found: Mapping[fx.Node, Placement]
-) -> Iterator[Placement]:
-    """Placement of every result of a call whose operands are not all replicated."""
-    if rule is None or rule.random or rule.rank_dependent:
-        return
-    held = [found[x] for x in access.operands(node)]
-    whole = [isinstance(p, Replicate) for p in held]
-    kinds = {p for p in held if isinstance(p, Partial)}
-    if len(kinds) == 1 and kinds <= {Partial("sum"), Partial("avg")}:
-        partial = [p in kinds for p in held]
-        keeps = rule.keeps_partial(partial, whole)
-        for _ in rule.dims.results if rule.dims else (None,):
-            yield kinds.copy().pop() if keeps else Varying()
-        return
-    if rule.dims is None or not all(isinstance(p, Replicate | Shard) for p in held):
-        return
-    cut = _cut(rule.dims.operands, held)
-    for labels in rule.dims.results if cut is not None else ():
-        if cut in labels:
-            yield Shard(labels.index(cut))
-        else:
-            yield Partial("sum") if rule.terms is not None else Varying()
-
-
-def _cut(
-    operands: Sequence[Sequence[int | str | None]], held: Sequence[Placement]
-) -> int | str | None:
-    """The one factor that all shards cut, in every operand that carries it; None if there is none.
-
-    Stands for no factor where a shard cuts a dimension that is needed whole.
+    Attributes:
+        kind: ``nonlinear-on-partial``, ``missing-reduction`` (a term without the partial sum, or
+            one that multiplies it by a shard), ``wrong-kind`` (partial results of two kinds),
+            ``crossed-shards``, ``sharded-meets-whole`` (an operand that is not cut beside shards),
+            ``wrong-group`` (a reduction of a partial sum over another axis).
+        node: the call.
+        axis: the mesh axis.
+        operands: the operand to blame, and the one that it does not suit, if it is an operand.
+        placements: of every operand along the axis.
+        intended: placements that would suit each other.
+        term: the term of the op that it is about, if it is about one.
     """
-    factors = {
-        labels[p.dim] for labels, p in zip(operands, held, strict=True) if isinstance(p, Shard)
+
+    kind: str
+    node: fx.Node
+    axis: str
+    operands: tuple[fx.Node, ...]
+    placements: Placements
+    intended: Placements
+    term: Term | None = None
+
+
+OnViolation = Callable[[Violation], Placements | None]
+"""Returns the operands' placements to go on with: those that are there, if the call is right as it
+is; None where nothing is known."""
+
+
+def placements(
+    graph: SpmdGraph, on_violation: OnViolation | None = None
+) -> Mapping[fx.Node, Placements]:
+    """Return the placements of every tensor of ``graph``.
+
+    Args:
+        graph: the graph; its inputs' placements are taken as they are.
+        on_violation: asked about operands that do not suit each other; default: after them the
+            result is Varying.
+    """
+    sweep = _Sweep(graph, on_violation or (lambda violation: None))
+    for node in graph.graph.nodes:
+        if node.op != "output":
+            sweep.results[node] = {axis: sweep.after(node, axis) for axis in graph.mesh.axes}
+    return {
+        node: tuple(sweep.placement(node, axis) for axis in graph.mesh.axes)
+        for node in sweep.results
+        if access.is_tensor(node)
     }
-    if len(factors) != 1 or None in factors:
-        return None
-    (factor,) = factors
-    for labels, placement in zip(operands, held, strict=True):
-        if factor in labels and placement != Shard(labels.index(factor)):
-            return None
-    return factor
+
+
+class _Sweep:
+    """What is derived so far: node -> axis -> placement of each result."""
+
+    def __init__(self, graph: SpmdGraph, on_violation: OnViolation) -> None:
+        self.graph, self.on_violation = graph, on_violation
+        self.classes = replication(graph)
+        self.results: dict[fx.Node, dict[str, Placements]] = {}
+
+    def placement(self, node: fx.Node, axis: str) -> Placement:
+        """Return the placement of a value, of several results the first one's."""
+        return next(iter(self.results[node][axis]), VARYING)
+
+    def after(self, node: fx.Node, axis: str) -> Placements:
+        """Return the placement of each result of ``node``."""
+        if node in self.classes and replicated_over(
+            self.classes[node], self.graph.mesh.groups[axis]
+        ):
+            return (REPLICATE,) * _result_count(node)
+        if node.op in ("placeholder", "get_attr"):
+            position = list(self.graph.mesh.axes).index(axis)
+            return (self.graph.inputs[str(node.target)][position],)
+        if node.target is WAIT:
+            return self.results[access.operands(node)[0]][axis]
+        if node.target in OPS and (communication := collective(node)) is not None:
+            return (self.after_collective(node, axis, communication),)
+        if (index := access.projection(node)) is not None:
+            return self.results[access.operands(node)[0]][axis][index : index + 1]
+        if (cut := all_slice(node)) is not None:
+            is_whole = self.placement(cut.operand, axis) == REPLICATE
+            exactly = self.graph.mesh.axes_of(cut.group) == (axis,)
+            return (Shard(cut.dim) if is_whole and exactly else VARYING,)
+        return self.after_call(node, axis)
+
+    def after_collective(self, node: fx.Node, axis: str, what: Collective) -> Placement:
+        """Return what a collective leaves that does not make all ranks of the axis equal."""
+        placement, axes = self.placement(what.operand, axis), self.graph.mesh.axes_of(what.group)
+        if axes is None:
+            return VARYING
+        if axis in axes:
+            return Shard(0) if what.kind is Kind.REDUCE_SCATTER else VARYING
+        match placement:
+            case Partial(op) if what.kind in REDUCING:
+                reduced = (REPLICATE,)
+                operands = (what.operand,)
+                violation = Violation("wrong-group", node, axis, operands, (placement,), reduced)
+                if self.on_violation(violation) == reduced:
+                    return REPLICATE
+                return placement if op == what.op or {op, what.op} == {"sum", "avg"} else VARYING
+            case Shard(dim=0) if what.kind not in (Kind.ALL_REDUCE, Kind.BROADCAST):
+                return VARYING
+        return placement
+
+    def after_call(self, node: fx.Node, axis: str) -> Placements:
+        """Return the placements of a call's results."""
+        rule = self.graph.meanings.get(node)
+        if rule is None or rule.random or rule.rank_dependent:
+            return (VARYING,) * _result_count(node)
+        operands = tuple(self.placement(x, axis) for x in access.operands(node))
+        site = CallSite(node, rule, axis, operands, self.on_violation)
+        if node.target in PRODUCTS and len(rule.terms or ()) == 2:
+            product = replace(PRODUCTS[node.target](Call.of(node)), casts=False)
+            factors = product.terms[0].operands if product.terms else ()
+            alone = tuple(p if i in factors else REPLICATE for i, p in enumerate(operands))
+            if replace(site, rule=product, operands=alone).results() == (PARTIAL,):
+                # The product may be cut where it contracts; what is added to it then counts.
+                operands = tuple(PARTIAL if i in factors else p for i, p in enumerate(operands))
+                sum_of_both = Meaning(terms=(Term(factors[:1]), *(rule.terms or ())[:1]))
+                site = replace(site, rule=sum_of_both, operands=operands)
+        return site.results()
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """One call, its rule, and what its operands are along one axis."""
+
+    node: fx.Node
+    rule: Meaning
+    axis: str
+    operands: Placements
+    on_violation: OnViolation
+
+    def results(self) -> Placements:
+        """Return the placement of each result."""
+        reads = self.rule.reads
+        read = range(len(self.operands)) if reads is None else sorted(reads)
+        partial = [i for i in read if isinstance(self.operands[i], Partial)]
+        kinds = {self.operands[i] for i in partial}
+        if all(self.operands[i] == REPLICATE for i in read):
+            return self.every(REPLICATE)
+        if not kinds:
+            return self.sharded(read)
+        if len(kinds) > 1:
+            self.violated("wrong-kind", self.operands, partial[0])
+            return self.every(VARYING)
+        return self.partial(partial) if kinds <= LINEAR else self.every(VARYING)
+
+    def every(self, placement: Placement) -> Placements:
+        """Return the same placement for all results."""
+        return (placement,) * _result_count(self.node)
+
+    def violated(
+        self, kind: str, intended: Placements, *positions: int, term: Term | None = None
+    ) -> Placements | None:
+        """Return the placements of operands to go on with after a violation."""
+        involved = tuple(access.operands(self.node)[i] for i in positions)
+        return self.on_violation(
+            Violation(kind, self.node, self.axis, involved, self.operands, intended, term)
+        )
+
+    def again(self, operands: Placements | None) -> Placements:
+        """Return the results for other placements of the operands."""
+        return (
+            self.every(VARYING) if operands is None else replace(self, operands=operands).results()
+        )
+
+    def partial(self, partial: Sequence[int]) -> Placements:
+        """Return the results where some operands are partial sums."""
+        reduced = tuple(REPLICATE if i in partial else p for i, p in enumerate(self.operands))
+        result, terms = self.operands[partial[0]], self.rule.terms
+        if terms is None or not all(_is_linear(term, partial) for term in terms):
+            return self.again(self.violated("nonlinear-on-partial", reduced, partial[0]))
+        for term in terms:
+            others = [i for i in term.reads if i not in partial]
+            scales = len(others) < len(term.reads)
+            cut = [i for i in others if isinstance(self.operands[i], Shard)] if scales else []
+            if cut or not scales:
+                positions = (partial[0], *(cut or term.operands)[:1])
+                intended = self.violated("missing-reduction", reduced, *positions, term=term)
+                if intended != self.operands:
+                    return self.again(intended)
+            elif any(self.operands[i] != REPLICATE for i in others):
+                result = VARYING
+        return self.every(result)
+
+    def sharded(self, read: Sequence[int]) -> Placements:
+        """Return the results where no operand is a partial sum and not all are replicated."""
+        dims, sums = self.rule.dims, self.rule.terms is not None
+        if dims is None:
+            return self.every(VARYING)
+        cut = {i: dims.operands[i][p.dim] for i in read if isinstance(p := self.operands[i], Shard)}
+        shards = [i for i in cut if cut[i] is not None]
+        factor = cut[shards[0]] if shards else None
+        crossed = [i for i in shards if cut[i] != factor]
+        if crossed:
+            self.violated("crossed-shards", self.operands, shards[0], crossed[0])
+        if crossed or not shards or None in cut.values():
+            return self.every(VARYING)
+        contracts = sums and not any(factor in labels for labels in dims.results)
+        may_be_cut = (Replicate, Varying) if contracts else Replicate
+        intended = list(self.operands)
+        for i in read:
+            if factor in dims.operands[i] and isinstance(intended[i], may_be_cut):
+                intended[i] = Shard(dims.operands[i].index(factor))
+        uncut = [i for i in read if intended[i] != self.operands[i]]
+        if uncut:
+            positions = uncut[0], shards[0]
+            return self.again(self.violated("sharded-meets-whole", tuple(intended), *positions))
+        if any(self.operands[i] == VARYING for i in read):
+            return self.every(VARYING)
+        if self.moves_across_ones(shards[0], factor):
+            return self.every(VARYING)
+        summed = PARTIAL if sums else VARYING
+        return tuple(Shard(r.index(factor)) if factor in r else summed for r in dims.results)
+
+    def moves_across_ones(self, operand: int, factor: int | str | None) -> bool:
+        """Return whether it is open which dimension of a reshaped tensor is cut.
+
+        One head per rank: [tokens, 64] as [tokens, 1, 64] is cut along heads, or not.
+        """
+        dims, terms = self.rule.dims, self.rule.terms
+        if not terms or terms[0].map is not RESHAPE or not dims or factor not in dims.results[0]:
+            return False
+        before = access.concrete_shape(access.operands(self.node)[operand])
+        after = access.concrete_shape(self.node)
+        before = before[: dims.operands[operand].index(factor)]
+        return _trailing_ones(before) != _trailing_ones(after[: dims.results[0].index(factor)])
+
+
+def _result_count(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return len(value) if isinstance(value, list | tuple) else 1
+
+
+def _is_linear(term: Term, partial: Sequence[int]) -> bool:
+    """Return whether the term is linear in the operands that are partial."""
+    return sum(i in partial for i in term.operands) <= 1 and not set(term.fixed) & set(partial)
+
+
+def _trailing_ones(sizes: Sequence[int]) -> int:
+    return next((i for i, size in enumerate(reversed(sizes)) if size != 1), len(sizes))

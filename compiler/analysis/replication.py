@@ -47,6 +47,11 @@ def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
     return all(len({classes[r] for r in group}) == 1 for group in groups.ranks)
 
 
+def replicated_axes(mesh: Mesh, classes: Classes) -> frozenset[str]:
+    """Axes along which all ranks hold the same tensor."""
+    return frozenset(a for a in mesh.axes if replicated_over(classes, mesh.groups[a]))
+
+
 @lru_cache(maxsize=2)  # planner and pass ask about the same graph
 def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     """Classes of every value of ``graph`` but the output."""

@@ -47,8 +47,8 @@ def functional(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
         copies[node] = graph.node_copy(node, lambda x: copies[x])
     results = [copies[x] for x in access.returned(gm.graph) if isinstance(x, fx.Node)]
     graph.output((*results, *written.values()))
-    made = fx.GraphModule(gm, graph)
-    if not is_spmd(made):
+    functional_module = fx.GraphModule(gm, graph)
+    if not is_spmd(functional_module):
         ops = (n for n in graph.nodes if n.op == "call_function")
         others = {str(n.target) for n in ops if getattr(n.target, "_schema", None) is None}
         raise CaptureError(
@@ -56,7 +56,7 @@ def functional(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
             found=", ".join(sorted(others)) or "an op that writes to its operand",
             remedy="keep branches, loops and kernels of your own out of the compiled region",
         )
-    return made, tuple(str(node.target) for node in written)
+    return functional_module, tuple(str(node.target) for node in written)
 
 
 def _check(holds: bool, node: fx.Node, what: str) -> None:
@@ -85,10 +85,10 @@ def restored(
         written: placeholders that new values, behind the results, are written to.
         eager: it runs op by op.
     """
-    made = shared_rows(lowered.module) if not eager else lowered.eager
-    graph = made.graph
+    module = shared_rows(lowered.module) if not eager else lowered.eager
+    graph = module.graph
     own = {str(n.target): n for n in access.node_of(gm.graph, "placeholder")}
-    _put_back_attributes(made, captured, own)
+    _put_back_attributes(module, captured, own)
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _plain)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _plain)
@@ -109,17 +109,17 @@ def restored(
         ),
     )
     output.meta = dict(source.meta)
-    made.recompile()
-    return made
+    module.recompile()
+    return module
 
 
 def _apart(graph: fx.Graph, results: Sequence[fx.Node], source: Any) -> Iterator[fx.Node]:
     """``results``, copied where they would share memory that those of the source do not share."""
     own = [_owner(x) for x in source if isinstance(x, fx.Node)]
-    known: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for result, before in zip(results, own, strict=True):
         owner = _owner(result)
-        expected = known.setdefault(owner, before)
+        expected = copies.setdefault(owner, before)
         is_input = owner.op == "placeholder" and before.op != "placeholder"
         if access.is_tensor(result) and (is_input or expected is not before):
             with graph.inserting_before(graph.output_node()):
@@ -146,16 +146,16 @@ def _plain(item: Any) -> Any:
 
 
 def _put_back_attributes(
-    made: fx.GraphModule, captured: Capture, own: Mapping[str, fx.Node]
+    module: fx.GraphModule, captured: Capture, own: Mapping[str, fx.Node]
 ) -> None:
     """Let attributes that became inputs of the functional graph be attributes again."""
-    lifted = [n for n in access.node_of(made.graph, "placeholder") if str(n.target) not in own]
+    lifted = [n for n in access.node_of(module.graph, "placeholder") if str(n.target) not in own]
     for node in lifted:
         name = f"_commplan_{node.target}"
-        made.register_buffer(name, captured.constants[str(node.target)], persistent=False)
-        first = next(n for n in made.graph.nodes if n.op != "placeholder")
-        with made.graph.inserting_before(first):
-            attribute = made.graph.get_attr(name)
+        module.register_buffer(name, captured.constants[str(node.target)], persistent=False)
+        first = next(n for n in module.graph.nodes if n.op != "placeholder")
+        with module.graph.inserting_before(first):
+            attribute = module.graph.get_attr(name)
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
-        made.graph.erase_node(node)
+        module.graph.erase_node(node)

@@ -51,27 +51,27 @@ class BackendOptions:
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None, mode: str | None = None) -> BackendOptions:
+    def of(cls, values: Mapping[str, Any] | None, mode: str | None = None) -> BackendOptions:
         """The options of one ``torch.compile`` call.
 
         Args:
-            given: option -> value; those left out have their default.
+            values: option -> value; those left out have their default.
             mode: mode of Inductor, such as "reduce-overhead"; its options are Inductor's.
 
         Raises:
             CommPlanError: an option that there is not, or a value that it does not take.
             MachineError: no such machine.
         """
-        known = [option.name for option in fields(cls)]
-        for name in given or {}:
-            if name not in known:
-                close = get_close_matches(str(name), known, 1)
+        names = [option.name for option in fields(cls)]
+        for name in values or {}:
+            if name not in names:
+                close = get_close_matches(str(name), names, 1)
                 raise CommPlanError(
                     f"the backend has no option {name!r}" + (f": {close[0]!r}?" * bool(close)),
-                    found=f"it has {', '.join(known)}",
+                    found=f"it has {', '.join(names)}",
                     remedy='pass options of Inductor as options={"inductor": {…}}',
                 )
-        options = cls(**{**_of_mode(mode), **(given or {})})
+        options = cls(**{**_of_mode(mode), **(values or {})})
         options.check()
         return options
 
@@ -109,9 +109,9 @@ def _of_mode(mode: str | None) -> dict[str, Any]:
 def _check_inductor(patches: Mapping[str, Any]) -> None:
     from torch._inductor import config
 
-    known = config.get_config_copy()  # type: ignore[attr-defined, unused-ignore]
-    if unknown := [name for name in patches if str(name).replace("-", "_") not in known]:
-        close = get_close_matches(str(unknown[0]), known, 1)
+    config_names = config.get_config_copy()  # type: ignore[attr-defined, unused-ignore]
+    if unknown := [name for name in patches if str(name).replace("-", "_") not in config_names]:
+        close = get_close_matches(str(unknown[0]), config_names, 1)
         raise CommPlanError(
             f"Inductor has no option {unknown[0]!r}",
             found="options['inductor']",

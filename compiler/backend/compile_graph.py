@@ -23,6 +23,7 @@ from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
 from compiler.capture import Capture, capture
 from compiler.errors import CommPlanError, ExchangeError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
@@ -75,13 +76,13 @@ def outside_tracing() -> Iterator[None]:
 
 
 def rewritten(
-    gm: fx.GraphModule, given: Sequence[DynamoInput], options: BackendOptions
+    gm: fx.GraphModule, inputs: Sequence[DynamoInput], options: BackendOptions
 ) -> Rewritten | None:
     """Plan, rewrite, prove and lower ``gm``. All ranks that its collectives connect take part.
 
     Args:
         gm: the graph behind AOTAutograd of an inference call. Not changed.
-        given: the inputs of the graph that Dynamo made.
+        inputs: the inputs of the graph that Dynamo made.
         options: of the backend.
 
     Returns:
@@ -98,10 +99,12 @@ def rewritten(
     exchange = exchange_over(everyone, options.timeout)
     if exchange is None:  # a fake group: there are no other ranks
         with outside_tracing():
-            return _Planning(gm, given, options, None, ProcessGroups(everyone)).run()
+            return _Planning(gm, inputs, options, None, ProcessGroups(everyone)).run()
     exchange = exchange.during(f"compiling {title(gm)}")
     with outside_tracing():
-        return _together(exchange, _Planning(gm, given, options, exchange, ProcessGroups(everyone)))
+        return _together(
+            exchange, _Planning(gm, inputs, options, exchange, ProcessGroups(everyone))
+        )
 
 
 def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> None:
@@ -159,14 +162,15 @@ class _Planning:
     def __init__(
         self,
         gm: fx.GraphModule,
-        given: Sequence[DynamoInput],
+        inputs: Sequence[DynamoInput],
         options: BackendOptions,
         exchange: GroupExchange | None,
         groups: ProcessGroups,
     ) -> None:
-        self.gm, self.given, self.options = gm, given, options
+        self.gm, self.given, self.options = gm, inputs, options
         self.exchange, self.groups = exchange, groups
 
+    @collection_paused()
     def run(self) -> Rewritten:
         """As ``rewritten``."""
         started, options = time.perf_counter(), self.options

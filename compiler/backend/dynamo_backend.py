@@ -77,8 +77,8 @@ def commplan(
 class _Graph:
     """One graph of Dynamo's, which AOTAutograd hands on in one part, or two if it trains."""
 
-    def __init__(self, options: BackendOptions, given: Sequence[DynamoInput]) -> None:
-        self.options, self.given = options, given
+    def __init__(self, options: BackendOptions, inputs: Sequence[DynamoInput]) -> None:
+        self.options, self.given = options, inputs
 
     def eager(self, gm: fx.GraphModule, example_inputs: Sequence[Any], *, trains: bool) -> Compiled:
         """Runs op by op."""
@@ -90,11 +90,11 @@ class _Graph:
 
         context = torch._guards.TracingContext.try_get()
 
-        def compile_one(made: fx.GraphModule, key: str) -> Compiled:
+        def compile_one(module: fx.GraphModule, key: str) -> Compiled:
             if context is not None and context.output_strides:
                 context.output_strides.clear()  # of the form before, which has the same outputs
             with keyed(key):
-                compiled: Compiled = compile_fx_inner(made, example_inputs, **rest)
+                compiled: Compiled = compile_fx_inner(module, example_inputs, **rest)
             return compiled
 
         if rest.get("is_backward"):
@@ -106,50 +106,50 @@ class _Graph:
         *, trains: bool,
     ) -> Compiled:  # fmt: skip
         counts = _counts(gm)  # before guards of a rewritten graph replace symbols by numbers
-        if (made := self._rewritten(gm, trains=trains)) is None:
+        if (result := self._rewritten(gm, trains=trains)) is None:
             return compile_one(gm, "as it was written")
-        first, *others = dict.fromkeys(r.plan for r in made.forms.ranges())
+        first, *others = dict.fromkeys(r.plan for r in result.forms.ranges())
         if not others:
-            return compile_one(first, made.key)
-        count = counts[str(made.symbol)]
-        compiled = {id(form): compile_one(form, made.key) for form in (first, *others)}
-        forms = made.forms.map(lambda form: compiled[id(form)])
+            return compile_one(first, result.key)
+        count = counts[str(result.symbol)]
+        compiled = {id(form): compile_one(form, result.key) for form in (first, *others)}
+        forms = result.forms.map(lambda form: compiled[id(form)])
         return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:
         """What to run; None: the graph as it is. Reports which, and why."""
-        known = GraphReport(_compile_id(), Outcome.UNCHANGED, NOTHING_OWED)
+        report = GraphReport(_compile_id(), Outcome.UNCHANGED, NOTHING_OWED)
         try:
             if trains:
                 refuse(gm, self.options, _trains())
-            made = None if trains else rewritten(gm, self.given, self.options)
+            result = None if trains else rewritten(gm, self.given, self.options)
         except ExchangeError as error:
             if error.alone:
                 raise
-            self._fall_back(known, error)
+            self._fall_back(report, error)
             return None
         except Exception as error:
-            self._fall_back(known, error)
+            self._fall_back(report, error)
             return None
-        if made is None:
-            graph_reports.add(known)
+        if result is None:
+            graph_reports.add(report)
             return None
         graph_reports.add(
             replace(
-                known, outcome=Outcome.OPTIMIZED, reason="", model=made.report,
-                inputs=made.placements,
+                report, outcome=Outcome.OPTIMIZED, reason="", model=result.report,
+                inputs=result.placements,
             )
         )  # fmt: skip
-        return made
+        return result
 
-    def _fall_back(self, known: GraphReport, error: Exception) -> None:
+    def _fall_back(self, report: GraphReport, error: Exception) -> None:
         """Report and warn, or raise."""
         reason = str(error) if isinstance(error, CommPlanError) else repr(error)
-        graph_reports.add(replace(known, outcome=Outcome.FELL_BACK, reason=reason))
+        graph_reports.add(replace(report, outcome=Outcome.FELL_BACK, reason=reason))
         if self.options.on_failure == "raise":
             raise error
         warnings.warn(
-            f"commplan does not optimize graph {known.graph_id}, which runs as it was written: "
+            f"commplan does not optimize graph {report.graph_id}, which runs as it was written: "
             f"{reason}",
             stacklevel=2,
         )
@@ -170,15 +170,15 @@ def boxed(run: Compiled) -> Compiled:
 
 def _counts(gm: fx.GraphModule) -> dict[str, Callable[[list[Any]], int]]:
     """Symbol of a size -> what reads its value off the inputs of a call."""
-    found: dict[str, Callable[[list[Any]], int]] = {}
+    counters: dict[str, Callable[[list[Any]], int]] = {}
     for at, node in enumerate(access.node_of(gm.graph, "placeholder")):
-        held = access.value(node)
-        if isinstance(held, torch.SymInt):
-            found.setdefault(str(held), partial(_number_at, at))
-        elif isinstance(held, torch.Tensor):
-            for dim, size in enumerate(held.shape):
-                found.setdefault(str(size), partial(_size_at, at, dim))
-    return found
+        value = access.value(node)
+        if isinstance(value, torch.SymInt):
+            counters.setdefault(str(value), partial(_number_at, at))
+        elif isinstance(value, torch.Tensor):
+            for dim, size in enumerate(value.shape):
+                counters.setdefault(str(size), partial(_size_at, at, dim))
+    return counters
 
 
 def _number_at(at: int, inputs: list[Any]) -> int:

@@ -16,11 +16,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 @cache
 def sources_digest() -> str:
     """Digest of the code that plans and rewrites."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for package in ("compiler", "passes"):
         for path in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class CacheKey(CustomGraphPass):

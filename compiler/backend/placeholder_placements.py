@@ -29,7 +29,7 @@ from compiler.backend.aot_graphs import functional
 from compiler.capture.declared_placements import Cut, dims_of
 from compiler.capture.lift_state import State, StateKind, lift_module
 from compiler.capture.pytrees import whole as whole_tree
-from compiler.capture.trace import Traced
+from compiler.capture.trace import Traced, size_range
 from compiler.ir import access
 from compiler.ir.placement import Placement, Replicate, Varying
 
@@ -78,7 +78,7 @@ class Source:
     written: tuple[str, ...]
 
 
-def source_of(gm: fx.GraphModule, given: Sequence[DynamoInput]) -> Source:
+def source_of(gm: fx.GraphModule, inputs: Sequence[DynamoInput]) -> Source:
     """The functional form of ``gm``, and what is known of its inputs.
 
     Raises:
@@ -92,17 +92,17 @@ def source_of(gm: fx.GraphModule, given: Sequence[DynamoInput]) -> Source:
     nodes = access.node_of(gm.graph, "placeholder")
     sizes = _sizes(nodes)
     for node in nodes:
-        name, held = str(node.target), access.value(node)
-        if isinstance(held, torch.SymInt):
-            is_size = held.node.expr.free_symbols <= sizes
+        name, value = str(node.target), access.value(node)
+        if isinstance(value, torch.SymInt):
+            is_size = value.node.expr.free_symbols <= sizes
             placements[name] = Replicate() if is_size else Varying()
-        elif isinstance(held, torch.Tensor):
-            found = _found(node.meta.get("desc"), given) if name not in written else None
-            if found is None:
+        elif isinstance(value, torch.Tensor):
+            placed = _found(node.meta.get("desc"), inputs) if name not in written else None
+            if placed is None:
                 placements[name] = Varying()
             else:
-                state[name] = found.state
-                cut |= found.cut
+                state[name] = placed.state
+                cut |= placed.cut
     lifted = replace(lifted, state=state)
     out_spec = whole_tree(pytree.tree_structure([0] * len(lifted.results)))
     traced = Traced(lifted, out_spec, _ranges(nodes), (), cut)
@@ -117,11 +117,11 @@ class _Found:
     cut: Cut
 
 
-def _found(description: object, given: Sequence[DynamoInput]) -> _Found | None:
+def _found(description: object, inputs: Sequence[DynamoInput]) -> _Found | None:
     """The tensor behind a placeholder, if it is to be compared."""
     if isinstance(description, descriptors.SubclassGetAttrAOTInput):
         base, attribute = description.base, description.attr
-        whole = given[base.idx] if isinstance(base, descriptors.PlainAOTInput) else None
+        whole = inputs[base.idx] if isinstance(base, descriptors.PlainAOTInput) else None
         if whole is None or not isinstance(whole.value, DTensor):
             return None
         key = f"{whole.name}.{attribute}"
@@ -129,12 +129,16 @@ def _found(description: object, given: Sequence[DynamoInput]) -> _Found | None:
         return _Found(State(StateKind.BUFFER, key, local.detach()), {key: dims_of(whole.value)})
     if not isinstance(description, descriptors.PlainAOTInput):
         return None
-    held = given[description.idx]
-    if not isinstance(held.value, torch.Tensor) or isinstance(held.value, FakeTensor):
+    dynamo_input = inputs[description.idx]
+    if not isinstance(dynamo_input.value, torch.Tensor) or isinstance(
+        dynamo_input.value, FakeTensor
+    ):
         return None
-    if held.is_state or not (held.value.is_floating_point() or held.value.is_complex()):
-        kind = StateKind.PARAMETER if held.is_state else StateKind.BUFFER
-        return _Found(State(kind, held.name, held.value.detach()), {})
+    if dynamo_input.is_state or not (
+        dynamo_input.value.is_floating_point() or dynamo_input.value.is_complex()
+    ):
+        kind = StateKind.PARAMETER if dynamo_input.is_state else StateKind.BUFFER
+        return _Found(State(kind, dynamo_input.name, dynamo_input.value.detach()), {})
     return None
 
 
@@ -147,17 +151,13 @@ def _sizes(nodes: Collection[fx.Node]) -> set[sympy.Symbol]:
 
 def _ranges(nodes: Collection[fx.Node]) -> dict[str, tuple[int, int | None]]:
     """Symbol of a size -> least and greatest value, as Dynamo guards them."""
-    found: dict[str, tuple[int, int | None]] = {}
+    ranges: dict[str, tuple[int, int | None]] = {}
     for node in nodes:
-        held = access.value(node)
-        sizes = access.shape(node) if isinstance(held, torch.Tensor) else (held,)
+        value = access.value(node)
+        sizes = access.shape(node) if isinstance(value, torch.Tensor) else (value,)
         for size in sizes:
             if isinstance(size, torch.SymInt):
                 bounds = size.node.shape_env.var_to_range
                 for symbol in size.node.expr.free_symbols:
-                    lower, upper = bounds[symbol].lower, bounds[symbol].upper
-                    found[str(symbol)] = (
-                        int(lower) if lower.is_finite else 0,
-                        int(upper) if isinstance(upper, sympy.Integer) else None,
-                    )
-    return found
+                    ranges[str(symbol)] = size_range(bounds[symbol])
+    return ranges

@@ -90,18 +90,18 @@ class CallForm:
         positional: list[Any] = []
         named: dict[str, Any] = {}
         extra: dict[str, Any] = {}
-        for name, held in bound.items():
+        for name, value in bound.items():
             kind, default = kinds[name], self.signature.parameters[name].default
             if kind is Kind.VAR_POSITIONAL:
-                positional.extend(held)
+                positional.extend(value)
             elif kind is Kind.VAR_KEYWORD:
-                extra = held
+                extra = value
             elif kind is Kind.POSITIONAL_ONLY or (
                 by_position and kind is Kind.POSITIONAL_OR_KEYWORD
             ):
-                positional.append(held)
-            elif held is not default:
-                named[name] = held
+                positional.append(value)
+            elif value is not default:
+                named[name] = value
         return tuple(positional), named | {name: extra[name] for name in sorted(extra)}
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
@@ -125,12 +125,12 @@ class CallForm:
             frozenset(flat.cached),
         )
 
-    def names(self, given: Arguments) -> tuple[str, ...]:
+    def names(self, arguments: Arguments) -> tuple[str, ...]:
         """Per leaf, the argument it belongs to, such as ``ids`` or ``cache_0_key``."""
         listed = [
             n for n, p in self.signature.parameters.items() if p.kind is not Kind.KEYWORD_ONLY
         ]
-        return tuple(_name(path, listed) for path in paths(given.spec))
+        return tuple(_name(path, listed) for path in paths(arguments.spec))
 
 
 def check_leaf(what: str, leaf: Any) -> None:

@@ -23,8 +23,9 @@ from compiler.capture.pytrees import Structure
 from compiler.capture.record import Shared, record
 from compiler.capture.trace import Traced
 from compiler.errors import CaptureError, CommPlanError, MeshError
+from compiler.garbage import collection_paused
 from compiler.ir import collectives
-from compiler.ir.graph import SpmdGraph, spmd_graph
+from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
 from compiler.ir.rank_exchange import Exchange
 
@@ -95,6 +96,7 @@ class Ranks:
     positions: Mapping[int, int]
 
 
+@collection_paused()
 def capture(
     model: Model,
     args: tuple[Any, ...] = (),
@@ -132,10 +134,10 @@ def capture(
     for method in tracers(capture):
         tell("tracing the model")
         failure: CommPlanError | None = None
-        found, mine, bail = None, None, ""
+        trace, mine, bail = None, None, ""
         try:
-            found = traced(model, args, kwargs or {}, method)
-            mine = described(found, mesh)
+            trace = traced(model, args, kwargs or {}, method)
+            mine = described(trace, mesh)
         except NotRecordedError as error:
             bail = str(error)
         except CommPlanError as error:
@@ -155,24 +157,27 @@ def capture(
         if not bail:
             break
         why, stopped = by_export(capture, bail), bail
-    assert found is not None, "a failed trace was raised"
+    assert trace is not None, "a failed trace was raised"
     assert mine is not None, "a failed trace was raised"
     where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
     different = rank_traces.differing({r: d.numbers for r, d in where.descriptions.items()})
     rank_traces.mark(
-        found.lifted.module.graph,
+        trace.lifted.graph,
         where.rank,
-        {place: [held[r] for r in range(where.size)] for place, held in different.items()},
+        {
+            place: [numbers_of[r] for r in range(where.size)]
+            for place, numbers_of in different.items()
+        },
     )
     tell("placing the inputs")
-    given, lifted = inputs or {}, found.lifted
+    declared, lifted = inputs or {}, trace.lifted
     result = assembled(
         model,
-        found,
+        trace,
         where,
         mesh,
-        given,
-        lambda stated: input_placements.compare(lifted, exchange, stated, given),
+        declared,
+        lambda stated: input_placements.compare(lifted, exchange, stated, declared),
     )
     alone = exchange is None and where.size > 1
     notes = [note for note in (why, NOT_COMPARED if alone else "") if note]
@@ -184,8 +189,8 @@ def _with_reason(error: CommPlanError, stopped: str) -> CommPlanError:
     """The error of torch.export; of a model for the recorder alone, with what stopped that."""
     if not stopped or error.what != ON_DTENSORS:
         return error
-    found = "; ".join(filter(None, (error.found, f"the recorder stopped before: {stopped}")))
-    return type(error)(error.what, where=error.where, found=found, remedy=error.remedy)
+    cause = "; ".join(filter(None, (error.found, f"the recorder stopped before: {stopped}")))
+    return type(error)(error.what, where=error.where, found=cause, remedy=error.remedy)
 
 
 def tracers(tracer: str) -> tuple[str, ...]:
@@ -235,23 +240,23 @@ def traced(
     return replace(one, cut=declared_placements.cut_of(model))
 
 
-def described(found: Traced, mesh: Mesh | None) -> rank_traces.Description:
+def described(trace: Traced, mesh: Mesh | None) -> rank_traces.Description:
     """This rank's description; a group name that ``mesh`` knows needs no process group.
 
     Raises:
         MeshError: a group that neither ``mesh`` nor this process knows.
     """
-    graph = found.lifted.module.graph
+    graph = trace.lifted.graph
     names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
-    known = {name: groups.members(name) for name in names}
-    if unknown := [name for name, members in known.items() if members is None]:
+    members_of = {name: groups.members(name) for name in names}
+    if unknown := [name for name, members in members_of.items() if members is None]:
         raise MeshError(
             f"group name {unknown[0]!r} does not resolve",
             found="no process group of that name here, and no mesh that has it",
             remedy="create the process groups before capture, or pass mesh= with this name",
         )
-    known |= {name: groups.members(name) for name in declared_placements.groups_of(found.cut)}
-    resolved = {name: members for name, members in known.items() if members is not None}
+    members_of |= {name: groups.members(name) for name in declared_placements.groups_of(trace.cut)}
+    resolved = {name: members for name, members in members_of.items() if members is not None}
     return rank_traces.describe(graph, resolved, {name: groups.label(name) for name in resolved})
 
 
@@ -292,7 +297,7 @@ def assembled(
     traced: Traced,
     where: Ranks,
     mesh: Mesh | None,
-    given: input_placements.Given,
+    declared: input_placements.Given,
     compare: Callable[[declared_placements.Declared], input_placements.Digests],
 ) -> Capture:
     """The capture, from what this rank traced and what is known of the others.
@@ -302,20 +307,20 @@ def assembled(
         traced: its trace, rank constants marked. Group names are changed in place.
         where: the ranks.
         mesh: the mesh to name groups on, None to build one.
-        given: the caller's placements.
+        declared: the caller's placements.
         compare: digests of the model's tensors on all ranks, given what the model declares.
     """
-    lifted, graph = traced.lifted, traced.lifted.module.graph
+    lifted, graph = traced.lifted, traced.lifted.graph
     on_mesh = {
         rank: {
             name: tuple(where.positions[member] for member in members)
-            for name, members in found.groups.items()
+            for name, members in description.groups.items()
             if set(members) <= set(where.positions)
         }
-        for rank, found in where.descriptions.items()
+        for rank, description in where.descriptions.items()
     }
     resolved = groups.resolve(
-        {rank: found.uses for rank, found in where.descriptions.items()},
+        {rank: description.uses for rank, description in where.descriptions.items()},
         on_mesh,
         where.descriptions[where.rank].labels,
         rank=where.rank,
@@ -324,15 +329,16 @@ def assembled(
     )
     collectives.rename_groups(graph, resolved.names)
     stated, notes = _declared(model, traced, where, resolved.mesh)
-    placed = input_placements.place(lifted, resolved.mesh, given, stated, compare(stated))
-    lifted.module.recompile()
+    placed = input_placements.place(lifted, resolved.mesh, declared, stated, compare(stated))
     inputs = {
         name: dict(zip(resolved.mesh.axes, placements, strict=True))
         for name, placements in placed.inputs.items()
     }
     made = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
     return Capture(
-        graph=spmd_graph(lifted.module, resolved.mesh, inputs),
+        graph=replace(
+            spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs), copied=placed.meanings
+        ),
         state={name: s.key for name, s in lifted.state.items() if name not in made},
         constants={name: s.tensor for name, s in made.items()},
         arguments=lifted.arguments,
@@ -354,13 +360,13 @@ def _declared(
     model: Model, traced: Traced, where: Ranks, mesh: Mesh
 ) -> tuple[declared_placements.Declared, tuple[str, ...]]:
     def axis_of(name: str) -> str | None:
-        held = where.descriptions[where.rank].groups[name]
-        members = tuple(where.positions.get(member, -1) for member in held)
+        group = where.descriptions[where.rank].groups[name]
+        members = tuple(where.positions.get(member, -1) for member in group)
         axes = (a for a in mesh.axes if mesh.groups[a].group_of[where.rank] == members)
         return next(axes, None)
 
-    found = declared_placements.from_dtensors(traced.cut, axis_of)
+    placements = declared_placements.from_dtensors(traced.cut, axis_of)
     plan = declared_placements.plan_of(model)
-    if found or not plan:
-        return found, ()
+    if placements or not plan:
+        return placements, ()
     return declared_placements.from_plan(plan, mesh, traced.lifted.state)

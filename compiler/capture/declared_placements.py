@@ -53,19 +53,19 @@ Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
 
 def cut_of(model: nn.Module) -> Cut:
     """How the model's DTensors are cut, while their process groups exist."""
-    found: dict[str, tuple[tuple[str, Placement], ...]] = {}
+    placements_of: dict[str, tuple[tuple[str, Placement], ...]] = {}
     tables = (model.named_parameters, model.named_buffers)
-    for key, held in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
-        if isinstance(held, DTensor):
-            found[key] = dims_of(held)
-    return found
+    for key, tensor in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
+        if isinstance(tensor, DTensor):
+            placements_of[key] = dims_of(tensor)
+    return placements_of
 
 
-def dims_of(held: DTensor) -> tuple[tuple[str, Placement], ...]:
+def dims_of(tensor: DTensor) -> tuple[tuple[str, Placement], ...]:
     """Per dimension of a DTensor's device mesh, the process group and the placement."""
     return tuple(
-        (str(held.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
-        for dim, placement in enumerate(held.placements)
+        (str(tensor.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
+        for dim, placement in enumerate(tensor.placements)
     )
 
 
@@ -111,7 +111,7 @@ def from_plan(
     """
     axis = _tensor_axis(mesh)
     tensors = [s for s in state.values() if s.kind in (StateKind.PARAMETER, StateKind.BUFFER)]
-    found: Declared = {held.key: {} for held in tensors}
+    placements: Declared = {state_tensor.key: {} for state_tensor in tensors}
     remarks: list[str] = []
     for text, style in plan.items():
         if style not in STYLES:
@@ -121,12 +121,14 @@ def from_plan(
                 remedy=f"use one of {', '.join(STYLES)}, or pass inputs={{name: placement}}",
             )
         matches = pattern(text, r"(\.(weight|bias))?").fullmatch
-        named = [held for held in tensors if matches(held.key)]
+        named = [state_tensor for state_tensor in tensors if matches(state_tensor.key)]
         if not named:
             remarks.append(f"tp_plan: {text!r} names no tensor that the graph reads")
-        for held in named:
-            found[held.key] = {axis: STYLES[style](held.key, held.tensor.dim())}
-    return found, tuple(remarks)
+        for state_tensor in named:
+            placements[state_tensor.key] = {
+                axis: STYLES[style](state_tensor.key, state_tensor.tensor.dim())
+            }
+    return placements, tuple(remarks)
 
 
 def _tensor_axis(mesh: Mesh) -> str:

@@ -29,7 +29,7 @@ def has_data(tensor: torch.Tensor) -> bool:
 
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Name -> digest of every tensor that holds values; one host synchronization in all."""
-    found: dict[str, str] = {}
+    digest_of: dict[str, str] = {}
     pending: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -38,14 +38,16 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
             dense = tensor.detach().contiguous().reshape(-1)
             kind = f"{tensor.dtype}{tuple(tensor.shape)}"
             if dense.numel() == 0:
-                found[name] = kind
+                digest_of[name] = kind
             elif dense.device.type == "cpu":
-                found[name] = _host_digest(dense) + kind
+                digest_of[name] = _host_digest(dense) + kind
             else:
-                found[name], pending[name] = kind, _device_sums(dense)
+                digest_of[name], pending[name] = kind, _device_sums(dense)
         for name, sums in zip(pending, _to_host(list(pending.values())), strict=True):
-            found[name] = f"{sums[0] & (2**64 - 1):016x}{sums[1] & (2**64 - 1):016x}{found[name]}"
-    return found
+            digest_of[name] = (
+                f"{sums[0] & (2**64 - 1):016x}{sums[1] & (2**64 - 1):016x}{digest_of[name]}"
+            )
+    return digest_of
 
 
 def _host_digest(dense: torch.Tensor) -> str:

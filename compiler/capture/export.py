@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -21,7 +20,7 @@ from torch.export import ExportedProgram
 from compiler.capture.export_errors import capture_error
 from compiler.capture.lift_state import is_spmd, lift, lift_module
 from compiler.capture.pytrees import whole
-from compiler.capture.trace import TensorCall, Traced, guards_of
+from compiler.capture.trace import TensorCall, Traced, guards_of, size_range
 from compiler.ir import access
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
@@ -76,8 +75,8 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings(), unlogged(FAKE_TENSORS):
             warnings.simplefilter("ignore")
-            made: ExportedProgram = program.run_decompositions({})
-            return made
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:
         raise capture_error(error) from error
 
@@ -97,17 +96,17 @@ def localised(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         tables: list[dict[str, Any]] = [vars(module)["_parameters"], vars(module)["_buffers"]]
         for table in tables:
-            for name, held in table.items():
-                if isinstance(held, DTensor):
-                    swapped.append((table, name, held))
+            for name, tensor in table.items():
+                if isinstance(tensor, DTensor):
+                    swapped.append((table, name, tensor))
     try:
-        for table, name, held in swapped:
-            local = held.to_local().detach()
-            table[name] = nn.Parameter(local, False) if isinstance(held, nn.Parameter) else local
+        for table, name, tensor in swapped:
+            local = tensor.to_local().detach()
+            table[name] = nn.Parameter(local, False) if isinstance(tensor, nn.Parameter) else local
         yield
     finally:
-        for table, name, held in swapped:
-            table[name] = held
+        for table, name, tensor in swapped:
+            table[name] = tensor
 
 
 @contextmanager
@@ -134,9 +133,5 @@ def _is_copy(new: Any, old: Any) -> bool:
 
 
 def _ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
-    found: dict[str, tuple[int, int | None]] = {}
-    for symbol, bounds in program.range_constraints.items():
-        if symbol.is_integer:
-            upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
-            found[str(symbol)] = (int(bounds.lower) if bounds.lower.is_finite else 0, upper)
-    return found
+    constraints = program.range_constraints.items()
+    return {str(symbol): size_range(bounds) for symbol, bounds in constraints if symbol.is_integer}

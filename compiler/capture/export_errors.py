@@ -99,8 +99,8 @@ def capture_error(error: Exception) -> CommPlanError:
             "make torch.export.export(model, args, strict=False) work on it",
         ),
     )
-    found = next(line for line in text.splitlines() if line.strip())
-    return CaptureError(what, where=model_line(error), found=found, remedy=remedy)
+    first_line = next(line for line in text.splitlines() if line.strip())
+    return CaptureError(what, where=model_line(error), found=first_line, remedy=remedy)
 
 
 def _unmapped(error: Exception, text: str) -> CaptureError | None:
@@ -111,8 +111,8 @@ def _unmapped(error: Exception, text: str) -> CaptureError | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in OBJECTS_AND_HANDLES and _is_of_c10d(frame.f_code.co_filename):
             return _without_form(frame.f_code.co_name, model_line(error))
-        for held in frame.f_locals.values() if re.search(UNMAPPED, text) else ():
-            graph = held.graph if isinstance(held, fx.GraphModule | ExportedProgram) else held
+        for value in frame.f_locals.values() if re.search(UNMAPPED, text) else ():
+            graph = value.graph if isinstance(value, fx.GraphModule | ExportedProgram) else value
             for node in graph.nodes if isinstance(graph, fx.Graph) else ():
                 name = str(getattr(getattr(node.target, "_schema", None), "name", ""))
                 if name.startswith("c10d::"):

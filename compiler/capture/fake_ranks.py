@@ -29,6 +29,7 @@ from compiler.capture.lift_state import StateKind
 from compiler.capture.record import Shared
 from compiler.capture.trace import Traced
 from compiler.errors import CaptureError, DivergenceError
+from compiler.garbage import collection_paused
 from compiler.ir.mesh import Mesh
 
 Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -36,6 +37,7 @@ Taken = tuple[nn.Module, Traced, rank_traces.Description, dict[str, str]]
 """A rank's model, its trace, the description of it, and digests of the tensors of its code."""
 
 
+@collection_paused()
 def capture_ranks(
     factory: Callable[[], nn.Module],
     make_inputs: Inputs,
@@ -94,17 +96,17 @@ def capture_ranks(
             break
         except NotRecordedError as error:
             why = by_export(capture, str(error))
-    model, found, *_ = taken[0]
+    model, first, *_ = taken[0]
     constants = {place: values for place, values in numbers.items() if values is not None}
-    rank_traces.mark(found.lifted.module.graph, 0, constants)
+    rank_traces.mark(first.lifted.graph, 0, constants)
     where = Ranks(
         size=world_size,
         rank=0,
         descriptions={rank: description for rank, (_, _, description, _) in taken.items()},
         positions={rank: rank for rank in range(world_size)},
     )
-    compared = _everywhere({rank: held for rank, (*_, held) in taken.items()}, world_size)
-    result = assembled(model, found, where, mesh, inputs or {}, lambda _: compared)
+    compared = _everywhere({rank: digests for rank, (*_, digests) in taken.items()}, world_size)
+    result = assembled(model, first, where, mesh, inputs or {}, lambda _: compared)
     notes = [why] if why else []
     if len(taken) < world_size:
         notes.append(
@@ -159,32 +161,37 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _digests_of_code(found: Traced) -> dict[str, str]:
+def _digests_of_code(trace: Traced) -> dict[str, str]:
     """Digests of the tensors that the model's code computes, which no checkpoint will replace."""
-    made = (StateKind.TRANSIENT, StateKind.CONSTANT)
-    return digests({n: s.tensor for n, s in found.lifted.state.items() if s.kind in made})
+    kinds = (StateKind.TRANSIENT, StateKind.CONSTANT)
+    return digests({n: s.tensor for n, s in trace.lifted.state.items() if s.kind in kinds})
 
 
 def _numbers(
     taken: Mapping[int, Taken], size: int
 ) -> dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]:
     """Place -> every rank's number where they differ, None where it cannot be inferred."""
-    rank_traces.check_rows({rank: found.rows for rank, (_, _, found, _) in taken.items()})
-    numbers = {rank: found.numbers for rank, (_, _, found, _) in taken.items()}
+    rank_traces.check_rows(
+        {rank: description.rows for rank, (_, _, description, _) in taken.items()}
+    )
+    numbers = {rank: description.numbers for rank, (_, _, description, _) in taken.items()}
     differing = rank_traces.differing(numbers)
     if len(taken) == size:
         return {place: tuple(v[rank] for rank in range(size)) for place, v in differing.items()}
     return {place: rank_traces.affine(values, size) for place, values in differing.items()}
 
 
-def _everywhere(known: Mapping[int, Mapping[str, str]], size: int) -> dict[str, dict[int, str]]:
+def _everywhere(
+    digests_of: Mapping[int, Mapping[str, str]], size: int
+) -> dict[str, dict[int, str]]:
     """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
-    first, *others = known.values()
-    found: dict[str, dict[int, str]] = {}
-    for name in (n for n in first if all(n in held for held in others)):
-        held = {rank: known[rank][name] for rank in known}
-        agree = len(set(held.values())) == 1
-        found[name] = {
-            rank: held.get(rank, held[0] if agree else f"rank {rank}") for rank in range(size)
+    first, *others = digests_of.values()
+    inferred: dict[str, dict[int, str]] = {}
+    for name in (n for n in first if all(n in digest_of for digest_of in others)):
+        digest_of = {rank: digests_of[rank][name] for rank in digests_of}
+        agree = len(set(digest_of.values())) == 1
+        inferred[name] = {
+            rank: digest_of.get(rank, digest_of[0] if agree else f"rank {rank}")
+            for rank in range(size)
         }
-    return found
+    return inferred

@@ -175,10 +175,10 @@ class FunctionalGraph:
         if frame is None:
             return ""
         code, line = frame.f_code, frame.f_lineno
-        if (known := self._lines.get((code, line))) is None:
-            known = f'File "{code.co_filename}", line {line}, in {code.co_name}'
-            self._lines[code, line] = known
-        return known
+        if (place := self._lines.get((code, line))) is None:
+            place = f'File "{code.co_filename}", line {line}, in {code.co_name}'
+            self._lines[code, line] = place
+        return place
 
     def bail(self, reason: str) -> NotRecordedError:
         """The error that stops recording at the model's current line."""
@@ -321,6 +321,12 @@ def _permuted(base: fx.Node, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any,
     )
 
 
+def _unsqueezed(base: fx.Node, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    if base.meta["val"].dim() == node.meta["val"].dim():  # another size than 1: nothing squeezed
+        return aten.view.default, ()
+    return aten.unsqueeze.default, (node, *args)
+
+
 INVERSES: dict[Any, Callable[[fx.Node, fx.Node, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]]] = {
     aten.view.default: lambda base, node, args: (aten.view.default, ()),
     aten._unsafe_view.default: lambda base, node, args: (aten.view.default, ()),
@@ -328,6 +334,7 @@ INVERSES: dict[Any, Callable[[fx.Node, fx.Node, tuple[Any, ...]], tuple[Any, tup
     aten.transpose.int: lambda base, node, args: (aten.transpose.int, (node, *args)),
     aten.permute.default: _permuted,
     aten.unsqueeze.default: lambda base, node, args: (aten.squeeze.dim, (node, *args)),
+    aten.squeeze.dim: _unsqueezed,
     aten.slice.Tensor: lambda base, node, args: (SCATTERS[0], (base, node, *args)),
     aten.select.int: lambda base, node, args: (SCATTERS[1], (base, node, *args)),
 }

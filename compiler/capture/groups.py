@@ -52,8 +52,8 @@ def process_group(name: str) -> ProcessGroup | None:
 def label(name: str) -> str:
     """The mesh dimension a process group belongs to, or what its creator called it, or nothing."""
     group = process_group(name)
-    found = str(getattr(group, "group_desc", "") or "")
-    return "" if found in UNSAID else found.removeprefix("mesh_")
+    description = str(getattr(group, "group_desc", "") or "")
+    return "" if description in UNSAID else description.removeprefix("mesh_")
 
 
 def resolve(
@@ -79,11 +79,11 @@ def resolve(
     Raises:
         MeshError: groups that do not partition the ranks, or that the mesh does not have.
     """
-    found: dict[str, ReplicaGroups] = {}
+    replica_groups: dict[str, ReplicaGroups] = {}
     assumed: list[str] = []
     names: dict[str, str] = {}
     for place, name in enumerate(uses[rank]):
-        if name in names or (name in found):
+        if name in names or (name in replica_groups):
             continue
         if name not in groups[rank]:
             if mesh is None or name not in mesh.groups:
@@ -96,18 +96,18 @@ def resolve(
                 )
             names[name] = mesh.aliases(name)
             continue
-        known = {r: groups[r][u[place]] for r, u in uses.items() if u[place] in groups[r]}
-        found[name], inferred = partition(name, known, size)
+        group_of = {r: groups[r][u[place]] for r, u in uses.items() if u[place] in groups[r]}
+        replica_groups[name], inferred = partition(name, group_of, size)
         if inferred:
-            assumed.append(f"group {name!r}: ranks {list(known[rank])} repeat over {size} ranks")
-    mesh = mesh or built_mesh(found, labels, size)
-    for name, groups_found in found.items():
+            assumed.append(f"group {name!r}: ranks {list(group_of[rank])} repeat over {size} ranks")
+    mesh = mesh or built_mesh(replica_groups, labels, size)
+    for name, groups_found in replica_groups.items():
         names[name] = _name_on(mesh, name, groups_found)
     return Resolved(mesh, names, tuple(assumed))
 
 
 def partition(
-    name: str, known: Mapping[int, tuple[int, ...]], size: int
+    name: str, group_of: Mapping[int, tuple[int, ...]], size: int
 ) -> tuple[ReplicaGroups, bool]:
     """The replica groups that the known ranks' groups belong to, and whether others are inferred.
 
@@ -116,9 +116,9 @@ def partition(
     Raises:
         MeshError: the groups do not partition the ranks, or are no such pattern.
     """
-    if set(range(size)) <= set().union(*known.values()):
-        return ReplicaGroups.of(name, set(known.values()), size), False
-    first = next(iter(known.values()))
+    if set(range(size)) <= set().union(*group_of.values()):
+        return ReplicaGroups.of(name, set(group_of.values()), size), False
+    first = next(iter(group_of.values()))
     step = first[1] - first[0] if len(first) > 1 else 1
     block = step * len(first)
     repeated = [
@@ -126,19 +126,19 @@ def partition(
         for corner in range(0, size, max(block, 1))
         for start in range(corner, corner + step)
     ]
-    if step < 1 or size % block or not set(known.values()) <= set(repeated):
+    if step < 1 or size % block or not set(group_of.values()) <= set(repeated):
         raise MeshError(
             f"the replica groups of {name!r} cannot be told from one rank",
-            found=f"{sorted(set(known.values()))} of {size} ranks",
+            found=f"{sorted(set(group_of.values()))} of {size} ranks",
             remedy="pass mesh= with groups={name: [[ranks], …]}",
         )
     return ReplicaGroups.of(name, repeated, size), True
 
 
 def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
-    for known, groups in mesh.groups.items():
+    for name_on_mesh, groups in mesh.groups.items():
         if groups == wanted:
-            return known
+            return name_on_mesh
     raise MeshError(
         f"the mesh has no group of the ranks behind process group {name!r}",
         found=f"{[list(g) for g in wanted.ranks]}; the mesh is {mesh!r}",
@@ -146,14 +146,16 @@ def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
     )
 
 
-def built_mesh(found: Mapping[str, ReplicaGroups], labels: Mapping[str, str], size: int) -> Mesh:
+def built_mesh(
+    replica_groups: Mapping[str, ReplicaGroups], labels: Mapping[str, str], size: int
+) -> Mesh:
     """A mesh with an axis for every group that is a dimension of one grid of the ranks.
 
     Groups that are not (a product of axes, or no regular pattern) become explicit groups. Grid
     dimensions that no group spans become axes ``rest``, ``rest2``, ….
     """
     distinct: dict[ReplicaGroups, str] = {}
-    for name, groups in found.items():
+    for name, groups in replica_groups.items():
         distinct.setdefault(groups, name)
     in_order = sorted(distinct, key=lambda groups: groups.axis_size)
     axes: list[ReplicaGroups] = []
@@ -166,7 +168,7 @@ def built_mesh(found: Mapping[str, ReplicaGroups], labels: Mapping[str, str], si
         called[groups] = _fresh(labels.get(distinct[groups], "") or default, called.values())
     sizes: dict[str, int] = {}
     for spanned, extent in _grid(axes, size) or []:
-        rest = _fresh("rest", sizes) if axes else "world" if len(found) else DEFAULT_AXIS
+        rest = _fresh("rest", sizes) if axes else "world" if len(replica_groups) else DEFAULT_AXIS
         sizes[rest if spanned is None else called[spanned]] = extent
     plain = Mesh(sizes or {DEFAULT_AXIS: 1})
     others = {
@@ -190,16 +192,16 @@ def _grid(
     if None in strided.values():
         return None
     extent = size
-    found: list[tuple[ReplicaGroups | None, int]] = []
+    grid: list[tuple[ReplicaGroups | None, int]] = []
     for groups, stride in sorted(strided.items(), key=lambda item: -(item[1] or 0)):
         assert stride is not None, "irregular groups were sorted out above"
         block = stride * groups.axis_size
         if extent % block:
             return None
-        found += [(None, extent // block)] if extent > block else []
-        found.append((groups, groups.axis_size))
+        grid += [(None, extent // block)] if extent > block else []
+        grid.append((groups, groups.axis_size))
         extent = stride
-    return [*found, (None, extent)] if extent > 1 or not found else found
+    return [*grid, (None, extent)] if extent > 1 or not grid else grid
 
 
 def _stride(groups: ReplicaGroups) -> int | None:

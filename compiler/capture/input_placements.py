@@ -15,19 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
+from compiler.analysis.replication import numbered, replicated_axes, replication
 from compiler.capture.declared_placements import Declared
 from compiler.capture.digest import digests
 from compiler.capture.lift_state import LiftedGraph, StateKind
 from compiler.capture.rank_traces import by_value
-from compiler.capture.whole_parameters import Axes, equal_along, met_by_same, same_values
+from compiler.capture.whole_parameters import Axes, met_by_same
 from compiler.errors import PlacementError
 from compiler.ir import access
 from compiler.ir.declared_inputs import Inputs, by_input
+from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement, Placements, Replicate, Varying, placements_on
 from compiler.ir.rank_exchange import Exchange
+from compiler.ir.rules import Meaning
 
 Given = Inputs
 Digests = Mapping[str, Mapping[int, str]]
@@ -36,21 +39,22 @@ Digests = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Placed:
-    """Placements of all inputs, and which Replicate among them were not compared, and why."""
+    """Placements of all inputs, which Replicate among them were not compared and why, meanings."""
 
     inputs: Mapping[str, Placements]
     assumed: tuple[str, ...]
+    meanings: Mapping[fx.Node, Meaning | None]
 
 
 def place(
-    lifted: LiftedGraph, mesh: Mesh, given: Given, declared: Declared, compared: Digests
+    lifted: LiftedGraph, mesh: Mesh, declared_inputs: Given, declared: Declared, compared: Digests
 ) -> Placed:
     """The placement of every placeholder.
 
     Args:
         lifted: the graph, group names as on ``mesh``.
         mesh: resolves them.
-        given: the caller's placements, by placeholder or by key in the model.
+        declared_inputs: the caller's placements, by placeholder or by key in the model.
         declared: the model's placements, by key.
         compared: digests of the model's tensors, empty if no ranks can be asked.
 
@@ -58,21 +62,21 @@ def place(
         PlacementError: a name that is no input, a placement that does not fit, or tensors that
             have to be the same on all ranks and differ.
     """
-    known = _stated(lifted, mesh, given, declared)
-    for name, placements in known.items():
+    stated = _stated(lifted, mesh, declared_inputs, declared)
+    for name, placements in stated.items():
         _check_replicated(lifted, mesh, name, placements, compared, "it is declared Replicate")
     everywhere = frozenset(mesh.axes)
     same: dict[str, Axes] = {}
     assumed: dict[str, str] = {}
-    for node in access.node_of(lifted.module.graph, "placeholder"):
+    for node in access.node_of(lifted.graph, "placeholder"):
         name = str(node.target)
         state = lifted.state.get(name)
-        if name in known:
-            same[name] = _replicated_axes(mesh, known[name])
+        if name in stated:
+            same[name] = _replicated_axes(mesh, stated[name])
             if same[name] and state is not None and name not in compared:
                 assumed[name] = "declared, not compared"
         elif name in compared:
-            same[name] = equal_along(mesh, compared[name])
+            same[name] = _equal_along(mesh, compared[name])
         elif name in lifted.cached and access.dtype(node).is_floating_point:
             same[name] = frozenset()
         elif state is None and not access.state_key(node):
@@ -83,28 +87,27 @@ def place(
             assumed[name] = "computed by the model's code, not compared"
         else:
             same[name] = frozenset()
-    same, reasons = _settle(lifted, mesh, same, known, compared)
+    blank = SpmdGraph(nn.Module(), lifted.graph, mesh, {})
+    same, reasons = _settle(lifted, blank, same, stated, compared)
     assumed |= reasons
     inputs = {
-        name: known.get(name)
-        or tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
-        for name, axes in same.items()
+        name: stated.get(name) or _replicated_along(mesh, axes) for name, axes in same.items()
     }
     lines = (
         f"{_title(lifted, name)}: {why}"
         for name, why in assumed.items()
         if same[name] and mesh.size > 1
     )
-    return Placed(inputs, tuple(lines))
+    return Placed(inputs, tuple(lines), blank.meanings)
 
 
 def compare(
-    lifted: LiftedGraph, exchange: Exchange | None, declared: Declared, given: Given
+    lifted: LiftedGraph, exchange: Exchange | None, declared: Declared, declared_inputs: Given
 ) -> dict[str, dict[int, str]]:
     """Digests of the model's tensors on every rank; shards, declared to differ, are left out."""
     if exchange is None:
         return {}
-    stated = declared_by(lifted, given)
+    stated = declared_by(lifted, declared_inputs)
     wanted = {
         name: state.tensor
         for name, state in lifted.state.items()
@@ -116,18 +119,18 @@ def compare(
 
 
 def declared_by(
-    lifted: LiftedGraph, given: Given
+    lifted: LiftedGraph, declared_inputs: Given
 ) -> dict[str, Placement | Mapping[str, Placement]]:
     """Placeholder -> what the caller declares of it, by its name or its key in the model.
 
     Raises:
         PlacementError: a name that is no input, or two that differ about one.
     """
-    nodes = {str(n.target): n for n in access.node_of(lifted.module.graph, "placeholder")}
-    state = {name: held.key for name, held in lifted.state.items()}
+    nodes = {str(n.target): n for n in access.node_of(lifted.graph, "placeholder")}
+    state = {name: tensor.key for name, tensor in lifted.state.items()}
     keys = {state.get(name) or access.state_key(node): name for name, node in nodes.items()}
     keys.pop("", None)
-    return by_input(given, {name: name for name in nodes} | keys, "model")
+    return by_input(declared_inputs, {name: name for name in nodes} | keys, "model")
 
 
 def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
@@ -137,17 +140,17 @@ def _is_sharded(placement: Placement | Mapping[str, Placement] | None) -> bool:
 
 
 def _stated(
-    lifted: LiftedGraph, mesh: Mesh, given: Given, declared: Declared
+    lifted: LiftedGraph, mesh: Mesh, declared_inputs: Given, declared: Declared
 ) -> dict[str, Placements]:
     keys = {state.key: name for name, state in lifted.state.items()}
     written = set(lifted.mutations.values())
-    found = {
+    placements = {
         keys[key]: placements_on(mesh, placement, key)
         for key, placement in declared.items()
         if key in keys and (placement or keys[key] not in written)
     }
-    stated = {n: placements_on(mesh, p, n) for n, p in declared_by(lifted, given).items()}
-    return found | stated
+    stated = {n: placements_on(mesh, p, n) for n, p in declared_by(lifted, declared_inputs).items()}
+    return placements | stated
 
 
 def _replicated_axes(mesh: Mesh, placements: Placements) -> Axes:
@@ -155,50 +158,67 @@ def _replicated_axes(mesh: Mesh, placements: Placements) -> Axes:
     return frozenset(axis for axis, placement in pairs if isinstance(placement, Replicate))
 
 
+def _replicated_along(mesh: Mesh, axes: Axes) -> Placements:
+    return tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
+
+
+def _equal_along(mesh: Mesh, values: Mapping[int, str]) -> Axes:
+    return replicated_axes(mesh, numbered(values[rank] for rank in range(mesh.size)))
+
+
 def _settle(
     lifted: LiftedGraph,
-    mesh: Mesh,
+    blank: SpmdGraph,
     start: Mapping[str, Axes],
-    known: Mapping[str, Placements],
+    stated: Mapping[str, Placements],
     compared: Digests,
 ) -> tuple[dict[str, Axes], dict[str, str]]:
     """Sameness of inputs to a fixed point: written tensors lose it, whole parameters gain it."""
-    graph = lifted.module.graph
-    written = {n: i for i, n in lifted.mutations.items() if n not in known}
+    mesh = blank.mesh
+    written = {n: i for i, n in lifted.mutations.items() if n not in stated}
     asked = {
         name: state.kind in (StateKind.PARAMETER, StateKind.BUFFER)
-        and name not in known
+        and name not in stated
         and name not in written
         for name, state in lifted.state.items()
     }
     gained = dict(start)
     reasons: dict[str, str] = {}
     while True:
-        same = _kept_by_writes(graph, mesh, gained, written)
-        required = met_by_same(graph, mesh, same, asked)
+        same, graph = _kept_by_writes(blank, gained, written)
+        required = met_by_same(graph, asked)
         if not required:
             return same, reasons
         for name, (axes, why) in required.items():
             reason = f"it meets a value that is the same on all ranks in {why}"
             if name in compared:
-                placements = tuple(Replicate() if axis in axes else Varying() for axis in mesh.axes)
+                placements = _replicated_along(mesh, axes)
                 _check_replicated(lifted, mesh, name, placements, compared, reason)
             gained[name] |= axes
             reasons[name] = reason
 
 
 def _kept_by_writes(
-    graph: fx.Graph, mesh: Mesh, inputs: Mapping[str, Axes], written: Mapping[str, int]
-) -> dict[str, Axes]:
-    """``inputs`` without the axes along which what is written to them may differ."""
-    kept, results = dict(inputs), access.results(access.output(graph))
-    while written:
-        same = same_values(graph, mesh, kept)
-        after = {name: kept[name] & same[results[i]] for name, i in written.items()}
+    blank: SpmdGraph, inputs: Mapping[str, Axes], written: Mapping[str, int]
+) -> tuple[dict[str, Axes], SpmdGraph]:
+    """``inputs`` without the axes along which what is written to them may differ, and their graph.
+
+    Args:
+        blank: the graph, without placements.
+        inputs: placeholder -> axes along which it is the same.
+        written: placeholder -> index of the result that is written to it.
+    """
+    mesh, kept, results = blank.mesh, dict(inputs), access.results(access.output(blank.graph))
+    while True:
+        placements = {name: _replicated_along(mesh, axes) for name, axes in kept.items()}
+        graph = SpmdGraph(blank.root, blank.graph, mesh, placements, blank.meanings)
+        classes = replication(graph)
+        after = {
+            n: kept[n] & replicated_axes(mesh, classes[results[i]]) for n, i in written.items()
+        }
         if all(after[name] == kept[name] for name in written):
-            break
+            return kept, graph
         kept |= after
-    return kept
 
 
 def _check_replicated(
@@ -212,16 +232,16 @@ def _check_replicated(
     """Raise PlacementError if a tensor that has to be Replicate differs between ranks."""
     if name not in compared:
         return
-    wrong = _replicated_axes(mesh, placements) - equal_along(mesh, compared[name])
+    wrong = _replicated_axes(mesh, placements) - _equal_along(mesh, compared[name])
     for axis in mesh.axes:
         if axis not in wrong:
             continue
-        found = next(
+        conflict = next(
             {rank: compared[name][rank] for rank in group}
             for group in mesh.groups[axis].ranks
             if len({compared[name][rank] for rank in group}) > 1
         )
-        short = {rank: f"digest {text[:8]}" for rank, text in found.items()}
+        short = {rank: f"digest {text[:8]}" for rank, text in conflict.items()}
         raise PlacementError(
             f"{_title(lifted, name)} has to be the same on all ranks of axis {axis!r} and is not",
             where=reason,

@@ -59,7 +59,7 @@ class LiftedGraph:
     """A functional graph without attributes.
 
     Attributes:
-        module: the graph; placeholders of state come first.
+        graph: placeholders of state come first.
         state: placeholder -> tensor of the model.
         arguments: per argument, its placeholder or the constant it was traced with.
         mutations: index of a graph output -> placeholder whose tensor it is written back to.
@@ -67,7 +67,7 @@ class LiftedGraph:
         cached: placeholders of arguments that are parts of caches.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
     state: Mapping[str, State]
     arguments: tuple[str | Fixed, ...]
     mutations: Mapping[int, str]
@@ -89,24 +89,26 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
     arguments: list[str | Fixed] = []
     named: dict[str, str] = {}
     placeholders: dict[str, str] = {}
-    given = iter(names)
+    remaining = iter(names)
     nodes = access.node_of(program.graph, "placeholder")
     _refuse_branches(program.graph)
     for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
         if isinstance(spec.arg, ConstantArgument) and not node.users:
             arguments.append(Fixed(spec.arg.value))
             continue
-        held = _state(program, spec, prefix)
-        name = next(given, node.name) if held is None else placeholder_name(held)
+        tensor_state = _state(program, spec, prefix)
+        name = (
+            next(remaining, node.name) if tensor_state is None else placeholder_name(tensor_state)
+        )
         copy = graph.placeholder(unused(name, placeholders.values()))
         copy.meta = _meta(node, prefix)
         copies[node] = copy
         placeholders[node.name] = str(copy.target)
-        if held is None:
+        if tensor_state is None:
             arguments.append(str(copy.target))
         else:
-            state[str(copy.target)] = held
-            named[held.key] = str(copy.target)
+            state[str(copy.target)] = tensor_state
+            named[tensor_state.key] = str(copy.target)
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output") or node.target in CHECKS:
             continue
@@ -130,8 +132,7 @@ def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) 
             mutations[len(outputs)] = placeholders[str(spec.target)]
         outputs.append(copies[node])
     graph.output(tuple(outputs))
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    return LiftedGraph(module, state, tuple(arguments), mutations, tuple(results))
+    return LiftedGraph(graph, state, tuple(arguments), mutations, tuple(results))
 
 
 def _refuse_branches(graph: fx.Graph) -> None:
@@ -168,19 +169,19 @@ def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | No
     )
 
 
-def placeholder_name(held: State) -> str:
+def placeholder_name(state: State) -> str:
     """The name of a state tensor's placeholder."""
-    letter = {StateKind.PARAMETER: "p", StateKind.CONSTANT: "c"}.get(held.kind, "b")
-    return f"{letter}_{''.join(c if c.isalnum() else '_' for c in held.key)}"
+    letter = {StateKind.PARAMETER: "p", StateKind.CONSTANT: "c"}.get(state.kind, "b")
+    return f"{letter}_{''.join(c if c.isalnum() else '_' for c in state.key)}"
 
 
 def unused(name: str, taken: Iterable[str]) -> str:
     """``name``, numbered if it is among ``taken``."""
-    known, found, count = set(taken), name, 0
-    while found in known:
+    names, unused_name, count = set(taken), name, 0
+    while unused_name in names:
         count += 1
-        found = f"{name}_{count}"
-    return found
+        unused_name = f"{name}_{count}"
+    return unused_name
 
 
 def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
@@ -198,21 +199,21 @@ def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
     return meta
 
 
-def _settled(found: Any) -> Any:
+def _settled(value: Any) -> Any:
     """A traced value whose symbolic sizes that can only be one number are that number."""
-    if isinstance(found, torch.SymInt):
-        return int(found) if found.node.expr.is_number else found
-    if not isinstance(found, FakeTensor):
-        return found
-    sizes, strides = found.shape, found.stride()
+    if isinstance(value, torch.SymInt):
+        return int(value) if value.node.expr.is_number else value
+    if not isinstance(value, FakeTensor):
+        return value
+    sizes, strides = value.shape, value.stride()
     if all(isinstance(s, int) or not s.node.expr.is_number for s in (*sizes, *strides)):
-        return found
-    with found.fake_mode:
+        return value
+    with value.fake_mode:
         return torch.empty_strided(
             [_settled(size) for size in sizes],
             [_settled(stride) for stride in strides],
-            dtype=found.dtype,
-            device=found.device,
+            dtype=value.dtype,
+            device=value.device,
         )
 
 
@@ -253,10 +254,10 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
         kind = StateKind.PARAMETER if key in parameters else StateKind.CONSTANT
         if key in buffers:
             kind = StateKind.BUFFER if key in persistent else StateKind.TRANSIENT
-        held = State(kind, key, attrgetter(key)(module))
-        copy = graph.placeholder(unused(placeholder_name(held), {*state, *arguments}))
+        tensor_state = State(kind, key, attrgetter(key)(module))
+        copy = graph.placeholder(unused(placeholder_name(tensor_state), {*state, *arguments}))
         copy.meta = dict(node.meta)
-        state[str(copy.target)] = held
+        state[str(copy.target)] = tensor_state
         copies[node] = lifted[key] = copy
     for node in module.graph.nodes:
         if node.op not in ("get_attr", "output"):
@@ -266,7 +267,7 @@ def lift_module(module: fx.GraphModule) -> LiftedGraph:
     graph.output(tuple(copies[node] for node in values))
     count = iter(range(len(values)))
     return LiftedGraph(
-        fx.GraphModule(torch.nn.Module(), graph),
+        graph,
         state,
         tuple(arguments),
         {},

@@ -39,11 +39,11 @@ class OnTensors(nn.Module):
     follows the result in ``outcome``.
     """
 
-    def __init__(self, model: nn.Module, given: Arguments, outcome: Outcome) -> None:
+    def __init__(self, model: nn.Module, arguments: Arguments, outcome: Outcome) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
-        self.given, self.outcome = given, outcome
+        self.given, self.outcome = arguments, outcome
 
     def forward(self, *tensors: torch.Tensor) -> list[Any]:
         """The computed leaves of ``outcome.leaves``, in order.
@@ -77,22 +77,22 @@ class OnTensors(nn.Module):
         return [x for x in flat.leaves if is_computed(x)]
 
 
-def with_leaves(lifted: LiftedGraph, given: Arguments, outcome: Outcome) -> LiftedGraph:
+def with_leaves(lifted: LiftedGraph, call: Arguments, outcome: Outcome) -> LiftedGraph:
     """A traced wrapper's graph with all leaves of the model's arguments and results.
 
     Args:
         lifted: arguments and results are the tensors that the wrapper takes and gives.
-        given: the arguments.
+        call: the arguments.
         outcome: what the wrapper left when it was traced.
     """
     placeholders, results = iter(lifted.arguments), iter(lifted.results)
-    arguments = tuple(next(placeholders) if is_tensor(x) else Fixed(x) for x in given.leaves)
+    arguments = tuple(next(placeholders) if is_tensor(x) else Fixed(x) for x in call.leaves)
     return replace(
         lifted,
         arguments=arguments,
         results=tuple(next(results) if is_computed(x) else Fixed(x) for x in outcome.leaves),
         cached=frozenset(
-            x for i, x in enumerate(arguments) if i in given.cached and isinstance(x, str)
+            x for i, x in enumerate(arguments) if i in call.cached and isinstance(x, str)
         ),
     )
 

@@ -123,9 +123,9 @@ class Memo:
 
     def op(self, func: OpOverload) -> Op:
         """What ``func`` does."""
-        if (known := self._ops.get(func)) is None:
-            known = self._ops[func] = Op.of(func)
-        return known
+        if (op := self._ops.get(func)) is None:
+            op = self._ops[func] = Op.of(func)
+        return op
 
     def symint(self, expr: sympy.Basic) -> Any:
         """A size."""
@@ -138,8 +138,8 @@ class Memo:
         shape, strides = _exprs(tensor.shape), _exprs(tensor.stride())
         is_param = isinstance(tensor, nn.Parameter)
         key = shape, strides, tensor.dtype, tensor.device, tensor.requires_grad, is_param
-        known = self.types.get(key)
-        return self._new_type(tensor, key) if known is None else known
+        cached = self.types.get(key)
+        return self._new_type(tensor, key) if cached is None else cached
 
     def _new_type(self, tensor: torch.Tensor, key: tuple[Any, ...]) -> Metadata:
         env = self.env
@@ -163,16 +163,16 @@ class Memo:
 
     def _stand_in(self, elem: torch.Tensor, key: tuple[Any, ...]) -> Any:
         with unset_fake_temporarily():
-            made: Any = FakeTensor(self.mode, elem, key[3])
+            stand_in: Any = FakeTensor(self.mode, elem, key[3])
         if key[5]:
-            made._is_param = True
-        return made
+            stand_in._is_param = True
+        return stand_in
 
     def tensor(self, value: Value) -> Any:
         """A stand-in for ``value``, which the model computes with."""
-        made = self._stand_in(value.metadata.elem, value.metadata.key)
-        made._value = value
-        return made
+        stand_in = self._stand_in(value.metadata.elem, value.metadata.key)
+        stand_in._value = value
+        return stand_in
 
     def settled(self) -> dict[int, Any]:
         """Give types their final sizes; id of a value of ``meta["val"]`` -> the final one."""

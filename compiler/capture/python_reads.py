@@ -71,9 +71,9 @@ class Reads:
 
     def owner(self, target: Any, name: str, kind: Kind, *, whole: bool = False) -> Owner:
         """The owner of ``target``, a new one where there is none."""
-        known = self.owners.setdefault(id(target), Owner(target, name, kind))
-        known.whole |= whole
-        return known
+        owner_of_target = self.owners.setdefault(id(target), Owner(target, name, kind))
+        owner_of_target.whole |= whole
+        return owner_of_target
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -105,26 +105,29 @@ class Reads:
         self._noted.add((id(module), name))
         if name.startswith("__") and (name != "__dict__" or _is_read_by_torch(sys._getframe(2))):
             return
-        held, (_, path) = object.__getattribute__(module, "__dict__"), self._modules[id(module)]
+        attributes, (_, path) = (
+            object.__getattribute__(module, "__dict__"),
+            self._modules[id(module)],
+        )
         if path not in self._types:
             self._types[path] = module
             self._read_class(type(module), "__call__")
         if name in OWN:
-            self._read_own(held, path, name)
+            self._read_own(attributes, path, name)
         elif name == "__dict__":
             self.read_all(module)
         else:
-            self._read_value(held, path, module, name)
+            self._read_value(attributes, path, module, name)
 
-    def _read_own(self, held: dict[str, Any], path: str, name: str) -> None:
+    def _read_own(self, attributes: dict[str, Any], path: str, name: str) -> None:
         if name in HOOKS:
-            owner = self.owner(held[name], path or "the model", Kind.HOOKS, whole=True)
-            owner.values.update(held[name])
-            for hook in held[name].values():
+            owner = self.owner(attributes[name], path or "the model", Kind.HOOKS, whole=True)
+            owner.values.update(attributes[name])
+            for hook in attributes[name].values():
                 self.visit(hook, owner.label(0))
         elif name in TABLES:
             kind = Kind.TENSORS if name in TENSORS else Kind.ATTRIBUTES
-            self.owner(held[name], path, kind, whole=True).values.update(held[name])
+            self.owner(attributes[name], path, kind, whole=True).values.update(attributes[name])
 
     def _read_value(self, held: dict[str, Any], path: str, module: nn.Module, name: str) -> None:
         attributes = self.owner(held, path, Kind.ATTRIBUTES)
@@ -139,13 +142,13 @@ class Reads:
 
     def read_all(self, module: nn.Module) -> None:
         """Count all attributes of a module as read."""
-        held, path = vars(module), self._modules.setdefault(id(module), (module, ""))[1]
-        for name in held:
+        attributes, path = vars(module), self._modules.setdefault(id(module), (module, ""))[1]
+        for name in attributes:
             if name in TABLES:
-                self._read_own(held, path, name)
+                self._read_own(attributes, path, name)
             elif name not in OWN:
-                self._read_value(held, path, module, name)
-        self.owners[id(held)].whole = True
+                self._read_value(attributes, path, module, name)
+        self.owners[id(attributes)].whole = True
 
     def _read_class(self, cls: type, name: str) -> Any:
         """The attribute of a class, which any class before its own in the order could hide."""
@@ -153,10 +156,10 @@ class Reads:
             value: Any = ABSENT
             for base in cls.__mro__[:-1]:
                 value = vars(base).get(name, ABSENT)
-                known = self.owner(base, f"{base.__module__}.{base.__qualname__}", Kind.CLASS)
-                known.values[name] = value
+                owner = self.owner(base, f"{base.__module__}.{base.__qualname__}", Kind.CLASS)
+                owner.values[name] = value
                 if value is not ABSENT:
-                    self.visit(getattr(value, "fget", None) or value, known.label(name))
+                    self.visit(getattr(value, "fget", None) or value, owner.label(name))
                     break
             self._class_reads[cls, name] = value
         return self._class_reads[cls, name]
@@ -180,8 +183,8 @@ class Reads:
             return
         elif any(vars(cls).get("__slots__") for cls in type(value).__mro__):
             self.unwatched[name] = "its class has __slots__"
-        elif isinstance(held := getattr(value, "__dict__", None), dict):
-            self._visit_items(value, held, name, Kind.ATTRIBUTES, depth)
+        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self._visit_items(value, attributes, name, Kind.ATTRIBUTES, depth)
 
     def _visit_items(self, value: Any, target: Any, name: str, kind: Kind, depth: int) -> None:
         if self._depths.get(id(target), DEPTH + 1) <= depth:
@@ -291,9 +294,9 @@ class Reads:
             return True
         if type(old) is not type(new) or type(old) not in (dict, *SEQUENCES):
             return False
-        known = self.owners.get(id(old))
+        owner = self.owners.get(id(old))
         kind = Kind.ITEMS if isinstance(old, dict) else Kind.SEQUENCE
-        before = known.values if known else Owner(old, "", kind).now()
+        before = owner.values if owner else Owner(old, "", kind).now()
         after = Owner(new, "", kind).now()
         return before.keys() == after.keys() and all(
             self._equal(value, after[key]) for key, value in before.items()

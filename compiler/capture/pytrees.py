@@ -120,17 +120,17 @@ def whole(spec: pytree.TreeSpec) -> Structure:
 def paths(structure: Structure) -> list[tuple[str, ...]]:
     """Per leaf, what leads to it: names of attributes, keys of dicts, positions."""
     nodes = iter(structure.nodes)
-    found: list[tuple[str, ...]] = []
+    paths_of_leaves: list[tuple[str, ...]] = []
 
     def walk(path: tuple[str, ...]) -> None:
         if (node := next(nodes)) is None:
-            found.append(path)
+            paths_of_leaves.append(path)
             return
         for child in node.child_paths():
             walk((*path, *child))
 
     walk(())
-    return found
+    return paths_of_leaves
 
 
 def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
@@ -144,12 +144,14 @@ def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
         return None, []
     cls: type = type(x)
     if is_cache_class(cls):
-        held = dict(vars(x))
+        attributes = dict(vars(x))
         counts = counters(cls) if carry else ()
-        carried = frozenset(n for n in counts if type(held.get(n)) is int and held[n] >= 0)
-        device = held.get("device")
-        children = [carrier(x, device) if n in carried else x for n, x in held.items()]
-        return Node(cls, len(held), tuple(held), carried, mutable=True), children
+        carried = frozenset(
+            n for n in counts if type(attributes.get(n)) is int and attributes[n] >= 0
+        )
+        device = attributes.get("device")
+        children = [carrier(x, device) if n in carried else x for n, x in attributes.items()]
+        return Node(cls, len(attributes), tuple(attributes), carried, mutable=True), children
     children, kind = pytree.tree_flatten(x, is_leaf=lambda y: y is not x)
     if len(children) == 1 and children[0] is x:
         return None, []

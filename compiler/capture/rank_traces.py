@@ -72,14 +72,14 @@ def describe(
     numbers: list[tuple[Number, ...]] = []
     uses: list[str] = []
     for node in graph.nodes:
-        found: list[Number] = []
+        in_row: list[Number] = []
         group = collectives.group_argument(node)
 
-        def leaf(item: Any, found: list[Number] = found) -> str:
+        def leaf(item: Any, in_row: list[Number] = in_row) -> str:
             if isinstance(item, fx.Node):
                 return f"%{index[item]}"
             if isinstance(item, int | float) and not isinstance(item, bool):
-                found.append(item)
+                in_row.append(item)
                 return "float" if isinstance(item, float) else "int"
             return f"device {item.type}" if isinstance(item, torch.device) else repr(item)
 
@@ -90,17 +90,17 @@ def describe(
         written = fx.node.map_aggregate(call, leaf)
         text = f"{node.op} {node.target} {written} -> {_type(node)}"
         rows.append(Row(_renumber(text, symbols), access.source_line(node)))
-        numbers.append(tuple(found))
+        numbers.append(tuple(in_row))
     return Description(tuple(rows), tuple(numbers), groups, labels, tuple(uses))
 
 
 def _type(node: fx.Node) -> str:
-    def one(found: Any) -> str:
-        if isinstance(found, torch.Tensor):
-            return f"{str(found.dtype).removeprefix('torch.')}{list(found.shape)}"
-        if isinstance(found, list | tuple):
-            return f"({', '.join(map(one, found))})"
-        return type(found).__name__
+    def one(value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        if isinstance(value, list | tuple):
+            return f"({', '.join(map(one, value))})"
+        return type(value).__name__
 
     return one(node.meta.get("val"))
 
@@ -137,15 +137,19 @@ def gathered(
     if bailed := {rank: text for rank, (_, text, _) in enumerate(everyone) if text}:
         rank, text = next(iter(bailed.items()))
         raise NotRecordedError(text if len(bailed) == len(everyone) else f"{text} on rank {rank}")
-    summaries = {rank: found for rank, (*_, found) in enumerate(everyone) if found is not None}
+    summaries = {
+        rank: summary for rank, (*_, summary) in enumerate(everyone) if summary is not None
+    }
     assert description is not None, "a rank without a description reports a failure"
     if len({skeleton for skeleton, _ in summaries.values()}) > 1:
         check_rows(dict(enumerate(exchange.gather(description.rows))))
-    return {rank: found for rank, (_, found) in summaries.items()}
+    return {rank: summary for rank, (_, summary) in summaries.items()}
 
 
-def _without_rows(found: Description) -> Description:
-    return Description((), found.numbers, found.groups, found.labels, found.uses)
+def _without_rows(description: Description) -> Description:
+    return Description(
+        (), description.numbers, description.groups, description.labels, description.uses
+    )
 
 
 def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
@@ -168,13 +172,13 @@ def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
         )
 
 
-def by_value(found: Mapping[int, object]) -> str:
+def by_value(values: Mapping[int, object]) -> str:
     """``ranks 0, 2: this; rank 1: that`` for rank -> value, the most common value first."""
     ranks: dict[object, list[int]] = {}
-    for rank, held in found.items():
-        ranks.setdefault(held, []).append(rank)
+    for rank, value in values.items():
+        ranks.setdefault(value, []).append(rank)
     common_first = sorted(ranks.items(), key=lambda item: -len(item[1]))
-    return "; ".join(f"{ranks_text(who)}: {held}" for held, who in common_first)
+    return "; ".join(f"{ranks_text(who)}: {value}" for value, who in common_first)
 
 
 def ranks_text(ranks: Any) -> str:
@@ -188,27 +192,27 @@ def differing(
 ) -> dict[Place, dict[int, Number]]:
     """Place -> rank -> number, where ranks that run the same program differ in a number."""
     (_, first), *others = numbers.items()
-    found: dict[Place, dict[int, Number]] = {}
-    for i, held in enumerate(first):
-        if all(other[i] == held for _, other in others):
+    numbers_of: dict[Place, dict[int, Number]] = {}
+    for i, number in enumerate(first):
+        if all(other[i] == number for _, other in others):
             continue
-        for j in range(len(held)):
+        for j in range(len(number)):
             values = {rank: listed[i][j] for rank, listed in numbers.items()}
             if len({repr(value) for value in values.values()}) > 1:
-                found[i, j] = values
-    return found
+                numbers_of[i, j] = values
+    return numbers_of
 
 
-def affine(found: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
+def affine(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
     """``a + b * rank`` for all ranks, through the known ones, or None if none fits exactly."""
-    (low, at_low), *_, (high, at_high) = sorted(found.items())
+    (low, at_low), *_, (high, at_high) = sorted(numbers.items())
     step = (at_high - at_low) / (high - low)
-    if all(isinstance(value, int) for value in found.values()):
+    if all(isinstance(value, int) for value in numbers.values()):
         if not step.is_integer():
             return None
         step = (int(at_high) - int(at_low)) // (high - low)
     values = tuple(at_low + step * (rank - low) for rank in range(size))
-    return values if all(values[rank] == value for rank, value in found.items()) else None
+    return values if all(values[rank] == value for rank, value in numbers.items()) else None
 
 
 def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number]]) -> None:

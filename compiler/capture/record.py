@@ -26,9 +26,9 @@ from compiler.capture.functionalize import FunctionalGraph, NotRecordedError, on
 from compiler.capture.lift_state import LiftedGraph, State, StateKind, placeholder_name, unused
 from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
-from compiler.capture.trace import TensorCall, Traced
+from compiler.capture.trace import TensorCall, Traced, size_range
 from compiler.errors import CommPlanError
-from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 
 @dataclass
@@ -93,7 +93,6 @@ def record(
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(unlogged(FAKE_TENSORS))
-            stack.enter_context(unprinted())
             return _Recording(call, shared or Shared()).traced()
     except (NotRecordedError, CommPlanError):
         raise
@@ -122,15 +121,15 @@ class _Recording:
         """The trace."""
         swaps = self._swaps()
         names = [self._argument(*pair) for pair in zip(self.call.names, self.fakes, strict=True)]
-        arguments = [made for made, _ in self.inputs[-len(names) :]]
+        arguments = [stand_in for stand_in, _ in self.inputs[-len(names) :]]
         results = self._run(swaps, arguments)
         mutations, outputs = self._written()
         indices = range(len(outputs), len(outputs) + len(results))
         nodes = [self.recorder.node(x) for x in results]
         self.graph.graph.output((*outputs, *nodes))
-        module = self._finished()
+        self._finish()
         state = self.state | self.recorder.constants
-        lifted = LiftedGraph(module, state, tuple(names), mutations, tuple(indices))
+        lifted = LiftedGraph(self.graph.graph, state, tuple(names), mutations, tuple(indices))
         return self.call.traced(lifted, self._ranges())
 
     # ---- inputs
@@ -138,7 +137,7 @@ class _Recording:
     def _swaps(self) -> list[tuple[dict[str, Any], str, Any, Any]]:
         """Stand-ins for parameters and buffers: table, name, tensor, stand-in."""
         swaps: list[tuple[dict[str, Any], str, Any, Any]] = []
-        made: dict[int, Any] = {}
+        stand_in_of: dict[int, Any] = {}
         modules = list(self.call.model.named_modules())
         for table_name, kind in (
             ("_parameters", StateKind.PARAMETER),
@@ -149,33 +148,33 @@ class _Recording:
                 for name, tensor in table.items():
                     if tensor is None:
                         continue
-                    if id(tensor) not in made:
+                    if id(tensor) not in stand_in_of:
                         transient = name in module._non_persistent_buffers_set
                         own = (
                             StateKind.TRANSIENT if transient and table_name == "_buffers" else kind
                         )
                         key = f"{path}.{name}" if path else name
-                        made[id(tensor)] = self._state_tensor(own, key, tensor)
-                    swaps.append((table, name, tensor, made[id(tensor)]))
+                        stand_in_of[id(tensor)] = self._state_tensor(own, key, tensor)
+                    swaps.append((table, name, tensor, stand_in_of[id(tensor)]))
         return swaps
 
     def _state_tensor(self, kind: StateKind, key: str, tensor: torch.Tensor) -> Any:
         local = tensor._local_tensor.detach() if isinstance(tensor, DTensor) else tensor
         if type(local) not in (torch.Tensor, nn.Parameter):
             raise NotRecordedError(f"{key!r} is a {type(local).__qualname__}")
-        held = State(kind, key, local)
-        name = unused(placeholder_name(held), self.state)
-        self.state[name] = held
-        made = self.recorder.placeholder(name, self.memo.type_of(local))
-        self.inputs.append((made, local))
+        state = State(kind, key, local)
+        name = unused(placeholder_name(state), self.state)
+        self.state[name] = state
+        stand_in = self.recorder.placeholder(name, self.memo.type_of(local))
+        self.inputs.append((stand_in, local))
         if not isinstance(tensor, DTensor):
-            return made
-        whole: Any = DTensor(made, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+            return stand_in
+        whole: Any = DTensor(stand_in, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
         whole._is_param = isinstance(tensor, nn.Parameter)
         return whole
 
     def _argument(self, name: str, fake: torch.Tensor) -> str:
-        taken = (*self.state, *(made._value.storage.source for made, _ in self.inputs))
+        taken = (*self.state, *(stand_in._value.storage.source for stand_in, _ in self.inputs))
         name = unused(name, taken)
         tensor = self.call.tensors[len(self.inputs) - len(self.state)]
         self.inputs.append((self.recorder.placeholder(name, self.memo.type_of(fake)), tensor))
@@ -187,8 +186,8 @@ class _Recording:
         model = self.call.model
         recorder = self.recorder
         try:
-            for table, name, _, made in swaps:
-                table[name] = made
+            for table, name, _, stand_in in swaps:
+                table[name] = stand_in
             with ExitStack() as stack:
                 stack.enter_context(_attributes_kept(model))
                 stack.enter_context(self.memo.mode)
@@ -219,35 +218,29 @@ class _Recording:
         memory = [tensor.untyped_storage()._cdata for _, tensor in self.inputs]
         mutations: dict[int, str] = {}
         outputs: list[fx.Node] = []
-        for (made, _), own in zip(self.inputs, memory, strict=True):
-            storage = made._value.storage
+        for (stand_in, _), own in zip(self.inputs, memory, strict=True):
+            storage = stand_in._value.storage
             if storage.version:
                 if memory.count(own) > 1:
                     raise NotRecordedError(
                         f"{storage.source!r} is written to, and shares memory with another"
                     )
                 mutations[len(outputs)] = str(storage.source)
-                outputs.append(self.graph.read(made._value))
+                outputs.append(self.graph.read(stand_in._value))
         return mutations, outputs
 
-    def _finished(self) -> fx.GraphModule:
+    def _finish(self) -> None:
         graph = self.graph.graph
         for node in reversed(graph.nodes):
             if node.op == "call_function" and not node.users and not node.is_impure():
                 graph.erase_node(node)
         env = self.memo.env
         self.graph.settle(lambda expr: env.replace(sympy.sympify(expr)), self.memo.settled())
-        return fx.GraphModule(nn.Module(), graph)
 
     def _ranges(self) -> dict[str, tuple[int, int | None]]:
         env = self.memo.env
-        ranges: dict[str, tuple[int, int | None]] = {}
-        for symbol in dict.fromkeys(map(env.replace, self.graph.sources)):
-            if symbol.is_Symbol:
-                bounds = env.bound_sympy(symbol)
-                upper = int(bounds.upper) if isinstance(bounds.upper, sympy.Integer) else None
-                ranges[str(symbol)] = (int(bounds.lower), upper)
-        return ranges
+        symbols = dict.fromkeys(map(env.replace, self.graph.sources))
+        return {str(s): size_range(env.bound_sympy(s)) for s in symbols if s.is_Symbol}
 
 
 # ---- what surrounds the run

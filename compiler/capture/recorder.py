@@ -101,9 +101,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key: list[Any] = [func, self._state()]
         args = tuple([self._operand(x, key) for x in args])
         kwargs = {name: self._operand(x, key, name) for name, x in kwargs.items()}
-        known = tuple(key)
-        if (result := self.memo.results.get(known)) is None:
-            result = self.memo.results[known] = self._result(func, op, args, kwargs)
+        key_of_call = tuple(key)
+        if (result := self.memo.results.get(key_of_call)) is None:
+            result = self.memo.results[key_of_call] = self._result(func, op, args, kwargs)
         if result.operand is not None:
             return args[result.operand]
         if func in CHECKS:
@@ -194,10 +194,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(tensor) not in self._lifted:
             key = self._attributes.get(id(tensor), f"lifted_tensor_{len(self.constants)}")
             state = State(StateKind.CONSTANT, key, tensor)
-            made = self.placeholder(placeholder_name(state), self.memo.type_of(tensor.detach()))
-            made._value.storage.frozen = "a write to a constant"
-            self.constants[str(made._value.storage.source)] = state
-            self._lifted[id(tensor)] = tensor, made
+            stand_in = self.placeholder(placeholder_name(state), self.memo.type_of(tensor.detach()))
+            stand_in._value.storage.frozen = "a write to a constant"
+            self.constants[str(stand_in._value.storage.source)] = state
+            self._lifted[id(tensor)] = tensor, stand_in
         return self._lifted[id(tensor)][1]
 
     # ---- results

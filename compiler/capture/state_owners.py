@@ -100,8 +100,10 @@ class Owner:
             case Kind.TYPES:
                 return {name: type(module) for name, module in self.target.items()}
             case _:
-                held: dict[Any, Any] = self.target
-                return held if type(held) is dict else dict(dict.items(held))  # as it is stored
+                attributes: dict[Any, Any] = self.target
+                return (
+                    attributes if type(attributes) is dict else dict(dict.items(attributes))
+                )  # as it is stored
 
     def label(self, key: Any) -> str:
         """How a reader of the model's code calls a value."""
@@ -180,13 +182,13 @@ def is_opaque(function: types.FunctionType) -> bool:
 
 def cells(function: types.FunctionType) -> list[tuple[str, Any]]:
     """Names and contents of a function's closure; empty cells are left out."""
-    found = list[tuple[str, Any]]()
+    variables = list[tuple[str, Any]]()
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            found.append((name, cell.cell_contents))
+            variables.append((name, cell.cell_contents))
         except ValueError:
             continue
-    return found
+    return variables
 
 
 def globals_of(

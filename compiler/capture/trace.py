@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from compiler.capture.call_form import Arguments, CallForm, check_leaf
 from compiler.capture.declared_placements import Cut
@@ -70,8 +71,8 @@ class TensorCall:
             CaptureError: the arguments do not fit the model, or none is a tensor.
         """
         form = CallForm.of(model)
-        given = form.flatten(args, kwargs)
-        named = tuple(zip(form.names(given), given.leaves, strict=True))
+        arguments = form.flatten(args, kwargs)
+        named = tuple(zip(form.names(arguments), arguments.leaves, strict=True))
         for name, leaf in named:
             check_leaf(f"argument {name!r}", leaf)
         names = tuple(name for name, leaf in named if is_tensor(leaf))
@@ -81,9 +82,11 @@ class TensorCall:
                 found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
                 remedy="pass at least one tensor, such as the token ids",
             )
-        tensors = _in_mode_of(model, [_plain(x) for x in given.leaves if is_tensor(x)])
+        tensors = _in_mode_of(model, [_plain(x) for x in arguments.leaves if is_tensor(x)])
         outcome = Outcome(Reads(model))
-        return TensorCall(model, given, names, tensors, OnTensors(model, given, outcome), outcome)
+        return TensorCall(
+            model, arguments, names, tensors, OnTensors(model, arguments, outcome), outcome
+        )
 
     def traced(self, lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]]) -> Traced:
         """The trace whose graph, of ``module``, is ``lifted``.
@@ -122,7 +125,7 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     arguments = [x for x in lifted.arguments if isinstance(x, str)]
     shapes = [
         size
-        for node in access.node_of(lifted.module.graph, "placeholder")
+        for node in access.node_of(lifted.graph, "placeholder")
         if node.target in arguments and access.is_tensor(node)
         for size in access.shape(node)
         if isinstance(size, torch.SymInt)
@@ -130,7 +133,9 @@ def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
     if not shapes:
         return ()
     bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
-    guards = dict.fromkeys(guard.expr for guard in shapes[0].node.shape_env.guards)
+    env = shapes[0].node.shape_env
+    # A size found equal to another since then is called by that one's name.
+    guards = dict.fromkeys(env.replace(guard.expr) for guard in env.guards)
     return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
 
 
@@ -143,7 +148,7 @@ def _narrowed(
     graph are told, whose ranges are what its checker reads.
     """
     narrowed = dict(ranges)
-    for node in access.node_of(lifted.module.graph, "placeholder"):
+    for node in access.node_of(lifted.graph, "placeholder"):
         sizes = access.shape(node) if access.is_tensor(node) else ()
         for size in (size for size in sizes if isinstance(size, torch.SymInt)):
             symbol = size.node.expr
@@ -156,6 +161,18 @@ def _narrowed(
                 narrowed[str(symbol)] = lower, last
                 size.node.shape_env.constrain_symbol_range(symbol, lower, last)
     return narrowed
+
+
+def size_range(bounds: ValueRanges[sympy.Expr]) -> tuple[int, int | None]:
+    """Return the least and greatest size within a symbol's bounds; None: no limit.
+
+    PyTorch's infinite integers call themselves finite, and are not of ``sympy.Integer``.
+    """
+    lower, upper = bounds.lower, bounds.upper
+    return (
+        int(lower) if isinstance(lower, sympy.Integer) else 0,
+        int(upper) if isinstance(upper, sympy.Integer) else None,
+    )
 
 
 FAR = 2**24

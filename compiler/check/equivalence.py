@@ -31,6 +31,7 @@ from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
 from compiler.check.sizes import RowSizes, renamed, symbols
 from compiler.check.verdict import Counterexample, Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, well_formed
@@ -51,6 +52,7 @@ SEEDS = 3
 """Draws of inputs on which a counterexample is looked for."""
 
 
+@collection_paused()
 def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     """The verdict on ``target`` as a replacement of ``source``; see ``Verdict``.
 

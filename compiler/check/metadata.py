@@ -278,9 +278,8 @@ def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
         for size in held.shape if isinstance(held, torch.Tensor) else [held]:
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 bounds = size.node.shape_env.var_to_range[size.node.expr]
-                least, most = (
-                    int(x) if x.is_Integer else sys.maxsize for x in (bounds.lower, bounds.upper)
-                )
+                least = int(bounds.lower) if bounds.lower.is_Integer else -sys.maxsize
+                most = int(bounds.upper) if bounds.upper.is_Integer else sys.maxsize
                 found[size.node.expr] = _Symbol(access.concrete(size), least, most, step(size))
     return found
 

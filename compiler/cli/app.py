@@ -15,8 +15,7 @@ from compiler.cli.commands.machine import machine
 from compiler.cli.commands.optimize import optimize
 from compiler.cli.commands.plan import plan
 from compiler.cli.commands.rules import rules
-from compiler.cli.render.progress import stderr
-from compiler.cli.render.verdicts import ExitCode
+from compiler.cli.entry import ExitCode
 from compiler.errors import CommPlanError, VerificationError
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -27,11 +26,11 @@ class Commands(TyperGroup):
     """Ends the process with this program's exit codes."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs one command and raises SystemExit with its code."""
+        """Run one command and raise SystemExit with its code."""
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except CommPlanError as error:
-            stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            typer.echo(f"error: {error}", err=True)
             failed = isinstance(error, VerificationError)
             code = ExitCode.NOT_EQUIVALENT if failed else ExitCode.BAD_INPUT
         except ClickException as error:
@@ -52,10 +51,10 @@ app = typer.Typer(
     "Exit codes: 0 ok, 1 not equivalent or findings, 2 unproved, 3 bad input, "
     "70 internal error, 130 interrupted, 141 nobody reads the output any more.",
 )
-app.command("plan")(plan)
-app.command("dump")(dump)
+app.command()(plan)
+app.command()(dump)
 app.command("check")(check_graphs)
-app.command("lint")(lint)
-app.command("optimize")(optimize)
+app.command()(lint)
+app.command()(optimize)
 app.add_typer(machine, name="machine")
-app.command("rules")(rules)
+app.command()(rules)

@@ -1,58 +1,133 @@
-"""The console script. It imports the commands, and with them PyTorch, where it can be stopped."""
+"""The console script: exit codes, and standard streams that fail.
+
+A reader that has gone, as in ``commplan … | head``, is not a mistake: the program ends silently,
+with the exit code of any program that SIGPIPE ends. The signal itself stays ignored: sockets to
+other ranks raise it too.
+"""
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TextIO, cast
 
 from compiler.cli.inputs.own_packages import import_own
-from compiler.cli.streams import CLOSED_PIPE, CannotWrite, told_failures
+from compiler.garbage import collection_paused
 
-INTERRUPTED = 130  # 128 + SIGINT
+
+class ExitCode(IntEnum):
+    """How the program ends; verdicts by their names."""
+
+    OK = IDENTICAL = EQUIVALENT = 0
+    NOT_EQUIVALENT = FINDINGS = 1
+    UNPROVED = 2
+    BAD_INPUT = INVALID = 3
+    INTERNAL_ERROR = 70  # as in sysexits.h; 1, Python's own, would read as a verdict
+    INTERRUPTED = 130  # 128 + SIGINT
+    CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def main() -> None:
-    """The console script ``commplan``."""
+    """Run the console script ``commplan``."""
     try:
-        with told_failures():
+        with guarded_streams():
             run()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except CannotWrite as error:
         if error.is_closed_pipe:
-            sys.exit(CLOSED_PIPE)
-        from compiler.cli.render.verdicts import ExitCode
-
+            sys.exit(ExitCode.CLOSED_PIPE)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
 
 
+@collection_paused()
 def run() -> None:
-    """The commands, and what is no user's error."""
+    """Import the commands, run one, and report an exception that none of them expects."""
     try:
-        with ended_by_interrupts():
+        with interrupts_end_the_process():
+            import_own("bench")
             import_own("passes")
             from compiler.cli.app import app
         app(prog_name="commplan")
     except Exception:
         traceback.print_exc()
         print("commplan: internal error, please report it with the lines above", file=sys.stderr)
-        sys.exit(os.EX_SOFTWARE)  # ExitCode.INTERNAL_ERROR, which may be what cannot be imported
+        sys.exit(ExitCode.INTERNAL_ERROR)
+    finally:
+        gc.freeze()  # the process ends, and would look through all of it for garbage
 
 
 @contextmanager
-def ended_by_interrupts() -> Iterator[None]:
-    """Within it, an interrupt ends the process at once: imports may take it for their failure."""
-    held = signal.getsignal(signal.SIGINT)
-    if held is not signal.default_int_handler:  # ignored, as in the background, or another's
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def interrupts_end_the_process() -> Iterator[None]:
+    """Let an interrupt end the process at once: imports may take it for a failure of their own."""
+    handler = signal.getsignal(signal.SIGINT)
+    raises = handler is signal.default_int_handler  # else ignored, as in the background
+    if raises:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, held)
+        if raises:
+            signal.signal(signal.SIGINT, handler)
+
+
+class CannotWrite(BaseException):
+    """A standard stream failed. As with KeyboardInterrupt, ``except Exception`` lets it pass."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"cannot write standard {name}: {error.strerror}")
+        self.is_closed_pipe = error.errno == errno.EPIPE
+
+
+@dataclass(eq=False)
+class Stream:
+    """A standard stream that raises CannotWrite where writing fails."""
+
+    name: str
+    stream: TextIO
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.stream, attribute)
+
+    def write(self, text: str) -> int:
+        """Write text, or raise CannotWrite."""
+        return cast(int, self._call(self.stream.write, text))
+
+    def flush(self) -> None:
+        """Write what is buffered, or raise CannotWrite."""
+        self._call(self.stream.flush)
+
+    def _call(self, method: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return method(*arguments)
+        except OSError as error:
+            # What is still buffered goes nowhere: Python would try to write it when it exits.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            raise CannotWrite(self.name, error) from None
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """Make standard streams raise CannotWrite, at the latest when the body ends."""
+    names = {"stdout": "output", "stderr": "error"}
+    streams = {name: Stream(names[name], s) for name in names if (s := getattr(sys, name))}
+    for name, guarded in streams.items():
+        setattr(sys, name, guarded)
+    try:
+        yield
+    finally:
+        for name, guarded in streams.items():
+            setattr(sys, name, guarded.stream)
+        for guarded in streams.values():
+            guarded.flush()

@@ -168,16 +168,16 @@ def _collective(
 ) -> CollectiveTime:
     if shape.ranks == 1:
         return CollectiveTime.of()
-    found = CollectiveTime.of(*_phases(machine, kind, payload_bytes, shape, launch))
+    time = CollectiveTime.of(*_phases(machine, kind, payload_bytes, shape, launch))
     if kind is not Kind.ALL_REDUCE:
-        return found
+        return time
     parts = [
         _collective(machine, part, payload_bytes, shape, launch).phases
         for part in (Kind.REDUCE_SCATTER, Kind.ALL_GATHER)
         if _measured(machine, part, shape)
     ]
     split = CollectiveTime.of(*(phase for part in parts for phase in part))
-    return split if len(parts) == 2 and split.time_ps < found.time_ps else found
+    return split if len(parts) == 2 and split.time_ps < time.time_ps else time
 
 
 def _measured(machine: Machine, kind: Kind, shape: Shape) -> bool:
@@ -243,12 +243,12 @@ def _candidates(
         return ()
     above = min((n for n in general if n > ranks), default=max(general))
     below = max(n for n in general if n < above)
-    known = (below, general[below].curve), (above, general[above].curve)
+    neighbours = (below, general[below].curve), (above, general[above].curve)
     return (
         replace(
             general[above],
             ranks=ranks,
-            curve=ring_law(known, ranks),
+            curve=ring_law(neighbours, ranks),
             median_error=None,
             maximum_error=None,
             derived=f"ring law from the tables of {below} and {above} ranks, not measured",
@@ -279,10 +279,12 @@ def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Ph
 
 
 def _unknown(machine: Machine, kind: Kind | Fused, ranks: int, launch: Launch) -> MachineError:
-    known = sorted({t.ranks for t in machine.tables if t.kind is kind and launch in t.launches})
+    rank_counts = sorted(
+        {t.ranks for t in machine.tables if t.kind is kind and launch in t.launches}
+    )
     return MachineError(
         f"machine {machine.name!r} does not tell what {kind} over {ranks} ranks takes",
-        found=f"tables ({launch}) of {', '.join(map(str, known)) or 'no'} ranks",
+        found=f"tables ({launch}) of {', '.join(map(str, rank_counts)) or 'no'} ranks",
         remedy="measure it: torchrun --nproc-per-node N --no-python commplan machine measure",
     )
 
@@ -320,16 +322,16 @@ def lower_bound_ps(machine: Machine, kind: Kind, payload_bytes: int, group: Grou
     """
     inside, nodes = shape_of(group, machine)
     twice = 2 if kind is Kind.ALL_REDUCE else 1
-    found = 0
+    bound_ps = 0
     if inside > 1:
         wire = twice * (inside - 1) * payload_bytes // inside
         if kind is Kind.ALL_REDUCE and machine.in_switch_reduction:
             wire = min(wire, payload_bytes)
         link = machine.known(machine.link, "the rate of its links").value
-        found = wire * PS_PER_US // link
+        bound_ps = wire * PS_PER_US // link
     if nodes > 1:
         assert machine.network is not None, "several nodes have a network"
         per_rank = payload_bytes if kind is Kind.ALL_TO_ALL else payload_bytes // inside
         wire = twice * (nodes - 1) * per_rank // nodes
-        found = max(found, wire * PS_PER_US // machine.network.link.value)
-    return found
+        bound_ps = max(bound_ps, wire * PS_PER_US // machine.network.link.value)
+    return bound_ps

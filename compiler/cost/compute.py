@@ -141,16 +141,16 @@ def evaluated(size: Any, sizes: Sizes) -> int:
     """
     if isinstance(size, int):
         return size
-    known = dict(sizes)
-    missing = sorted(str(s) for s in size.free_symbols if str(s) not in known)
+    values = dict(sizes)
+    missing = sorted(str(s) for s in size.free_symbols if str(s) not in values)
     if missing:
         raise MachineError(
             f"size symbol {missing[0]} has no value",
             where=f"size {size}",
-            found=f"values of {', '.join(known) or 'no symbols'}",
+            found=f"values of {', '.join(values) or 'no symbols'}",
             remedy="give every size symbol of the graph a value",
         )
-    return int(size.subs({s: known[str(s)] for s in size.free_symbols}))
+    return int(size.subs({s: values[str(s)] for s in size.free_symbols}))
 
 
 def work(node: fx.Node) -> Work:
@@ -175,9 +175,9 @@ def _hashable(layouts: tuple[tuple[int | torch.SymInt, ...], ...]) -> tuple[Any,
 def _work(node: fx.Node, call: Call, layouts: tuple[Any, ...]) -> Work:
     if call.target in ALLOCATIONS or _shares_storage(node):
         return FREE
-    found = meaning_of(call)
-    picked = _picked(found) if found else frozenset()
-    used = found.reads if found else None
+    rule = meaning_of(call)
+    picked = _picked(rule) if rule else frozenset()
+    used = rule.reads if rule else None
     operands = access.operands(node)
     reads: list[Extent] = []
     gathers: list[Extent] = []
@@ -193,7 +193,7 @@ def _work(node: fx.Node, call: Call, layouts: tuple[Any, ...]) -> Work:
         for shape, dtype in zip(call.result_shapes, call.result_dtypes, strict=True)
         if dtype is not None
     ]
-    products, dtype = _products(call, found) if found else ((), None)
+    products, dtype = _products(call, rule) if rule else ((), None)
     return Work(tuple(reads), tuple(gathers), tuple(writes), products, dtype)
 
 
@@ -212,25 +212,25 @@ def _by_rows(call: Call, shape: tuple[Any, ...]) -> bool:
     return bool(shape and call.result) and shape[0] == call.result[0]
 
 
-def _picked(found: Meaning) -> frozenset[int]:
+def _picked(rule: Meaning) -> frozenset[int]:
     """Operands read at places that another operand tells, one element per element of the result.
 
     Their term depends on an index whose factors are the result's and not theirs.
     """
-    if found.dims is None or found.terms is None:
+    if rule.dims is None or rule.terms is None:
         return frozenset()
-    (result, *_), labels = found.dims.results, found.dims.operands
+    (result, *_), labels = rule.dims.results, rule.dims.operands
     return frozenset(
         x
-        for term in found.terms
+        for term in rule.terms
         if len(term.operands) == 1 and term.fixed
         for x in term.operands
-        for told in [{name for i in term.fixed for name in labels[i] if name is not None}]
-        if told and told <= set(result) and not told & set(labels[x])
+        for names in [{name for i in term.fixed for name in labels[i] if name is not None}]
+        if names and names <= set(result) and not names & set(labels[x])
     )
 
 
-def _products(call: Call, found: Meaning) -> tuple[tuple[Extent, ...], torch.dtype | None]:
+def _products(call: Call, rule: Meaning) -> tuple[tuple[Extent, ...], torch.dtype | None]:
     """Two operations per multiply and add, and the element type they work on."""
     if {"query", "key", "value"} <= call.arguments.keys():
         q, k, v = (call.operand(name) for name in ("query", "key", "value"))
@@ -238,8 +238,8 @@ def _products(call: Call, found: Meaning) -> tuple[tuple[Extent, ...], torch.dty
         sizes = [(*scores, call.shapes[x][-1]) for x in (q, v)]
         return tuple(Extent(s, 2, _by_rows(call, s)) for s in sizes), call.dtypes[q]
     boxes, dtype = [], None
-    for term in found.terms or ():
-        contracted = _contracted(call, found, term)
+    for term in rule.terms or ():
+        contracted = _contracted(call, rule, term)
         if contracted:
             size = (*call.result, *contracted)
             boxes.append(Extent(size, 2, _by_rows(call, call.result)))
@@ -247,15 +247,15 @@ def _products(call: Call, found: Meaning) -> tuple[tuple[Extent, ...], torch.dty
     return tuple(boxes), dtype
 
 
-def _contracted(call: Call, found: Meaning, term: Term) -> list[Any]:
+def _contracted(call: Call, rule: Meaning, term: Term) -> list[Any]:
     """Sizes of the factors that two operands of the term share and the result does not have."""
     if len(term.operands) < 2:
         return []
     if isinstance(term.map, tuple) and term.map[0] == "einsum":
         *factors, result = term.map[1:]
-    elif found.dims is not None:
-        factors = [found.dims.operands[i] for i in term.operands]
-        (result, *_) = found.dims.results
+    elif rule.dims is not None:
+        factors = [rule.dims.operands[i] for i in term.operands]
+        (result, *_) = rule.dims.results
     else:
         return []
     size_of: dict[Any, Any] = {}
@@ -286,12 +286,12 @@ def _shares_storage(node: fx.Node) -> bool:
     kwargs = {k: torch.device("meta") if k == "device" else v for k, v in kwargs.items()}
     assert isinstance(node.target, OpOverload), "only ops have kernels"
     try:
-        found = node.target(*args, **kwargs)
+        result = node.target(*args, **kwargs)
     except Exception:  # a kernel that needs data has results of its own
         return False
-    results = [x for x in torch.utils._pytree.tree_leaves(found) if isinstance(x, torch.Tensor)]
-    held = {x.untyped_storage()._cdata for x in stand_ins}
-    return bool(results) and all(x.untyped_storage()._cdata in held for x in results)
+    results = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+    storages = {x.untyped_storage()._cdata for x in stand_ins}
+    return bool(results) and all(x.untyped_storage()._cdata in storages for x in results)
 
 
 def _probe_size(size: Any) -> Any:

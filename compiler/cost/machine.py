@@ -48,11 +48,11 @@ class Machine:
 
     @cached_property
     def _by_kind(self) -> dict[tuple[Kind | Fused, int], tuple[Table, ...]]:
-        found: dict[tuple[Kind | Fused, int], tuple[Table, ...]] = {}
+        tables_of: dict[tuple[Kind | Fused, int], tuple[Table, ...]] = {}
         for table in self.tables:
             key = table.kind, table.ranks
-            found[key] = (*found.get(key, ()), table)
-        return found
+            tables_of[key] = (*tables_of.get(key, ()), table)
+        return tables_of
 
     def tables_of(self, kind: Kind | Fused, ranks: int) -> tuple[Table, ...]:
         """The tables of a kind and rank count, none if it was not measured."""
@@ -73,8 +73,8 @@ class Machine:
 
     def launch_ps(self, launch: Launch | str) -> int:
         """What one kernel takes beside its work, in picoseconds."""
-        found = self.launch.get(Launch(launch))
-        return self.known(found, f"the cost of a launch ({launch})").value * NS_TO_PS
+        quantity = self.launch.get(Launch(launch))
+        return self.known(quantity, f"the cost of a launch ({launch})").value * NS_TO_PS
 
     def matmul_flop_per_us(self, dtype: torch.dtype) -> int:
         """Floating-point operations per microsecond in matrix products of ``dtype``."""
@@ -112,8 +112,8 @@ class Machine:
         self, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
     ) -> int | None:
         """What a fused kernel takes, addition and norm included; None if nobody measured it."""
-        found = collective_times.fused(self, kind, payload_bytes, group, launch=launch)
-        return None if found is None else found.time_ps
+        time = collective_times.fused(self, kind, payload_bytes, group, launch=launch)
+        return None if time is None else time.time_ps
 
     def lower_bound_ps(self, kind: Kind, payload_bytes: int, group: Group) -> int:
         """Bytes each rank must move, by link rate: no algorithm is faster."""

@@ -52,8 +52,8 @@ def load_machine(name: str | Path) -> Machine:
 
 def machine_with(device: str) -> Machine | None:
     """The machine that comes with the package and has these GPUs, as the driver calls them."""
-    known = map(load_machine, machines())
-    return next((machine for machine in known if machine.device == device), None)
+    shipped = map(load_machine, machines())
+    return next((machine for machine in shipped if machine.device == device), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -63,18 +63,18 @@ def read_json(path: Path) -> dict[str, Any]:
         MachineError: the file cannot be read or is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MachineError(
             "cannot read the machine file",
             where=str(path),
             found=f"{type(error).__name__}: {error}",
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise MachineError(
-            "a machine file is a JSON object", where=str(path), found=type(found).__name__
+            "a machine file is a JSON object", where=str(path), found=type(data).__name__
         )
-    return found
+    return data
 
 
 def parse_machine(data: Mapping[str, Any], path: Path) -> Machine:
@@ -120,19 +120,19 @@ def _machine(data: Mapping[str, Any], path: Path) -> Machine:
 def _quantity(data: Mapping[str, Any] | None, unit: str, path: Path) -> Quantity | None:
     if data is None:
         return None
-    found = Quantity(int(data["value"]), data["unit"], data["source"])
-    if found.unit != unit or found.value <= 0 or not found.source:
+    quantity = Quantity(int(data["value"]), data["unit"], data["source"])
+    if quantity.unit != unit or quantity.value <= 0 or not quantity.source:
         raise MachineError(
             f"a quantity needs a value above zero in {unit}, and a source",
             where=str(path),
             found=json.dumps(data),
         )
-    return found
+    return quantity
 
 
 def _quantities(data: Mapping[str, Any], unit: str, path: Path) -> dict[str, Quantity]:
-    found = {name: _quantity(one, unit, path) for name, one in data.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    quantities = {name: _quantity(one, unit, path) for name, one in data.items()}
+    return {name: one for name, one in quantities.items() if one is not None}
 
 
 def _table(data: Mapping[str, Any], path: Path) -> Table:

@@ -59,14 +59,14 @@ class Curve:
 
 def is_monotone(regimes: Iterable[Regime]) -> bool:
     """Whether the regimes start at 0 bytes, follow each other and never fall."""
-    held = tuple(regimes)
+    pieces = tuple(regimes)
     return (
-        bool(held)
-        and held[0].from_bytes == 0
-        and all(r.alpha_ps >= 0 and r.beta_fs_per_byte >= 0 for r in held)
+        bool(pieces)
+        and pieces[0].from_bytes == 0
+        and all(r.alpha_ps >= 0 and r.beta_fs_per_byte >= 0 for r in pieces)
         and all(
             a.from_bytes < b.from_bytes and a.time_ps(b.from_bytes) <= b.time_ps(b.from_bytes)
-            for a, b in pairwise(held)
+            for a, b in pairwise(pieces)
         )
     )
 
@@ -76,20 +76,20 @@ def monotone(regimes: Iterable[Regime]) -> Curve:
 
     Where a regime starts below the end of the one before it, a level one is put between them.
     """
-    held = sorted(regimes, key=lambda r: r.from_bytes)
-    assert [r.from_bytes for r in held[:1]] == [0], f"no regime starts at 0 bytes: {held[:1]}"
-    found: list[Regime] = []
-    for regime, following in zip(held, [*held[1:], None], strict=True):
-        level = found[-1].time_ps(regime.from_bytes) if found else 0
+    pieces = sorted(regimes, key=lambda r: r.from_bytes)
+    assert [r.from_bytes for r in pieces[:1]] == [0], f"no regime starts at 0 bytes: {pieces[:1]}"
+    kept: list[Regime] = []
+    for regime, following in zip(pieces, [*pieces[1:], None], strict=True):
+        level = kept[-1].time_ps(regime.from_bytes) if kept else 0
         if regime.time_ps(regime.from_bytes) >= level:
-            found.append(regime)
+            kept.append(regime)
             continue
-        found.append(Regime(regime.from_bytes, level, 0))
+        kept.append(Regime(regime.from_bytes, level, 0))
         reached = _reaches(regime, level)
         if reached is not None and (following is None or reached < following.from_bytes):
-            found.append(Regime(reached, regime.alpha_ps, regime.beta_fs_per_byte))
-    assert is_monotone(found), f"not monotone: {found}"
-    return Curve(tuple(found))
+            kept.append(Regime(reached, regime.alpha_ps, regime.beta_fs_per_byte))
+    assert is_monotone(kept), f"not monotone: {kept}"
+    return Curve(tuple(kept))
 
 
 def _reaches(regime: Regime, level_ps: int) -> int | None:
@@ -100,20 +100,20 @@ def _reaches(regime: Regime, level_ps: int) -> int | None:
     return -(-missing_fs // regime.beta_fs_per_byte)
 
 
-def ring_law(known: tuple[tuple[int, Curve], tuple[int, Curve]], ranks: int) -> Curve:
+def ring_law(neighbours: tuple[tuple[int, Curve], tuple[int, Curve]], ranks: int) -> Curve:
     """The curve of a rank count that was not measured, from those of two that were.
 
     In a ring, latency is linear in the number of ranks n and inverse bandwidth in (n - 1) / n,
     the bytes each rank sends per byte of payload; both lines go through the known two.
     """
-    (n0, first), (n1, second) = known
+    (n0, first), (n1, second) = neighbours
     starts = sorted({r.from_bytes for curve in (first, second) for r in curve.regimes})
-    found = []
+    regimes = []
     for start in starts:
         a, b = first.regime(start), second.regime(start)
         alpha_ps = a.alpha_ps + (b.alpha_ps - a.alpha_ps) * (ranks - n0) // (n1 - n0)
         # ((n-1)/n - (n0-1)/n0) / ((n1-1)/n1 - (n0-1)/n0), as a fraction of integers
         share = (ranks - n0) * n1, (n1 - n0) * ranks
         rise = (b.beta_fs_per_byte - a.beta_fs_per_byte) * share[0] // share[1]
-        found.append(Regime(start, max(alpha_ps, 0), max(a.beta_fs_per_byte + rise, 0)))
-    return monotone(found)
+        regimes.append(Regime(start, max(alpha_ps, 0), max(a.beta_fs_per_byte + rise, 0)))
+    return monotone(regimes)

@@ -139,6 +139,11 @@ def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
     return _at(size.node.expr, tokens)
 
 
+def concrete_shape(node: fx.Node) -> tuple[int, ...]:
+    """Return the sizes of the node's tensor with every symbol at its hint."""
+    return tuple(concrete(size) for size in shape(node))
+
+
 @lru_cache(maxsize=1 << 14)
 def _at(expression: Any, tokens: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, tokens)))
@@ -149,22 +154,26 @@ def strides(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
     return tuple(tensor(node).stride())
 
 
-def _leaves(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    _collect(tree, found)
-    return found
+def _leaves(node: fx.Node) -> list[Any]:
+    leaves: list[Any] = []
+    _collect(node.args, leaves)
+    if node.kwargs:
+        _collect(node.kwargs.values(), leaves)
+    return leaves
 
 
-def _collect(tree: Any, found: list[Any]) -> None:
+def _collect(tree: Any, leaves: list[Any]) -> None:
     for item in tree:
-        if isinstance(item, list | tuple):
-            _collect(item, found)
+        if isinstance(item, fx.Node):
+            leaves.append(item)
+        elif isinstance(item, (list, tuple)):
+            _collect(item, leaves)
         elif isinstance(item, dict):
-            _collect(item.values(), found)
+            _collect(item.values(), leaves)
         elif isinstance(item, slice):
-            found += (item.start, item.stop, item.step)
+            leaves += (item.start, item.stop, item.step)
         else:
-            found.append(item)
+            leaves.append(item)
 
 
 def has_result(node: fx.Node) -> bool:
@@ -201,14 +210,12 @@ def unbacked(number: object) -> frozenset[str]:
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """The node's data operands in argument order, repeats included."""
-    leaves = _leaves((node.args, node.kwargs))
-    return tuple([x for x in leaves if isinstance(x, fx.Node) and is_operand(x)])
+    return tuple([x for x in _leaves(node) if isinstance(x, fx.Node) and is_operand(x)])
 
 
 def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
     """The node's arguments whose value depends on the rank."""
-    leaves = _leaves((node.args, node.kwargs))
-    return tuple([x for x in leaves if isinstance(x, (RankInt, RankFloat))])
+    return tuple([x for x in _leaves(node) if isinstance(x, (RankInt, RankFloat))])
 
 
 def on_rank(argument: Any, rank: int) -> Any:
@@ -291,7 +298,7 @@ def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[
 
 def results(node: fx.Node) -> tuple[fx.Node, ...]:
     """The values a graph's output node returns, in order, numbers and None left out."""
-    return tuple(x for x in _leaves(node.args) if isinstance(x, fx.Node))
+    return tuple(x for x in _leaves(node) if isinstance(x, fx.Node))
 
 
 def returned(graph: fx.Graph) -> Any:

@@ -116,25 +116,37 @@ def spmd_graph(
     mesh: Mesh,
     inputs: Inputs | None = None,
 ) -> SpmdGraph:
-    """``module`` with checked groups and with a placement for every input.
+    """``module`` with checked groups and with a placement for every input; see ``spmd_graph_of``.
+
+    Raises:
+        GraphError, MeshError, PlacementError: also of arguments of other types.
+    """
+    check_given(mesh, module, inputs=inputs)
+    return spmd_graph_of(module, module.graph, mesh, inputs)
+
+
+def spmd_graph_of(
+    root: nn.Module, graph: fx.Graph, mesh: Mesh, inputs: Inputs | None = None
+) -> SpmdGraph:
+    """``graph`` with checked groups and with a placement for every input.
 
     Args:
-        module: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
+        root: holds the tensors behind the graph's attributes. Not changed.
+        graph: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
         mesh: resolves every group name in the graph.
         inputs: name of a placeholder, or of an attribute or tensor of the model, or a pattern
             -> placement, or {axis: placement}. Left out, attributes and placeholders for tensors
             of the model (``access.state_key``) are Varying, other placeholders Replicate.
 
     Raises:
-        GraphError: no graph, or one that does not end in an output, or a node that does not fit
+        GraphError: a graph that does not end in an output, or a node that does not fit
             its op's schema.
-        MeshError: no mesh, or a group name that does not resolve.
+        MeshError: a group name that does not resolve.
         PlacementError: a name that is no input, or a placement that does not fit.
     """
-    check_given(mesh, module, inputs=inputs)
-    access.output(module.graph)  # refuses a graph without one
+    access.output(graph)  # refuses a graph without one
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if "val" not in node.meta:  # what export leaves without one is better said by its kind
             _check_functional(node)
         schema.check_node(node)
@@ -143,13 +155,13 @@ def spmd_graph(
             placed[str(node.target)] = Varying() if access.state_key(node) else Replicate()
         elif node.op == "get_attr":
             placed[str(node.target)] = Varying()
-    placed |= by_input(inputs or {}, input_names(module.graph), "graph")
-    collectives.check_groups(module.graph, mesh)
+    placed |= by_input(inputs or {}, input_names(graph), "graph")
+    collectives.check_groups(graph, mesh)
     found = {name: placements_on(mesh, placement, name) for name, placement in placed.items()}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, found[str(node.target)])
-    return SpmdGraph(module, module.graph, mesh, found)
+    return SpmdGraph(root, graph, mesh, found)
 
 
 def input_names(graph: fx.Graph) -> dict[str, str]:

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch.export._trace
-
 FAKE_TENSORS, PROGRAMS = "torch._subclasses.fake_tensor", "torch.export"
 """Loggers that print the traceback of what is raised anyway."""
 
@@ -25,6 +23,8 @@ def unlogged(*names: str) -> Iterator[None]:
 @contextmanager
 def unprinted() -> Iterator[None]:
     """Within it, export does not print the graph that it had when it failed; models may print."""
+    import torch.export._trace  # and with it Dynamo, of which the rest of the compiler runs nothing
+
     names = vars(torch.export._trace)
     names["print"] = lambda *_, **__: None  # its own, in the place of the builtin
     try:

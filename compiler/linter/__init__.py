@@ -14,33 +14,30 @@ from collections.abc import Mapping, Set
 from torch import fx
 
 from compiler.ir.graph import SpmdGraph
-from compiler.linter.collective_sizes import sizes
-from compiler.linter.facts import Known
+from compiler.linter.collective_sizes import collective_sizes
+from compiler.linter.collectives import misused_collectives
+from compiler.linter.facts import LintFacts
 from compiler.linter.finding import RULES, Finding, Severity
-from compiler.linter.outputs import unused, what_leaves
-from compiler.linter.replicated_terms import counted_terms
-from compiler.linter.sweep import sweep
+from compiler.linter.misused_values import misused_values
 
 
 def findings(
     graph: SpmdGraph, written: Mapping[int, str] | None = None, unsure: Set[fx.Node] = frozenset()
 ) -> tuple[Finding, ...]:
-    """The mistakes in ``graph``, in program order.
+    """Return the mistakes in ``graph``, in program order.
 
     Args:
         graph: the graph; its inputs' placements are taken as they are.
         written: output -> input that it is written back to.
         unsure: calls that may have other numbers on other ranks; ``graph`` has no rule for them.
     """
-    known = Known(graph, unsure)
-    found = [
-        *sweep(known),
-        *counted_terms(known),
-        *what_leaves(known, written or {}),
-        *sizes(known),
-        *unused(known),
+    facts = LintFacts(graph, unsure)
+    mistakes = [
+        *misused_values(facts, written or {}),
+        *misused_collectives(facts),
+        *collective_sizes(facts),
     ]
-    return tuple(sorted(found, key=lambda one: (one.value == "", int(one.value.lstrip("%") or 0))))
+    return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
 
 
 __all__ = ["RULES", "Finding", "Severity", "findings"]

@@ -1,4 +1,4 @@
-"""Lint a graph or a model: capture it where it is no graph yet, and look for mistakes."""
+"""Lint a graph or a model: capture it where it is not a graph yet, and look for mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from compiler.capture import Capture, capture
+from compiler.capture import capture
 from compiler.capture.capture import NOT_COMPARED
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.declared_inputs import Inputs, named
@@ -17,7 +17,7 @@ from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import check_inputs
 from compiler.linter import Finding, findings
-from compiler.linter.single_rank import as_far_as_sure, unsure_calls
+from compiler.linter.single_rank import findings_of_one_rank
 from compiler.optimize.model_api import as_call, check_model
 from compiler.optimize.source import warn_undeclared
 from compiler.runtime.rank_agreement import exchange_if_any
@@ -31,7 +31,7 @@ def lint(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     group: Any = None,
 ) -> list[Finding]:
-    """Wrong reductions: double, missing, over the wrong ranks, of the wrong kind or terms.
+    """Find wrong reductions: double, missing, over wrong ranks, of the wrong kind or terms.
 
     A value counts as a partial sum or a shard only where that follows from declared placements
     (``inputs``, DTensor parameters, the model's ``tp_plan``), and as the same on all ranks only
@@ -44,7 +44,7 @@ def lint(
         mesh: resolves the group names; needed where no process group is initialized.
         inputs: placeholder, argument, state_dict key or pattern -> placement, or {axis:
             placement}, as in ``optimize_graph``.
-        example_inputs: arguments of a model that is no graph yet, as for ``optimize_allreduce``.
+        example_inputs: arguments of a model that is not a graph yet, as for ``optimize_allreduce``.
         group: process group of all ranks that call this; default: all ranks of the job, if there
             is one. They are asked only where ``model_or_graph`` has to be captured. Where there
             are none to ask, what may be computed from the rank counts as unknown.
@@ -53,7 +53,7 @@ def lint(
         Findings in program order, empty if there are none.
 
     Raises:
-        CommPlanError: there is no graph to look at: bad placements or groups, a model that cannot
+        CommPlanError: nothing can be looked at: bad placements or groups, a model that cannot
             be captured. That ranks run different programs is a finding, not an error.
 
     Warns:
@@ -62,19 +62,17 @@ def lint(
     check_inputs(inputs)
     if mesh is not None:
         check_mesh(mesh)
+    if isinstance(model_or_graph, fx.GraphModule) and mesh is not None:
+        model_or_graph = spmd_graph(model_or_graph, mesh, inputs)
+        well_formed(model_or_graph.graph)
     if isinstance(model_or_graph, SpmdGraph):
         warn_undeclared(model_or_graph, inputs)
         return list(findings(model_or_graph))
-    if isinstance(model_or_graph, fx.GraphModule) and mesh is not None:
-        graph = spmd_graph(model_or_graph, mesh, inputs)
-        well_formed(graph.graph)
-        warn_undeclared(graph, inputs)
-        return list(findings(graph))
     check_model(model_or_graph)
     is_graph = isinstance(model_or_graph, fx.GraphModule | ExportedProgram)
     if example_inputs is None and not is_graph:
         raise CommPlanError(
-            "a model that is no graph yet needs arguments to be captured with",
+            "example_inputs= must be the arguments of a call to capture, got None",
             found=type(model_or_graph).__name__,
             remedy="pass example_inputs=, or an ExportedProgram",
         )
@@ -86,29 +84,18 @@ def lint(
     except DivergenceError as error:
         return [divergence(error)]
     if NOT_COMPARED in captured.remarks and not isinstance(model_or_graph, fx.GraphModule):
-        return list(_of_one_rank(captured, model_or_graph, inputs or {}))
+        names = {n: n for n in captured.graph.inputs} | {k: n for n, k in captured.state.items()}
+        declared = {name for text in inputs or {} for name in named(text, names)}
+        state = model_or_graph.state_dict
+        saved = state if isinstance(state, dict) else state()
+        return list(findings_of_one_rank(captured, saved.keys(), declared))
     if is_graph:
         warn_undeclared(captured.graph, inputs)
     return list(findings(captured.graph, captured.mutations))
 
 
-def _of_one_rank(
-    captured: Capture, model: nn.Module | ExportedProgram, inputs: Inputs
-) -> Sequence[Finding]:
-    """Findings that hold whatever the model's code computes from the ranks of others."""
-    kept = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
-    names = {n: n for n in captured.graph.inputs} | {k: n for n, k in captured.state.items()}
-    given = {name for text in inputs for name in named(text, names)}
-    undeclared = {n: key for n, key in captured.state.items() if n not in given}
-    computed = {n for n, key in undeclared.items() if key not in kept}
-    computed |= set(captured.constants) - given
-    unsure = unsure_calls(captured.graph)
-    graph = as_far_as_sure(captured.graph, unsure, computed, set(undeclared))
-    return findings(graph, captured.mutations, unsure)
-
-
 def divergence(error: DivergenceError) -> Finding:
-    """The finding that ranks run different programs."""
+    """Return the finding that ranks run different programs."""
     located = re.fullmatch(r"(.+):(\d+)", error.where)
     return Finding(
         rule="rank-dependent-program",

@@ -42,9 +42,9 @@ def check_equivalence(
     both = functional(source), functional(target)
     check_given(mesh, *both, inputs=inputs)
     graphs = []
-    for side, gm, given in zip(("source", "target"), both, (inputs, None), strict=True):
+    for side, gm, declared in zip(("source", "target"), both, (inputs, None), strict=True):
         try:
-            graphs.append(spmd_graph(gm, mesh, given))
+            graphs.append(spmd_graph(gm, mesh, declared))
         except PlacementError:
             raise
         except CommPlanError as error:

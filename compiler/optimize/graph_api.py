@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
 from compiler.cost import Launch, Machine
 from compiler.errors import CommPlanError, VerificationError
+from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
 from compiler.ir.comm_plan import CommPlan
@@ -27,7 +29,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.source import functional, warn_undeclared
 from compiler.optimize.validation import launch_of, machine_of
-from compiler.pipeline import Observer, PassRecord, Pipeline, collection_paused
+from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import POLICIES, Search
@@ -43,9 +45,6 @@ class OptimizationResult:
     """What became of a graph.
 
     Attributes:
-        graph_module: the rewritten graph, a new module; attributes are shared with the source. It
-            runs in process groups of the names that it gives, with the numbers of one rank where
-            it has rank constants; ``bind`` makes it this rank's.
         plan: what was decided.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
@@ -56,7 +55,6 @@ class OptimizationResult:
         seconds: wall time per stage: canonicalize, plan, rewrite, check.
     """
 
-    graph_module: fx.GraphModule
     plan: CommPlan
     report: Report | None
     remarks: tuple[Remark, ...]
@@ -65,6 +63,15 @@ class OptimizationResult:
     spmd: SpmdGraph
     records: tuple[PassRecord, ...] = field(repr=False, default=())
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten graph, a new module; attributes are shared with the source.
+
+        It runs in process groups of the names that it gives, with the numbers of one rank where it
+        has rank constants; ``bind`` makes it this rank's.
+        """
+        return _as_the_source(self.spmd)
 
     @property
     def verdict(self) -> Verdict:
@@ -196,8 +203,8 @@ def check_pipeline(observers: object, bisect_limit: object) -> None:
         )
 
 
-def _is_count(given: object, *, least: int) -> bool:
-    return isinstance(given, int) and not isinstance(given, bool) and given >= least
+def _is_count(number: object, *, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def optimize_spmd(
@@ -214,10 +221,10 @@ def optimize_spmd(
     join: bool = True,
 ) -> OptimizationResult:
     """As ``optimize_graph``, for a graph that is known to be well-formed; see ``Search``."""
-    known = layer_metadata(source) if layers is None else layers
+    metadata = layer_metadata(source) if layers is None else layers
     search = Search(policy, machine, launch, widen, join)
     with collection_paused():
-        planner = Planner(source, search, known, pipeline)
+        planner = Planner(source, search, metadata, pipeline)
         return finished(planner, planner.decide(tokens), tokens=tokens, verify=verify)
 
 
@@ -251,7 +258,6 @@ def finished(
         result = finished(fewer, fewer.decide(tokens), tokens=tokens, verify=verify)
         return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
     return OptimizationResult(
-        graph_module=_as_the_source(written.graph),
         plan=decided.plan(policy, tokens),
         report=report,
         remarks=(
@@ -291,7 +297,7 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
             made.graph.set_codegen(root.graph._codegen)
             made.recompile()
         made.meta.update(root.meta)
-    for path, held in root.state_dict(keep_vars=True).items():
+    for path, tensor in root.state_dict(keep_vars=True).items():
         owner: nn.Module = made
         *modules, name = path.split(".")
         for module in modules:
@@ -300,10 +306,10 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
             owner = owner.get_submodule(module)
         if hasattr(owner, name):
             continue
-        if isinstance(held, nn.Parameter):
-            owner.register_parameter(name, held)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(name, tensor)
         else:
-            owner.register_buffer(name, held)
+            owner.register_buffer(name, tensor)
     return made
 
 
@@ -325,10 +331,10 @@ def _of_the_same(graph: SpmdGraph) -> Iterator[Remark]:
     same = replication(graph)
     for node in graph.graph.nodes:
         what = collective(node) if node.target is WAIT else None
-        found = reduction_of(graph, node) if what else None
-        if what is None or found is None or found.groups.axis_size == 1:
+        reduction = reduction_of(graph, node) if what else None
+        if what is None or reduction is None or reduction.groups.axis_size == 1:
             continue
-        if replicated_over(same[what.operand], found.groups):
+        if replicated_over(same[what.operand], reduction.groups):
             why = (
                 f"{what.kind} kept: by the placements of the graph's inputs its operand is the "
                 "same on every rank; declare inputs that differ in inputs= (--input)"
@@ -360,16 +366,16 @@ def _unsent(planner: Planner, decided: Decided, tokens: int | None) -> Iterator[
 
 
 def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:
-    found = []
+    notes = []
     if source.mesh.size == 1:
-        found.append("world size 1: no rank owes another a sum, nothing to optimize")
+        notes.append("world size 1: no rank owes another a sum, nothing to optimize")
     elif not statistics(source.graph).collectives:
-        found.append("the graph has no collectives, nothing to optimize")
+        notes.append("the graph has no collectives, nothing to optimize")
     if policy == "off":
-        found.append("policy 'off': reductions stay where they are")
+        notes.append("policy 'off': reductions stay where they are")
     if not verify:
-        found.append(UNVERIFIED)
+        notes.append(UNVERIFIED)
     without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
     if without_rule:
-        found.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
-    return tuple(Remark(RemarkKind.NOTE, "", why) for why in found)
+        notes.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
+    return tuple(Remark(RemarkKind.NOTE, "", why) for why in notes)

@@ -32,7 +32,7 @@ from compiler.optimize.validation import AUTO, device_of, launch_of, machine_of
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
-from compiler.runtime.guarded_graph import Prepared
+from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, check_kernels, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.process_groups import ProcessGroups
@@ -130,7 +130,7 @@ def optimize_allreduce(
         "policy": policy, "launch": launch, "widen": widen, "kernels": kernels, "verify": verify,
     }  # fmt: skip
 
-    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> Prepared:
+    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> GuardedGraph:
         if exchange is not None:
             compare_reasons(exchange, reason)
         captured = capture_model(
@@ -148,15 +148,15 @@ def optimize_allreduce(
         forms = dict[int, Lowered]()
         tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
         for at in sorted(range(len(most)), key=lambda at: -tokens[at]):
-            found = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
+            graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
             forms[at] = lower(
-                found, process_groups.names(found, captured.groups),
+                graph, process_groups.names(graph, captured.groups),
                 mutations=captured.mutations, kernels=kernels, most=most[at],
             )  # fmt: skip
         said = dict.fromkeys(_notes(captured, reason))
         said |= dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
-        return Prepared(
-            forms=ranged.table.map(forms.__getitem__),
+        return GuardedGraph(
+            variants=ranged.table.map(forms.__getitem__),
             symbol=ranged.symbol,
             captured=captured,
             report=replace(report, remarks=(*report.remarks, *said)),
@@ -313,8 +313,8 @@ def _comparison(
 def _sizes(
     form: CallForm, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
-    given = form.flatten(args, kwargs)
-    named = zip(form.names(given), given.leaves, strict=True)
+    arguments = form.flatten(args, kwargs)
+    named = zip(form.names(arguments), arguments.leaves, strict=True)
     return {name: tuple(x.shape) for name, x in named if isinstance(x, torch.Tensor)}
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compiler.cost import MachineError
+from compiler.garbage import collection_paused
 from compiler.optimize.graph_api import OptimizationResult, finished
-from compiler.pipeline import collection_paused
 from compiler.plan.decision import Decided
 from compiler.plan.planner import Planner
 from compiler.plan.token_ranges import TokenRange, TokenTable, token_table
@@ -66,11 +66,11 @@ class Ranged:
             result: position of the result.
             sizes: size symbol -> least and greatest value.
         """
-        found = {name: last for name, (_, last) in sizes.items() if last is not None}
+        greatest = {name: last for name, (_, last) in sizes.items() if last is not None}
         last = max(r.last for r in self.table.ranges() if r.plan == result)
         if self.symbol is not None and not is_open(last, self.table.ranks):
-            found[self.symbol] = min(last, found.get(self.symbol, last))
-        return found
+            greatest[self.symbol] = min(last, greatest.get(self.symbol, last))
+        return greatest
 
 
 def optimize_ranges(

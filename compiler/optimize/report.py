@@ -56,16 +56,16 @@ class ModelReport:
     def by_layer_kind(self) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
         """Kind of layer -> how many there are, their collectives before, and after."""
         kinds = {layer.index: layer.kind for layer in self.layers}
-        found: dict[str, tuple[int, Counter[str], Counter[str]]] = {
+        counts: dict[str, tuple[int, Counter[str], Counter[str]]] = {
             OUTSIDE: (0, Counter(), Counter())
         }
         for kind in dict.fromkeys(kinds.values()):
-            found[kind] = (list(kinds.values()).count(kind), Counter(), Counter())
+            counts[kind] = (list(kinds.values()).count(kind), Counter(), Counter())
         for collective in self.before.collectives:
-            found[_kind(collective, kinds)][1][str(collective.kind)] += 1
+            counts[_kind(collective, kinds)][1][str(collective.kind)] += 1
         for collective in self.after.collectives:
-            found[_kind(collective, kinds)][2][str(collective.kind)] += 1
-        return found
+            counts[_kind(collective, kinds)][2][str(collective.kind)] += 1
+        return counts
 
     def __str__(self) -> str:
         at = "" if self.tokens is None else f" at {self.tokens} tokens"
@@ -86,18 +86,18 @@ class ModelReport:
 def _range_lines(ranged: Ranged) -> list[str]:
     """A line per range of token counts."""
     lines, table = [], ranged.table
-    for i, found in enumerate(table.ranges()):
-        result = ranged.results[found.plan]
-        last = "" if is_open(found.last, table.ranks) else found.last
+    for i, token_range in enumerate(table.ranges()):
+        result = ranged.results[token_range.plan]
+        last = "" if is_open(token_range.last, table.ranks) else token_range.last
         which = ""
         if table.ranks > 1:
             no = "" if i < len(table.even) else "no "
             which = f", {no}multiples of {table.ranks}"
-        line = f"  {found.first}..{last} tokens{which}: {dict(result.after.counts)}"
+        line = f"  {token_range.first}..{last} tokens{which}: {dict(result.after.counts)}"
         if ranged.totals:
             at = ranged.totals[i]
             line += (
-                f"; at {found.first} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
+                f"; at {token_range.first} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
                 f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written"
             )
         lines.append(f"{line}; verdict {result.verdict}")

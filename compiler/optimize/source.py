@@ -13,11 +13,11 @@ from compiler.ir.declared_inputs import Inputs
 from compiler.ir.graph import SpmdGraph
 
 
-def functional(given: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
+def functional(program: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
     """A program's graph with all of its tensors as inputs; what is no program as it is."""
-    if not isinstance(given, ExportedProgram):
-        return given
-    module: fx.GraphModule = functional_program(given).graph_module
+    if not isinstance(program, ExportedProgram):
+        return program
+    module: fx.GraphModule = functional_program(program).graph_module
     return module
 
 

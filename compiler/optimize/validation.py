@@ -44,8 +44,8 @@ def machine_of(
 
 def device_of(model: nn.Module) -> torch.device | None:
     """Where a model's first parameter or buffer is; None if it has none."""
-    held = next(chain(model.parameters(), model.buffers()), None)
-    return None if held is None else held.device
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return None if tensor is None else tensor.device
 
 
 def launch_of(named: str) -> Launch:
@@ -57,5 +57,7 @@ def launch_of(named: str) -> Launch:
     try:
         return Launch(named)
     except ValueError:
-        known = ", ".join(map(str, Launch))
-        raise CommPlanError("unknown launch", found=repr(named), remedy=f"one of {known}") from None
+        choices = ", ".join(map(str, Launch))
+        raise CommPlanError(
+            "unknown launch", found=repr(named), remedy=f"one of {choices}"
+        ) from None

@@ -15,11 +15,12 @@ from compiler.analysis.local_shards import shares_rows
 from compiler.analysis.reductions import Reduction, facts, number_of
 from compiler.analysis.row_shards import at_hand, row_forms
 from compiler.cost.units import PS_PER_US
+from compiler.garbage import collection_paused
 from compiler.ir.comm_plan import RowStage, Stage
 from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
-from compiler.pipeline import Pass, Pipeline, collection_paused
+from compiler.pipeline import Pass, Pipeline
 from compiler.plan.alternatives import dispatches, norms_behind
 from compiler.plan.decision import Decided, Written
 from compiler.plan.fused_kernels import NormBehind

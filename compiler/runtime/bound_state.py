@@ -29,7 +29,7 @@ def compilers_read_modules() -> bool:
         return bool(getattr(torch._dynamo.config, "inline_inbuilt_nn_modules", True))
 
 
-class Held:
+class BoundState:
     """Tensors of one model by the names of placeholders.
 
     Attributes:
@@ -73,7 +73,7 @@ class Held:
         return self._tensors
 
 
-class HoldingGraph(nn.Module):
+class GraphWithState(nn.Module):
     """A graph that holds tensors in the place of some of its inputs; called with the others."""
 
     def __init__(self, module: fx.GraphModule, names: tuple[str, ...]) -> None:
@@ -91,21 +91,21 @@ class HoldingGraph(nn.Module):
             copies[node] = graph.get_attr(attribute) if attribute else graph.node_copy(node)
         graph.output(graph.graph_copy(module.graph, copies))
         own = access.node_of(module.graph, "get_attr")
-        held: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             str(n.target): operator.attrgetter(str(n.target))(module) for n in own
         }
-        held |= dict.fromkeys(self._attributes.values(), torch.empty(0))
-        self.module = fx.GraphModule(held, graph)
+        attributes |= dict.fromkeys(self._attributes.values(), torch.empty(0))
+        self.module = fx.GraphModule(attributes, graph)
         self._last: list[Any] = []
 
     def hold(self, tensors: list[Any]) -> None:
         """Takes tensors in the order of the names; nothing changes if it is the list held."""
         if tensors is self._last:
             return
-        held = self.module._buffers
+        buffers = self.module._buffers
         for attribute, tensor in zip(self._attributes.values(), tensors, strict=True):
-            if held[attribute] is not tensor:
-                held[attribute] = tensor
+            if buffers[attribute] is not tensor:
+                buffers[attribute] = tensor
         self._last = tensors
 
     def forward(self, *arguments: torch.Tensor) -> Any:
@@ -122,7 +122,7 @@ def slot(model: nn.Module, key: str) -> tuple[dict[str, Any], str]:
     owner: Any = model
     for part in path.split(".") if path else ():
         owner = getattr(owner, part)
-    for held in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
-        if name in held:
-            return held, name
+    for table in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():
+        if name in table:
+            return table, name
     return vars(owner), name

@@ -27,7 +27,7 @@ class _OtherError(Exception):
 
 
 @dataclass(frozen=True)
-class Walked:
+class WalkedCall:
     """One call.
 
     Attributes:
@@ -43,7 +43,7 @@ class Walked:
     objects: list[Any]
 
 
-Arranged = Callable[[Walked], Arguments]
+LeafOrder = Callable[[WalkedCall], Arguments]
 
 
 class Recognizer:
@@ -51,7 +51,7 @@ class Recognizer:
 
     def __init__(self, form: CallForm) -> None:
         self._form = form
-        self._arranged: dict[Hashable, Arranged] = {}
+        self._arranged: dict[Hashable, LeafOrder] = {}
 
     def __call__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Recognizer:
 
 
 class _Walk:
-    """The state of one walk; see ``Walked``."""
+    """The state of one walk; see ``WalkedCall``."""
 
     def __init__(self) -> None:
         self.key: list[Any] = []
@@ -121,11 +121,11 @@ class _Walk:
         else:
             self.visit_cache(kind, vars(x))
 
-    def visit_cache(self, kind: type, held: dict[str, Any]) -> None:
-        kinds = tuple(map(type, held.values()))
-        self.key.extend((kind, tuple(held), kinds))
-        counts, device = counters(kind), held.get("device")
-        for name, item, of in zip(held, held.values(), kinds, strict=True):
+    def visit_cache(self, kind: type, attributes: dict[str, Any]) -> None:
+        kinds = tuple(map(type, attributes.values()))
+        self.key.extend((kind, tuple(attributes), kinds))
+        counts, device = counters(kind), attributes.get("device")
+        for name, item, of in zip(attributes, attributes.values(), kinds, strict=True):
             if of is int and name in counts and item >= 0:
                 self.visit_tensor(carrier(item, device))
             elif of in COMMON:
@@ -134,7 +134,7 @@ class _Walk:
                 self.visit(item)
 
 
-def walked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Walked | None:
+def walked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> WalkedCall | None:
     """The call, or None if it holds other containers than tuples, lists, dicts and caches."""
     walk = _Walk()
     walk.key.extend((len(args), tuple(kwargs)))
@@ -144,12 +144,12 @@ def walked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Walked | None:
     except _OtherError:
         return None
     shapes = tuple([x.shape for x in walk.tensors])
-    return Walked(tuple(walk.key), shapes, walk.tensors, walk.objects)
+    return WalkedCall(tuple(walk.key), shapes, walk.tensors, walk.objects)
 
 
 def canonical_order(
-    form: CallForm, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Walked
-) -> Arranged:
+    form: CallForm, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: WalkedCall
+) -> LeafOrder:
     """What puts a walked call in the canonical order of calls with its key.
 
     Args:
@@ -158,20 +158,20 @@ def canonical_order(
         kwargs: of the same call.
         call: the same, walked.
     """
-    given = form.flatten(args, kwargs)
+    flat = form.flatten(args, kwargs)
     place = {id(x): i for i, x in enumerate(call.tensors)}
-    at = [place.get(id(leaf), -1) for leaf in given.leaves]
-    constants = [None if i >= 0 else leaf for i, leaf in zip(at, given.leaves, strict=True)]
+    at = [place.get(id(leaf), -1) for leaf in flat.leaves]
+    constants = [None if i >= 0 else leaf for i, leaf in zip(at, flat.leaves, strict=True)]
     place = {id(x): i for i, x in enumerate(call.objects)}
-    numbers = [place.get(id(x)) for x in given.objects]  # None: the dict of keywords itself
+    numbers = [place.get(id(x)) for x in flat.objects]  # None: the dict of keywords itself
 
-    def arranged(call: Walked) -> Arguments:
+    def arranged(call: WalkedCall) -> Arguments:
         tensors, objects = call.tensors, call.objects
         return Arguments(
             tuple(tensors[i] if i >= 0 else c for i, c in zip(at, constants, strict=True)),
-            given.spec,
+            flat.spec,
             tuple(None if i is None else objects[i] for i in numbers),
-            given.cached,
+            flat.cached,
         )
 
     return arranged

@@ -1,4 +1,4 @@
-"""One prepared graph: a captured, rewritten and proven form of the model for one kind of call."""
+"""One captured, rewritten and proven graph of the model, with its guards and variants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.capture.pytrees import Structure, rebuilt
 from compiler.ir import access
 from compiler.ir.placement import Replicate
 from compiler.plan.token_ranges import TokenTable
-from compiler.runtime.bound_state import Held, HoldingGraph, compilers_read_modules
+from compiler.runtime.bound_state import BoundState, GraphWithState, compilers_read_modules
 from compiler.runtime.lowering import Lowered
 
 Values = tuple[list[Any], list[Any]]
@@ -47,15 +47,15 @@ CallKind = tuple[Structure, tuple[Any, ...], tuple[Any, ...]]
 """Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
 
 
-def call_kind(given: Arguments) -> CallKind:
+def call_kind(arguments: Arguments) -> CallKind:
     """What must agree for two calls to run one graph, sizes of two and more left out."""
     leaves = (
         (x.dtype, x.device, tuple(size if size < 2 else -1 for size in x.shape))
         if isinstance(x, torch.Tensor)
         else (type(x), x)
-        for x in given.leaves
+        for x in arguments.leaves
     )
-    return given.spec, autocast_state(), tuple(leaves)
+    return arguments.spec, autocast_state(), tuple(leaves)
 
 
 def varying_numbers(kind: CallKind, kinds: Iterable[CallKind]) -> tuple[int, ...]:
@@ -73,18 +73,18 @@ def varying_numbers(kind: CallKind, kinds: Iterable[CallKind]) -> tuple[int, ...
 
 
 @dataclass(frozen=True)
-class Prepared:
+class GuardedGraph:
     """A graph, and how to call it as the model is called.
 
     Attributes:
-        forms: number of tokens -> what runs.
-        symbol: the size that counts tokens; None where one form serves for all.
+        variants: number of tokens -> what runs.
+        symbol: the size that counts tokens; None where one variant serves for all.
         captured: how it was captured: state, trees of arguments and results, ranges of sizes.
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
     """
 
-    forms: TokenTable[Lowered]
+    variants: TokenTable[Lowered]
     symbol: str | None
     captured: Capture
     report: Any
@@ -93,14 +93,14 @@ class Prepared:
     @cached_property
     def module(self) -> fx.GraphModule:
         """One of the graphs; their inputs are the same."""
-        return self.forms.ranges()[0].plan.module
+        return self.variants.ranges()[0].plan.module
 
-    def form(self, given: Arguments) -> Lowered:
+    def variant(self, arguments: Arguments) -> Lowered:
         """What runs for this call, a function of its shapes alone."""
         if self.counts_tokens is None:
-            return self.forms.ranges()[0].plan
+            return self.variants.ranges()[0].plan
         at, dim = self.counts_tokens
-        return self.forms.plan(given.leaves[at].shape[dim])
+        return self.variants.plan(arguments.leaves[at].shape[dim])
 
     @cached_property
     def counts_tokens(self) -> tuple[int, int] | None:
@@ -110,13 +110,13 @@ class Prepared:
         """
         arguments = self.captured.arguments
         tensors = [i for i, x in enumerate(arguments) if isinstance(x, str)]
-        found = [
+        places = [
             (arguments[at] in self.captured.cached, at, dim)
             for at, sizes in zip(tensors, self.sizes, strict=True)
             for dim, size in enumerate(sizes)
             if str(size) == self.symbol
         ]
-        return min(found)[1:] if found else None
+        return min(places)[1:] if places else None
 
     def covers(self, num_tokens: int) -> bool:
         """Whether calls with so many tokens may run this graph.
@@ -158,14 +158,14 @@ class Prepared:
             if isinstance(name, str) and any(isinstance(p, Replicate) for p in placed[name])
         )
 
-    def accepts(self, given: Arguments) -> bool:
+    def accepts(self, arguments: Arguments) -> bool:
         """Whether the sizes of this call are those the graph was traced for.
 
         A function of the shapes alone, so that all ranks decide alike.
         """
-        return self._fits(tuple(x.shape for x in given.leaves if isinstance(x, torch.Tensor)))
+        return self._fits(tuple(x.shape for x in arguments.leaves if isinstance(x, torch.Tensor)))
 
-    def held(self, model: nn.Module) -> Held:
+    def state(self, model: nn.Module) -> BoundState:
         """The tensors of ``model`` that the graph reads."""
         return self._bound(model)[0]
 
@@ -212,46 +212,46 @@ class Prepared:
                 conditions += [] if upper is None else [sympy.Le(symbol, upper)]
         return names, compiled(conditions)
 
-    def values(self, model: nn.Module, given: Arguments) -> Values:
+    def values(self, model: nn.Module, arguments: Arguments) -> Values:
         """All that the graph reads in this call: what the model holds, and the call's tensors."""
-        held, leaves, _ = self._bound(model)
-        tensors = [given.leaves[i] for i in leaves]
-        return held.tensors(), [x if x.is_contiguous() else x.contiguous() for x in tensors]
+        state, leaves, _ = self._bound(model)
+        tensors = [arguments.leaves[i] for i in leaves]
+        return state.tensors(), [x if x.is_contiguous() else x.contiguous() for x in tensors]
 
     def inputs(self, values: Values) -> list[Any]:
         """The values in the order of the graph's placeholders."""
         both = values[0] + values[1]
         return [both[i] for i in self._binding[0][2]]
 
-    def compiled(self, form: Lowered, values: Values) -> tuple[nn.Module, list[Any]]:
-        """A form for compilers, and what to call it with."""
-        held, given = values
+    def compiled(self, variant: Lowered, values: Values) -> tuple[nn.Module, list[Any]]:
+        """A variant as compilers take it, and what to call it with."""
+        tensors, arguments = values
         names = self._binding[0][0].names
-        if id(form) not in self._holding:
+        if id(variant) not in self._holding:
             live = compilers_read_modules()
-            self._holding[id(form)] = HoldingGraph(form.module, names) if live else None
-        if (graph := self._holding[id(form)]) is None:
-            return form.module, self.inputs(values)
-        graph.hold(held)
-        return graph, given
+            self._holding[id(variant)] = GraphWithState(variant.module, names) if live else None
+        if (graph := self._holding[id(variant)]) is None:
+            return variant.module, self.inputs(values)
+        graph.hold(tensors)
+        return graph, arguments
 
     def result(
-        self, form: Lowered, outputs: Sequence[Any], values: Values, given: Arguments
+        self, variant: Lowered, outputs: Sequence[Any], values: Values, arguments: Arguments
     ) -> Any:
-        """The model's result from the outputs of a form, after writing back what it updates.
+        """The model's result from the outputs of a variant, after writing back what it updates.
 
         Tensors that are written in place get their new values, containers their new contents.
         """
         for index, at, leaf in self.written:
-            held, own = values
-            whole = held[at] if at < len(held) else own[at - len(held)]
-            into = whole if leaf is None else given.leaves[leaf]
-            if index not in form.in_place or into is not whole:
+            state, own = values
+            whole = state[at] if at < len(state) else own[at - len(state)]
+            into = whole if leaf is None else arguments.leaves[leaf]
+            if index not in variant.in_place or into is not whole:
                 into.copy_(outputs[index])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in self.captured.results]
-        return rebuilt(self.captured.out_spec, leaves, list(given.objects), given.leaves)
+        return rebuilt(self.captured.out_spec, leaves, list(arguments.objects), arguments.leaves)
 
-    def _bound(self, model: nn.Module) -> tuple[Held, list[int], list[int]]:
+    def _bound(self, model: nn.Module) -> tuple[BoundState, list[int], list[int]]:
         """What the model holds, leaves that are read, place of each placeholder's value."""
         if not self._binding:
             arguments = enumerate(self.captured.arguments)
@@ -261,18 +261,19 @@ class Prepared:
                 name: key for name, key in self.captured.state.items() if name in self.placeholders
             }
             others = [n for n in self.placeholders if n not in leaves and n not in state]
-            held = Held(model, state, {n: self.captured.constants.get(n) for n in others})
-            place = {name: i for i, name in enumerate((*held.names, *leaves))}
+            constants = {n: self.captured.constants.get(n) for n in others}
+            bound = BoundState(model, state, constants)
+            place = {name: i for i, name in enumerate((*bound.names, *leaves))}
             order = [place[name] for name in self.placeholders]
-            self._binding.append((held, list(leaves.values()), order))
+            self._binding.append((bound, list(leaves.values()), order))
         return self._binding[0]
 
     @cached_property
-    def _binding(self) -> list[tuple[Held, list[int], list[int]]]:
+    def _binding(self) -> list[tuple[BoundState, list[int], list[int]]]:
         return []
 
     @cached_property
-    def _holding(self) -> dict[int, HoldingGraph | None]:
+    def _holding(self) -> dict[int, GraphWithState | None]:
         return {}
 
     @cached_property

@@ -58,6 +58,6 @@ def gather_in_host_memory(graph: fx.Graph) -> int:
 
 
 def _moved(graph: fx.Graph, x: fx.Node, to: Tensor) -> fx.Node:
-    made = graph.call_function(TO_COPY, (x,), {"device": to.device})
-    made.meta = {**x.meta, "val": to}
-    return made
+    copy = graph.call_function(TO_COPY, (x,), {"device": to.device})
+    copy.meta = {**x.meta, "val": to}
+    return copy

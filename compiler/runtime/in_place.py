@@ -39,19 +39,19 @@ def update_inputs(graph: fx.Graph, mutations: Mapping[int, str]) -> frozenset[in
     """
     outputs = list(access.returned(graph))
     inputs = {str(n.target): n for n in access.node_of(graph, "placeholder")}
-    found = set()
+    in_place = set()
     for index, name in mutations.items():
-        node, held = outputs[index], inputs[name]
+        node, placeholder = outputs[index], inputs[name]
         if not isinstance(node, fx.Node) or node.target is not aten.index_put.default:
             continue
         written, *others = access.operands(node)
-        readers = [n for n in held.users if access.is_operand(n)]
-        if written is held and held not in others and readers == [node]:
+        readers = [n for n in placeholder.users if access.is_operand(n)]
+        if written is placeholder and placeholder not in others and readers == [node]:
             node.target = aten.index_put_.default
-            outputs[index] = held
-            found.add(index)
+            outputs[index] = placeholder
+            in_place.add(index)
     graph.output_node().args = (tuple(outputs),)
-    return frozenset(found)
+    return frozenset(in_place)
 
 
 def reduce_in_place(graph: fx.Graph) -> int:

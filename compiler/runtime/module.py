@@ -17,7 +17,7 @@ from compiler.errors import CommPlanError
 from compiler.runtime.call_cache import Recognizer
 from compiler.runtime.guarded_graph import (
     CallKind,
-    Prepared,
+    GuardedGraph,
     Values,
     autocast_state,
     call_kind,
@@ -26,7 +26,7 @@ from compiler.runtime.guarded_graph import (
 from compiler.runtime.lowering import Lowered
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched
 
-Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], Prepared]
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], GuardedGraph]
 REMEMBERED = 4096
 """Calls whose graph is found by their sizes alone."""
 MAX_STALE = 8
@@ -39,8 +39,10 @@ class _Call:
     No dataclass: compilers look into frozen ones, and would check all they hold at every call.
     """
 
-    def __init__(self, prepared: Prepared, form: Lowered, values: Values, given: Arguments) -> None:
-        self.prepared, self.form, self.values, self.given = prepared, form, values, given
+    def __init__(
+        self, prepared: GuardedGraph, variant: Lowered, values: Values, arguments: Arguments
+    ) -> None:
+        self.prepared, self.variant, self.values, self.given = prepared, variant, values, arguments
 
 
 class OptimizedModule(nn.Module):
@@ -80,8 +82,8 @@ class OptimizedModule(nn.Module):
         self.debug, self.unchanged = debug, unchanged
         self._prepare = prepare
         self._form = CallForm.of(model)
-        self._graphs: dict[Any, list[Prepared]] = {}
-        self._seen: dict[Hashable, tuple[Prepared, Lowered]] = {}
+        self._graphs: dict[Any, list[GuardedGraph]] = {}
+        self._seen: dict[Hashable, tuple[GuardedGraph, Lowered]] = {}
         self._recognized = Recognizer(self._form)
         self._compared: set[int] = set()
         self._watch = Watch()
@@ -128,42 +130,42 @@ class OptimizedModule(nn.Module):
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
         self._look()
-        given, key = self._recognized(args, kwargs)
-        found = self._seen.get((key, self._around()))
-        if key is None or found is None:
-            if given.lacks_tokens:
+        arguments, key = self._recognized(args, kwargs)
+        chosen_graph = self._seen.get((key, self._around()))
+        if key is None or chosen_graph is None:
+            if arguments.lacks_tokens:
                 return None
-            found = self._graph_for(given, args, kwargs)
+            chosen_graph = self._graph_for(arguments, args, kwargs)
             if key is not None:
-                self._remember((key, self._around()), found)
-        prepared, form = found
+                self._remember((key, self._around()), chosen_graph)
+        prepared, variant = chosen_graph
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
-            prepared.compare_inputs(_replicated(prepared, given))
+            prepared.compare_inputs(_replicated(prepared, arguments))
             self._compared.add(id(prepared))
-        values = prepared.values(self.original, given)
-        chosen = _Call(prepared, form, values, given)
+        values = prepared.values(self.original, arguments)
+        chosen = _Call(prepared, variant, values, arguments)
         if compiling:
-            return *prepared.compiled(form, values), chosen
-        return form.eager, prepared.inputs(values), chosen
+            return *prepared.compiled(variant, values), chosen
+        return variant.eager, prepared.inputs(values), chosen
 
-    def prepare_call(self, *args: Any, **kwargs: Any) -> Prepared:
+    def prepare_call(self, *args: Any, **kwargs: Any) -> GuardedGraph:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
         self._look()
         return self._graph_for(self._form.flatten(args, kwargs), args, kwargs)[0]
 
-    def _remember(self, call: Hashable, found: tuple[Prepared, Lowered]) -> None:
+    def _remember(self, call: Hashable, chosen: tuple[GuardedGraph, Lowered]) -> None:
         """So that calls of these sizes are not looked at again; growing caches have ever new."""
         if len(self._seen) >= REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        self._seen[call] = found
+        self._seen[call] = chosen
 
     def _graph_for(
-        self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Prepared, Lowered]:
-        prepared = self._fitting(given, args, kwargs)
-        return prepared, prepared.form(given)
+        self, arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[GuardedGraph, Lowered]:
+        prepared = self._fitting(arguments, args, kwargs)
+        return prepared, prepared.variant(arguments)
 
     def _around(self) -> tuple[Any, ...]:
         """What decides which graph runs besides the call: autocast, and the model's state."""
@@ -181,23 +183,23 @@ class OptimizedModule(nn.Module):
         form = CallForm.of(self.original)
         if form != self._form:
             self._form, self._recognized = form, Recognizer(form)
-        for kind, known in self._graphs.items():
-            stale = [p for p in known if not self._watched[id(p)].is_valid]
+        for kind, graphs in self._graphs.items():
+            stale = [p for p in graphs if not self._watched[id(p)].is_valid]
             lost = [p for p in stale if self._watched[id(p)].releases_state]
             kept = [p for p in stale if not self._watched[id(p)].releases_state]
             for prepared in (*lost, *kept[:-MAX_STALE]):
                 self._dropped[kind] = self._watched[id(prepared)].reason
-                self._drop(known, prepared)
+                self._drop(graphs, prepared)
 
-    def _drop(self, known: list[Prepared], prepared: Prepared) -> None:
-        known[:] = [other for other in known if other is not prepared]
+    def _drop(self, graphs: list[GuardedGraph], prepared: GuardedGraph) -> None:
+        graphs[:] = [other for other in graphs if other is not prepared]
         self._watch.remove(self._watched.pop(id(prepared)))
         self._compared.discard(id(prepared))
         self._seen.clear()
 
-    def _reason(self, kind: CallKind, given: Arguments) -> Reason:
+    def _reason(self, kind: CallKind, arguments: Arguments) -> Reason:
         """What has changed since a graph was made that would run this call."""
-        stale = (self._watched[id(p)] for p in self._graphs[kind] if p.accepts(given))
+        stale = (self._watched[id(p)] for p in self._graphs[kind] if p.accepts(arguments))
         nearest = min((graph.reason for graph in stale), key=lambda r: len(r.names), default=None)
         reason = nearest or self._dropped.pop(kind, UNCHANGED)
         self._recaptured[reason] += 1
@@ -210,32 +212,32 @@ class OptimizedModule(nn.Module):
         return reason
 
     def _fitting(
-        self, given: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Prepared:
-        kind = call_kind(given)
-        known = self._graphs.setdefault(kind, [])
-        for prepared in known:
-            if self._watched[id(prepared)].is_valid and prepared.accepts(given):
+        self, arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> GuardedGraph:
+        kind = call_kind(arguments)
+        graphs = self._graphs.setdefault(kind, [])
+        for prepared in graphs:
+            if self._watched[id(prepared)].is_valid and prepared.accepts(arguments):
                 return prepared
         with _disable_current_modes():  # a mode around the call is about its ops, not capture's
-            prepared = self._prepare(args, kwargs, self._reason(kind, given))
+            prepared = self._prepare(args, kwargs, self._reason(kind, arguments))
         self.captures += 1
-        known.append(prepared)
-        held = prepared.held(self.original)
+        graphs.append(prepared)
+        state = prepared.state(self.original)
         reads = prepared.captured.reads or Reads(self.original)
-        self._watched[id(prepared)] = self._watch.add(reads, held.slots, held.refresh)
-        self._warn_of_numbers(kind, given)
+        self._watched[id(prepared)] = self._watch.add(reads, state.slots, state.refresh)
+        self._warn_of_numbers(kind, arguments)
         return prepared
 
-    def _warn_of_numbers(self, kind: CallKind, given: Arguments) -> None:
+    def _warn_of_numbers(self, kind: CallKind, arguments: Arguments) -> None:
         """Say so, once, where a graph is made for each value of a Python number."""
         for at in varying_numbers(kind, self._graphs):
-            name = self._form.names(given)[at]
+            name = self._form.names(arguments)[at]
             if name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
                     f"a graph was captured and proven for each value of the Python number {name!r} "
-                    f"({given.leaves[at]!r} is the third), and is kept; pass a tensor instead",
+                    f"({arguments.leaves[at]!r} is the third), and is kept; pass a tensor instead",
                     stacklevel=2,
                 )
 
@@ -246,9 +248,9 @@ class OptimizedModule(nn.Module):
         raise not_copied()
 
     @property
-    def prepared(self) -> tuple[Prepared, ...]:
+    def prepared(self) -> tuple[GuardedGraph, ...]:
         """All prepared graphs, by kind of call."""
-        return tuple(p for known in self._graphs.values() for p in known)
+        return tuple(p for graphs in self._graphs.values() for p in graphs)
 
     @property
     def reports(self) -> tuple[Any, ...]:
@@ -283,7 +285,7 @@ class OptimizedModule(nn.Module):
             )
         for prepared in sorted(self.prepared, key=lambda p: p.counts_tokens is None):
             if prepared.covers(num_tokens):
-                return prepared.forms.plan(num_tokens).module
+                return prepared.variants.plan(num_tokens).module
         raise CommPlanError(
             f"no graph is prepared for {num_tokens} tokens",
             found=f"{len(self.prepared)} graphs, for other sizes",
@@ -294,7 +296,7 @@ class OptimizedModule(nn.Module):
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def _finished(outputs: Any, call: _Call) -> Any:
     with torch.no_grad():
-        return call.prepared.result(call.form, outputs, call.values, call.given)
+        return call.prepared.result(call.variant, outputs, call.values, call.given)
 
 
 def not_copied() -> CommPlanError:
@@ -307,6 +309,6 @@ def not_copied() -> CommPlanError:
     )
 
 
-def _replicated(prepared: Prepared, given: Arguments) -> dict[str, torch.Tensor]:
-    pairs = zip(prepared.captured.arguments, given.leaves, strict=True)
+def _replicated(prepared: GuardedGraph, arguments: Arguments) -> dict[str, torch.Tensor]:
+    pairs = zip(prepared.captured.arguments, arguments.leaves, strict=True)
     return {name: leaf for name, leaf in pairs if name in prepared.replicated}

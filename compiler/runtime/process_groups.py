@@ -52,16 +52,18 @@ class ProcessGroups:
             self._made[groups] = every[members]
         return self._made[groups]
 
-    def names(self, graph: SpmdGraph, known: Mapping[str, str]) -> dict[str, str]:
+    def names(self, graph: SpmdGraph, existing: Mapping[str, str]) -> dict[str, str]:
         """Name of each group in ``graph`` -> name of the process group here.
 
         Args:
             graph: the SPMD graph, the same on all ranks.
-            known: those that need not be created.
+            existing: those that need not be created.
         """
-        used = (n for n in all_group_names(graph.graph) if n not in known and not process_group(n))
-        made = {n: self.of(graph.mesh.groups[n]) for n in used if n in graph.mesh.groups}
-        return {**known, **{name: str(group.group_name) for name, group in made.items()}}
+        used = (
+            n for n in all_group_names(graph.graph) if n not in existing and not process_group(n)
+        )
+        created = {n: self.of(graph.mesh.groups[n]) for n in used if n in graph.mesh.groups}
+        return {**existing, **{name: str(group.group_name) for name, group in created.items()}}
 
 
 def group_named(name: str) -> dist.ProcessGroup:
@@ -109,21 +111,21 @@ def bound(
         MeshError: a name that does not resolve, or a process group of other ranks than the mesh
             says.
     """
-    mesh, made, local = graph.mesh, ProcessGroups(everyone), dict[str, str]()
+    mesh, process_groups, local = graph.mesh, ProcessGroups(everyone), dict[str, str]()
     _check_ranks("group=", everyone, tuple(range(mesh.size)), everyone)
-    given = {mesh.group(name): group for name, group in groups.items()}
+    group_of = {mesh.group(name): group for name, group in groups.items()}
     for name in all_group_names(graph.graph):
         wanted = mesh.group(name)
         members = wanted.group_of[everyone.rank()]
-        group = given.get(wanted) or process_group(name)
-        if group is None and len(members) < mesh.size and not made.may_grow:
+        group = group_of.get(wanted) or process_group(name)
+        if group is None and len(members) < mesh.size and not process_groups.may_grow:
             raise MeshError(
                 f"group {name!r} has no process group here",
                 found=f"it is ranks {list(members)} of the mesh, and only all ranks of the job "
                 "together can make a group",
                 remedy=f"pass it: bind({{{name!r}: …}})",
             )
-        group = group or made.of(wanted)
+        group = group or process_groups.of(wanted)
         _check_ranks(f"{name!r}", group, members, everyone)
         local[name] = str(group.group_name)
     module = lowered(graph, local)

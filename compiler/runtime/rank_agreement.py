@@ -24,6 +24,7 @@ from compiler.capture.digest import digests
 from compiler.capture.rank_traces import by_value, ranks_text
 from compiler.errors import ExchangeError, MeshError, PlacementError, PlanError
 from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Varying
 from compiler.ir.rank_exchange import Exchange
 from compiler.runtime.process_groups import group_named
 
@@ -255,19 +256,29 @@ def compare_inputs(
     """
     everyone = exchange.gather(digests(tensors))
     for name in tensors:
-        held = [listed.get(name) for listed in everyone]
+        digest_by_rank = [of_rank.get(name) for of_rank in everyone]
         for where, group in _groups(exchange, name, mesh, along):
-            digest_of = {rank: held[rank] for rank in group}
-            found = list(digest_of.values())
-            common = max(found, key=found.count)  # of several, the first: all ranks say the same
+            digest_of = {rank: digest_by_rank[rank] for rank in group}
+            values = list(digest_of.values())
+            common = max(values, key=values.count)  # of several, the first: all ranks say the same
             others = [rank for rank, digest in digest_of.items() if digest != common]
             if others:
                 differ = f"differ{'s' if len(others) == 1 else ''} from the others"
                 raise PlacementError(
                     f"input {name!r} must be the same on all ranks{where}, and is not",
                     found=f"{ranks_text(others)} {differ}",
-                    remedy="give every rank the same input, or declare its placement with inputs=",
+                    remedy="give every rank the same input, or declare its placement with inputs="
+                    + _varying(name, digest_by_rank, mesh),
                 )
+
+
+def _varying(name: str, digest_of: Sequence[str | None], mesh: Mesh | None) -> str:
+    """What says that ranks differ along the axes along which they do; nothing without a mesh."""
+    axes = [
+        axis for axis, groups in (mesh.groups if mesh else {}).items()
+        if any(len({digest_of[rank] for rank in group}) > 1 for group in groups.ranks)
+    ]  # fmt: skip
+    return str({name: dict.fromkeys(axes, Varying())}) if axes else ""
 
 
 def _groups(
@@ -303,11 +314,11 @@ def compare_plans(
     """
     everyone = exchange.gather((digest, machine, options or {}, sizes or {}))
     first, planned_for, *_ = everyone[0]
-    others = {rank: named for rank, (held, named, *_) in enumerate(everyone) if held != first}
-    if found := _first_difference([held for _, _, held, _ in everyone]):
+    others = {rank: named for rank, (plan, named, *_) in enumerate(everyone) if plan != first}
+    if difference := _first_difference([plan for _, _, plan, _ in everyone]):
         raise PlanError(
             "ranks optimize with different options",
-            found=found,
+            found=difference,
             remedy="call optimize_allreduce with the same options on every rank",
         )
     for rank, named in others.items():
@@ -319,10 +330,10 @@ def compare_plans(
                 remedy="pass machine= by name, the same on every rank: by default each rank takes "
                 "the machine that has its own GPU",
             )
-    if others and (found := _first_difference([held for *_, held in everyone])):
+    if others and (difference := _first_difference([plan for *_, plan in everyone])):
         raise PlanError(
             "ranks hold different plans: the sizes they were first called with differ",
-            found=found,
+            found=difference,
             remedy="make the first call, or example_inputs=, with the same sizes on every rank",
         )
     if others:
@@ -337,8 +348,10 @@ def compare_plans(
 def _first_difference(everyone: Sequence[Mapping[str, object]]) -> str:
     """What differs between the first rank and another, empty if nothing does."""
     first = everyone[0]
-    for rank, held in enumerate(everyone):
-        for name in dict.fromkeys((*first, *held)):
-            if first.get(name) != held.get(name):
-                return f"{name} is {first.get(name)!r} on rank 0, {held.get(name)!r} on rank {rank}"
+    for rank, items in enumerate(everyone):
+        for name in dict.fromkeys((*first, *items)):
+            if first.get(name) != items.get(name):
+                return (
+                    f"{name} is {first.get(name)!r} on rank 0, {items.get(name)!r} on rank {rank}"
+                )
     return ""

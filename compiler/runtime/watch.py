@@ -185,10 +185,12 @@ class Watch:
         self._classes = list(map(type, self._modules))
         self._next_hook = RemovableHandle.next_id
         self._items = self._items_now()
-        still = {at: held for at, held in dicts.items() if at not in self._moving}
+        still = {at: dictionary for at, dictionary in dicts.items() if at not in self._moving}
         if still.keys() != self._still.dicts.keys():
             self._still = _Versions(still)
-        self._moved = _Versions({at: held for at, held in dicts.items() if at in self._moving})
+        self._moved = _Versions(
+            {at: dictionary for at, dictionary in dicts.items() if at in self._moving}
+        )
 
     def _valid(self) -> tuple[int, ...]:
         return tuple(n for n, graph in self._graphs.items() if graph.is_valid)
@@ -206,12 +208,12 @@ class Watch:
 
     def _items_now(self) -> list[Any]:
         """What has no version: global names, closures, items of sequences, types of tensors."""
-        found = [names.get(key, ABSENT) for names, key in self._names]
-        found += [cell.cell_contents for cell in self._cells]
-        found += chain.from_iterable(self._sequences)
+        items = [names.get(key, ABSENT) for names, key in self._names]
+        items += [cell.cell_contents for cell in self._cells]
+        items += chain.from_iterable(self._sequences)
         for tensor in self._tensors:
-            found += (tensor.dtype, tensor.device.index)
-        return found
+            items += (tensor.dtype, tensor.device.index)
+        return items
 
 
 class _Versions:
@@ -248,9 +250,9 @@ def _guard(dicts: list[dict[Any, Any]]) -> Callable[[Any], bool] | None:
         from torch._dynamo.guards import GuardManagerType
 
         root = guards.RootGuardManager()
-        for at, held in enumerate(dicts):
-            item = root.list_getitem_manager(at, "", held, GuardManagerType.GUARD_MANAGER)
-            item.add_dict_version_guard(held, [""], None)
+        for at, dictionary in enumerate(dicts):
+            item = root.list_getitem_manager(at, "", dictionary, GuardManagerType.GUARD_MANAGER)
+            item.add_dict_version_guard(dictionary, [""], None)
         check: Callable[[Any], bool] = root.check
         return check if check(dicts) is True else None
     except (AttributeError, ImportError, TypeError):

@@ -20,7 +20,7 @@ from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.optimize.model_api import optimize_captured_ranges
 from compiler.plan.planner_options import Search
-from compiler.runtime.guarded_graph import Prepared
+from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
 from models.step3p5 import Step3p5ForCausalLM
@@ -103,8 +103,8 @@ def unfused(listed: list[tuple[Any, int]]) -> Traffic:
     return Counter((str(kind), size) for kind, size in listed)
 
 
-def _lowered(prepared: Prepared, tokens: int) -> Lowered:
-    return prepared.forms.plan(tokens)
+def _lowered(prepared: GuardedGraph, tokens: int) -> Lowered:
+    return prepared.variants.plan(tokens)
 
 
 def planned(
@@ -119,7 +119,7 @@ def planned(
         raise PlanError("ranks hold different plans", found="the same machine on all of them")
     forms = [lower(r.spmd, found.groups, mutations=found.mutations) for r in ranged.results]
     table = ranged.table.map(forms.__getitem__)
-    prepared = Prepared(table, ranged.symbol, found, report, None)
+    prepared = GuardedGraph(table, ranged.symbol, found, report, None)
     verdicts = sorted({str(result.verdict) for result in ranged.results})
     return Form(
         OptimizedModule(model, lambda *_: prepared),

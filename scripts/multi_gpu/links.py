@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bench import measure
+from bench.measurements import refitted
 from compiler.cost import Launch, Machine
-from compiler.cost.measurements import refitted
 from compiler.cost.tables import Fused, LibraryClass
 from compiler.ir import fused_ops
 from compiler.ir.collectives import Kind
-from compiler.runtime import measure
 from compiler.runtime.kernels import select
 from scripts.multi_gpu.ranks import Ranks
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import measure
 from compiler.cost import Launch, Machine
-from compiler.runtime import measure
 from models.step3p5 import Step3p5Config
 from scripts.kernel_profile import kernels
 from scripts.multi_gpu.forms import WRITTEN, Form, forms_of, nudged, same_experts

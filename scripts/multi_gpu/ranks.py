@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from bench import measure
 from compiler.errors import CommPlanError
-from compiler.runtime import measure
 from models.step3p5.parallel import ParallelError
 
 T = TypeVar("T")

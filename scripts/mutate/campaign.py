@@ -24,7 +24,7 @@ from scripts.mutate import (
     mutant,
     pairs,
 )
-from tests.random_graphs import anyhow
+from tests.support.random_graphs import anyhow
 
 POOL = 12
 """Random pairs of a batch of mutants, beside the models and the graphs made by hand."""

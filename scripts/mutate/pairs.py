@@ -28,8 +28,8 @@ from compiler.plan.row_cut import shard_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
 from scripts.mutate.judge import Pair
-from tests.graphs import Builder, aten
-from tests.random_graphs import anyhow
+from tests.support.graphs import Builder, aten
+from tests.support.random_graphs import anyhow
 
 INDICES = 4
 """Integer inputs of the graphs made by hand and of random graphs index so many rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +10,9 @@ import pytest
 from compiler.errors import GraphError, MeshError, VerificationError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.pipeline import PassRecord, Pipeline, collection_paused
+from compiler.pipeline import PassRecord, Pipeline
 from passes import EliminateDeadCode
-from tests.graphs import aten, c10d, function
+from tests.support.graphs import aten, c10d, function
 
 
 def graph() -> SpmdGraph:
@@ -117,28 +116,3 @@ def test_lost_metadata_is_a_bug_of_the_pass() -> None:
 
     with pytest.raises(AssertionError, match=r"pass rewrite left %v2 without meta\['val'\]"):
         Pipeline().run(Forgetful(aten.neg.default, aten.abs.default), graph())
-
-
-@collection_paused()
-def collects(*, again: bool) -> bool:
-    """Whether garbage is collected in here, however often collection was paused."""
-    return gc.isenabled() or (again and collects(again=False)) or gc.isenabled()
-
-
-@collection_paused()
-def fails() -> None:
-    raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_collection_is_paused_and_goes_on_as_it_was(enabled: bool) -> None:
-    was_enabled = gc.isenabled()
-    try:
-        (gc.enable if enabled else gc.disable)()
-        assert not collects(again=True)
-        assert gc.isenabled() is enabled
-        with pytest.raises(ZeroDivisionError):
-            fails()
-        assert gc.isenabled() is enabled
-    finally:
-        (gc.enable if was_enabled else gc.disable)()

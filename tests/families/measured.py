@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from compiler.capture import Capture, capture_ranks
-from compiler.capture.export import localised
 from compiler.capture.fake_ranks import fake_process_group
 from compiler.check.simulate import simulate
 from compiler.ir.graph import SpmdGraph
@@ -48,20 +47,12 @@ class Measured:
     sharded: float
 
 
-def program(model: nn.Module, ids: torch.Tensor) -> torch.export.ExportedProgram:
-    """The model for these sizes alone."""
-    with localised(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(model, (ids,), strict=False)
-
-
 def captured(
     family: Family,
     ids: torch.Tensor,
     *,
     dtype: torch.dtype = torch.bfloat16,
     experts: str = "batched_mm",
-    symbolic: bool = False,
 ) -> tuple[Capture, list[Held]]:
     """The graph of all ranks, and what each of them holds.
 
@@ -70,7 +61,6 @@ def captured(
         ids: token ids.
         dtype: of the parameters.
         experts: transformers' implementation of routed experts.
-        symbolic: whether sizes of two and more are symbolic, which takes torch.export far longer.
     """
     shards: list[Held] = []
     whole: set[str] = set()
@@ -82,12 +72,12 @@ def captured(
     for key in whole:
         assert all(torch.equal(held[key], shards[0][key]) for held in shards), key
 
-    def factory() -> Any:
-        model = sharded(family, dtype, experts)
-        return model if symbolic else program(model, ids)
-
+    factory = partial(sharded, family, dtype, experts)
     replicated = dict.fromkeys(whole, Replicate())
-    return capture_ranks(factory, lambda: ((ids,), {}), WORLD_SIZE, inputs=replicated), shards
+    capture = capture_ranks(
+        factory, lambda: ((ids,), {}), WORLD_SIZE, inputs=replicated, capture="record"
+    )
+    return capture, shards
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Varying
 
 VOCABULARY, WIDTH, HEADS, LAYERS = 64, 32, 8, 2
 
@@ -152,6 +156,13 @@ class Plan:
         """Axes dp and tp over all ranks."""
         sizes = (self.replicas, ranks // self.replicas)
         return init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "tp"))
+
+    def declared(self, ranks: int) -> dict[str, Any]:
+        """What ``optimize_allreduce`` is to be told: that replicas have batches of their own."""
+        if self.replicas == 1:
+            return {}
+        axes = {"dp": self.replicas, "tp": ranks // self.replicas}
+        return {"mesh": Mesh(axes), "inputs": {"ids": {"dp": Varying()}}}
 
 
 PLANS: Mapping[str, Plan] = {

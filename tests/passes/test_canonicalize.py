@@ -7,7 +7,7 @@ import pytest
 from compiler.check import Verdict, check
 from compiler.ir.text import print_graph
 from passes import Canonicalize
-from tests.graphs import Builder, Mesh, aten, function
+from tests.support.graphs import Builder, Mesh, aten, function
 
 X = '%0 "x": f64[4, 8] {tp: V}'
 AR = "comm.all_reduce(%0) {axis = tp, op = sum}"

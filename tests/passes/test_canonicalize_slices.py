@@ -7,7 +7,7 @@ import pytest
 from compiler.check import Verdict, check
 from compiler.ir.row_ops import ALL_SLICE
 from passes import CanonicalizeSlices
-from tests.graphs import agree, function
+from tests.support.graphs import agree, function
 
 FOUR = "mesh <tp = 4>"
 X = '%0 "x": f64[8, 6] {tp: V}'

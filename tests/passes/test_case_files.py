@@ -24,9 +24,9 @@ from passes import (
     ScheduleCollectives,
     UnshardRows,
 )
-from tests.case_files import Case, all_cases
-from tests.case_runner import Runner
-from tests.graphs import agree
+from tests.support.case_files import Case, all_cases
+from tests.support.case_runner import Runner
+from tests.support.graphs import agree
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from passes import DispatchRows, EliminateDeadCode
-from tests.machines import machine
+from tests.support.machines import machine
 
 RANKS = 4
 

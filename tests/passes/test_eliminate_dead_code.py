@@ -5,7 +5,7 @@ from __future__ import annotations
 from compiler.check import Verdict, check
 from compiler.ir.text import print_graph
 from passes import EliminateDeadCode
-from tests.graphs import Builder, Mesh, aten, function
+from tests.support.graphs import Builder, Mesh, aten, function
 
 X = '%0 "x": f64[4] {tp: V}'
 

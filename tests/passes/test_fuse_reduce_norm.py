@@ -7,7 +7,7 @@ from compiler.ir import access
 from compiler.ir.fused_ops import ALL_REDUCE_NORM
 from compiler.ir.mesh import Mesh
 from passes import EliminateDeadCode, FuseReduceNorm
-from tests.graphs import Builder, function
+from tests.support.graphs import Builder, function
 
 aten = torch.ops.aten
 FUSE = FuseReduceNorm(lambda *_: None)

@@ -17,8 +17,9 @@ from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
 from compiler.plan.reduction_cut import place_reductions
 from passes import LOWERING, PLANNING, EliminateDeadCode, PlaceReductions
-from tests.graphs import Builder, agree, aten, function
-from tests.random_graphs import LINEAR, rank_int, seeded
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import LINEAR, rank_int, seeded
+from tests.support.seeds import share
 
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
 SUM = "{axis = tp, op = sum}"
@@ -306,7 +307,7 @@ def test_stage_of_another_graph_is_refused(changes: dict[str, object], text: str
 
 def test_random_graphs() -> None:
     changed = 0
-    for seed in range(250):
+    for seed in range(share(250)):
         graph = seeded(seed) if seed % 3 == 0 else seeded(seed, 10, LINEAR, plain=True)
         before = print_graph(graph)
         for index in range(len(reductions(graph))):
@@ -321,7 +322,7 @@ def test_random_graphs() -> None:
             named = {n.name for n in graph.graph.nodes}
             assert all(r.value.removeprefix("%") in named for r in result.remarks)
         assert print_graph(graph) == before
-    assert changed > 20
+    assert changed > share(20)
 
 
 def test_registry_names_its_passes_by_their_files() -> None:

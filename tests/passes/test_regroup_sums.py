@@ -24,8 +24,9 @@ from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from passes import RegroupSums
-from tests.graphs import Builder, agree, aten
-from tests.random_graphs import anyhow, seeded
+from tests.support.graphs import Builder, agree, aten
+from tests.support.random_graphs import anyhow, seeded
+from tests.support.seeds import share
 
 SHAPE = (4, 8)
 LEAVES: dict[str, Callable[[Builder, fx.Node], fx.Node | float]] = {
@@ -103,18 +104,18 @@ def additions(graph: SpmdGraph) -> int:
 
 def test_random_trees() -> None:
     changed = 0
-    for seed in range(150):
+    for seed in range(share(150)):
         graph = random_tree(seed)
         if regrouped(graph):
             changed += 1
             assert agree(graph, RegroupSums().apply(graph).graph, seeds=(seed,)), seed
-    assert changed > 50
+    assert changed > share(50)
 
 
 def test_random_graphs() -> None:
     kinds = ("add", "tree", "tree", "all_reduce", "all_reduce", "all_reduce", "mm")
-    assert any([regrouped(seeded(seed, 30, kinds, plain=True)) for seed in range(60)])
-    for seed in range(60):
+    assert any([regrouped(seeded(seed, 30, kinds, plain=True)) for seed in range(share(60))])
+    for seed in range(share(60)):
         regrouped(anyhow(seed))
 
 
@@ -128,7 +129,7 @@ def planned(graph: SpmdGraph, policy: str) -> Statistics:
 def test_plans_never_have_more_collectives_or_bytes(
     policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = [random_tree(seed) for seed in range(100)]
+    graphs = [random_tree(seed) for seed in range(share(100))]
     after = [planned(graph, policy) for graph in graphs]
     monkeypatch.setattr("passes.regroup_sums.may_have_trees", lambda _: False)
     before = [planned(graph, policy) for graph in graphs]
@@ -137,7 +138,7 @@ def test_plans_never_have_more_collectives_or_bytes(
         assert new.payload_bytes <= old.payload_bytes, seed
         assert len(new.collectives) <= len(old.collectives), seed
         fewer += len(new.collectives) < len(old.collectives)
-    assert fewer > 30
+    assert fewer > share(30)
 
 
 def normed_sum(seed: int) -> SpmdGraph:
@@ -168,12 +169,12 @@ def time_ps(graph: SpmdGraph, launch: Launch) -> int:
 
 @pytest.mark.parametrize("launch", Launch)
 def test_plans_never_take_longer(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = [make(seed) for make in (random_tree, normed_sum) for seed in range(40)]
+    graphs = [make(seed) for make in (random_tree, normed_sum) for seed in range(share(40))]
     after = [time_ps(graph, launch) for graph in graphs]
     monkeypatch.setattr("passes.regroup_sums.may_have_trees", lambda _: False)
     before = [time_ps(graph, launch) for graph in graphs]
     assert all(new <= old for old, new in zip(before, after, strict=True))
-    assert sum(new < old for old, new in zip(before, after, strict=True)) > 20
+    assert sum(new < old for old, new in zip(before, after, strict=True)) > share(20)
 
 
 def test_additions_keep_layer_and_source() -> None:

@@ -11,7 +11,7 @@ from compiler.ir.comm_plan import RowStage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 from passes import ShardRows
-from tests.graphs import agree, aten, function
+from tests.support.graphs import agree, aten, function
 
 SUM = "{axis = tp, op = sum}"
 

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from scripts.bench_host import remembered
 
 
+@pytest.mark.campaign
 def test_two_layers() -> None:
     command = [sys.executable, "-m", "scripts.bench_host", "--layers", "2", "--rounds", "3"]
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ)

@@ -36,6 +36,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
 
 
+@pytest.mark.campaign
 def test_all_parts_on_two_ranks(tmp_path: Path) -> None:
     sizes = ["--prefill", "32", "--decode", "", "--rounds", "2", "--max-bytes", "4096"]
     small = ["--small", "--layers", "3", "--ranks", "2", "--experts", "tp"]
@@ -77,6 +78,7 @@ def test_all_parts_on_two_ranks(tmp_path: Path) -> None:
     assert "predicted by measured-2" in again.stdout
 
 
+@pytest.mark.campaign
 def test_a_signal_ends_it_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.bench_multi_gpu", "--device", "cpu", "--small"]
     run = subprocess.Popen(

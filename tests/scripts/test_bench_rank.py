@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from compiler.cost import load_machine
 from compiler.ir.collectives import Kind
 from scripts.bench_rank import predicted
 
 
+@pytest.mark.campaign
 def test_tiny_model(tmp_path: Path) -> None:
     output = tmp_path / "rank.json"
     sizes = [

@@ -11,7 +11,7 @@ from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from scripts import rank_plans
 from scripts.rank_models import captured, prefill_call, random_model
 from scripts.rank_plans import Plans, savings
-from tests.machines import machine
+from tests.support.machines import machine
 
 RANKS, TOKENS = 8, 64
 

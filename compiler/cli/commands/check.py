@@ -9,18 +9,15 @@ from typing import Annotated
 import typer
 
 from compiler.check import check
+from compiler.cli.entry import ExitCode
 from compiler.cli.inputs import options
-from compiler.cli.inputs.files import Given, is_graph_file, read_graph, warn_undeclared
+from compiler.cli.inputs.files import PROGRAM, read_graph, warn_undeclared
+from compiler.cli.inputs.options import InputOptions
 from compiler.cli.render.progress import Stages, stdout
-from compiler.cli.render.verdicts import exit_code, print_report, report_json
+from compiler.cli.render.report import print_report, report_json
 from compiler.ir.graph import SpmdGraph
 
-
-class Format(StrEnum):
-    """How the report is printed."""
-
-    TEXT = "text"
-    JSON = "json"
+Format = StrEnum("Format", ["TEXT", "JSON"])
 
 
 def check_graphs(
@@ -36,21 +33,23 @@ def check_graphs(
     Inputs correspond by position, parameters by name; placements are those of SOURCE. Exit code 0:
     yes. 1: no, with a counterexample. 2: not shown either way. 3: the files cannot be compared.
     """
-    stages, given = Stages(), Given(mesh, tuple(groups or ()), tuple(inputs or ()))
+    stages, input_options = Stages(), InputOptions(mesh, groups, inputs)
+
+    def options_of(name: str) -> InputOptions:
+        # A text states its own mesh; the options are for programs, and wrong only if none is one.
+        programs = [one for one in (source, target) if one.endswith(PROGRAM)]
+        return InputOptions() if programs and name not in programs else input_options
 
     def read(name: str) -> SpmdGraph:
-        # A text states its own mesh; the options are for programs, and wrong only if none is one.
-        texts_only = not any(n.endswith(".pt2") for n in (source, target))
         with stages.stage("read", name):
-            is_text = is_graph_file(name) and not name.endswith(".pt2")
-            return read_graph(name, given if texts_only or not is_text else Given())
+            return read_graph(name, options_of(name))
 
     graphs = read(source), read(target)
-    warn_undeclared(graphs[0], given if source.endswith(".pt2") else Given())
+    warn_undeclared(graphs[0], options_of(source))
     with stages.stage("check"):
         report = check(*graphs)
     if format is Format.JSON:
         typer.echo(json.dumps(report_json(report), indent=1))
     else:
         print_report(stdout(), report)
-    return exit_code(report.verdict)
+    return ExitCode[report.verdict]

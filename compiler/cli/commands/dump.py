@@ -13,29 +13,23 @@ import typer
 
 from compiler.analysis.placements import placements
 from compiler.cli.inputs import options
-from compiler.cli.inputs.arguments import layer_range
-from compiler.cli.inputs.files import Given, write_text
+from compiler.cli.inputs.files import write_text
 from compiler.cli.inputs.graph_part import of_layers
 from compiler.cli.inputs.load_model import load
-from compiler.cli.observe import Debugging, observers
+from compiler.cli.inputs.options import InputOptions
 from compiler.cli.render.html import to_html
 from compiler.cli.render.progress import Stages
-from compiler.errors import CommPlanError
+from compiler.errors import CommPlanError, VerificationError
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph, to_dot, to_json, value_count
 from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.runtime.lowering import run_passes
+from passes import LOWERING, PLANNING
 
-
-class Format(StrEnum):
-    """The form of the output."""
-
-    TEXT = "text"
-    JSON = "json"
-    DOT = "dot"
-    HTML = "html"
+Format = StrEnum("Format", ["TEXT", "JSON", "DOT", "HTML"])
 
 
 def dump(
@@ -97,16 +91,17 @@ def dump(
         raise CommPlanError(
             "more than one of --before, --after and --both", remedy="pass one of them"
         )
-    both |= format is Format.HTML and not (before or after)
-    stages, wanted = Stages(), layer_range(layers) if layers else None
-    debugging = Debugging(print_after, dump_dir, verify_each)
-    watching = observers(debugging)
-    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
-    source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
+    stages, selected = Stages(), options.layer_range(layers) if layers else None
+    observers = [
+        *([_printer(print_after)] if print_after else ()),
+        *([_writer(dump_dir)] if dump_dir is not None else ()),
+        *([_verifier()] if verify_each else ()),
+    ]
+    source = load(model, InputOptions(mesh, groups, inputs, tp, pairs, capture), stages)
     graphs = {"before": source.graph}
-    if not before or debugging.any or check_each:
-        pipeline = Pipeline(watching, opt_bisect_limit, check_each)
+    if not before or observers or check_each:
         with stages.stage("optimize"):
+            pipeline = Pipeline(observers, opt_bisect_limit, check_each)
             result = optimize_spmd(
                 source.graph,
                 policy=policy,
@@ -115,41 +110,90 @@ def dump(
                 pipeline=pipeline,
                 widen=widen,
             )
-            if debugging.any or check_each:  # as on ranks that can run every fused op
+            if observers or check_each:  # as on ranks that can run every fused op
                 lowering = replace(pipeline, records=list(result.records))
                 run_passes(result.spmd, lowering, why_unserved=lambda *_: None)
-        graphs["after"] = result.spmd
-    kept = ("before", "after") if both else ("before",) if before else ("after",)
-    graphs = {side: graphs[side] for side in kept}
-    if wanted is not None:
-        graphs = {side: of_layers(graph, wanted) for side, graph in graphs.items()}
-    text = written(graphs, format, source.name)
+            graphs["after"] = result.spmd
+    both |= format is Format.HTML and not (before or after)
+    if not both:
+        side = "before" if before else "after"
+        graphs = {side: graphs[side]}
+    if selected is not None:
+        graphs = {side: of_layers(graph, selected) for side, graph in graphs.items()}
+    text = text_of(graphs, format, source.name)
     if output is None:
         typer.echo(text, nl=False)
     else:
         write_text(output, text)
 
 
-def written(graphs: Mapping[str, SpmdGraph], format: Format, name: str) -> str:
-    """The graphs in one of the forms; of two, one after the other except in HTML."""
-    match format:
-        case Format.HTML:
-            return to_html(graphs, name)
-        case Format.DOT:
-            return "".join(
-                to_dot(graph, facts=placements(graph), name=side) for side, graph in graphs.items()
-            )
-        case Format.JSON:
-            texts = {side: to_json(g, facts=placements(g)) for side, g in graphs.items()}
-            if len(texts) == 1:
-                return "".join(texts.values())
-            held = {side: json.loads(text) for side, text in texts.items()}
-            return json.dumps(held, indent=1, ensure_ascii=False) + "\n"
-        case Format.TEXT:
-            return "\n".join(_text(graph, side) for side, graph in graphs.items())
+def text_of(graphs: Mapping[str, SpmdGraph], format: Format, name: str) -> str:
+    """Return the graphs in one of the forms; of two, one after the other except in HTML."""
+    if format is Format.HTML:
+        return to_html(graphs, name)
+    if format is Format.DOT:
+        return "".join(
+            to_dot(graph, facts=placements(graph), name=side) for side, graph in graphs.items()
+        )
+    if format is Format.JSON:
+        texts = {side: to_json(graph, facts=placements(graph)) for side, graph in graphs.items()}
+        if len(texts) == 1:
+            return "".join(texts.values())
+        values = {side: json.loads(text) for side, text in texts.items()}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    return "\n".join(_text(graph, side) for side, graph in graphs.items())
 
 
 def _text(graph: SpmdGraph, side: str) -> str:
     counts = f"{value_count(graph.graph)} values, {len(collectives(graph.graph))} collectives"
     text = print_graph(graph, facts=placements(graph), source=True)
     return f"// ----- {side}: {counts} -----\n{text}"
+
+
+def _after(record: PassRecord) -> str:
+    """Return the graph below ``// ----- IR after place-reductions (3): 84 rewrites, … -----``."""
+    kinds = [remark.kind for remark in record.remarks]
+    counts = f"{kinds.count(RemarkKind.PASSED)} rewrites, {kinds.count(RemarkKind.MISSED)} refused"
+    change = "" if record.changed else ", unchanged"
+    header = f"// ----- IR after {record.name} ({record.index + 1}): {counts}{change} -----"
+    return f"{header}\n{print_graph(record.graph)}"
+
+
+def _printer(which: str) -> Observer:
+    choices = ("all", "changed", *dict.fromkeys(each.name for each in (*PLANNING, *LOWERING)))
+    if which not in choices:
+        remedy = f"one of {', '.join(choices)}"
+        raise CommPlanError("--print-after names no pass", found=repr(which), remedy=remedy)
+
+    def observe(record: PassRecord) -> None:
+        if which in ("all", record.name) or (which == "changed" and record.changed):
+            typer.echo(_after(record), err=True)
+
+    return observe
+
+
+def _writer(folder: Path) -> Observer:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CommPlanError("cannot make the folder", where=str(folder), found=why) from None
+    return lambda record: write_text(
+        folder / f"{record.index + 1:02}-{record.name}.spmd", _after(record)
+    )
+
+
+def _verifier() -> Observer:
+    last = ""
+
+    def observe(record: PassRecord) -> None:
+        nonlocal last
+        before, last = last, print_graph(record.graph)
+        if before and not record.changed and before != last:
+            raise VerificationError(
+                f"pass {record.name} reports no change and returned another graph",
+                where=f"pass {record.index + 1} of the pipeline",
+                remedy="report this",
+            )
+
+    return observe

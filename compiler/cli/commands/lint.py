@@ -5,30 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from compiler.cli.entry import ExitCode
 from compiler.cli.inputs import options
-from compiler.cli.inputs.files import Given, is_graph_file
+from compiler.cli.inputs.files import is_graph_file
 from compiler.cli.inputs.load_model import load
-from compiler.cli.render.progress import Stages, stderr
-from compiler.cli.render.verdicts import ExitCode
+from compiler.cli.inputs.options import InputOptions
+from compiler.cli.render.progress import Stages
 from compiler.errors import DivergenceError
 from compiler.linter import Finding, findings
 from compiler.linter.api import divergence
 
-
-class Format(StrEnum):
-    """How findings are printed."""
-
-    TEXT = "text"
-    JSON = "json"
-    GITHUB = "github"
+Format = StrEnum("Format", ["TEXT", "JSON", "GITHUB"])
 
 
 def lint(
@@ -49,51 +43,43 @@ def lint(
     Partial sums are known by the placements that the model declares for its parameters, or that
     `--input` gives. Exit code 0: no finding. 1: findings. 3: there is no graph to look at.
     """
-    stages, given = Stages(), Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
+    stages, notes = Stages(), tuple[str, ...]()
+    results: list[Finding]
     try:
-        source = load(model, stages, tp=tp, pairs=settings or [], given=given)
+        source = load(model, InputOptions(mesh, groups, inputs, tp, settings, capture), stages)
     except DivergenceError as error:
-        found, notes = [divergence(error)], []
+        results = [divergence(error)]
     else:
-        notes = list(source.notes)
+        notes = source.notes
         with stages.stage("lint"):
-            found = list(findings(source.graph, source.written))
-    for line in printed(found, format, model):
-        typer.echo(line)
-    kinds = Counter(str(one.severity) for one in found)
-    counts = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in kinds.items())
+            results = list(findings(source.graph, source.written))
+    if format is Format.JSON:
+        rows = [
+            {"severity": str(one.severity), **asdict(one), "message": str(one)} for one in results
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        for one in results:
+            typer.echo(annotation(one, model) if format is Format.GITHUB else str(one))
+    severities = Counter(str(one.severity) for one in results)
+    counts = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in severities.items())
     for note in (*notes, f"{model}: {counts or 'no findings'}"):
-        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
-    return ExitCode.FINDINGS if found else ExitCode.OK
-
-
-def printed(found: Sequence[Finding], format: Format, model: str) -> list[str]:
-    """The findings as lines of text, one JSON list, or one annotation each."""
-    match format:
-        case Format.JSON:
-            return [json.dumps([as_json(one) for one in found], indent=1)]
-        case Format.GITHUB:
-            return [annotation(one, model) for one in found]
-    return list(map(str, found))
-
-
-def as_json(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON values."""
-    return {"severity": str(finding.severity), **asdict(finding), "message": str(finding)}
+        typer.echo(note, err=True)
+    return ExitCode.FINDINGS if results else ExitCode.OK
 
 
 def annotation(finding: Finding, model: str) -> str:
-    """``::error file=model.py,line=88,title=double-reduction::…``, as GitHub's runners read it."""
+    """Return ``::error file=model.py,line=88,title=double-reduction::…``, as GitHub reads it."""
     place = {"title": finding.rule}
     if finding.path:
         path = os.path.relpath(finding.path) if Path(finding.path).is_absolute() else finding.path
         place = {"file": path, "line": str(finding.line), **place}
     elif is_graph_file(model):
         place = {"file": model, **place}
-    listed = ",".join(f"{key}={escaped(text, ':,')}" for key, text in place.items())
-    return f"::{finding.severity} {listed}::{escaped(str(finding))}"
+    properties = ",".join(f"{key}={escaped(text, ':,')}" for key, text in place.items())
+    return f"::{finding.severity} {properties}::{escaped(str(finding))}"
 
 
 def escaped(text: str, more: str = "") -> str:
-    """``text`` with percent signs, line ends and the characters ``more`` as %XX."""
+    """Return ``text`` with percent signs, line ends and the characters ``more`` as %XX."""
     return "".join(f"%{ord(c):02X}" if c in f"%\r\n{more}" else c for c in text)

@@ -1,10 +1,11 @@
-"""``commplan machine``: what machines take for collectives and kernels, fitted or measured."""
+"""``commplan machine``: times of collectives and kernels on machines, shipped, fitted, measured."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +15,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Printed
 
-from compiler.cli.inputs.files import write_text
-from compiler.cli.inputs.options import Format, FormatOption, Output
-from compiler.cli.render.collective_tables import bytes_text
-from compiler.cli.render.progress import Stages, stdout
-from compiler.cost import Machine, load_machine, machines
-from compiler.cost.fit import MAXIMUM_TARGET, MEDIAN_TARGET
-from compiler.cost.machine_files import FOLDER, parse_machine, read_json
-from compiler.cost.measurements import (
+from bench.fit import MAXIMUM_TARGET, MEDIAN_TARGET
+from bench.measure import measured_machine
+from bench.measurements import (
     FittedTable,
     Measurements,
     machine_text,
@@ -29,8 +25,13 @@ from compiler.cost.measurements import (
     read_measurements,
     refitted,
 )
+from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.options import Format, FormatOption, Output
+from compiler.cli.render.collectives import bytes_text
+from compiler.cli.render.progress import Stages, stdout
+from compiler.cost import Machine, load_machine, machines
+from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
-from compiler.runtime.measure import measured_machine
 
 machine = typer.Typer(
     no_args_is_help=True,
@@ -42,26 +43,20 @@ MIN_BYTES, MAX_BYTES, MAX_BYTES_CPU = 512, 1 << 28, 1 << 22
 
 @machine.command("list")
 def list_machines(format: FormatOption = Format.TABLE) -> int:
-    """The machines that come with the package."""
-    found = [load_machine(name) for name in machines()]
+    """List the machines that come with the package."""
+    every = {m: sorted({table.ranks for table in m.tables}) for m in map(load_machine, machines())}
     if format is Format.JSON:
-        rows = [{"name": one.name, "title": one.title, "ranks": ranks_of(one)} for one in found]
+        rows = [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
         typer.echo(json.dumps(rows, indent=1))
         return 0
     table = Printed("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s", box=SIMPLE)
-    for one in found:
-        ranks = ", ".join(map(str, ranks_of(one)))
-        rate = one.matmul_flop_per_us(torch.bfloat16) / 1e6
+    for m, ranks in every.items():
+        rates = m.memory_bytes_per_us / 1e6, m.matmul_flop_per_us(torch.bfloat16) / 1e6
         table.add_row(
-            one.name, one.title, ranks, f"{one.memory_bytes_per_us / 1e6:.2f}", f"{rate:.0f}"
+            m.name, m.title, ", ".join(map(str, ranks)), f"{rates[0]:.2f}", f"{rates[1]:.0f}"
         )
     stdout().print(table)
     return 0
-
-
-def ranks_of(one: Machine) -> list[int]:
-    """Rank counts that the machine has tables of."""
-    return sorted({table.ranks for table in one.tables})
 
 
 @machine.command("show")
@@ -74,32 +69,34 @@ def show(
     ] = None,
     format: FormatOption = Format.TABLE,
 ) -> int:
-    """A machine's numbers with their sources."""
-    found = load_machine(name)
-    tables = [table for table in found.tables if ranks in (None, table.ranks)]
+    """Show a machine's numbers with their sources."""
+    one = load_machine(name)
+    tables = [table for table in one.tables if ranks in (None, table.ranks)]
     if format is Format.JSON:
-        typer.echo(json.dumps(machine_json(found, tables), indent=1))
+        typer.echo(json.dumps(machine_json(one, tables), indent=1))
     else:
-        print_machine(stdout(), found, tables)
+        print_machine(stdout(), one, tables)
     return 0
 
 
 def quantities(one: Machine) -> dict[str, Quantity]:
-    """Everything of a machine that is one number."""
-    found = {"link, each way": one.link, "memory": one.memory}
-    found |= {f"matmul {name}": held for name, held in one.matmul.items()}
-    found |= {f"launch, {name}": held for name, held in one.launch.items()}
-    if one.network is not None:
-        found["network, each way"] = one.network.link
-    return {name: held for name, held in found.items() if held is not None}
+    """Return everything of a machine that is one number."""
+    numbers = {
+        "link, each way": one.link,
+        "memory": one.memory,
+        **{f"matmul {dtype}": rate for dtype, rate in one.matmul.items()},
+        **{f"launch, {launch}": time for launch, time in one.launch.items()},
+        "network, each way": one.network.link if one.network is not None else None,
+    }
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
-    """The numbers, then the regimes of every table, then where the tables come from."""
+    """Print the numbers, then the regimes of every table, then where the tables come from."""
     console.print(f"[bold]{one.name}[/]  {one.title}", highlight=False)
     numbers = Printed("", "", "", "source", box=SIMPLE)
-    for name, held in quantities(one).items():
-        numbers.add_row(name, f"{held.value:,}", held.unit, held.source)
+    for name, number in quantities(one).items():
+        numbers.add_row(name, f"{number.value:,}", number.unit, number.source)
     console.print(numbers)
     sources = list(dict.fromkeys(table.source for table in tables))
     regimes = Printed(
@@ -116,51 +113,44 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
             regimes.add_row(*left, *line, *right)
             left, right = [""] * len(left), [""] * len(right)
     console.print(regimes)
-    for i, source in enumerate(sources):
-        console.print(f"{i + 1}: {source}", highlight=False, markup=False)
+    lines = [f"{i}: {source}" for i, source in enumerate(sources, 1)]
     if one.network is not None:
-        for p in one.network.protocols:
-            console.print(
-                f"network, {p.name}: {p.base_ps / 1e6:.1f} us + {p.step_ps / 1e6:.1f} us a step, "
-                f"{p.bytes_per_us / 1e3:.0f} GB/s",
-                highlight=False,
-            )
-        console.print(one.network.source, highlight=False, markup=False)
+        lines += [
+            f"network, {p.name}: {p.base_ps / 1e6:.1f} us + {p.step_ps / 1e6:.1f} us a step, "
+            f"{p.bytes_per_us / 1e3:.0f} GB/s"
+            for p in one.network.protocols
+        ]
+        lines.append(one.network.source)
+    for text in lines:
+        console.print(text, highlight=False, markup=False)
 
 
 def percent(share: float | None) -> str:
-    """``12.3 %``."""
+    """Return ``12.3 %``."""
     return "" if share is None else f"{100 * share:.1f} %"
 
 
 def machine_json(one: Machine, tables: Sequence[Table]) -> dict[str, Any]:
-    """The numbers as JSON values."""
+    """Return the numbers as JSON values."""
     return {
         "name": one.name,
         "title": one.title,
         "ranks_per_node": one.ranks_per_node,
-        "quantities": {
-            name: {"value": held.value, "unit": held.unit, "source": held.source}
-            for name, held in quantities(one).items()
-        },
+        "quantities": {name: asdict(number) for name, number in quantities(one).items()},
         "tables": [
             {
                 "kind": str(table.kind),
                 "ranks": table.ranks,
                 "library": table.library,
                 "launches": list(table.launches),
-                "regimes": [
-                    {"from_bytes": r.from_bytes, "alpha_ps": r.alpha_ps,
-                     "beta_fs_per_byte": r.beta_fs_per_byte}
-                    for r in table.curve.regimes
-                ],
+                "regimes": [asdict(regime) for regime in table.curve.regimes],
                 "median_error": table.median_error,
                 "maximum_error_above_1mib": table.maximum_error,
                 "source": table.source,
             }
             for table in tables
         ],
-    }  # fmt: skip
+    }
 
 
 @machine.command("fit")
@@ -181,26 +171,26 @@ def fit_machines(
     stages = Stages()
     with stages.stage("read", str(measurements)):
         rows = read_measurements(measurements)
-    found: dict[str, tuple[FittedTable, ...]] = {}
+    fitted: dict[str, tuple[FittedTable, ...]] = {}
     for name in names or machines():
         path = Path(name) if name.endswith(".json") else FOLDER / f"{load_machine(name).name}.json"
         with stages.stage("fit", name):
             data, tables = refitted(read_json(path), rows)
         parse_machine(data, path)
-        found[data["name"]] = tables
+        fitted[data["name"]] = tables
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / f"{data['name']}.json", machine_text(data))
     if format is Format.JSON:
-        typer.echo(json.dumps(errors_json(found), indent=1))
+        typer.echo(json.dumps(errors_json(fitted), indent=1))
     else:
-        print_errors(stdout(), found)
-        print_unused(stdout(), rows, found)
+        print_errors(stdout(), fitted)
+        print_unused(stdout(), rows, fitted)
     return 0
 
 
-def errors_json(found: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
-    """Every table with its errors, per machine."""
+def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
+    """Return every table with its errors, per machine."""
     return {
         name: [
             one.to_json()
@@ -209,18 +199,18 @@ def errors_json(found: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
                "meets_targets": one.fit.errors.meets_targets}
             for one in tables
         ]
-        for name, tables in found.items()
+        for name, tables in fitted.items()
     }  # fmt: skip
 
 
-def print_errors(console: Console, found: dict[str, tuple[FittedTable, ...]]) -> None:
-    """A row per table: errors of the model, beside those of the table against itself."""
+def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
+    """Print a row per table: errors of the model, and of the table against itself."""
     table = Printed(
         "machine", "", "ranks", "library", "launch", "rows", "regimes", "median",
         "max > 1 MiB", "interpolated: median", "max > 1 MiB", "max, any size", box=SIMPLE,
     )  # fmt: skip
     missed = []
-    for name, tables in found.items():
+    for name, tables in fitted.items():
         for one in tables:
             m, e, y = one.measured, one.fit.errors, one.fit.yardstick
             table.add_row(
@@ -233,7 +223,7 @@ def print_errors(console: Console, found: dict[str, tuple[FittedTable, ...]]) ->
                 missed.append(one)
         table.add_section()
     console.print(table)
-    total = sum(map(len, found.values()))
+    total = sum(map(len, fitted.values()))
     console.print(
         f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
         f"{percent(MAXIMUM_TARGET)} above 1 MiB",
@@ -244,7 +234,7 @@ def print_errors(console: Console, found: dict[str, tuple[FittedTable, ...]]) ->
 
 
 def missed_text(one: FittedTable) -> str:
-    """Why a table misses a target: its worst row, and rows that no monotone model can meet."""
+    """Return why a table misses a target: its worst row, and rows no monotone model can meet."""
     m, worst = one.measured, one.fit.errors.worst_bytes
     at = [payload for payload, _ in m.points].index(worst)
     around = ", ".join(f"{bytes_text(b)} {t:g} us" for b, t in m.points[max(at - 1, 0) : at + 2])
@@ -258,10 +248,10 @@ def missed_text(one: FittedTable) -> str:
 
 
 def print_unused(
-    console: Console, rows: Sequence[Measurements], found: dict[str, tuple[FittedTable, ...]]
+    console: Console, rows: Sequence[Measurements], fitted: dict[str, tuple[FittedTable, ...]]
 ) -> None:
-    """Tables that no machine has: older versions, and GPUs without a machine."""
-    used = {one.measured for tables in found.values() for one in tables}
+    """Print which tables no machine has: older versions, and GPUs without a machine."""
+    used = {one.measured for tables in fitted.values() for one in tables}
     _, older = newest(rows)
     for title, left in (
         ("older versions", older),

@@ -8,20 +8,11 @@ from typing import Annotated
 import typer
 
 from compiler.check import check
-from compiler.cli.inputs import options
-from compiler.cli.inputs.files import (
-    PROGRAM,
-    Given,
-    program_graph,
-    read_graph,
-    read_program,
-    warn_undeclared,
-    write_bytes,
-    write_text,
-)
-from compiler.cli.inputs.programs import rewritten, saved
+from compiler.cli.entry import ExitCode
+from compiler.cli.inputs import files, options
+from compiler.cli.inputs.options import InputOptions
 from compiler.cli.render.progress import Stages, stderr
-from compiler.cli.render.verdicts import exit_code, print_report
+from compiler.cli.render.report import print_report
 from compiler.errors import CommPlanError
 from compiler.ir.text import print_graph
 from compiler.optimize.graph_api import optimize_spmd
@@ -36,8 +27,7 @@ def optimize(
     policy: options.PolicyOption = options.POLICY,
     widen: options.Widen = False,
     tokens: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="What symbolic sizes count as."),
+        int | None, typer.Option(min=1, metavar="N", help="What symbolic sizes count as.")
     ] = None,
     mesh: options.MeshText = "",
     groups: options.Groups = None,
@@ -54,15 +44,15 @@ def optimize(
             found=f"{Path(file).suffix or 'no suffix'} in, {output.suffix or 'no suffix'} out",
             remedy="give both files the same suffix, .spmd or .pt2",
         )
-    stages, given = Stages(), Given(mesh, tuple(groups or ()), tuple(inputs or ()))
-    program = None
+    stages, input_options = Stages(), InputOptions(mesh, groups, inputs)
     with stages.stage("read", file):
-        if output.suffix == PROGRAM:
-            program = read_program(Path(file))
-            source = program_graph(program, given, file)
-        else:
-            source = read_graph(file, given)
-    warn_undeclared(source, given)
+        program = files.read_program(Path(file)) if output.suffix == files.PROGRAM else None
+        source = (
+            files.program_graph(program, input_options, file)
+            if program
+            else files.read_graph(file, input_options)
+        )
+    files.warn_undeclared(source, input_options)
     with stages.stage("optimize"):
         result = optimize_spmd(
             source,
@@ -77,13 +67,11 @@ def optimize(
         report = check(source, result.spmd)
     print_report(stderr(), report)
     if not report.verdict.runs:
-        return exit_code(report.verdict)
+        return ExitCode[report.verdict]
     if program is None:
-        write_text(output, print_graph(result.spmd))
+        files.write_text(output, print_graph(result.spmd))
     else:
-        write_bytes(output, saved(rewritten(program, result.graph_module)))
+        files.write_bytes(output, files.program_bytes(program, result.graph_module))
     before, after = (sum(side.counts.values()) for side in (result.before, result.after))
-    stderr().print(
-        f"{output}: {before} collectives before, {after} after", highlight=False, soft_wrap=True
-    )
+    typer.echo(f"{output}: {before} collectives before, {after} after", err=True)
     return 0

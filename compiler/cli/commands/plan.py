@@ -11,50 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from compiler.check import Report, check
+from compiler.cli.entry import ExitCode
 from compiler.cli.inputs import options
-from compiler.cli.inputs.arguments import token_counts
-from compiler.cli.inputs.files import Given
 from compiler.cli.inputs.load_model import load
-from compiler.cli.render.collective_tables import Row, collectives_table, rows_of
-from compiler.cli.render.forecast import (
-    Plans,
-    forecast_table,
-    forecasts_json,
-    ranges_json,
-    ranges_table,
-    tokens_text,
-)
-from compiler.cli.render.machine_comparison import compared, print_comparison
-from compiler.cli.render.plot import check_plot, draw
+from compiler.cli.inputs.options import InputOptions
+from compiler.cli.render import collectives, forecast, report
+from compiler.cli.render.forecast import Plans
 from compiler.cli.render.progress import Stages, stderr, stdout
-from compiler.cli.render.remark_tables import Shown, assumptions, remarks_json, remarks_table
-from compiler.cli.render.timing import pass_table
-from compiler.cli.render.verdicts import exit_code, print_report, report_json
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
+from compiler.ir.remark import Remark
 from compiler.ir.text import value_count
 from compiler.optimize.graph_api import UNVERIFIED, OptimizationResult, finished
 from compiler.plan.decision import Decided
 from compiler.plan.planner_options import Search
-
-DEFAULT_TOKENS = "1,64,2048,16384"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One plan, and the token counts it is made for.
-
-    Attributes:
-        tokens: the counts; None alone where no size of the graph is symbolic.
-        results: the optimizer's result per count; the graphs are the same.
-        report: the checker's report.
-        rows: collectives and payload per section of the model.
-    """
-
-    tokens: tuple[int | None, ...]
-    results: tuple[OptimizationResult, ...]
-    report: Report
-    rows: tuple[Row, ...]
 
 
 def plan(
@@ -63,7 +33,7 @@ def plan(
     capture: options.Capture = "auto",
     tokens: Annotated[
         str, typer.Option(metavar="N,…", help="Token counts to plan for.")
-    ] = DEFAULT_TOKENS,
+    ] = "1,64,2048,16384",
     machine: options.MachineName = None,
     launch: options.LaunchOption = Launch.GRAPH,
     compare: Annotated[
@@ -82,8 +52,8 @@ def plan(
     format: options.FormatOption = options.Format.TABLE,
     pairs: options.Settings = None,
     remarks: Annotated[
-        Shown, typer.Option(help="Remarks to print: what was done, what was not, or both.")
-    ] = Shown.ALL,
+        report.Shown, typer.Option(help="Remarks to print: what was done, what was not, or both.")
+    ] = report.Shown.ALL,
     timing: Annotated[
         bool, typer.Option("--timing", help="Print the time of every pass to standard error.")
     ] = False,
@@ -97,133 +67,149 @@ def plan(
 
     `commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep`
     """
-    stages, counts = Stages(), token_counts(tokens)
-    given = Given(mesh, tuple(groups or ()), tuple(inputs or ()), capture)
-    named = load_machine(machine) if machine else None
-    if named is None and (compare or plot):
+    stages, counts = Stages(), options.token_counts(tokens)
+    input_options = InputOptions(mesh, groups, inputs, tp, pairs, capture)
+    if machine is None and (compare or plot):
         raise CommPlanError(
             f"{'--compare' if compare else '--plot'} needs a machine",
             remedy=f"pass --machine, one of {', '.join(machines())}",
         )
-    others = compared(compare)
+    search = Search(policy, load_machine(machine) if machine else None, launch, widen)
+    others = options.machines_of(compare)
     if plot is not None:
-        check_plot(plot)
-    source = load(model, stages, tp=tp, pairs=pairs or [], given=given)
-    search = Search(policy, named, launch, widen)
+        forecast.check_plot(plot)
+    source = load(model, input_options, stages)
     plans = Plans.of(source, search, stages)
+    as_json = format is options.Format.JSON
     if compare:
-        every = [plans, *(
-            Plans.of(
-                load(model, stages, tp=ranks or tp, pairs=pairs or [], given=given)
-                if ranks and ranks != source.graph.mesh.size else source,
-                replace(search, machine=other), stages,
-            )
-            for other, ranks in others
-        )]  # fmt: skip
-        print_comparison(every, counts, format is options.Format.JSON)
+        every = [plans]
+        for other, ranks in others:
+            same = ranks in (None, source.graph.mesh.size)
+            resized = source if same else load(model, replace(input_options, tp=ranks), stages)
+            every.append(Plans.of(resized, replace(search, machine=other), stages))
+        if as_json:
+            typer.echo(json.dumps(forecast.comparison_json(every, counts), indent=1))
+        else:
+            stdout().print(forecast.comparison_table(every, counts))
         return 0
-    found = planned(plans, counts, stages)
+    parts = results_of(plans, counts, stages)
     if plot is not None:
-        draw(plans, plot)
+        forecast.draw(plans, plot)
     if timing:
-        for one in found:
-            stderr().print(pass_table(one.results[0].records))
-    if format is options.Format.JSON:
-        typer.echo(json.dumps(as_json(plans, found, remarks, stages), indent=1))
+        for part in parts:
+            stderr().print(report.pass_table(part.results[0].records))
+    if as_json:
+        typer.echo(json.dumps(plans_json(plans, parts, remarks, stages), indent=1))
     else:
-        print_plans(plans, found, remarks, stages)
-    return max(exit_code(one.report.verdict) for one in found)
+        print_plans(plans, parts, remarks, stages)
+    return max(ExitCode[part.proof.verdict] for part in parts)
 
 
-def planned(plans: Plans, counts: Sequence[int], stages: Stages) -> tuple[Planned, ...]:
-    """The plans for ``counts``; counts for which the same is done share one."""
+@dataclass(frozen=True)
+class PlanResult:
+    """One plan, with its result for every token count that it serves.
+
+    Attributes:
+        results: the optimizer's, per token count; the graphs are the same.
+        proof: the checker's report.
+        rows: collectives and payload per section of the model.
+    """
+
+    results: tuple[OptimizationResult, ...]
+    proof: Report
+    rows: tuple[collectives.Row, ...]
+
+    @property
+    def tokens(self) -> tuple[int | None, ...]:
+        """The token counts; None alone where no size of the graph is symbolic."""
+        return tuple(result.plan.tokens for result in self.results)
+
+    @property
+    def values(self) -> int:
+        """Number of values of the optimized graph."""
+        return value_count(self.results[0].spmd.graph)
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """All remarks but the one on verification, which happens here."""
+        return [remark for remark in self.results[0].remarks if remark.reason != UNVERIFIED]
+
+
+def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[PlanResult]:
+    """Return the plans for ``counts``; counts with the same plan share one."""
     by_plan: dict[Decided, list[OptimizationResult]] = {}
-    source = plans.source
     for count in counts if plans.symbol or plans.is_symbolic else (None,):
-        with stages.stage("optimize", f"for {tokens_text((count,))}"):
-            decided = plans.decided(count)
+        with stages.stage("optimize", f"for {forecast.tokens_text((count,))}"):
+            decided = plans.plan_for(count)
             result = finished(plans.planner, decided, tokens=count, verify=False)
         by_plan.setdefault(decided, []).append(result)
-    found = []
+    graph, parts = plans.source.graph, []
     for results in by_plan.values():
         with stages.stage("check"):
-            report = check(source.graph, results[0].spmd)
-        rows = rows_of(source.graph, results)
-        made_for = tuple(result.plan.tokens for result in results)
-        found.append(Planned(made_for, tuple(results), report, rows))
-    return tuple(found)
+            proof = check(graph, results[0].spmd)
+        parts.append(PlanResult(tuple(results), proof, collectives.rows_of(graph, results)))
+    return parts
 
 
-def print_plans(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages) -> None:
-    """Header, and per plan its collectives, verdict and remarks."""
-    console, source = stdout(), plans.source
-    first = found[0].results[0]
-    console.print(
-        f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {first.plan.policy}{plans.title}"
-    )
-    for text in assumptions(source.assumed):
-        console.print(f"assumed: {text}", markup=False, highlight=False)
-    for text in source.notes:
-        console.print(f"note: {text}", markup=False, highlight=False)
-    if plans.planner.search.machine is not None:
-        console.print(ranges_table(plans))
+def print_plans(
+    plans: Plans, parts: Sequence[PlanResult], shown: report.Shown, stages: Stages
+) -> None:
+    """Print a header, and per plan its collectives, predicted times, verdict and remarks."""
+    console, source, policy = stdout(), plans.source, plans.planner.search.policy
+    console.print(f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {policy}{plans.title}")
+    lines = [f"assumed: {text}" for text in report.assumptions(source.assumed)]
+    for line in (*lines, *(f"note: {text}" for text in source.notes)):
+        console.print(line, markup=False, highlight=False)
+    if plans.machine is not None:
+        console.print(forecast.ranges_table(plans))
     before = value_count(source.graph.graph)
-    for one in found:
-        result = one.results[0]
-        after = value_count(result.spmd.graph)
-        console.print(f"\n[bold]Plan for {tokens_text(one.tokens)}[/]  {before} → {after} values")
-        console.print(collectives_table(one.rows, one.tokens))
-        if plans.planner.search.machine is not None:
-            for count in one.tokens:
-                console.print(forecast_table(plans, count))
-        print_report(console, one.report)
-        if (table := remarks_table(_remarks(result), shown)) is not None:
+    for part in parts:
+        tokens = forecast.tokens_text(part.tokens)
+        console.print(f"\n[bold]Plan for {tokens}[/]  {before} → {part.values} values")
+        console.print(collectives.collectives_table(part.rows, part.tokens))
+        for count in part.tokens if plans.machine is not None else ():
+            console.print(forecast.forecast_table(plans, count))
+        report.print_report(console, part.proof)
+        if (table := report.remarks_table(part.remarks, shown)) is not None:
             console.print(table)
-    console.print("\nseconds: " + ", ".join(f"{k} {v:.1f}" for k, v in _seconds(found, stages)))
+    seconds = (f"{stage} {spent:.1f}" for stage, spent in _seconds(parts, stages).items())
+    console.print("\nseconds: " + ", ".join(seconds))
 
 
-def _remarks(result: OptimizationResult) -> list[Any]:
-    """All remarks but the one on verification, which happens here."""
-    return [remark for remark in result.remarks if remark.reason != UNVERIFIED]
+def _seconds(parts: Sequence[PlanResult], stages: Stages) -> dict[str, float]:
+    """Return wall time per stage; the optimizer's is that of its own stages."""
+    seconds = {stage: spent for stage, spent in stages.seconds.items() if stage != "optimize"}
+    for result in (result for part in parts for result in part.results):
+        for stage, spent in result.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    return seconds
 
 
-def _seconds(found: Sequence[Planned], stages: Stages) -> list[tuple[str, float]]:
-    """Wall time per stage, that of the optimizer by its own stages."""
-    total: dict[str, float] = {}
-    for name, spent in stages.seconds.items():
-        if name != "optimize":
-            total[name] = spent
-            continue
-        for result in (r for one in found for r in one.results):
-            for inner, seconds in result.seconds.items():
-                total[inner] = total.get(inner, 0.0) + seconds
-        total.pop("check", None)
-    return list(total.items())
-
-
-def as_json(plans: Plans, found: Sequence[Planned], shown: Shown, stages: Stages) -> dict[str, Any]:
-    """The plans as JSON values; payloads in bytes on one rank, per token count."""
-    source, known = plans.source, plans.planner.search.machine is not None
+def plans_json(
+    plans: Plans, parts: Sequence[PlanResult], shown: report.Shown, stages: Stages
+) -> dict[str, Any]:
+    """Return the plans as JSON values; payloads in bytes on one rank, per token count."""
+    source, by_time = plans.source, plans.machine is not None
     return {
         "model": source.name,
         "world_size": source.graph.mesh.size,
         "mesh": source.graph.mesh.axes,
-        "policy": found[0].results[0].plan.policy,
-        **({"ranges": ranges_json(plans)} if known else {}),
+        "policy": plans.planner.search.policy,
+        **({"ranges": forecast.ranges_json(plans)} if by_time else {}),
         "assumed": source.assumed,
         "notes": source.notes,
         "values": value_count(source.graph.graph),
         "plans": [
             {
-                "tokens": [count for count in one.tokens if count is not None],
-                "values": value_count(one.results[0].spmd.graph),
-                "sections": [row.to_json(one.tokens) for row in one.rows],
-                "report": report_json(one.report),
-                "remarks": remarks_json(_remarks(one.results[0]), shown),
-                **({"predicted": forecasts_json(plans, one.tokens)} if known else {}),
-                "plans": [json.loads(result.plan.to_json()) for result in one.results],
+                "tokens": [count for count in part.tokens if count is not None],
+                "values": part.values,
+                "sections": [row.to_json(part.tokens) for row in part.rows],
+                "report": report.report_json(part.proof),
+                "remarks": report.remarks_json(part.remarks, shown),
+                **({"predicted": forecast.forecasts_json(plans, part.tokens)} if by_time else {}),
+                "plans": [json.loads(result.plan.to_json()) for result in part.results],
             }
-            for one in found
+            for part in parts
         ],
-        "seconds": dict(_seconds(found, stages)),
+        "seconds": _seconds(parts, stages),
     }

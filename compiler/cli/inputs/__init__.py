@@ -1,1 +1,1 @@
-"""What commands are given: options, graph files, models."""
+"""Inputs of commands: options, graph files, models."""

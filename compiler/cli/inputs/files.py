@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import typer
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import ExportGraphSignature, InputKind
 
 from compiler.analysis.undeclared_inputs import undeclared
-from compiler.cli.inputs.arguments import mesh_of, placements
-from compiler.cli.render.progress import stderr
+from compiler.cli.inputs.options import InputOptions, mesh_of
 from compiler.errors import CommPlanError, GraphError
-from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir import access
+from compiler.ir.graph import SpmdGraph, spmd_graph_of, well_formed
 from compiler.ir.text import parse_graph
 from compiler.ir.torch_logging import FAKE_TENSORS, PROGRAMS, unlogged
 
@@ -26,96 +27,62 @@ TEXT, PROGRAM = ".spmd", ".pt2"
 ASSUMED = "numbers in a saved program are taken to be the same on all ranks"
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a saved program does not say about itself.
-
-    Attributes:
-        mesh: axes and sizes as text, empty if not given.
-        groups: names of groups and the axes they span, as text.
-        inputs: placements of inputs as text.
-        capture: how a model is captured; not for saved graphs.
-    """
-
-    mesh: str = ""
-    groups: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    capture: str = "auto"
-
-    @property
-    def named(self) -> str:
-        """The options that were given."""
-        pairs = (("--mesh", self.mesh), ("--group", self.groups), ("--input", self.inputs))
-        return ", ".join(option for option, held in pairs if held)
-
-
 def is_graph_file(name: str) -> bool:
-    """Whether ``name`` ends like a graph file."""
+    """Return whether ``name`` ends like a graph file."""
     return Path(name).suffix in (TEXT, PROGRAM)
 
 
-def read_graph(name: str, given: Given) -> SpmdGraph:
-    """The graph in file ``name``.
+def read_graph(name: str, options: InputOptions) -> SpmdGraph:
+    """Return the graph in file ``name``.
 
     Raises:
-        CommPlanError: the file cannot be read, or is no graph.
+        CommPlanError: the file cannot be read, or does not hold a graph.
     """
     path = Path(name)
-    if path.suffix == TEXT:
-        if given.named:
-            raise CommPlanError(
-                f"{given.named} given for a {TEXT} file",
-                where=name,
-                remedy="leave it out: the text states mesh, groups and placements",
-            )
-        return read_text(path)
     if path.suffix == PROGRAM:
-        return program_graph(read_program(path), given, name)
-    raise CommPlanError(
-        "not a graph file", where=name, remedy=f"name a {TEXT} text or a {PROGRAM} program"
-    )
-
-
-def read_text(path: Path) -> SpmdGraph:
-    """The graph that a text file prints."""
+        return program_graph(read_program(path), options, name)
+    if path.suffix != TEXT:
+        raise CommPlanError(
+            "not a graph file", where=name, remedy=f"name a {TEXT} text or a {PROGRAM} program"
+        )
+    remedy = "leave it out: the text states mesh, groups and placements"
+    options.refuse("--mesh", "--group", "--input", of=f"{TEXT} file", name=name, remedy=remedy)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
-    graph = parse_graph(text, file=str(path))
+        raise _unreadable(path, error) from None
+    graph = parse_graph(text, file=name)
     well_formed(graph.graph)
     return graph
 
 
 def read_program(path: Path) -> ExportedProgram:
-    """A saved program, functional."""
+    """Return a saved program, made functional."""
     try:
         with warnings.catch_warnings(), unlogged(PROGRAMS, FAKE_TENSORS):
             warnings.simplefilter("ignore")
             program: ExportedProgram = torch.export.load(path).run_decompositions({})
             return program
     except Exception as error:  # a foreign file can fail anywhere in PyTorch's reader
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
 
 
-def unreadable(path: Path, error: Exception) -> CommPlanError:
-    """The error for a file that cannot be read."""
-    lines = str(error).strip().splitlines()
-    found = error.strerror if isinstance(error, OSError) and error.strerror else (lines or [""])[0]
+def _unreadable(path: Path, error: Exception) -> CommPlanError:
+    strerror = error.strerror if isinstance(error, OSError) else None
+    why = strerror or next(iter(str(error).strip().splitlines()), "")
     return CommPlanError(
-        "cannot read the file", where=str(path), found=f"{type(error).__name__}: {found}"
+        "cannot read the file", where=str(path), found=f"{type(error).__name__}: {why}"
     )
 
 
-def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGraph:
-    """The graph of a functional program on the mesh that was given."""
-    if not given.mesh:
+def program_graph(program: ExportedProgram, options: InputOptions, name: str) -> SpmdGraph:
+    """Return the graph of a functional program, on the mesh and inputs that ``options`` state."""
+    if not options.mesh:
         raise CommPlanError(
             f"a {PROGRAM} file does not say what its ranks are",
             where=name,
             remedy="pass --mesh tp=8, and --group NAME=tp for groups that have other names",
         )
-    mesh = mesh_of(given.mesh, given.groups)
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.CUSTOM_OBJ or spec.kind is InputKind.TOKEN:
             raise GraphError(
@@ -123,32 +90,66 @@ def program_graph(program: ExportedProgram, given: Given, name: str) -> SpmdGrap
                 where=name,
                 remedy="keep opaque objects out of forward",
             )
-    module = fx.GraphModule(torch.nn.Module(), program.graph)
-    for node in module.graph.nodes:
+    for node in program.graph.nodes:
         if node.op != "output":
             node.meta.setdefault("val", None)
-    graph = spmd_graph(module, mesh, placements(given.inputs))
+    mesh = mesh_of(options.mesh, options.groups or ())
+    graph = spmd_graph_of(torch.nn.Module(), program.graph, mesh, options.placements)
     well_formed(graph.graph)
     return graph
 
 
-def warn_undeclared(graph: SpmdGraph, given: Given) -> None:
-    """Say on standard error where a graph of a file does not tell what ranks hold."""
-    if (warning := undeclared(graph, placements(given.inputs))) is not None:
-        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+def warn_undeclared(graph: SpmdGraph, options: InputOptions) -> None:
+    """Warn on standard error where a graph of a file does not state what ranks hold."""
+    if (warning := undeclared(graph, options.placements)) is not None:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def program_bytes(program: ExportedProgram, module: fx.GraphModule) -> bytes:
+    """Return the file of ``program`` with the graph of ``module``, which has the same signature.
+
+    Raises:
+        CommPlanError: PyTorch cannot write it.
+    """
+    names = (node.name for node in access.results(access.output(module.graph)))
+    outputs = [
+        # Constants have a value, and are not among the results of the graph.
+        spec
+        if hasattr(spec.arg, "value")
+        else replace(spec, arg=replace(spec.arg, name=next(names)))
+        for spec in program.graph_signature.output_specs
+    ]
+    rewritten = ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=ExportGraphSignature(program.graph_signature.input_specs, outputs),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+    )
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(rewritten, buffer)
+    except Exception as error:  # PyTorch's writer can fail anywhere
+        raise CommPlanError(
+            "PyTorch cannot save the optimized program",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            remedy="write the graph as text with commplan dump --format text",
+        ) from error
+    return buffer.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        CommPlanError: the file cannot be written.
-    """
-    write_bytes(path, [text.encode()])
+    """Write a text file whole or not at all, as ``write_bytes``."""
+    write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes a file whole or not at all.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
 
     Raises:
         CommPlanError: the file cannot be written.
@@ -156,7 +157,7 @@ def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "xb") as file:
-            file.writelines(parts)
+            file.write(content)
         os.replace(partial, path)
     except OSError as error:
         raise CommPlanError(

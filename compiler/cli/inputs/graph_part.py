@@ -1,4 +1,4 @@
-"""A part of a graph as a graph of its own: it prints, parses and can be optimized by itself."""
+"""Extract a part of a graph: it prints, parses and can be optimized by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Set
 
 from torch import fx
 
-from compiler.analysis.layers import layer_index
+from compiler.analysis.layers import layer_of
 from compiler.analysis.replication import replicated_over, replication
 from compiler.errors import CommPlanError
 from compiler.ir import access
@@ -16,63 +16,57 @@ from compiler.ir.placement import Placements, Replicate, Varying
 from passes import Canonicalize
 
 
-def of_layers(graph: SpmdGraph, wanted: range) -> SpmdGraph:
-    """The part of ``graph`` that computes the layers ``wanted``.
+def of_layers(graph: SpmdGraph, selected: range) -> SpmdGraph:
+    """Return the part of ``graph`` that computes the layers ``selected``.
 
     Raises:
         CommPlanError: the graph has none of them.
     """
-    held: dict[fx.Node, int | None] = {}
+    layers: dict[fx.Node, int | None] = {}
     for node in graph.graph.nodes:
-        held[node] = layer_index(access.layer_path(node))
-        if held[node] is None and (node.target is WAIT or access.projection(node) is not None):
-            held[node] = held[access.operands(node)[0]]
-    chosen = {n for n in held if n.op == "call_function" and held[n] in wanted}
-    if not chosen:
-        known = sorted({i for i in held.values() if i is not None})
+        layers[node] = layer_of(node)
+        if layers[node] is None and (node.target is WAIT or access.projection(node) is not None):
+            layers[node] = layers[access.operands(node)[0]]
+    calls = {n for n, layer in layers.items() if n.op == "call_function" and layer in selected}
+    if not calls:
+        numbers = sorted({layer for layer in layers.values() if layer is not None})
         raise CommPlanError(
             "the graph has no such layers",
-            where=f"--layers {wanted.start}-{wanted.stop - 1}",
-            found=f"layers {known[0]} to {known[-1]}"
-            if known
+            where=f"--layers {selected.start}-{selected.stop - 1}",
+            found=f"layers {numbers[0]} to {numbers[-1]}"
+            if numbers
             else "no layers: graph files do not name the modules that values come from",
             remedy="name layers of the graph, or leave --layers out",
         )
-    return extracted(graph, chosen)
+    return extract(graph, calls)
 
 
-def extracted(graph: SpmdGraph, chosen: Set[fx.Node]) -> SpmdGraph:
-    """The calls ``chosen``; what they read of others becomes an input, what others read an output.
+def extract(graph: SpmdGraph, calls: Set[fx.Node]) -> SpmdGraph:
+    """Return a graph of ``calls``, with inputs for what they read and outputs for what others read.
 
     Such an input is Replicate along the axes along which the whole graph shows it, else Varying.
     """
     # The copies that functionalized in-place code leaves hide what canonical graphs show.
     canonical = Canonicalize().apply(graph).graph
-    classes = {n.name: held for g in (graph, canonical) for n, held in replication(g).items()}
+    classes = {n.name: c for g in (graph, canonical) for n, c in replication(g).items()}
+    operands = {x for node in calls for x in node.all_input_nodes} - calls
+    copied = calls | {x for x in operands if x.op == "get_attr"}
     target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     inputs: dict[str, Placements] = {}
-    needed = {x for node in chosen for x in node.all_input_nodes} - chosen
-    for node in graph.graph.nodes:
-        if node in needed and node.op != "get_attr":
-            copies[node] = target.placeholder(node.name)
-            copies[node].meta = dict(node.meta)
-            inputs[node.name] = tuple(
-                Replicate()
-                if replicated_over(classes[node.name], graph.mesh.along(axis))
-                else Varying()
-                for axis in graph.mesh.axes
-            )
-            if node.op == "placeholder":
-                inputs[node.name] = graph.inputs[str(node.target)]
-        elif node in needed:
-            inputs[str(node.target)] = graph.inputs[str(node.target)]
-    for node in graph.graph.nodes:
-        if node in chosen or (node in needed and node.op == "get_attr"):
-            copies[node] = target.node_copy(node, lambda x: copies[x])
+    for node in (n for n in graph.graph.nodes if n in operands and n not in copied):
+        copies[node] = target.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+        alike = [replicated_over(classes[node.name], graph.mesh.along(a)) for a in graph.mesh.axes]
+        derived = tuple(Replicate() if same else Varying() for same in alike)
+        inputs[node.name] = graph.inputs[node.target] if node.op == "placeholder" else derived
+    for node in (n for n in graph.graph.nodes if n in copied):
+        copies[node] = target.node_copy(node, copies.__getitem__)
+        if node.op == "get_attr":
+            inputs[node.target] = graph.inputs[node.target]
     returned = [
         copies[node]
         for node in graph.graph.nodes
-        if node in chosen and node.target not in OPS and any(u not in chosen for u in node.users)
+        if node in calls and node.target not in OPS and not node.users.keys() <= calls
     ]
     target.output(tuple(returned))
     return SpmdGraph(graph.root, target, graph.mesh, inputs)

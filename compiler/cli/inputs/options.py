@@ -1,34 +1,42 @@
-"""Arguments and options that several commands have."""
+"""Options that several commands have, and how their text is read."""
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from compiler.cli.inputs.load_model import ALIASES, WORLD_SIZE
-from compiler.cost import Launch
+from compiler.cost import Launch, Machine, load_machine
+from compiler.errors import CommPlanError
+from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Placement, parse_placement
 from compiler.plan.planner_options import POLICIES
 
+ALIASES = {
+    "step3p5": "models.step3p5.entry:prefill",
+    "step3p5:decode": "models.step3p5.entry:decode",
+}
+"""Short names of models."""
 
-class Format(StrEnum):
-    """How results are printed, where there are no other forms."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
+WORLD_SIZE = 8
 POLICY = POLICIES[0]
-"""The default."""
+"""The defaults."""
+
+Format = StrEnum("Format", ["TABLE", "JSON"])
+"""How results are printed, where there are no other forms."""
 
 
-def known_policy(given: str) -> str:
-    """``given``, which must be one of ``POLICIES``."""
-    if given not in POLICIES:
-        raise typer.BadParameter(f"{given!r} is not one of {', '.join(POLICIES)}")
-    return given
+def known_policy(policy: str) -> str:
+    """Return ``policy``, which must be one of ``POLICIES``."""
+    if policy not in POLICIES:
+        raise typer.BadParameter(f"{policy!r} is not one of {', '.join(POLICIES)}")
+    return policy
 
 
 Model = Annotated[
@@ -40,43 +48,16 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Tp = Annotated[
-    int | None,
-    typer.Option(
-        "--tp",
-        min=1,
-        metavar="N",
-        help=f"World size under which a factory is called; {WORLD_SIZE} if left out.",
-    ),
-]
-Capture = Annotated[
-    str,
-    typer.Option(
-        "--capture",
-        metavar="HOW",
-        help="`record`: run the model once. `export`: torch.export. `auto`: record what can be.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Keyword argument of the factory, a Python literal or a string. Repeatable.",
-    ),
-]
-MeshText = Annotated[
-    str,
-    typer.Option("--mesh", metavar="AXIS=N,…", help="Mesh of a `.pt2` file, such as `dp=2,tp=4`."),
-]
-Groups = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--group",
-        metavar="NAME=AXIS,…",
-        help="Axes that a group name in a `.pt2` file spans, such as `0=tp`. Repeatable.",
-    ),
-]
+_tp = f"World size under which a factory is called; {WORLD_SIZE} if left out."
+Tp = Annotated[int | None, typer.Option(min=1, metavar="N", help=_tp)]
+_capture = "`record`: run the model once. `export`: torch.export. `auto`: record what can be."
+Capture = Annotated[str, typer.Option(metavar="HOW", help=_capture)]
+_settings = "Keyword argument of the factory, a Python literal or a string. Repeatable."
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings)]
+_mesh = "Mesh of a `.pt2` file, such as `dp=2,tp=4`."
+MeshText = Annotated[str, typer.Option(metavar="AXIS=N,…", help=_mesh)]
+_groups = "Axes that a group name in a `.pt2` file spans, such as `0=tp`. Repeatable."
+Groups = Annotated[list[str] | None, typer.Option("--group", metavar="NAME=AXIS,…", help=_groups)]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -100,24 +81,139 @@ PolicyOption = Annotated[
 MachineName = Annotated[
     str | None,
     typer.Option(
-        "--machine",
         metavar="NAME",
         help="Plan by the time taken on a machine: a name of `commplan machine list` or a file of "
         "`commplan machine measure`. Without, by payload bytes.",
         show_default=False,
     ),
 ]
-LaunchOption = Annotated[
-    Launch, typer.Option("--launch", help="How kernels are launched on the machine.")
-]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
-Widen = Annotated[
-    bool,
-    typer.Option(
-        "--widen",
-        help="Let reductions move below conversions to a wider type, where that pays.",
-    ),
-]
-Output = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead.")
-]
+LaunchOption = Annotated[Launch, typer.Option(help="How kernels are launched on the machine.")]
+FormatOption = Annotated[Format, typer.Option(help="How to print the result.")]
+_widen = "Let reductions move below conversions to a wider type, where that pays."
+Widen = Annotated[bool, typer.Option("--widen", help=_widen)]
+_output = "Write to FILE instead."
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help=_output)]
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How MODEL is read, as the command line states it.
+
+    Attributes:
+        mesh: axes and sizes of a program, as text.
+        groups: names of a program's groups and the axes that they span, as text.
+        inputs: placements of inputs, as text.
+        tp: world size of a model.
+        settings: keyword arguments of a factory, as text.
+        capture: how a model is captured.
+    """
+
+    mesh: str = ""
+    groups: Sequence[str] | None = None
+    inputs: Sequence[str] | None = None
+    tp: int | None = None
+    settings: Sequence[str] | None = None
+    capture: str = "auto"
+
+    def refuse(self, *options: str, of: str, name: str, remedy: str) -> None:
+        """Raise CommPlanError if one of ``options`` is set: inputs of this kind have none."""
+        values = {
+            "--mesh": self.mesh, "--group": self.groups, "--input": self.inputs, "--tp": self.tp,
+            "--set": self.settings, "--capture": "" if self.capture == "auto" else self.capture,
+        }  # fmt: skip
+        if idle := ", ".join(option for option in options if values[option]):
+            raise CommPlanError(f"{idle} given for a {of}", where=name, remedy=remedy)
+
+    @property
+    def placements(self) -> dict[str, Placement | Mapping[str, Placement]]:
+        """Placements of inputs by name."""
+        return placements(self.inputs or ())
+
+
+def bad_option(option: str, value: str, remedy: str) -> CommPlanError:
+    """Return the error for an option whose value cannot be read."""
+    return CommPlanError(f"cannot read {option}", found=repr(value), remedy=remedy)
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """Return distinct counts, ascending, of ``1,64,2048``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise bad_option("--tokens", text, "write counts of tokens, such as 1,64,2048")
+    return tuple(sorted(set(map(int, parts))))
+
+
+def machines_of(text: str) -> list[tuple[Machine, int | None]]:
+    """Return the machines, and world sizes where there are any, of ``h200x8,l40sx8:4``."""
+    machines = []
+    for part in filter(None, text.split(",")):
+        name, colon, ranks = part.partition(":")
+        if colon and not (ranks.isdecimal() and int(ranks)):
+            raise bad_option("--compare", part, "write NAME or NAME:RANKS, such as h200x8:4")
+        machines.append((load_machine(name), int(ranks) if colon else None))
+    return machines
+
+
+def layer_range(text: str) -> range:
+    """Return the layers of ``3`` or ``3-4``."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise bad_option("--layers", text, "write a layer or a range, such as 3 or 3-4")
+    return range(first, last + 1)
+
+
+def settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Return ``key=value`` pairs; values that are not Python literals are strings."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise bad_option("--set", text, "write key=value, such as --set experts=ep")
+        try:
+            values[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[key] = value
+    return values
+
+
+def mesh_of(text: str, groups: Iterable[str] = ()) -> Mesh:
+    """Return the mesh ``tp=8`` or ``dp=2,tp=4``, with groups such as ``0=tp`` or ``5=dp,tp``.
+
+    Raises:
+        CommPlanError: the text does not state a mesh.
+        MeshError: an axis without ranks.
+    """
+    axes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, axis_size = map(str.strip, part.partition("="))
+        if not name or not axis_size.isdecimal() or name in axes:
+            raise bad_option("--mesh", text, "write axes and their sizes, such as dp=2,tp=4")
+        axes[name] = int(axis_size)
+    mesh = Mesh(axes)
+    ranks: dict[str, Sequence[Sequence[int]]] = {}
+    for group in groups:
+        name, _, spanned = group.rpartition("=")
+        along = [axis.strip() for axis in spanned.split(",")]
+        if not name or not set(along) <= set(axes):
+            remedy = f"write NAME=AXIS or NAME=AXIS,AXIS with axes of {mesh}"
+            raise bad_option("--group", group, remedy)
+        ranks[name] = mesh.along(*along).ranks
+    return Mesh(axes, ranks)
+
+
+def placements(texts: Iterable[str]) -> dict[str, Placement | Mapping[str, Placement]]:
+    """Return the placements of ``x=S(0)``, or ``x=tp:S(0),dp:R`` on a mesh of several axes."""
+    return dict(map(_placement, texts))
+
+
+def _placement(text: str) -> tuple[str, Placement | Mapping[str, Placement]]:
+    name, _, value = text.partition("=")
+    pairs = [map(str.strip, part.split(":", 1)) for part in value.split(",")]
+    try:
+        if name and ":" in value:
+            return name, {axis: parse_placement(placement) for axis, placement in pairs}
+        return name, parse_placement(value if name else "")
+    except (CommPlanError, ValueError):
+        example = "write NAME=S(0), or NAME=tp:S(0),dp:R; placements are R, V, P, P(op), S(dim)"
+        raise bad_option("--input", text, example) from None

@@ -1,1 +1,1 @@
-"""What commands print: tables, HTML pages, plots, progress."""
+"""Outputs of commands: tables, HTML pages, plots, progress."""

@@ -1,11 +1,13 @@
-"""What plans take on a machine: by range of token counts, and by section of the model."""
+"""Predicted times of plans: by tokens, by section of the model, by machine, as a picture."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,10 +16,12 @@ from torch import fx
 
 from compiler.analysis.layers import layer_metadata, layer_of
 from compiler.cli.inputs.load_model import Source
-from compiler.cli.render.layers import EMBEDDING, HEAD, WHOLE, kinds_of_layers, section_names
+from compiler.cli.render import collectives
+from compiler.cli.render.collectives import kinds_of_layers, number_column
 from compiler.cli.render.progress import Stages
-from compiler.cost import MachineError
+from compiler.cost import Machine, MachineError
 from compiler.cost.units import PS_PER_MS, PS_PER_US
+from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize.ranged import Totals, decided_ranges, is_open, totals_of
@@ -28,7 +32,13 @@ from compiler.plan.planner_options import Search
 from compiler.plan.spending import Spent
 from compiler.plan.token_ranges import TokenRange, TokenTable
 
-LOWER_BOUND = "lower bound"
+TOTALS = {
+    "as_written": "as written", "merged": "merged", "planned": "planned", "bound": "lower bound",
+}  # fmt: skip
+"""Field of ``Totals`` -> heading."""
+
+POINTS_PER_OCTAVE, OCTAVES = 8, 15
+"""Numbers of tokens that are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +48,7 @@ class Plans:
     Attributes:
         source: the model's graph.
         planner: of that graph.
-        symbol: the size that counts tokens, None if there is no one such.
+        symbol: the size that counts tokens, None unless there is exactly one.
         table: tokens -> plan.
     """
 
@@ -49,21 +59,25 @@ class Plans:
 
     @staticmethod
     def of(source: Source, search: Search, stages: Stages) -> Plans:
-        """Canonicalizes the graph, and plans.
+        """Canonicalize the graph, and plan.
 
         Raises:
             MachineError: the machine does not know a collective of the graph.
         """
-        detail = "for all token counts" if search.machine else ""
-        with stages.stage("plan", detail):
+        with stages.stage("plan", "for all token counts" if search.machine else ""):
             planner = Planner(source.graph, search, layer_metadata(source.graph), Pipeline())
             return Plans(source, planner, *decided_ranges(planner, {}))
 
     @property
+    def machine(self) -> Machine | None:
+        """The machine that plans are compared on."""
+        return self.planner.search.machine
+
+    @property
     def title(self) -> str:
         """The machine, as part of a heading."""
-        search = self.planner.search
-        return f"  machine {search.machine.title}, {search.launch}" if search.machine else ""
+        machine = self.machine
+        return f"  machine {machine.title}, {self.planner.search.launch}" if machine else ""
 
     @cached_property
     def is_symbolic(self) -> bool:
@@ -71,22 +85,21 @@ class Plans:
         nodes = filter(access.is_tensor, self.source.graph.graph.nodes)
         return any(not all(isinstance(s, int) for s in access.shape(n)) for n in nodes)
 
-    def decided(self, tokens: int | None) -> Decided:
-        """The plan for some number of tokens."""
+    def plan_for(self, tokens: int | None) -> Decided:
+        """Return the plan for some number of tokens."""
         if self.symbol is None or tokens is None or not self.planner.compares_times:
             return self.planner.decide(tokens)
         return self.table.plan(tokens)
 
     def columns(self, tokens: int | None) -> dict[str, tuple[Decided, bool]]:
-        """What is compared: heading -> plan, and whether collectives go at the rate of links."""
-        planner = self.planner
-        planned = self.decided(tokens)
+        """Return heading -> plan, and whether collectives go at the rate of links."""
+        plan = self.plan_for(tokens)
         return {
-            "as written": (planner.as_written, False),
-            "merged": (planner.merged, False),
+            "as written": (self.planner.as_written, False),
+            "merged": (self.planner.merged, False),
             "boundary": (self._boundary, False),
-            "planned": (planned, False),
-            LOWER_BOUND: (planned, True),
+            "planned": (plan, False),
+            "lower bound": (plan, True),
         }
 
     @cached_property
@@ -94,183 +107,250 @@ class Plans:
         return self.planner.under("boundary").decide(None)
 
     def totals(self, tokens: int | None) -> Totals:
-        """What the plan for some number of tokens takes, beside what it is compared with."""
-        return totals_of(self.planner, self.decided(tokens), tokens)
+        """Return the time of the plan for some number of tokens, beside that of others."""
+        return totals_of(self.planner, self.plan_for(tokens), tokens)
 
 
 def tokens_text(tokens: Sequence[int | None]) -> str:
-    """``1, 64 tokens``."""
-    known = [str(count) for count in tokens if count is not None]
-    if not known:
-        return "the sizes of the graph"
-    return f"{', '.join(known)} token{'s' * (known != ['1'])}"
+    """Return ``1, 64 tokens``."""
+    counts = [str(count) for count in tokens if count is not None]
+    plural = "s" * (counts != ["1"])
+    return f"{', '.join(counts)} token{plural}" if counts else "the sizes of the graph"
 
 
-def range_text(found: TokenRange[Any], ranks: int, *, even: bool) -> str:
-    """``320-2736``, with which of these are meant."""
-    last = "" if is_open(found.last, ranks) else str(found.last)
-    if ranks == 1:
-        return f"{found.first}-{last}"
-    return f"{found.first}-{last} {'' if even else 'not '}divisible by {ranks}"
-
-
-def ranges_table(plans: Plans) -> Table:
-    """A row per range of token counts."""
-    table = Table(box=SIMPLE, title="plan by tokens", title_justify="left")
-    table.add_column("tokens")
-    table.add_column("collectives of the plan")
-    for heading in ("as written", "merged", "planned", LOWER_BOUND, "saved"):
-        unit = "" if heading == "saved" else ", ms"
-        table.add_column(f"{heading}{unit}", justify="right", no_wrap=True)
-    for row in ranges_json(plans):
-        at = row["predicted"]
-        cells = [ms_text(at[name]) for name in ("as_written", "merged", "planned", "bound")]
-        table.add_row(
-            row["tokens"], counts_text(row["collectives"]), *cells,
-            f"{1 - at['planned'] / max(1, at['as_written']):.1%}",
-        )  # fmt: skip
-    table.caption = "times are those of the least number of tokens in each range"
-    table.caption_justify = "left"
-    return table
+def range_text(tokens: TokenRange[Any], ranks: int, *, even: bool) -> str:
+    """Return ``320-2736``, with which of these are meant."""
+    text = f"{tokens.first}-{'' if is_open(tokens.last, ranks) else tokens.last}"
+    return text if ranks == 1 else f"{text} {'' if even else 'not '}divisible by {ranks}"
 
 
 def ranges_json(plans: Plans) -> list[dict[str, Any]]:
-    """Ranges as JSON values, times in picoseconds."""
-    found = []
-    for i, one in enumerate(plans.table.ranges()):
-        even = i < len(plans.table.even)
-        totals = totals_of(plans.planner, one.plan, one.first if plans.symbol else None)
-        found.append(
-            {
-                "tokens": range_text(one, plans.table.ranks, even=even)
-                if plans.symbol
-                else "all",
-                "first": one.first,
-                "last": one.last,
-                "divisible": even,
-                "collectives": dict(collective_counts(plans, one.plan, None)),
-                "predicted": {
-                    "as_written": totals.as_written, "merged": totals.merged,
-                    "planned": totals.planned, "bound": totals.bound,
-                },
-            }
+    """Return ranges of token counts as JSON values, times in picoseconds."""
+    table, rows = plans.table, list[dict[str, Any]]()
+    for i, tokens in enumerate(table.ranges()):
+        even = i < len(table.even)
+        totals = totals_of(plans.planner, tokens.plan, tokens.first if plans.symbol else None)
+        rows.append({
+            "tokens": range_text(tokens, table.ranks, even=even) if plans.symbol else "all",
+            "first": tokens.first,
+            "last": tokens.last,
+            "divisible": even,
+            "collectives": collective_counts(tokens.plan),
+            "predicted": {field: getattr(totals, field) for field in TOTALS},
+        })  # fmt: skip
+    return rows
+
+
+def ranges_table(plans: Plans) -> Table:
+    """Return a row per range of token counts."""
+    headings = [f"{heading}, ms" for heading in TOTALS.values()]
+    table = Table(
+        "tokens", "collectives of the plan", *map(number_column, [*headings, "saved"]),
+        box=SIMPLE, title="plan by tokens", title_justify="left", caption_justify="left",
+        caption="times are those of the least number of tokens in each range",
+    )  # fmt: skip
+    for row in ranges_json(plans):
+        times = row["predicted"]
+        table.add_row(
+            row["tokens"], _counts_text(row["collectives"]), *map(ms_text, times.values()),
+            saved_text(times),
         )  # fmt: skip
-    return found
+    return table
 
 
 def ms_text(time_ps: int | None) -> str:
-    """Milliseconds with three digits or more."""
+    """Return milliseconds with three digits or more."""
     if time_ps is None:
         return "unknown"
     return f"{time_ps / PS_PER_MS:.{1 if time_ps > 100 * PS_PER_MS else 3}f}"
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    """``90 all_reduce, 1 all_gather``."""
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
+def saved_text(times: Mapping[str, int]) -> str:
+    """Return the part of the time as written that the plan saves."""
+    return f"{1 - times['planned'] / max(1, times['as_written']):.1%}"
 
 
-def collective_counts(plans: Plans, decided: Decided, section: str | None) -> Counter[str]:
-    """Collectives of a plan, in one section of the model or in all."""
-    at = section_of(decided.at.graph)
-    items = (part for item in decided.items(decided.shares) for part in item.parts or (item,))
+def _counts_text(counts: Mapping[str, object], none: str = "none") -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or none
+
+
+def collective_counts(plan: Decided, section: str | None = None) -> Counter[str]:
+    """Return the collectives of a plan by kind, in one section of the model or in all."""
+    sections = section_of(plan.at.graph)
+    items = (part for item in plan.items(plan.shares) for part in item.parts or (item,))
     return Counter(
         str(item.kind)
         for item in items
-        if item.kind is not None and section in (None, at[item.node])
+        if item.kind is not None and section in (None, sections[item.node])
     )
 
 
 def section_of(graph: SpmdGraph) -> dict[fx.Node, str]:
-    """The section of the model that each value belongs to."""
+    """Return the section of the model that each value belongs to."""
     nodes = list(graph.graph.nodes)
-    names = section_names(map(layer_of, nodes), kinds_of_layers(graph))
+    names = collectives.section_names(map(layer_of, nodes), kinds_of_layers(graph))
     return dict(zip(nodes, names, strict=True))
 
 
 def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, Spent | None]]:
-    """Section -> heading -> what its layers take together; None where it is not known."""
-    found: dict[str, dict[str, Spent | None]] = {}
-    for heading, (decided, bounds) in plans.columns(tokens).items():
-        at = section_of(decided.at.graph)
+    """Return section -> heading -> time of its layers together; None where it is not known."""
+    kinds = kinds_of_layers(plans.source.graph).values()
+    rows: dict[str, dict[str, Spent | None]] = {
+        section: {}
+        for section in (collectives.WHOLE, collectives.EMBEDDING, *kinds, collectives.HEAD)
+    }
+    for heading, (plan, bounds) in plans.columns(tokens).items():
+        sections = section_of(plan.at.graph)
         try:
-            spent = plans.planner.spent(decided, tokens, bounds=bounds)
+            times = plans.planner.spent(plan, tokens, bounds=bounds)
         except MachineError:
-            for row in found.values():
+            for row in filter(None, rows.values()):
                 row[heading] = None
             continue
-        for node, time in spent.items():
-            row = found.setdefault(at[node], {})
+        for node, time in times.items():
+            row = rows.setdefault(sections[node], {})
             row[heading] = (row.get(heading) or Spent()) + time
-    return {name: found[name] for name in _in_order(plans.source.graph) if name in found}
-
-
-def _in_order(graph: SpmdGraph) -> tuple[str, ...]:
-    return (WHOLE, EMBEDDING, *dict.fromkeys(kinds_of_layers(graph).values()), HEAD)
+    return {section: row for section, row in rows.items() if row}
 
 
 def forecast_table(plans: Plans, tokens: int | None) -> Table:
-    """Microseconds per layer of each kind, and in all; collectives + kernels."""
+    """Return microseconds per layer of each kind, and in all; collectives + kernels."""
+    plan, headings = plans.plan_for(tokens), list(plans.columns(tokens))
     title = f"predicted for {tokens_text((tokens,))}, us: collectives + kernels"
-    table = Table(box=SIMPLE, title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("decided")
-    for heading in plans.columns(tokens):
-        table.add_column(heading, justify="right", no_wrap=True)
-    decided, total = plans.decided(tokens), dict[str, Spent | None]()
+    table = Table(
+        "", "decided", *map(number_column, headings), box=SIMPLE, title=title,
+        title_justify="left", caption=_fused_text(plans, tokens), caption_justify="left",
+    )  # fmt: skip
     layers = Counter(kinds_of_layers(plans.source.graph).values())
-    for section, row in forecast(plans, tokens).items():
+    rows = forecast(plans, tokens)
+    for section, times in rows.items():
         many = layers.get(section, 1)
-        counts = collective_counts(plans, decided, section)
-        each = {kind: n / many for kind, n in counts.items()}
-        text = ", ".join(f"{n:.3g} {kind}" for kind, n in each.items()) or "no collectives"
+        each = {kind: f"{n / many:.3g}" for kind, n in collective_counts(plan, section).items()}
         name = f"{section}, each of {many}" if section in layers else section
-        table.add_row(name, text, *(_us_text(row.get(h), many) for h in plans.columns(tokens)))
-        for heading, time in row.items():
-            known = total.get(heading, Spent())
-            total[heading] = None if time is None or known is None else known + time
+        cells = (_us_text([times.get(heading)], many) for heading in headings)
+        table.add_row(name, _counts_text(each, "no collectives"), *cells)
     table.add_section()
-    table.caption, table.caption_justify = fused_text(plans, tokens), "left"
-    cells = (_us_text(total.get(heading), 1) for heading in plans.columns(tokens))
-    table.add_row("total", counts_text(collective_counts(plans, decided, None)), *cells)
+    cells = (_us_text([r[h] for r in rows.values() if h in r], 1) for h in headings)
+    table.add_row("total", _counts_text(collective_counts(plan)), *cells)
     return table
 
 
-def fused_text(plans: Plans, tokens: int | None) -> str:
-    """Which kernels the plan counts on, how often, and what their parts would take."""
-    decided, found = plans.decided(tokens), Counter[tuple[str, int, int]]()
-    for item, kernel_ps, apart_ps in plans.planner.kernels(decided, tokens):
-        found[str(item.fused), kernel_ps, apart_ps] += 1
+def _fused_text(plans: Plans, tokens: int | None) -> str:
+    """Return which kernels the plan counts on, how often, and what their parts would take."""
+    counts = Counter(
+        (str(item.fused), kernel_ps, apart_ps)
+        for item, kernel_ps, apart_ps in plans.planner.kernels(plans.plan_for(tokens), tokens)
+    )
     return "\n".join(
         f"fused: {n} {kind}, {kernel / PS_PER_US:.1f} us each; apart {apart / PS_PER_US:.1f} us"
-        for (kind, kernel, apart), n in found.items()
+        for (kind, kernel, apart), n in counts.items()
     )
 
 
-def _us_text(time: Spent | None, many: int) -> str:
-    if time is None:
+def _us_text(times: Sequence[Spent | None], layers: int) -> str:
+    total = sum((time for time in times if time), Spent())
+    if not times or None in times:
         return "unknown"
-    parts = (time.communication_ps, time.computation_ps)
-    return " + ".join(f"{part / many / PS_PER_US:.1f}" for part in parts)
+    parts = (total.communication_ps, total.computation_ps)
+    return " + ".join(f"{part / layers / PS_PER_US:.1f}" for part in parts)
 
 
 def forecasts_json(plans: Plans, counts: Sequence[int | None]) -> list[dict[str, Any]]:
-    """Per token count and section, times in picoseconds."""
+    """Return times in picoseconds, per token count, section and heading."""
     return [
         {
             "tokens": count,
             "sections": {
-                section: {
-                    heading: None
-                    if time is None
-                    else {
-                        "communication_ps": time.communication_ps,
-                        "computation_ps": time.computation_ps,
-                    }
-                    for heading, time in row.items()
-                }
+                section: {heading: time and asdict(time) for heading, time in row.items()}
                 for section, row in forecast(plans, count).items()
             },
         }
         for count in counts
     ]
+
+
+def comparison_json(every: Sequence[Plans], counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Return times in picoseconds, per machine and world size, and per token count."""
+    return [
+        {
+            "machine": plans.machine.name,
+            "ranks": plans.source.graph.mesh.size,
+            "predicted": [
+                asdict(plans.totals(count if plans.symbol else None)) | {"tokens": count}
+                for count in counts
+            ],
+        }
+        for plans in every
+        if plans.machine is not None
+    ]
+
+
+def comparison_table(every: Sequence[Plans], counts: Sequence[int]) -> Table:
+    """Return a row per machine and world size, with a column per number of tokens."""
+    title = f"{every[0].source.name}: ms as written → merged → planned, saved of as written"
+    headings = ["ranks", *(tokens_text((count,)) for count in counts)]
+    table = Table(
+        "machine", *map(number_column, headings), box=SIMPLE, title=title, title_justify="left"
+    )
+    for row in comparison_json(every, counts):
+        cells = [
+            " → ".join(ms_text(t[field]) for field in list(TOTALS)[:3]) + f"  {saved_text(t)}"
+            for t in row["predicted"]
+        ]
+        table.add_row(row["machine"], str(row["ranks"]), *cells)
+    return table
+
+
+def check_plot(path: Path) -> None:
+    """Raise CommPlanError if a picture cannot be written to ``path``."""
+    if path.suffix not in (".png", ".svg"):
+        raise CommPlanError(
+            "a plot is written as .png or .svg", where=str(path), found=path.suffix or "no suffix"
+        )
+    if not path.parent.is_dir():
+        raise CommPlanError("the folder of the plot does not exist", where=str(path.parent))
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommPlanError(
+            "plots are drawn by matplotlib, which is not installed",
+            remedy="pip install commplan[plot]",
+        )
+
+
+def draw(plans: Plans, path: Path) -> None:
+    """Write the picture: milliseconds per forward, and beside them the part that is saved.
+
+    Raises:
+        CommPlanError: the number of tokens is not symbolic.
+    """
+    if plans.symbol is None:
+        raise CommPlanError(
+            "no single size counts tokens, so there is nothing to plot over",
+            where=plans.source.name,
+            remedy="capture the model with a symbolic number of tokens",
+        )
+    from matplotlib.figure import Figure
+
+    exponents = range(OCTAVES * POINTS_PER_OCTAVE + 1)
+    counts = sorted({round(2 ** (e / POINTS_PER_OCTAVE)) for e in exponents})
+    totals = [plans.totals(count) for count in counts]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    times, savings = figure.subplots(1, 2)
+    for number, (field, label) in enumerate(TOTALS.items()):
+        curve = [getattr(t, field) for t in totals]
+        if None in curve:
+            continue
+        style = {"color": f"C{number}", "label": label, "base": 2}
+        times.loglog(counts, [ps / PS_PER_MS for ps in curve], **style)
+        if field != "as_written":
+            saved = [100 * (1 - ps / t.as_written) for ps, t in zip(curve, totals, strict=True)]
+            savings.semilogx(counts, saved, **style)
+    for tokens in plans.table.even[1:]:
+        for axes in (times, savings):
+            axes.axvline(tokens.first, color="0.8", linewidth=0.8, zorder=0)
+    times.set(title="predicted time of a forward", xlabel="tokens", ylabel="ms")
+    times.set_yscale("log", base=10)
+    savings.set(title="saved of as written", xlabel="tokens", ylabel="%")
+    times.legend()
+    savings.legend()
+    figure.suptitle(f"{plans.source.name}, {plans.source.graph.mesh}{plans.title}", fontsize=10)
+    figure.savefig(path)

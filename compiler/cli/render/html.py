@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import zip_longest
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import fx
 
 from compiler.analysis.layers import layer_index
 from compiler.analysis.placements import placements
+from compiler.analysis.replication import replicated_over, replication
 from compiler.analysis.statistics import statistics
-from compiler.cli.render.collective_tables import bytes_text
-from compiler.cli.render.moved_collectives import key, moved
-from compiler.ir.collectives import collective
+from compiler.cli.render.collectives import bytes_text
+from compiler.ir.collectives import WAIT, Collective, collective
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text.lines import Line, lines, printer_of
+from compiler.ir.text.lines import lines, printer_of
 
 
-@dataclass(frozen=True)
-class Shown:
+@dataclass
+class Value:
     """One value on one side.
 
     Attributes:
@@ -31,7 +32,7 @@ class Shown:
         type: type and placement.
         operation: what computes it.
         where: source line and layer.
-        collective: whether it is one.
+        call: the collective that it is the result of.
         change: ``gone``, ``new`` or empty, for collectives.
         links: anchors of collectives on the other side that do its work.
     """
@@ -41,30 +42,17 @@ class Shown:
     type: str
     operation: str
     where: str
-    collective: bool
+    call: Collective | None
     change: str = ""
-    links: tuple[str, ...] = ()
+    links: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Section:
-    """Values of one layer, or between layers.
-
-    Attributes:
-        title: the layer.
-        rows: values that correspond, side by side.
-        counts: per side, the collectives.
-        changed: whether a collective is gone or new.
-    """
-
-    title: str
-    rows: list[tuple[Shown | None, ...]] = field(default_factory=list)
-    counts: tuple[str, ...] = ()
-    changed: bool = False
+Column = dict[str, Value]
+"""Key of a value, the same on both sides -> the value."""
 
 
 def to_html(graphs: Mapping[str, SpmdGraph], name: str) -> str:
-    """One page without external resources.
+    """Return one page without external resources.
 
     Args:
         graphs: side -> graph, one side or ``before`` and ``after``.
@@ -78,116 +66,138 @@ def to_html(graphs: Mapping[str, SpmdGraph], name: str) -> str:
         lstrip_blocks=True,
     )
     sides = {side: _by_section(side, graph) for side, graph in graphs.items()}
-    _mark_changes(graphs, sides)
+    if len(sides) == 2:
+        _link(graphs, sides)
     summaries = {
-        side: {"values": sum(map(len, sides[side].values())), "counts": _counts_text(graph)}
+        side: {"values": sum(map(len, sides[side].values())), "counts": _summary(graph)}
         for side, graph in graphs.items()
     }
     return environment.get_template("graphs.html.j2").render(
         name=name,
         mesh=str(next(iter(graphs.values())).mesh),
         sides=summaries,
-        sections=list(_sections(sides)),
+        sections=list(_sections(list(sides.values()))),
     )
 
 
-Sided = dict[str, dict[str, Shown]]
-"""Title of a section -> key of a value -> how it is shown."""
+def _summary(graph: SpmdGraph) -> str:
+    counts = statistics(graph.graph)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.counts.items()))
+    payload = bytes_text(counts.payload_bytes)
+    return f"{kinds or 'no collectives'}, payload {payload} at example sizes"
 
 
-def _by_section(side: str, graph: SpmdGraph) -> Sided:
-    """Values in order, those between layers in sections of their own."""
+def key(node: fx.Node) -> str:
+    """Return what a value is called on both sides: its name, or what a collective does to which."""
+    call = collective(node)
+    if call is None:
+        return node.name
+    return f"{call.kind} {call.op} over {call.group} of {call.operand.name}"
+
+
+def _by_section(side: str, graph: SpmdGraph) -> dict[str, Column]:
+    """Return title -> values in order; those between layers have sections of their own."""
     printer = printer_of(graph, placements(graph))
-    found: Sided = {}
+    sections: dict[str, Column] = {}
     title = "inputs"
     for line in lines(graph.graph):
-        if line.node.op == "placeholder":
-            title = "inputs"
-        elif line.node.op != "get_attr":
-            title = _title(line, title)
-        text = printer.line(line)
-        head, _, operation = text.partition(" = ")
-        number, _, held = head.partition(": ")
-        section, name = found.setdefault(title, {}), key(line.node)
-        while name in section:  # a second collective that does the same
+        if line.node.op not in ("placeholder", "get_attr"):
+            title = _title(line.layer, title)
+        head, _, operation = printer.line(line).partition(" = ")
+        number, _, type_text = head.partition(": ")
+        column, name = sections.setdefault(title, {}), key(line.node)
+        while name in column:  # a second collective that does the same
             name += "'"
-        section[name] = Shown(
+        column[name] = Value(
             anchor=f"{side}-{line.number}",
             number=number,
-            type=held,
+            type=type_text,
             operation=operation,
             where="  ".join(filter(None, (line.source, line.layer))),
-            collective=collective(line.node) is not None,
+            call=collective(line.node),
         )
-    return found
+    return sections
 
 
-def _title(line: Line, before: str) -> str:
-    index = layer_index(line.layer)
+def _title(layer: str, before: str) -> str:
+    index = layer_index(layer)
     if index is not None:
         return f"layer {index}"
-    in_layers = before.startswith(("layer ", "after"))
-    if not line.layer and before.startswith("layer "):
-        return before
-    return "after the layers" if in_layers else "before the layers"
+    if before in ("inputs", "before the layers"):
+        return "before the layers"
+    return "after the layers" if layer else before
 
 
-def _counts_text(graph: SpmdGraph) -> str:
-    found = statistics(graph.graph)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.counts.items()))
-    return (
-        f"{kinds or 'no collectives'}, payload {bytes_text(found.payload_bytes)} at example sizes"
+def _link(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Mapping[str, Column]]) -> None:
+    """Mark collectives that only one side has, and link those that do each other's work.
+
+    The work of one that is gone is done downstream of its operand where that is still unreduced,
+    upstream where it is not.
+    """
+    before, after = (
+        {name: value for column in sections.values() for name, value in column.items()}
+        for sections in sides.values()
     )
+    for column, other, change in ((before, after, "gone"), (after, before, "new")):
+        for name, value in column.items():
+            value.change = change if value.call and name not in other else ""
+    target = graphs["after"]
+    twins, classes = {node.name: node for node in target.graph.nodes}, replication(target)
+    for value in before.values():
+        if not value.change or value.call is None or value.call.operand.name not in twins:
+            continue
+        twin = twins[value.call.operand.name]
+        reduced = replicated_over(classes[twin], target.mesh.group(value.call.group))
+        for name in map(key, _next_waits(twin, upstream=reduced)):
+            if name in after and after[name].change:
+                value.links.append(after[name].anchor)
+                after[name].links.append(value.anchor)
 
 
-def _mark_changes(graphs: Mapping[str, SpmdGraph], sides: Mapping[str, Sided]) -> None:
-    """Collectives that exist on one side only, and the links between them."""
-    if len(graphs) < 2:
-        return
-    where = {
-        side: {name: held for held in sections.values() for name in held}
-        for side, sections in sides.items()
-    }
-    links = moved(graphs["before"], graphs["after"])
-    for side, change in (("before", "gone"), ("after", "new")):
-        other = "after" if side == "before" else "before"
-        for name, others in links[side].items():
-            held = where[side][name]
-            shown = held[name]
-            anchors = tuple(where[other][o][o].anchor for o in others if o in where[other])
-            held[name] = replace(shown, change=change, links=anchors)
+def _next_waits(start: fx.Node, *, upstream: bool) -> Iterator[fx.Node]:
+    """Yield the waits that come first on all ways from ``start``."""
+    queue = [start]
+    seen = set(queue)
+    for node in queue:  # which grows
+        for other in node.all_input_nodes if upstream else list(node.users):
+            if other not in seen:
+                seen.add(other)
+                if other.target is WAIT:
+                    yield other
+                else:
+                    queue.append(other)
 
 
-def _sections(sides: Mapping[str, Sided]) -> Iterator[Section]:
-    """Sections in order, with the rows of both sides aligned by the names of nodes."""
-    titles = dict.fromkeys(title for sections in sides.values() for title in sections)
+def _sections(sides: list[dict[str, Column]]) -> Iterator[dict[str, Any]]:
+    """Yield sections in order, with the rows of both sides aligned by keys."""
+    titles = dict.fromkeys(title for sections in sides for title in sections)
     layered = any(title.startswith("layer ") for title in titles)
     for title in sorted(titles, key=_order):
-        columns = [sections.get(title, {}) for sections in sides.values()]
-        section = Section(title if layered or title == "inputs" else "values")
-        section.rows = list(_aligned(columns))
-        section.changed = any(shown and shown.change for row in section.rows for shown in row)
-        section.counts = tuple(
-            _kinds(shown for shown in column.values() if shown.collective) for column in columns
-        )
-        yield section
+        columns = [sections.get(title, {}) for sections in sides]
+        rows = list(_aligned(columns))
+        yield {
+            "title": title if layered or title == "inputs" else "values",
+            "rows": rows,
+            "counts": [_kinds(column.values()) for column in columns],
+            "changed": any(value and value.change for row in rows for value in row),
+        }
 
 
 def _order(title: str) -> tuple[int, int]:
-    fixed = {"inputs": 0, "before the layers": 1, "after the layers": 3}
-    return (fixed.get(title, 2), int(title.split()[-1]) if title.startswith("layer ") else 0)
+    places = {"inputs": 0, "before the layers": 1, "after the layers": 3}
+    return places.get(title, 2), int(title.split()[-1]) if title.startswith("layer ") else 0
 
 
-def _kinds(found: Iterator[Shown]) -> str:
-    names = Counter(re.split(r"[.(]", shown.operation)[1] for shown in found)
-    return ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+def _kinds(values: Iterable[Value]) -> str:
+    counts = Counter(str(value.call.kind) for value in values if value.call)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
-def _aligned(columns: list[dict[str, Shown]]) -> Iterator[tuple[Shown | None, ...]]:
+def _aligned(columns: list[Column]) -> Iterator[tuple[Value | None, ...]]:
     if len(columns) == 1:
-        yield from ((shown,) for shown in columns[0].values())
+        yield from ((value,) for value in columns[0].values())
         return
-    left, right = (list(column) for column in columns)
+    left, right = map(list, columns)
     for _, a, b, c, d in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
         for one, two in zip_longest(left[a:b], right[c:d]):
             yield columns[0].get(one or ""), columns[1].get(two or "")

@@ -1,4 +1,4 @@
-"""What a command is doing, on standard error: a clock on a terminal, else a line per stage."""
+"""Consoles, and what a command is doing: a clock on a terminal, else a line per stage."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 WIDTH_OF_A_FILE = 160
-"""Columns where standard output is no terminal."""
+"""Columns where standard output is not a terminal."""
 
 
 def stderr() -> Console:
-    """The console of progress, logs and errors."""
+    """Return the console of progress, logs and errors."""
     return Console(stderr=True)
 
 
 def stdout() -> Console:
-    """The console of results."""
+    """Return the console of results."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
 
@@ -37,15 +38,15 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[Callable[[str], None]]:
-        """Runs the body as part of stage ``name``; gives it a way to tell what it is at."""
+        """Run the body as part of stage ``name``; yield a callback that shows how far it is."""
         console, start = stderr(), time.perf_counter()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         text = f"{name} {detail}".rstrip()
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as shown:
-            task = shown.add_task(text)
-            yield lambda at: shown.update(task, description=f"{text}: {at}")
-        spent = time.perf_counter() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + spent
-        console.print(f"{text}: {spent:.1f} s", markup=False, highlight=False, soft_wrap=True)
+        ) as progress:
+            task = progress.add_task(text)
+            yield lambda step: progress.update(task, description=f"{text}: {step}")
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        typer.echo(f"{text}: {seconds:.1f} s", err=True)

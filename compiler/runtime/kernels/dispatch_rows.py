@@ -42,22 +42,22 @@ def _dispatch_rows(
         counts = torch.stack([sent, received]).cpu()  # the host waits here
         flat = wanted.flatten()
         places = torch.nonzero_static(flat, size=int(counts[0].sum())).squeeze(1)
-    given, taken = counts.tolist()
+    sent, taken = counts.tolist()
     packed = _packed([x[places % count] if count else x for x in rows])
-    return [*_unpacked(_exchanged(packed, taken, given, group_name), rows), places, counts]
+    return [*_unpacked(_exchanged(packed, taken, sent, group_name), rows), places, counts]
 
 
 def _combine_rows(
     partial: Tensor, places: Tensor, counts: Tensor, rows: int, group_name: str
 ) -> Tensor:
-    given, taken = counts.tolist()
-    back = _exchanged(partial.contiguous(), given, taken, group_name)
-    return added(back, places, len(given), rows)
+    sent, taken = counts.tolist()
+    back = _exchanged(partial.contiguous(), sent, taken, group_name)
+    return added(back, places, len(sent), rows)
 
 
 def _exchanged(x: Tensor, received: list[int], sent: list[int], group_name: str) -> Tensor:
-    found: Tensor = c10d.wait_tensor(c10d.all_to_all_single(x, received, sent, group_name))
-    return found
+    rows: Tensor = c10d.wait_tensor(c10d.all_to_all_single(x, received, sent, group_name))
+    return rows
 
 
 def _packed(rows: Sequence[Tensor]) -> Tensor:

@@ -48,12 +48,12 @@ def workspace_for(group: dist.ProcessGroup, slot_bytes: int = SLOT_BYTES) -> Wor
 
 def serving(group_name: str, x: torch.Tensor) -> Workspace | None:
     """The workspace that serves the payload ``x``, or None."""
-    found = _workspaces.get(group_name)
-    if found is None or not x.is_cuda:
+    workspace = _workspaces.get(group_name)
+    if workspace is None or not x.is_cuda:
         return None
     hidden = x.shape[-1]
     rows = x.numel() // max(hidden, 1)
-    return found if rows and found.refusal(rows, hidden, x.dtype) is None else None
+    return workspace if rows and workspace.refusal(rows, hidden, x.dtype) is None else None
 
 
 def all_reduce_add_rms_norm(

@@ -297,12 +297,12 @@ def _tried(step: Callable[[], Any]) -> tuple[Any, RuntimeError | None]:
 def _all_succeed(error: RuntimeError | None, size: str, group: dist.ProcessGroup) -> None:
     """Raise KernelError on every rank if a rank has an error; names the first."""
     why = None if error is None else str(error).partition("\n")[0] or type(error).__name__
-    for rank, found in enumerate(_gathered(why, group)):
-        if found is not None:
+    for rank, reason in enumerate(_gathered(why, group)):
+        if reason is not None:
             raise KernelError(
                 "no symmetric memory for this group",
                 where=f"rank {rank}, {size}",
-                found=found,
+                found=reason,
                 remedy="run the plan without fused kernels; ranks that share a device need "
                 "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES=1",
             ) from error

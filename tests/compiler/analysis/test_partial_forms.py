@@ -8,7 +8,7 @@ from compiler.analysis.partial_forms import Labels, readers
 from compiler.analysis.partial_values import carriers
 from compiler.analysis.reductions import facts, reductions
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 SUM = "{axis = tp, op = sum}"
 MEET = function(

@@ -6,7 +6,7 @@ from compiler.analysis.linearity import refusal
 from compiler.analysis.partial_values import Carrier, addend, carriers
 from compiler.analysis.reductions import facts, is_reduction, reductions, zeros
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 SUM = "{axis = tp, op = sum}"
 

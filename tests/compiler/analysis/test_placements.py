@@ -1,12 +1,14 @@
 """Placements per axis, against what the ranks really hold."""
 
+import pytest
 import torch
 
-from compiler.analysis.placements import placements
+from compiler.analysis.placements import Violation, placements
 from compiler.check.simulate import simulate
 from compiler.ir import access
-from compiler.ir.placement import Partial, Replicate, Shard, Varying
-from tests.graphs import function
+from compiler.ir.placement import Partial, Placements, Replicate, Shard, Varying
+from tests.support.graphs import function
+from tests.support.placed_graphs import placed_graph
 
 MLP = function(
     '%0 "x": f64[4, 8] {tp: R}, %1 "up": f64[8, 6] {tp: S(1)}, %2 "down": f64[6, 8] {tp: S(0)}',
@@ -73,3 +75,71 @@ def test_two_axes_are_told_apart() -> None:
     summed, turned = access.results(access.output(graph.graph))
     assert found[summed] == (Shard(0), Replicate())
     assert found[turned] == (Shard(1), Replicate())
+
+
+def test_placements_of_random_graphs_are_those_by_construction_or_varying() -> None:
+    derived = 0
+    for seed in range(60):
+        placed, graph = placed_graph(seed)
+        of = placements(graph)
+        for value in placed.pool:
+            for placement, meant in zip(of[value.node], value.held.values(), strict=True):
+                assert placement in (meant, Varying()), (seed, value.node.name)
+                derived += placement == meant
+    assert derived > 1000
+
+
+PARTIAL_AND_WHOLE = '%0 "x": f64[4, 8] {tp: P}, %1 "r": f64[4, 8]'
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        ("aten.silu(%0)", "nonlinear-on-partial"),
+        ("aten.add.Tensor(%1, %0)", "missing-reduction"),
+    ],
+)
+def test_after_a_violation_the_hook_decides_how_to_go_on(call: str, kind: str) -> None:
+    graph = function(PARTIAL_AND_WHOLE, f"%2: f64[4, 8] = {call}", "return %2")
+    (result,) = access.results(access.output(graph.graph))
+    x = access.node_of(graph.graph, "placeholder")[0]
+    met: list[Violation] = []
+
+    def intended(violation: Violation) -> Placements:
+        met.append(violation)
+        return violation.intended
+
+    assert placements(graph)[result] == (Varying(),)
+    assert placements(graph, intended)[result] == (Replicate(),)
+    assert [(v.kind, v.node, v.axis, v.operands[0]) for v in met] == [(kind, result, "tp", x)]
+
+
+def test_a_call_that_is_right_as_it_is_keeps_the_partial_sum() -> None:
+    graph = function(PARTIAL_AND_WHOLE, "%2: f64[4, 8] = aten.add.Tensor(%0, %1)", "return %2")
+    (result,) = access.results(access.output(graph.graph))
+    assert placements(graph, lambda violation: violation.placements)[result] == (Partial(),)
+
+
+def test_a_product_cut_along_the_contraction_is_added_to_a_partial_sum() -> None:
+    weights = '%1 "x": f64[4, 6] {tp: S(1)}, %2 "w": f64[6, 8] {tp: S(0)}'
+    line = "%3: f64[4, 8] = aten.addmm(%0, %1, %2)"
+    for bias, placement in (("P", Partial()), ("R", Varying())):
+        graph = function(f'%0 "b": f64[4, 8] {{tp: {bias}}}, {weights}', line, "return %3")
+        (result,) = access.results(access.output(graph.graph))
+        assert placements(graph)[result] == (placement,)
+
+
+def test_collectives_over_another_axis() -> None:
+    """Linear reductions and moved rows leave addends addends, and blocks of other dimensions."""
+    graph = function(
+        '%0 "x": f64[4, 8] {dp: P, tp: S(1)}',
+        "%1: f64[8, 8] = comm.all_gather(%0) {axis = tp}",
+        "%2: f64[8, 8] = comm.all_gather(%0) {axis = dp}",
+        "%3: f64[4, 8] = comm.all_reduce(%0) {axis = tp, op = avg}",
+        "%4: f64[4, 8] = comm.all_reduce(%0) {axis = tp, op = max}",
+        "return %1, %2, %3, %4",
+        mesh="mesh <dp = 2, tp = 2>",
+    )
+    returned = access.results(access.output(graph.graph))
+    derived = [tuple(map(str, placements(graph)[node])) for node in returned]
+    assert derived == [("P", "R"), ("R", "S(1)"), ("P", "R"), ("V", "R")]

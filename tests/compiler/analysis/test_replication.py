@@ -17,8 +17,9 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Partial, Replicate, Shard, Varying
 from compiler.ir.row_ops import ALL_SLICE
-from tests.graphs import Builder, aten
-from tests.random_graphs import rank_int, seeded
+from tests.support.graphs import Builder, aten
+from tests.support.random_graphs import rank_int, seeded
+from tests.support.seeds import share
 
 GRID = Mesh({"dp": 2, "tp": 2}, {"odd": [[0, 3], [1, 2]]})
 
@@ -87,7 +88,7 @@ def every_value(graph: SpmdGraph) -> tuple[SpmdGraph, list[fx.Node]]:
 
 
 def test_equal_classes_hold_equal_tensors() -> None:
-    for seed in range(120):
+    for seed in range(share(120)):
         graph, nodes = every_value(seeded(seed))
         known = replication(graph)
         for node, held in zip(nodes, simulate(graph, draw_inputs(graph, seed)), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compiler.analysis.statistics import CountedCollective, statistics
 from compiler.ir.collectives import Kind
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, function
+from tests.support.graphs import Builder, function
 
 
 def test_counts() -> None:

@@ -10,7 +10,7 @@ import pytest
 from compiler import Mesh, Replicate, Shard, check_equivalence, lint, optimize_graph
 from compiler.analysis.undeclared_inputs import undeclared
 from compiler.errors import UndeclaredInputs
-from tests.graphs import function
+from tests.support.graphs import function
 
 MM = "%2: f32[4, 4] = aten.mm(%0, %1)"
 SUM = "%3: f32[4, 4] = comm.all_reduce(%2) {axis = tp, op = sum}"

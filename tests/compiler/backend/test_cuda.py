@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 import compiler
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from tests.one_gpu import on_one_gpu
+from tests.support.one_gpu import on_one_gpu
 
 
 def compiled(group: dist.ProcessGroup, inner: str, kernels: str) -> Any:

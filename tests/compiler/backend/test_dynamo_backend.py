@@ -16,7 +16,7 @@ from compiler.backend import compile_graph
 from compiler.errors import CommPlanError, ExchangeError
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
-from tests.machines import machine
+from tests.support.machines import machine
 
 EAGER = {"inner": "eager"}
 
@@ -110,6 +110,27 @@ def test_a_graph_switches_by_the_number_of_tokens(gloo_pool: Any, inner: str) ->
         assert found[4096] == found[4097] == {"all_reduce": 2, "all_gather": 3}
         assert plans >= 2
         assert verdict == "EQUIVALENT"
+
+
+class Shifted(Branches):
+    """Takes a number that may be negative, below a limit."""
+
+    def forward(self, x: torch.Tensor, shift: int) -> torch.Tensor:
+        return super().forward(x + shift if shift < 9 else x)
+
+
+def shifted(group: dist.ProcessGroup) -> list[tuple[int, int, str]]:
+    model, x = Shifted(group), torch.ones(4, HIDDEN)
+    run = compiled(model)
+    with torch.no_grad():
+        for shift in (3, 4, -5):
+            torch.testing.assert_close(run(x, shift), model(x, shift))
+    return counted()
+
+
+def test_numbers_without_a_least_value(gloo_pool: Any) -> None:
+    for found in gloo_pool(2).run(shifted):
+        assert found == [(2, 1, "EQUIVALENT")] * 2  # of 3 alone, then of any number below 9
 
 
 def message(act: Callable[[], Any]) -> str:

@@ -118,6 +118,22 @@ def test_what_the_trace_assumed_of_sizes_is_kept_as_guards():
     assert [holds(tokens) for tokens in (6, 7, 8)] == [True, False, True]
 
 
+class Chunked(nn.Module):
+    """A loop over chunks of the sequence, whose length turns out to be that of another input."""
+
+    def forward(self, x, y):
+        padded = x.shape[0] + -x.shape[0] % 64
+        for chunk in range(padded // 64):
+            x = x + chunk
+        return x + y
+
+
+@pytest.mark.parametrize("mode", ["record", "export"])
+def test_guards_on_a_size_that_equals_another_end_its_range(mode):
+    captured = capture(Chunked(), (X, X.clone()), capture=mode)
+    assert list(captured.ranges.values()) == [(2, 64), (2, None)]  # rows, columns
+
+
 def test_models_of_fake_tensors():
     with FakeTensorMode():
         model = nn.Linear(HIDDEN, 2)

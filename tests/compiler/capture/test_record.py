@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -48,7 +48,10 @@ def views_of_views_are_written(m, x):
     y = torch.zeros(x.shape[0], 8)
     y.transpose(0, 1)[2:6].copy_(x.T)
     y.unsqueeze(0).permute(2, 0, 1)[3, 0].mul_(2)
-    return y
+    z = x.unsqueeze(1) * 1
+    z.squeeze(1).add_(1)
+    z.squeeze(0).mul_(2)  # of another size than 1: all of it
+    return y, z
 
 
 def a_copy_by_reshape_is_no_view(m, x):
@@ -165,8 +168,9 @@ def test_a_recorded_graph_computes_what_the_model_does(function):
         }
         inputs["x"] = x
         arguments = CallForm.of(model).flatten((x,), {}).leaves
-        placeholders = access.node_of(lifted.module.graph, "placeholder")
-        outputs = lifted.module(*(inputs[str(node.target)] for node in placeholders))
+        placeholders = access.node_of(lifted.graph, "placeholder")
+        values = [inputs[str(node.target)] for node in placeholders]
+        outputs = fx.GraphModule({}, lifted.graph)(*values)
         for i, name in lifted.mutations.items():
             inputs[name].copy_(outputs[i])
         leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in lifted.results]
@@ -336,6 +340,6 @@ def test_hooks_run_and_modules_are_named():
     with fake_process_group(1, 4):
         model = Stack(inplace=True)
         model.layers[0].register_forward_hook(lambda module, args, result: result * 2)
-        graph = record(model, (torch.randn(6, HIDDEN),), {}).lifted.module.graph
+        graph = record(model, (torch.randn(6, HIDDEN),), {}).lifted.graph
     (hooked,) = (n for n in graph.nodes if n.target is torch.ops.aten.mul.Tensor and n.args[1] == 2)
     assert access.layer_path(hooked) in ("layers.0", "layers")

@@ -1,59 +1,47 @@
 import pytest
 import torch
 
-from compiler.analysis.replication import replicated_over, replication
 from compiler.capture import capture
 from compiler.capture.fake_ranks import fake_process_group
-from compiler.capture.whole_parameters import same_values
+from compiler.capture.whole_parameters import met_by_same
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Varying
-from tests.graphs import Builder, aten
-from tests.random_graphs import rank_int, seeded
+from tests.support.graphs import Builder, aten
 
 GRID = Mesh({"dp": 2, "tp": 2})
 
 
-def replicated(graph):
-    """Per input, the axes along which it is the same."""
-    axes = graph.mesh.axes
-    return {
-        name: frozenset(a for a, p in zip(axes, held, strict=True) if p == Replicate())
-        for name, held in graph.inputs.items()
-    }
-
-
-def test_what_is_the_same():
+@pytest.mark.parametrize(
+    ("met", "axes"),
+    [
+        (lambda build, x, y, z: x, set()),
+        (lambda build, x, y, z: y, {"dp"}),
+        (lambda build, x, y, z: z, {"dp", "tp"}),
+        (lambda build, x, y, z: build.all_reduce(x), {"tp"}),
+        (lambda build, x, y, z: build.call(aten.zeros_like.default, z), {"dp", "tp"}),
+        (lambda build, x, y, z: build.call(aten.zeros_like.default, y), {"dp"}),
+        (
+            lambda build, x, y, z: build.call(
+                aten.add.Tensor, build.call(aten.zeros_like.default, x), 1
+            ),
+            set(),
+        ),
+        (lambda build, x, y, z: build.all_reduce(build.call(aten.zeros_like.default, x)), {"tp"}),
+        (lambda build, x, y, z: build.call(aten.rand_like.default, z), set()),
+        (lambda build, x, y, z: build.call(aten.digamma.default, z), set()),
+    ],
+)
+def test_a_parameter_is_as_whole_as_what_it_meets(met, axes):
     build = Builder(GRID)
+    weight = build.input("weight", 4, varies=("dp", "tp"))
     x, y = build.input("x", 4, varies=("dp", "tp")), build.input("y", 4, varies=("tp",))
-    z = build.input("z", 4)
-    expected = {
-        build.all_reduce(x): {"tp"},
-        build.all_reduce(y): {"dp", "tp"},
-        build.all_gather(x, "dp"): {"dp"},
-        build.broadcast(y, 0): {"dp", "tp"},
-        build.reduce_scatter(z): {"dp"},
-        build.call(aten.mul.Tensor, y, z): {"dp"},
-        build.call(aten.narrow.default, z, 0, rank_int(0, 1, 0, 1), 2): {"dp"},
-        build.call(aten.copy.default, x, z): {"dp", "tp"},
-        build.call(aten.rand_like.default, z): set(),
-        build.call(aten.digamma.default, z): set(),
-        build.call(aten.frexp.Tensor, z): set(),
-    }
-    graph = build.finish(*expected)
-    found = same_values(graph.graph, GRID, replicated(graph))
-    assert {n.name: found[n] for n in expected} == {n.name: a for n, a in expected.items()}
-
-
-def test_what_is_the_same_is_replicated():
-    agreed = 0
-    for seed in range(120):
-        graph = seeded(seed)
-        same, classes = same_values(graph.graph, graph.mesh, replicated(graph)), replication(graph)
-        for node, held in classes.items():
-            for axis in same[node]:
-                assert replicated_over(held, graph.mesh.groups[axis]), (seed, node.name, axis)
-            agreed += len(same[node])
-    assert agreed > 1000
+    other = met(build, x, y, build.input("z", 4))
+    graph = build.finish(build.call(aten.mul.Tensor, build.call(aten.neg.default, weight), other))
+    required = met_by_same(graph, {"weight": True})
+    assert {name: set(found) for name, (found, _) in required.items()} == (
+        {"weight": axes} if axes else {}
+    )
+    assert met_by_same(graph, {"weight": False}) == met_by_same(graph, {}) == {}
 
 
 class Writes(torch.nn.Module):

@@ -5,34 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from compiler.check.verdict import Verdict
 from passes import EliminateDeadCode
 from scripts.mutate import MUTATIONS, ROUNDING, NothingToBreakError, Outcome, Pair, judged, mutant
-from tests.compiler.check.verdicts import verdict
-from tests.graphs import agree
-from tests.random_graphs import seeded
-
-
-def test_no_mutant_that_computes_something_else_is_accepted() -> None:
-    found: Counter[Verdict] = Counter()
-    for seed in range(60):
-        source, rng = seeded(seed, 7), random.Random(seed)
-        for name in rng.sample(list(MUTATIONS), 3):
-            try:
-                target = mutant(source, name, rng)
-            except NothingToBreakError:
-                continue
-            known = verdict(source, target)
-            found[known] += 1
-            assert not known.runs or agree(source, target, seeds=(seed, seed + 100)), (seed, name)
-    assert found[Verdict.EQUIVALENT] > 15, found
-    assert found[Verdict.NOT_EQUIVALENT] > 40, found
+from tests.support.random_graphs import seeded
+from tests.support.seeds import share
 
 
 def test_what_the_checker_accepts_simulates_alike_and_what_simulates_otherwise_is_refuted() -> None:
     found: Counter[Outcome] = Counter()
-    accepted = 0
-    for seed in range(250):
+    accepted, graphs = 0, share(250)
+    for seed in range(graphs):
         source, rng = EliminateDeadCode().apply(seeded(seed)).graph, random.Random(seed)
         pair = Pair(f"random graph {seed}", source, source, bound=4)
         for name in rng.sample(list(MUTATIONS), 2):
@@ -44,6 +26,6 @@ def test_what_the_checker_accepts_simulates_alike_and_what_simulates_otherwise_i
             found[outcome] += 1
             accepted += report.verdict.runs
             assert outcome not in (Outcome.ACCEPTED, Outcome.REFUTED), (seed, report)
-    assert accepted > 10, (accepted, found)
-    assert found[Outcome.NOT_EQUIVALENT] > 150, found
-    assert found[Outcome.UNPROVED] < 20, found
+    assert accepted > 0.04 * graphs, (accepted, found)
+    assert found[Outcome.NOT_EQUIVALENT] > 0.6 * graphs, found
+    assert found[Outcome.UNPROVED] < 0.08 * graphs, found

@@ -25,7 +25,7 @@ from compiler.check.algebra import (
     summed_over,
     vectors,
 )
-from tests.graphs import function
+from tests.support.graphs import function
 
 RANKS = 4
 GROUPS, OTHER = ((0, 1), (2, 3)), ((0, 2), (1, 3))

@@ -9,7 +9,7 @@ import sympy
 from compiler.check import Verdict, check
 from compiler.check.blocks import Value, aligned
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 FOUR = "mesh <tp = 4>"
 ARGS = (

@@ -10,8 +10,8 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence
 from tests.compiler.check.verdicts import SEPARATE, XY, X, reduce, refuted, verdict
-from tests.graphs import Builder, aten, function, inputs_of
-from tests.random_graphs import rank_int
+from tests.support.graphs import Builder, aten, function, inputs_of
+from tests.support.random_graphs import rank_int
 
 GRID = 'mesh <dp = 2, tp = 2>\ngroup "both" = <dp, tp>'
 MERGED = function(XY, "%2: f64[4] = aten.add.Tensor(%0, %1)", f"%3: {reduce('%2')}", "return %3")

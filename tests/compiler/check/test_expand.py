@@ -12,7 +12,7 @@ from compiler.check import Verdict, check
 from compiler.check.expand import expanded
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import resized
-from tests.graphs import function
+from tests.support.graphs import function
 
 INPUTS = '%0 "x": f32[8, 16] {tp: V}, %1 "r": f32[8, 16] {tp: R}, %2 "w": f32[16] {tp: R}'
 WRITTEN = (

@@ -17,7 +17,7 @@ from compiler.ir import access
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import parse_graph
-from tests.case_files import Case, full_text, read_cases
+from tests.support.case_files import Case, full_text, read_cases
 
 EVEN, PADDED = read_cases(Path(__file__).parents[2] / "passes/dispatch_rows.spmd")[:2]
 

@@ -9,8 +9,8 @@ from compiler.check.interpret import Interpreter
 from compiler.check.sizes import symbols
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, function
-from tests.random_graphs import rank_int
+from tests.support.graphs import Builder, aten, function
+from tests.support.random_graphs import rank_int
 
 
 def classes(graph: SpmdGraph, name: str) -> list[int]:

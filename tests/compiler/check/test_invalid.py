@@ -12,7 +12,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence
 from tests.compiler.check.verdicts import XY, X, reduce
-from tests.graphs import Builder, aten, c10d, function
+from tests.support.graphs import Builder, aten, c10d, function
 
 
 def in_place(target: object) -> SpmdGraph:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from compiler.check import Verdict, check, metadata
 from compiler.errors import GraphError
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, c10d, function
+from tests.support.graphs import Builder, aten, c10d, function
 
 SIZES = "mesh <tp = 4>\nsym s0 in [2, 64]\nsym s1 in [2, 64]"
 
@@ -154,6 +156,15 @@ def test_sizes_within_their_bounds(bounds: str) -> None:
         return
     with pytest.raises(GraphError, match="is not what its op gives"):
         metadata.check_metadata(sized(0, mesh), target)
+
+
+@pytest.mark.parametrize("most", [9, int_oo])
+def test_numbers_without_a_least_value_take_the_other_sizes(most: Any) -> None:
+    graph = sized(0)
+    size = graph.graph.find_nodes(op="placeholder")[0].meta["val"].shape[0]
+    size.node.shape_env.var_to_range[size.node.expr] = ValueRanges(-int_oo, most)
+    symbol = metadata._symbols(graph)[size.node.expr]
+    assert [symbol.near(n) for n in (-3, 2, 9)] == [-3, 2, 9]
 
 
 def test_other_sizes_are_such_as_the_source_can_run_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from compiler.check import Verdict
 from tests.compiler.check.verdicts import SEPARATE, XY, X, reduce, verdict
-from tests.graphs import function
+from tests.support.graphs import function
 
 XYR = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}, %2 "r": f64[4]'
 ONCE = function(X, f"%1: {reduce('%0')}", "return %1")

@@ -11,7 +11,7 @@ from torch import fx
 from compiler.check import Verdict, check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten
+from tests.support.graphs import Builder, aten
 
 Drawn = Callable[[Builder, fx.Node], fx.Node]
 

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from compiler.check.real_normal_form import is_nonnegative, real_normal_form
-from compiler.ir.graph import spmd_graph
+from compiler.ir.graph import spmd_graph_of
 from compiler.ir.mesh import Mesh
+from tests.support.seeds import share
 
 aten = torch.ops.aten
 X = torch.tensor([[-3.0, -0.5, 2.0, 0.75], [1.25, -1.0, 4.0, 0.5]], dtype=torch.float64)
@@ -46,8 +47,7 @@ def drawn(seed: int) -> fx.Graph:
 
 
 def rewritten(graph: fx.Graph) -> fx.Graph:
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    return real_normal_form(spmd_graph(module, Mesh({"tp": 1}))).graph
+    return real_normal_form(spmd_graph_of(torch.nn.Module(), graph, Mesh({"tp": 1}))).graph
 
 
 def run(graph: fx.Graph) -> torch.Tensor:
@@ -57,7 +57,7 @@ def run(graph: fx.Graph) -> torch.Tensor:
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_rewritten_calls_compute_the_same(first: int) -> None:
-    for seed in range(first, first + 100):
+    for seed in range(first, first + share(100)):
         graph = drawn(seed)
         wanted, got = run(graph), run(rewritten(graph))
         defined = wanted.isfinite()
@@ -66,11 +66,11 @@ def test_rewritten_calls_compute_the_same(first: int) -> None:
 
 def test_values_that_show_they_are_not_negative() -> None:
     shown = 0
-    for seed in range(300):
+    for seed in range(share(300)):
         graph = rewritten(drawn(seed))
         values = {n: n for n in graph.nodes if n.op == "call_function" and is_nonnegative(n)}
         shown += len(values)
         graph.output_node().args = ((*values,),)
         held = fx.Interpreter(fx.GraphModule({}, graph)).run(X, W)
         assert not any((x < 0).any() for x in held), seed
-    assert shown > 100
+    assert shown > share(100)

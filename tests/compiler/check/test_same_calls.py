@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compiler.check.same_calls import same_calls
-from tests.graphs import function
+from tests.support.graphs import function
 
 INPUTS = '%0 "x": f32[4, 4] {tp: V}, %1 "y": f32[4, 4] {tp: R}'
 SOURCE = (

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, function, outcome
-from tests.random_graphs import rank_int, seeded
+from tests.support.graphs import Builder, aten, function, outcome
+from tests.support.random_graphs import rank_int, seeded
 
 HELD = [torch.arange(4.0).reshape(4, 1) * 10**r for r in range(2)]
 

@@ -10,7 +10,7 @@ from compiler.check import Verdict, check
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.text import parse_graph
-from tests.graphs import Builder, aten, function
+from tests.support.graphs import Builder, aten, function
 
 
 def filled(*, twice: bool) -> SpmdGraph:

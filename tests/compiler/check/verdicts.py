@@ -7,7 +7,7 @@ import pytest
 from compiler.check import Report, Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.ir.graph import SpmdGraph
-from tests.graphs import function
+from tests.support.graphs import function
 
 X = '%0 "x": f64[4] {tp: V}'
 XY = '%0 "x": f64[4] {tp: V}, %1 "y": f64[4] {tp: V}'

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
 
+from compiler.cli import main
+from compiler.cli.app import app
 from compiler.cli.inputs.own_packages import ROOT
 
 CONSOLE_SCRIPT = "import sys; sys.path.pop(0); from compiler.cli import main; sys.exit(main())"
@@ -29,30 +32,40 @@ def run(*arguments, start=("-m", "compiler"), **how):
     )
 
 
+def ended(monkeypatch, *arguments):
+    """Exit code of the program in this process."""
+    monkeypatch.setattr(sys, "argv", ["commplan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_one_line(unbuffered):
-    with open("/dev/full", "w") as full:
-        found = run("machine", "list", stdout=full, env=environment(PYTHONUNBUFFERED=unbuffered))
-    assert found.returncode == 3
-    assert found.stderr == "error: cannot write standard output: No space left on device\n"
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_full_disk_is_one_line(unbuffered, monkeypatch, capsys):
+    with open("/dev/full", "wb", buffering=0 if unbuffered else -1) as full:
+        monkeypatch.setattr(sys, "stdout", TextIOWrapper(full, write_through=unbuffered))
+        assert ended(monkeypatch, "machine", "list") == 3
+    line = "error: cannot write standard output: No space left on device\n"
+    assert capsys.readouterr().err == line
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_a_reader_that_has_gone_is_no_verdict(two_sums, both):
+def test_a_reader_that_has_gone_is_no_verdict(two_sums):
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed:
-        found = subprocess.run(
-            command("plan", two_sums),
-            stdout=closed,
-            stderr=closed if both else subprocess.PIPE,
-            env=environment(),
-            text=True,
-            timeout=120,
-        )
-    assert found.returncode == 141
-    assert both or "rror" not in found.stderr
+        process = run("plan", two_sums, stdout=closed)
+    assert process.returncode == 141
+    assert "rror" not in process.stderr
+
+
+def test_readers_of_output_and_errors_that_have_gone(two_sums, monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stderr", closed)
+        assert ended(monkeypatch, "plan", two_sums) == 141
 
 
 def test_an_interrupt_during_imports_is_silent(tmp_path):
@@ -97,15 +110,26 @@ def test_own_models_and_those_of_the_working_directory(namesakes):
     assert "error: factory 'models.mine:build' raised ValueError" in users.stderr
 
 
-def test_a_package_that_this_program_hides(namesakes):
-    found = run("plan", "reader:build", cwd=namesakes)
-    assert found.returncode == 3
-    assert found.stderr.endswith(
+def test_a_package_that_this_program_hides(namesakes, monkeypatch, capsys):
+    monkeypatch.chdir(namesakes)
+    monkeypatch.setattr(sys, "path", [str(namesakes), *sys.path])
+    assert ended(monkeypatch, "plan", "reader:build") == 3
+    assert capsys.readouterr().err.endswith(
         f"remedy: 'passes' is the package in {ROOT / 'passes'}, this program's own: rename yours\n"
     )
-    assert run("plan", "passes.mine:build", cwd=namesakes).stderr.endswith(
+    assert ended(monkeypatch, "plan", "passes.mine:build") == 3
+    assert capsys.readouterr().err.endswith(
         "error: no module named 'passes.mine'\n"
         "  where: passes.mine\n"
         f"  found: 'passes' is the package in {ROOT / 'passes'}, this program's own\n"
         "  remedy: rename one of the two: a process has one package of a name\n"
     )
+
+
+def test_an_internal_error_is_told_from_a_verdict(monkeypatch, capsys):
+    def broken(self, **_):
+        raise AssertionError("an invariant")
+
+    monkeypatch.setattr(type(app), "__call__", broken)
+    assert ended(monkeypatch) == 70
+    assert "AssertionError: an invariant" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from torch import fx
 from compiler.cost import MachineError, load_machine, work
 from compiler.ir import access
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, function
+from tests.support.graphs import Builder, aten, function
 
 H100 = load_machine("h100x8")
 BF16 = torch.bfloat16

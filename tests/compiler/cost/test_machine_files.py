@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.measurements import machine_text
 from compiler.cost import MachineError, load_machine, machines
 from compiler.cost.machine_files import FOLDER, read_json
-from compiler.cost.measurements import machine_text
 from compiler.ir.collectives import Kind
 
 SHIPPED = {

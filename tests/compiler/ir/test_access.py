@@ -13,8 +13,8 @@ from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.access import Operand, RankFloat, RankInt
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, function
-from tests.random_graphs import rank_int
+from tests.support.graphs import Builder, aten, function
+from tests.support.random_graphs import rank_int
 
 
 def nodes(graph: fx.Graph) -> dict[str, fx.Node]:

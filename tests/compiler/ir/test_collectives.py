@@ -17,7 +17,7 @@ from compiler.ir.collectives import (
     rename_groups,
 )
 from compiler.ir.mesh import Mesh
-from tests.graphs import Builder, aten, c10d
+from tests.support.graphs import Builder, aten, c10d
 
 
 def test_every_kind() -> None:

@@ -11,7 +11,7 @@ from compiler.check.simulate import draw_inputs, simulate
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.ir.mesh import Mesh
 from compiler.ir.row_ops import own_share
-from tests.graphs import Builder
+from tests.support.graphs import Builder
 
 RANKS, HIDDEN, EPS, OFFSET = 4, 16, 1e-5, 1.0
 

@@ -16,7 +16,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate, Shard, Varying
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.ir.text import print_graph
-from tests.graphs import Builder, aten, function
+from tests.support.graphs import Builder, aten, function
 
 
 def sample() -> SpmdGraph:

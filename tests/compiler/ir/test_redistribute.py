@@ -11,8 +11,8 @@ from compiler.ir.collectives import Kind, collectives
 from compiler.ir.mesh import Mesh
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.row_ops import share
-from tests.graphs import Builder, agree, aten
-from tests.random_graphs import symbolic_tokens
+from tests.support.graphs import Builder, agree, aten
+from tests.support.random_graphs import symbolic_tokens
 
 MESH = Mesh({"tp": 4})
 

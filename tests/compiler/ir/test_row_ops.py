@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, all_slice, own_share
-from tests.graphs import function
+from tests.support.graphs import function
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

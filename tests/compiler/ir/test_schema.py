@@ -12,7 +12,7 @@ from compiler.errors import GraphError
 from compiler.ir.graph import spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules import meaning
-from tests.graphs import Builder, aten, c10d
+from tests.support.graphs import Builder, aten, c10d
 
 MESH = Mesh({"tp": 2})
 REDUCE = str(c10d.all_reduce.default._schema)

@@ -15,7 +15,7 @@ from compiler.capture import capture_ranks
 from compiler.capture.fake_ranks import fake_process_group
 from compiler.errors import DivergenceError
 from compiler.linter.api import divergence
-from tests.graphs import function
+from tests.support.graphs import function
 
 HIDDEN, SHARD = 8, 4
 
@@ -60,7 +60,7 @@ def test_models(sums: int, rules: list[str]) -> None:
         again = lint(program, mesh=Mesh({"tp": 2}), inputs=weights)
     assert [one.rule for one in found] == [one.rule for one in again] == rules
     for one in found:
-        assert one.source.startswith("test_lint.py:")
+        assert one.source.startswith("test_api.py:")
         assert f"<-- from {one.source}" in str(one)
 
 
@@ -82,7 +82,7 @@ def test_a_model_needs_arguments() -> None:
     with pytest.raises(CommPlanError) as raised:
         lint(RowParallel(1))
     assert str(raised.value) == (
-        "a model that is no graph yet needs arguments to be captured with\n"
+        "example_inputs= must be the arguments of a call to capture, got None\n"
         "  found: RowParallel\n"
         "  remedy: pass example_inputs=, or an ExportedProgram"
     )
@@ -104,7 +104,7 @@ def test_programs_that_differ() -> None:
         capture_ranks(RankZeroReduces, lambda: ((X,), {}), 2)
     found = divergence(raised.value)
     assert found.rule == "rank-dependent-program"
-    assert found.source.startswith("test_lint.py:")
+    assert found.source.startswith("test_api.py:")
     assert str(found).startswith(
         "rank-dependent-program: the ranks do not run the same program: rank 0: "
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize import OptimizationResult, optimize_graph
-from tests.graphs import inputs_of
+from tests.support.graphs import inputs_of
 
 
 def optimized(graph: SpmdGraph, **options: object) -> OptimizationResult:

@@ -13,7 +13,7 @@ from compiler import Mesh, OptimizationResult, Verdict, optimize_graph
 from compiler.errors import MeshError
 from tests.compiler.optimize.models import HIDDEN, Stack
 from tests.compiler.optimize.optimized import optimized
-from tests.graphs import function
+from tests.support.graphs import function
 
 ROWS = torch.export.Dim.DYNAMIC
 

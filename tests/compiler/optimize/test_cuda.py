@@ -10,7 +10,7 @@ from compiler import Verdict, optimize_allreduce
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from tests.one_gpu import on_one_gpu
+from tests.support.one_gpu import on_one_gpu
 
 FUSED = "commplan.all_reduce_add_rms_norm.default"
 

@@ -16,8 +16,8 @@ from compiler.ir import fused_ops
 from compiler.ir.collectives import OPS
 from compiler.runtime.counting import count_collectives
 from compiler.runtime.kernels import select
-from tests.machines import data
-from tests.one_gpu import RANKS, on_one_gpu
+from tests.support.machines import data
+from tests.support.one_gpu import RANKS, on_one_gpu
 
 HIDDEN, INNER, EPS = 256, 512, 1e-5
 LARGEST = 256

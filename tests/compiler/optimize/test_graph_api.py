@@ -20,7 +20,7 @@ from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
 from compiler.optimize import check_equivalence, optimize_graph
 from tests.compiler.optimize.optimized import optimized
-from tests.graphs import Builder, agree, aten, function
+from tests.support.graphs import Builder, agree, aten, function
 
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'
 SUM = "{axis = tp, op = sum}"

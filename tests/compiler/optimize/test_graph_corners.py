@@ -15,7 +15,7 @@ from compiler.check import Verdict
 from compiler.ir.mesh import Mesh
 from compiler.optimize import check_equivalence, optimize_graph
 from tests.compiler.optimize.optimized import optimized
-from tests.graphs import Builder, aten, inputs_of
+from tests.support.graphs import Builder, aten, inputs_of
 
 
 def test_reductions_over_orthogonal_groups_are_one_that_the_mesh_can_resolve() -> None:

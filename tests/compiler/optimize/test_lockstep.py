@@ -20,7 +20,7 @@ from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from tests.machines import machine
+from tests.support.machines import machine
 
 RANKS = 4
 COUNTS = (2, RANKS - 1, RANKS, RANKS + 1, 2 * RANKS, 2 * RANKS + 1)

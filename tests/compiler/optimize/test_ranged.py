@@ -26,7 +26,7 @@ from compiler.plan.token_ranges import TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.compiler.optimize.models import HIDDEN, Stack
-from tests.machines import machine
+from tests.support.machines import machine
 
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1000, 1001, 4096)
 
@@ -162,9 +162,16 @@ def step3p5(group: dist.ProcessGroup, experts: str, launch: str) -> dict[str, An
     return found
 
 
-@pytest.mark.parametrize(("experts", "launch"), [("tp", "graph"), ("ep", "eager")])
-def test_a_model_by_ranges_of_tokens(gloo_pool: Any, experts: str, launch: str) -> None:
-    for found in gloo_pool(4).run(step3p5, experts, launch):
+@pytest.mark.parametrize(
+    ("ranks", "experts", "launch"),
+    [
+        (2, "tp", "graph"),
+        pytest.param(4, "tp", "graph", marks=pytest.mark.campaign),
+        pytest.param(4, "ep", "eager", marks=pytest.mark.campaign),
+    ],
+)
+def test_a_model_by_ranges_of_tokens(gloo_pool: Any, ranks: int, experts: str, launch: str) -> None:
+    for found in gloo_pool(ranks).run(step3p5, experts, launch):
         assert max(v for name, v in found.items() if " x " in name) < 5e-5
         assert found["verdicts"] == {Verdict.EQUIVALENT}
         assert len(found["counts"]) > 1, "not one plan for all"

@@ -11,7 +11,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
 from tests.compiler.optimize.optimized import optimized
-from tests.graphs import agree, function
+from tests.support.graphs import agree, function
 
 SUM = "{axis = tp, op = sum}"
 XY = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[4, 8] {tp: V}'

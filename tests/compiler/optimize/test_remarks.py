@@ -6,8 +6,8 @@ from compiler.check import Verdict
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import RemarkKind
 from tests.compiler.optimize.optimized import optimized
-from tests.graphs import function
-from tests.machines import machine
+from tests.support.graphs import function
+from tests.support.machines import machine
 
 SUM = "{axis = tp, op = sum}"
 

@@ -61,7 +61,7 @@ def step3p5(group: dist.ProcessGroup, experts: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("experts", ["tp", "ep"])
+@pytest.mark.parametrize("experts", [pytest.param("tp", marks=pytest.mark.campaign), "ep"])
 def test_sparse_segments_of_a_model(gloo_pool: Any, experts: str) -> None:
     for found in gloo_pool(2).run(step3p5, experts):
         for name in ("prefill", "more", "decode"):

@@ -8,7 +8,7 @@ import pytest
 
 from compiler import Mesh, Partial, Varying, optimize_graph
 from compiler.check import Verdict
-from tests.graphs import agree, function
+from tests.support.graphs import agree, function
 
 FOUR = "mesh <tp = 4>"
 ARGS = '%0 "x": f64[8, 6] {tp: V}, %1 "y": f64[8, 6] {tp: V}, %2 "s": f64[2, 6] {tp: V}'

@@ -19,7 +19,7 @@ from compiler import (
 )
 from compiler.capture.fake_ranks import fake_process_group
 from compiler.errors import GraphError, MeshError, PlacementError
-from tests.graphs import aten, function
+from tests.support.graphs import aten, function
 
 
 def module() -> fx.GraphModule:

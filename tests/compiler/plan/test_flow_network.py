@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.plan.flow_network import NEVER, FlowNetwork
+from tests.support.seeds import share
 
 SIZES = st.integers(1, 7)
 
@@ -39,7 +40,7 @@ def cost(sides: list[tuple[int, int]], edges: dict[tuple[int, int], int], sink: 
     return own + sum(c for (a, b), c in edges.items() if a not in sink and b in sink)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=share(1500), deadline=None)
 @given(problems())
 def test_the_cut_is_the_least_of_all_labelings_and_the_smallest_of_these(
     problem: tuple[list[tuple[int, int]], dict[tuple[int, int], int]],
@@ -52,7 +53,7 @@ def test_the_cut_is_the_least_of_all_labelings_and_the_smallest_of_these(
     assert network(sides, edges).sink_side() == set.intersection(*best)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=share(300), deadline=None)
 @given(problems(), st.sets(st.integers(0, 7)))
 def test_of_least_cuts_one_with_most_preferred_nodes_on_the_sink_side(
     problem: tuple[list[tuple[int, int]], dict[tuple[int, int], int]], preferred: set[int]
@@ -71,7 +72,7 @@ def test_of_least_cuts_one_with_most_preferred_nodes_on_the_sink_side(
     assert rank(found) == min(map(rank, every))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(share(20)))
 def test_dense_networks_are_left_to_networkx(seed: int) -> None:
     graph = nx.gnp_random_graph(14, 0.5, seed=seed, directed=True)
     edges = {(a, b): (a * 7 + b * 13 + seed) % 9 for a, b in graph.edges}

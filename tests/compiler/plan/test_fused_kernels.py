@@ -14,7 +14,7 @@ from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import Search
 from passes import FuseReduceNorm
-from tests.graphs import function
+from tests.support.graphs import function
 
 HIDDEN = 1024
 LAYER = (

@@ -14,8 +14,8 @@ from compiler.ir.collectives import WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.plan.prices import WIRE, Bytes, GraphWork, Item, LowerBounds, Prices, Times
-from tests.graphs import Builder, aten, function
-from tests.random_graphs import symbolic_tokens
+from tests.support.graphs import Builder, aten, function
+from tests.support.random_graphs import symbolic_tokens
 
 MACHINE = "h100x8"
 PAYLOADS = [1 << n for n in range(4, 31)] + [3 << n for n in range(4, 29)] + [1000, 12_345_678]

@@ -23,8 +23,9 @@ from compiler.plan.reduction_cut import ReductionChoice, place_reductions
 from passes import EliminateDeadCode, PlaceReductions
 from scripts.mutate.pairs import RandomPrices
 from tests.compiler.plan.labelings import forced, known_of, labelings, weight
-from tests.graphs import Builder, agree, aten, function
-from tests.random_graphs import KINDS, LINEAR, seeded
+from tests.support.graphs import Builder, agree, aten, function
+from tests.support.random_graphs import KINDS, LINEAR, seeded
+from tests.support.seeds import share
 
 
 def labels_of(graph: SpmdGraph, found: Mapping[fx.Node, Carrier], stage: Stage) -> set[fx.Node]:
@@ -41,7 +42,7 @@ def small(seed: int) -> SpmdGraph:
 
 def test_cut_is_the_least_of_all_labelings() -> None:
     compared = moved = 0
-    for seed in range(700):
+    for seed in range(share(700)):
         graph = small(seed)
         for known, hoist in itertools.product(known_of(graph), (True, False)):
             found = carriers(graph, known)
@@ -57,14 +58,14 @@ def test_cut_is_the_least_of_all_labelings() -> None:
             compared += len(found) > 1
             moved += chosen != kept
     print(f"\n{compared} cuts compared, {moved} move a reduction")
-    assert compared > 900
-    assert moved > 120
+    assert compared > share(900)
+    assert moved > share(120)
 
 
 def test_no_labeling_gives_a_graph_with_less_payload() -> None:
     """Weights stand for what the rewritten graph really holds."""
     compared = 0
-    for seed in range(160):
+    for seed in range(share(160)):
         graph = EliminateDeadCode().apply(small(seed)).graph
         for known in known_of(graph):
             found = carriers(graph, known)
@@ -77,7 +78,7 @@ def test_no_labeling_gives_a_graph_with_less_payload() -> None:
             chosen = labels_of(graph, found, stage)
             assert measured(graph, stage, chosen, found) == least, seed
             compared += 1
-    assert compared > 60
+    assert compared > share(60)
 
 
 def measured(
@@ -95,7 +96,7 @@ def measured(
 def test_every_labeling_computes_the_same() -> None:
     """The rewrite is right for any placement, not only for the cheapest."""
     tried = 0
-    for seed in range(120):
+    for seed in range(share(120)):
         graph = small(seed)
         for known in known_of(graph):
             found = carriers(graph, known)
@@ -107,11 +108,11 @@ def test_every_labeling_computes_the_same() -> None:
                 stage = replace(place_reductions(graph, known), unreduced=labels)
                 assert agree(graph, PlaceReductions(stage).apply(graph).graph, seeds=(0,)), seed
                 tried += 1
-    assert tried > 200
+    assert tried > share(200)
 
 
 def test_merging_never_hoists() -> None:
-    for seed in range(300):
+    for seed in range(share(300)):
         graph = small(seed)
         for known in known_of(graph):
             found = carriers(graph, known)
@@ -120,7 +121,7 @@ def test_merging_never_hoists() -> None:
 
 
 def test_equal_graphs_have_equal_plans() -> None:
-    for seed in range(60):
+    for seed in range(share(60)):
         plans = {
             CommPlan("cost", None, tuple(place_reductions(g, k) for k in known_of(g))).digest
             for g in (small(seed), small(seed), small(seed).own_copy())

@@ -27,7 +27,8 @@ from compiler.ir.text import numbers
 from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.row_cut import Dispatch, RowChoice, shard_rows
 from passes import EliminateDeadCode, ShardRows, UnshardRows
-from tests.graphs import Builder, agree, aten
+from tests.support.graphs import Builder, agree, aten
+from tests.support.seeds import share
 
 MESH = Mesh({"tp": 4})
 ROWS, WIDTH = 8, 4
@@ -158,7 +159,7 @@ def labelings(forms: Mapping[fx.Node, RowForm]) -> Iterator[set[fx.Node]]:
         yield {n for n, bit in zip(forms, bits, strict=True) if bit}
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(share(80)))
 def test_the_cut_is_the_best_of_all_labelings(seed: int) -> None:
     graph, prices = grown(seed, 5), Drawn(seed)
     forms = row_forms(graph, graph.mesh.group("tp"))
@@ -187,7 +188,7 @@ def with_experts(seed: int) -> tuple[SpmdGraph, dict[fx.Node, Dispatch]]:
     return build.finish(*draw.sample(whole, 2)), found
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(share(80)))
 def test_the_cut_is_the_best_of_all_labelings_and_ways_to_send_rows(seed: int) -> None:
     (graph, sums), prices = with_experts(seed), Drawn(seed)
     choice = RowChoice(graph, "tp", dispatches=sums)
@@ -246,7 +247,7 @@ def with_kernels(choice: RowChoice, shares: set[fx.Node], prices: Drawn) -> int 
     return cost
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(share(80)))
 def test_the_cut_is_the_best_of_all_labelings_and_kernels(seed: int) -> None:
     (graph, norms), prices = with_norms(seed), Drawn(seed)
     choice = RowChoice(graph, "tp", norms=norms)
@@ -273,7 +274,7 @@ def test_some_sums_are_sent_and_some_are_not() -> None:
     assert 4 < sent < 36
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(share(40)))
 def test_what_is_planned_is_proved_and_computes_the_same(seed: int) -> None:
     graph = grown(seed, 14)
     stage = shard_rows(graph, "tp", Drawn(seed))
@@ -314,7 +315,7 @@ def unsharded(graph: SpmdGraph) -> SpmdGraph:
 
 
 @pytest.mark.parametrize("works_whole", [True, False])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(share(40)))
 def test_what_an_author_shares_is_chosen_again_and_stays_his_at_equal_cost(
     seed: int, works_whole: bool
 ) -> None:
@@ -332,7 +333,7 @@ def test_what_an_author_shares_is_chosen_again_and_stays_his_at_equal_cost(
     assert rank(set(choice.cheapest(prices))) == min(r for r in ranks if r is not None)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(share(30)))
 def test_what_an_author_shares_is_proved_however_it_is_planned(seed: int) -> None:
     source = authored(seed, 8)
     graph = unsharded(source)
@@ -345,5 +346,5 @@ def test_what_an_author_shares_is_proved_however_it_is_planned(seed: int) -> Non
 
 
 def test_random_graphs_of_authors_are_unsharded() -> None:
-    changed = [UnshardRows("tp").apply(authored(seed)).changed for seed in range(40)]
-    assert changed.count(True) > 25
+    changed = [UnshardRows("tp").apply(authored(seed)).changed for seed in range(share(40))]
+    assert changed.count(True) > share(25)

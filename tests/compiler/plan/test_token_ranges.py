@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.plan.token_ranges import GRID_RATIO, TOLERANCE, TokenRange, token_ranges, token_table
+from tests.support.seeds import share
 
 Curve = tuple[int, tuple[tuple[int, int], ...]]
 """A price: a base, and by how much it grows per token from each of some counts on."""
@@ -50,7 +51,7 @@ BENT = st.builds(
 BOUNDS = st.tuples(st.integers(1, 50), st.integers(0, 400)).map(lambda b: (b[0], b[0] + b[1]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=share(300), deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=6), BOUNDS)
 def test_linear_prices_are_answered_exactly(plans: list[Curve], bounds: tuple[int, int]) -> None:
     found = by_count(ranges(plans, *bounds))
@@ -58,7 +59,7 @@ def test_linear_prices_are_answered_exactly(plans: list[Curve], bounds: tuple[in
         assert price(found[count], count) == price(cheapest(plans, count), count), count
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=share(300), deadline=None)
 @given(st.lists(BENT, min_size=1, max_size=6), BOUNDS)
 def test_any_prices_are_answered_at_the_grid_and_beside_boundaries(
     plans: list[Curve], bounds: tuple[int, int]
@@ -112,7 +113,7 @@ def test_a_plan_that_is_cheapest_between_grid_and_crossing_is_missed() -> None:
     assert ranges([FLAT, DIP], 1, 64) == (TokenRange(1, 64, FLAT),)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share(200), deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=5), BOUNDS, st.sampled_from((1, 2, 4, 8)))
 def test_a_table_covers_every_count_and_no_range_could_be_given_up(
     plans: list[Curve], bounds: tuple[int, int], ranks: int

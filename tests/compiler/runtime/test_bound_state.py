@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from compiler.runtime import bound_state
-from compiler.runtime.bound_state import Held, HoldingGraph, compilers_read_modules, slot
+from compiler.runtime.bound_state import BoundState, GraphWithState, compilers_read_modules, slot
 
 
 class Block(nn.Module):
@@ -44,7 +44,7 @@ def test_a_slot_gives_what_the_model_holds_now(key: str) -> None:
 
 def test_state_then_constants_in_the_order_of_their_names() -> None:
     model, constant = Model(), torch.ones(3)
-    found = Held(model, {"w": "layers.0.weight", "s": "scale"}, {"c": constant})
+    found = BoundState(model, {"w": "layers.0.weight", "s": "scale"}, {"c": constant})
     assert found.names == ("w", "s", "c")
     got = found.tensors()
     assert all(
@@ -60,7 +60,7 @@ def test_state_then_constants_in_the_order_of_their_names() -> None:
 
 def test_a_graph_may_read_constants_alone() -> None:
     constant = torch.ones(3)
-    (found,) = Held(Model(), {}, {"c": constant}).tensors()
+    (found,) = BoundState(Model(), {}, {"c": constant}).tensors()
     assert found is constant
 
 
@@ -71,7 +71,7 @@ def local_parts(group: dist.ProcessGroup) -> list[list[float]]:
         DTensor.from_local(torch.full((2, 1), n + group.rank()), mesh, [Shard(0)]) for n in (0.0, 5)
     )
     model.weight = nn.Parameter(first, requires_grad=False)
-    found = Held(model, {"w": "weight"}, {})
+    found = BoundState(model, {"w": "weight"}, {})
     for _ in range(2):
         (part,) = found.tensors()
         assert not isinstance(part, DTensor)
@@ -99,7 +99,7 @@ X = torch.tensor([1.0, 2.0])
 
 def test_holds_some_inputs_and_takes_the_others() -> None:
     source = scaled()
-    graph = HoldingGraph(source, ("c", "w"))
+    graph = GraphWithState(source, ("c", "w"))
     graph.hold([torch.tensor(1.0), torch.tensor(3.0)])
     assert graph(X)[0].tolist() == [8.0, 14.0]
     graph.hold([torch.tensor(0.0), torch.tensor(1.0)])
@@ -120,7 +120,7 @@ def test_compilers_read_what_is_held_and_need_not_copy_it() -> None:
         seen.append(["_dynamo_static_input_type" in known for known in inputs])
         return module.forward
 
-    graph = HoldingGraph(scaled(), ("w", "c"))
+    graph = GraphWithState(scaled(), ("w", "c"))
     run = torch.compile(graph, backend=backend)
     for scale in (3.0, 4.0):
         graph.hold([torch.tensor(scale), torch.tensor(1.0)])

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from compiler.ir.collectives import insert_all_gather
 from compiler.runtime import host_memory
 from compiler.runtime.host_memory import gather_in_host_memory, gathered, through_host
-from tests.one_gpu import RANKS, on_one_gpu
+from tests.support.one_gpu import RANKS, on_one_gpu
 
 
 def graph_of(device: str) -> fx.Graph:

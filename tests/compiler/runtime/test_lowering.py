@@ -19,7 +19,7 @@ from compiler.pipeline import PassRecord
 from compiler.runtime import lowering
 from compiler.runtime.lowering import check_kernels, largest_bytes, lower
 from passes import LOWERING, FuseReduceNorm
-from tests.graphs import function
+from tests.support.graphs import function
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from compiler.errors import CommPlanError, ExchangeError, MeshError, PlanError
+from compiler.ir.mesh import Mesh
 from compiler.runtime.rank_agreement import (
     compare_inputs,
     compare_plans,
@@ -49,6 +50,21 @@ def halves(group: dist.ProcessGroup) -> str:
 
 def test_where_no_more_ranks_hold_one_input_than_another_the_first_is_right(gloo_pool: Any) -> None:
     assert gloo_pool(4).run(halves) == ["ranks 1, 3 differ from the others"] * 4
+
+
+def replicas(group: dist.ProcessGroup) -> str:
+    exchange, mesh = exchange_over(group), Mesh({"dp": 2, "tp": 2})
+    assert exchange is not None
+    with pytest.raises(CommPlanError) as caught:
+        compare_inputs(
+            exchange, {"x": torch.tensor([exchange.rank // 2])}, mesh, {"x": ["dp", "tp"]}
+        )
+    return caught.value.remedy
+
+
+def test_the_remedy_names_the_axis_along_which_inputs_differ(gloo_pool: Any) -> None:
+    for remedy in gloo_pool(4).run(replicas):
+        assert remedy.endswith("inputs={'x': {'dp': Varying()}}")
 
 
 def planned(group: dist.ProcessGroup, digests: list[str], machines: list[str | None]) -> str:

@@ -7,27 +7,29 @@ import pytest
 from compiler.check import Report, Verdict
 from compiler.ir.text import parse_graph
 from scripts.mutate import MUTATIONS, Outcome, campaign, judge
+from tests.support.seeds import share
 
 
 def test_no_mutant_is_accepted() -> None:
-    tally = campaign.mutants(seed=1, count=300, models={})
+    tally = campaign.mutants(seed=1, count=share(300), models={})
     assert [f.title for f in tally.findings] == []
     kinds = {name for name, _ in tally.counts}
     assert len(kinds) > 0.9 * len(MUTATIONS)
     broken = {str(o): sum(n for (_, how), n in tally.counts.items() if how == o) for o in Outcome}
-    assert broken[Outcome.NOT_EQUIVALENT] > 240, broken
-    assert sum(broken.values()) - broken[Outcome.EQUAL] == 300
+    assert broken[Outcome.NOT_EQUIVALENT] > share(240), broken
+    assert sum(broken.values()) - broken[Outcome.EQUAL] == share(300)
 
 
 def test_no_random_graph_is_mis_optimized_or_refused() -> None:
-    tally = campaign.random_graphs(first=0, count=200)
+    tally = campaign.random_graphs(first=0, count=share(200))
     assert [f.title for f in tally.findings] == []
-    assert tally.counts["graphs", "EQUIVALENT"] + tally.counts["graphs", "IDENTICAL"] == 200
-    assert tally.counts["communication changed", "graphs"] > 50
+    assert tally.counts["graphs", "EQUIVALENT"] + tally.counts["graphs", "IDENTICAL"] == share(200)
+    assert tally.counts["communication changed", "graphs"] > share(50)
     assert tally.counts["all_reduces", "after"] < tally.counts["all_reduces", "before"]
 
 
-def test_batches_are_reproducible() -> None:
+def test_batches_are_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "POOL", 3)
     runs = [campaign.mutants(seed=7, count=12, models={}) for _ in range(2)]
     assert runs[0].counts == runs[1].counts
     assert runs[0].counts != campaign.mutants(seed=8, count=12, models={}).counts

@@ -10,7 +10,7 @@ import torch
 from compiler.check import Verdict
 from scripts.mutate import Outcome, Pair, judge, judged
 from scripts.mutate.judge import Draw, drawn, same
-from tests.graphs import function
+from tests.support.graphs import function
 
 X = '%0 "x": f64[4, 4]'
 DOUBLED = function(X, "%1: f64[4, 4] = aten.mul.Tensor(%0, 2)", "return %1")

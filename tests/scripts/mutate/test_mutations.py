@@ -20,7 +20,7 @@ from scripts.mutate import (
     mutant,
     pairs,
 )
-from tests.graphs import function
+from tests.support.graphs import function
 
 RIGHT = (Outcome.NOT_EQUIVALENT, Outcome.UNPROVED, Outcome.INVALID)
 

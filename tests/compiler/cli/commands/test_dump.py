@@ -104,53 +104,6 @@ def test_json_and_dot(run, two_sums):
     assert run("dump", two_sums, "--both", "--format", "dot").out.count("digraph") == 2
 
 
-def test_layers_are_a_graph_that_can_be_used(run, factories, tmp_path):
-    part = tmp_path / "part.spmd"
-    model = (f"{factories}:layers", "--tp", 4)
-    assert run("dump", *model, "--before", "--layers", "1", "-o", part).code == 0
-    graph = parse_graph(part.read_text())
-    assert all_reduces(part.read_text()) == 2
-    assert "{tp: R}" in part.read_text().split(") {")[0]  # what layer 0 gives is the same on all
-    assert len(graph.module.graph.nodes) > 4
-    planned = json.loads(run("plan", part, "--format", "json").out)
-    assert planned["plans"][0]["sections"][0]["after"]["counts"] == {"all_reduce": 1}
-
-
-def test_unknown_layers(run, factories, two_sums):
-    found = run("dump", f"{factories}:layers", "--tp", 2, "--layers", "2-9")
-    assert found.code == 3
-    assert "no such layers\n  where: --layers 2-9\n  found: layers 0 to 1" in found.err
-    assert "graph files do not name the modules" in run("dump", two_sums, "--layers", "0").err
-
-
-def test_html_links_what_went_with_what_came(run, two_sums):
-    page = run("dump", two_sums, "--format", "html").out
-    gone = re.findall(r'class="value comm gone" id="before-(\d)">.*?href="#after-(\d)"', page)
-    came = re.findall(r'class="value comm new" id="after-(\d)">(.*?)</div>', page)
-    assert gone == [("2", "3"), ("3", "3")]
-    assert [number for number, _ in came] == ["3"]
-    assert re.findall(r'href="#(before-\d)"', came[0][1]) == ["before-2", "before-3"]
-    assert not re.search(r"(src|href)=\"(?!#)", page)  # nothing is loaded from elsewhere
-    assert "<script>alert" not in page
-
-
-def test_html_keeps_a_collective_that_stays(run, two_sums, tmp_path):
-    stays = tmp_path / "<b>stays.spmd"
-    text = two_sums.read_text().replace("return (%4,)", "return (%4, %2)")
-    stays.write_text(text)
-    page = run("dump", stays, "--format", "html").out
-    assert "&lt;b&gt;stays.spmd" in page
-    assert len(re.findall(r'class="value comm "', page)) == 4
-    assert "→ %" not in page
-
-
-def test_html_of_one_side(run, two_sums):
-    page = run("dump", two_sums, "--format", "html", "--before").out
-    assert 'id="before-4"' in page
-    assert "<b>values</b>" in page
-    assert "after-" not in page
-
-
 def test_print_after_goes_to_standard_error(run, two_sums):
     every = run("dump", two_sums, "--print-after", "all")
     assert every.out == run("dump", two_sums).out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from compiler.cost import load_machine, machines
 
-CSV = Path(__file__).parents[1] / "cost" / "h100.csv"
+CSV = Path(__file__).parents[3] / "bench" / "h100.csv"
 
 
 def test_list(run):

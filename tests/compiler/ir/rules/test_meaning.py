@@ -14,7 +14,7 @@ from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning
 from tests.compiler.ir.rules import laws
 from tests.compiler.ir.rules.laws import counts, masks, meaning_of, operands, reals, sample
 from tests.compiler.ir.rules.samples import SAMPLES
-from tests.graphs import function
+from tests.support.graphs import function
 
 aten = torch.ops.aten
 

@@ -14,6 +14,7 @@ from compiler.ir import access
 from compiler.ir.rules import Call, meaning
 from tests.compiler.ir.rules import laws
 from tests.compiler.ir.rules.laws import reals, sample
+from tests.support.seeds import share
 
 aten = torch.ops.aten
 
@@ -52,7 +53,7 @@ def test_getitem_by_rank_keeps_no_partial_sum() -> None:
     assert not found.keeps_partial([True], [False])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=share(300), deadline=None, derandomize=True)
 @given(data=st.data())
 def test_ranges_of_the_same_elements_are_the_same_map(data: st.DataObject) -> None:
     """And of others are not: what a range is called says what it takes."""

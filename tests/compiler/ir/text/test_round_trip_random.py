@@ -14,6 +14,7 @@ from compiler.ir import access, collectives
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.text import parse_graph, print_graph
 from tests.compiler.ir.text.simulated import same_results
+from tests.support.seeds import share
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 
@@ -105,7 +106,7 @@ def graphs(draw: st.DrawFn) -> SpmdGraph:
     return spmd_graph(module, spmd.mesh, held)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, print_blob=True)
+@hypothesis.settings(max_examples=share(60), deadline=None, print_blob=True)
 @hypothesis.given(graphs(), st.integers(1, 6))
 def test_random_graphs(graph: SpmdGraph, rows: int) -> None:
     text = print_graph(graph)

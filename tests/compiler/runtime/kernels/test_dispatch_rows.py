@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compiler.ir.dispatch import added, needed
 from compiler.runtime.kernels import dispatch_rows
-from tests.one_gpu import on_one_gpu
+from tests.support.one_gpu import on_one_gpu
 
 RANKS, IDS, WIDTH = 4, 12, 5
 

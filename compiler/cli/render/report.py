@@ -1,0 +1,124 @@
+"""Verdicts, remarks, assumptions and the time of passes: as tables, as JSON, as exit codes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compiler.check import Report
+from compiler.cli.render.collectives import layers_text, number_column
+from compiler.ir.remark import Remark, RemarkKind
+from compiler.pipeline import PassRecord
+
+Shown = StrEnum("Shown", ["MISSED", "PASSED", "ALL"])
+"""Which remarks are printed; notes always are."""
+
+COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.NOTE: "cyan"}
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print the verdict, its explanation, what rounds differently, and the counterexample."""
+    colour = "green" if report.verdict.runs else "red"
+    console.print(f"[bold {colour}]{report.verdict}[/]", end="  ")
+    console.print(report.explanation, markup=False, highlight=False)
+    for text, layers in _roundings(report).items():
+        where = f"  ({layers_text(layers)})" if any(layers) else ""
+        console.print(f"  rounding: {len(layers)} x {text}{where}", markup=False)
+    if (example := report.counterexample) is not None:
+        console.print(
+            f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
+            f"{example.rank}, relative difference {example.difference:.3g}\n"
+            f"    source  {example.source}\n    target  {example.target}",
+            markup=False,
+        )
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Return the report as JSON values, its roundings with the layers where they are."""
+    roundings = [
+        {"what": text, "count": len(layers), "layers": layers}
+        for text, layers in _roundings(report).items()
+    ]
+    return asdict(report) | {"roundings": roundings}
+
+
+def _roundings(report: Report) -> dict[str, list[str]]:
+    """Return what is rounded in another order -> the layers where."""
+    parts = (line.partition(": ") for line in report.roundings)
+    return layers_by_text((layer, text) for layer, _, text in parts)
+
+
+def layers_by_text(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return text -> layers, in order of first appearance.
+
+    Of texts that differ only in names of values, the first stands for all.
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for layer, text in lines:
+        alike.setdefault(re.sub(r"%\w+", "%", text), []).append((layer, text))
+    layers: dict[str, list[str]] = {}
+    for group in alike.values():
+        first = group[0][1]
+        others = sum(text != first for _, text in group)
+        layers[first + (f"; {others} more like it" if others else "")] = [x for x, _ in group]
+    return layers
+
+
+def remarks_table(remarks: Sequence[Remark], shown: Shown) -> Table | None:
+    """Return one row per reason, or None without any."""
+    table = Table("remark", number_column("count"), "reason", "where", box=SIMPLE)
+    for kind, alike in _by_kind(remarks, shown):
+        for reason, layers in layers_by_text((r.layer, r.reason) for r in alike).items():
+            where = Text(layers_text(layers).replace("}, ", "},\n"))
+            table.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), Text(reason), where)
+    return table if table.row_count else None
+
+
+def remarks_json(remarks: Sequence[Remark], shown: Shown) -> list[dict[str, Any]]:
+    """Return the same as JSON values, each reason as the optimizer gave it."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for kind, alike in _by_kind(remarks, shown):
+        for remark in alike:
+            layers.setdefault((str(kind), remark.reason), []).append(remark.layer)
+    return [
+        {"kind": kind, "reason": reason, "count": len(paths), "layers": paths}
+        for (kind, reason), paths in layers.items()
+    ]
+
+
+def _by_kind(remarks: Sequence[Remark], shown: Shown) -> Iterator[tuple[RemarkKind, list[Remark]]]:
+    for kind in COLOURS:
+        if shown in (Shown.ALL, str(kind)) or kind is RemarkKind.NOTE:
+            yield kind, [remark for remark in remarks if remark.kind is kind]
+
+
+def assumptions(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts; those that differ only in the name they quote are one, with all names."""
+    names: dict[str, list[str]] = {}
+    for text in texts:
+        match = re.fullmatch(r"(.*?) '(.*?)'(: .*)", text, re.DOTALL)
+        reason, quoted = (match[1] + match[3], [match[2]]) if match else (text, [])
+        names.setdefault(reason, []).extend(quoted)
+    for text, paths in names.items():
+        count = f"{len(paths)} x " if len(paths) > 1 else ""
+        yield f"{count}{text}" + (f"  ({layers_text(paths)})" if paths else "")
+
+
+def pass_table(records: Sequence[PassRecord]) -> Table:
+    """Return one row per pass that ran."""
+    numbers = map(number_column, ("time_ms", "changed", "remarks"))
+    table = Table("#", "pass", *numbers, box=SIMPLE, title="passes", title_justify="left")
+    for record in records:
+        milliseconds, changed = f"{record.seconds * 1e3:.1f}", "yes" if record.changed else "no"
+        table.add_row(
+            str(record.index), record.name, milliseconds, changed, str(len(record.remarks))
+        )
+    return table
