@@ -15,7 +15,7 @@ from compiler.errors import VerificationError
 from compiler.ir import access
 from compiler.ir.collectives import check_groups
 from compiler.ir.graph import SpmdGraph, well_formed
-from compiler.ir.remark import PassResult, Remark
+from compiler.ir.remark import PassResult, Remark, RemarkKind
 
 
 class Pass(Protocol):
@@ -62,19 +62,23 @@ class Pipeline:
         bisect_limit: passes from this index on are skipped; None runs all.
         check_each: check every pass's result against its input, not only the last against the
             first.
+        drop_unproved: with ``check_each``, leave out what is not shown equivalent, with a remark,
+            instead of raising.
         records: what ran so far.
     """
 
     observers: Sequence[Observer] = ()
     bisect_limit: int | None = None
     check_each: bool = False
+    drop_unproved: bool = False
     records: list[PassRecord] = field(default_factory=list)
 
     def run(self, rewrite: Pass, graph: SpmdGraph) -> SpmdGraph:
         """The graph after ``rewrite``.
 
         Raises:
-            VerificationError: ``check_each`` is set and the result is not shown equivalent.
+            VerificationError: ``check_each`` is set, the result is not shown equivalent, and is
+                not to be left out.
         """
         index = len(self.records)
         start = time.perf_counter()
@@ -82,7 +86,9 @@ class Pipeline:
         result = PassResult(graph, (), changed=False) if skipped else rewrite.apply(graph)
         seconds = time.perf_counter() - start
         if result.changed:
-            self._verify(rewrite, graph, result.graph)
+            self._verify(rewrite, result.graph)
+            if self.check_each:
+                result = self._proved(rewrite, graph, result)
         record = PassRecord(
             rewrite.name, index, seconds, result.changed, result.remarks, result.graph
         )
@@ -96,7 +102,7 @@ class Pipeline:
         """Remarks of all passes, in order."""
         return tuple(remark for record in self.records for remark in record.remarks)
 
-    def _verify(self, rewrite: Pass, before: SpmdGraph, after: SpmdGraph) -> None:
+    def _verify(self, rewrite: Pass, after: SpmdGraph) -> None:
         after.graph.lint()
         well_formed(after.graph)
         check_groups(after.graph, after.mesh)
@@ -104,14 +110,20 @@ class Pipeline:
             assert "val" in node.meta or not access.has_result(node), (
                 f"pass {rewrite.name} left %{node.name} without meta['val']"
             )
-        if not self.check_each:
-            return
-        report = check(before, after)
-        if not report.verdict.runs:
-            earlier = ", ".join(r.name for r in self.records) or "none"
-            raise VerificationError(
-                f"pass {rewrite.name} changed the function of the graph: {report.verdict}",
-                found=report.explanation,
-                where=f"earlier passes: {earlier}",
-                remedy="report this; --opt-bisect-limit finds the first pass at fault",
-            )
+
+    def _proved(self, rewrite: Pass, graph: SpmdGraph, result: PassResult) -> PassResult:
+        """``result``, or nothing but a remark if it is not shown equivalent to ``graph``."""
+        report = check(graph, result.graph)
+        if report.verdict.runs:
+            return result
+        if self.drop_unproved:
+            why = f"{rewrite.name} left out: the checker says {report.verdict}, "
+            why += report.explanation
+            return PassResult(graph, (Remark(RemarkKind.MISSED, "", why),), changed=False)
+        earlier = ", ".join(r.name for r in self.records) or "none"
+        raise VerificationError(
+            f"pass {rewrite.name} changed the function of the graph: {report.verdict}",
+            found=report.explanation,
+            where=f"earlier passes: {earlier}",
+            remedy="report this; --opt-bisect-limit finds the first pass at fault",
+        )

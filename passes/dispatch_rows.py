@@ -1,12 +1,20 @@
-"""Turns gathered rows into rows sent to the ranks that need them, where the plan says so.
+"""Send rows to the ranks that need them, where the plan says so, instead of gathering all.
 
-Before    g = wait(all_gather(x));  y = wait(reduce_scatter(region(g, …)))
-After     r, …, places, counts = dispatch_rows([x, …]);  p = region(r, …);  y = combine_rows(p, …)
+Before    %2: f32[s0, 8] {tp: R} = comm.all_gather(%0) {axis = tp}
+          %3: f32[s0, 8] {tp: P} = …(%2, …)    // zero in rows of which the rank owns no id
+          %4: f32[s0 / 4, 8] {tp: S(0)} = comm.reduce_scatter(%3) {axis = tp, op = sum}
+After     %2: (…) = commplan.dispatch_rows([%0, %1], %1, [0, 4, …], [4, 8, …], %s0, "tp")
+          %3: f32[s0, 8] = …(%2[0], …)
+          %4: f32[s0 / 4, 8] = commplan.combine_rows(%3, %2[2], %2[3], %s, "tp")
 
-The checker shows that the region treats rows alike and gives zero where a rank owns no id
-(``compiler.check.row_ownership``): that is what the two ops mean the same as all_gather and
-reduce_scatter for. ``_Expansion`` puts those back, with the operands of the dispatched calls, and
-the checker compares that with the proven graph.
+Law       rows alike and zero where nothing is owned (``compiler.check.row_ownership``): what other
+          rows give is not missed.
+Exact     bit by bit but for the order of additions.
+Requires  sums over ranks of what is computed from rows that all ranks hold. Others are left, each
+          with a remark that says why.
+Ensures   sizes that count rows, in what is computed from rows sent, are read off these rows. What
+          nothing reads any more is left.
+Saves     sending rows to ranks that own none of their ids.
 """
 
 from __future__ import annotations
@@ -14,225 +22,161 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from compiler.analysis.expert_regions import ExpertRegion, region
 from compiler.analysis.row_shards import SIZE_READ
-from compiler.check import check
 from compiler.check.row_ownership import Owners, owners
 from compiler.ir import access
-from compiler.ir.collectives import (
-    Collective,
-    Kind,
-    collective,
-    collectives,
-    insert_all_gather,
-    insert_reduce_scatter,
-)
-from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, MARK
+from compiler.ir.collectives import Collective, Kind, collective
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.remark import Remark, RemarkKind
-from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, divides, resized, share
+from compiler.ir.remark import PassResult, Remark, RemarkKind
+from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, resized
 from compiler.ir.rules.meaning import size_key
 from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
 aten = torch.ops.aten
 
 
-@dataclass
-class Sent:
-    """One region whose rows are sent, and what it became.
+@dataclass(frozen=True)
+class DispatchRows:
+    """Sends the rows of some sums.
 
     Attributes:
-        start: the reduce_scatter.
-        reduction: likewise.
-        region: what computes its operand.
-        owners: who needs which rows.
-        calls: the calls that it became.
-        received: the rows received, input by input.
-        partial: the region's output, on received rows.
-        shares: what is sent, input by input.
-        count: number of all rows.
-        inner: what computes the partial sum from the rows received, sizes included.
+        sums: results of reduce_scatters, as the plan chose them (``SpmdGraph.dispatched``).
     """
 
-    start: fx.Node
+    name: ClassVar[str] = "dispatch-rows"
+    sums: frozenset[fx.Node]
+
+    def apply(self, graph: SpmdGraph) -> PassResult:
+        """The graph with rows sent."""
+        matches, remarks = dict[fx.Node, Match](), list[Remark]()
+        for node in filter(self.sums.__contains__, graph.graph.nodes):
+            match = _match(graph, node)
+            kind, why = RemarkKind.PASSED, "rows are sent to the ranks that need them"
+            if isinstance(match, Match):
+                matches[node] = match
+            else:
+                kind, why = RemarkKind.MISSED, f"rows are gathered, not sent: {match}"
+            remarks.append(Remark(kind, f"%{node.name}", why, access.layer_path(node)))
+        target = _Writer(graph, matches).written() if matches else graph
+        return PassResult(target, tuple(remarks), changed=bool(matches))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sum, what computes its terms, and who needs which rows of that."""
+
     reduction: Collective
     region: ExpertRegion
     owners: Owners
-    calls: list[fx.Node] = field(default_factory=list)
-    received: tuple[fx.Node, ...] = ()
-    partial: fx.Node | None = None
-    shares: tuple[fx.Node, ...] = ()
-    count: fx.Node | None = None
-    inner: list[fx.Node] = field(default_factory=list)
 
 
-def send_rows(graph: SpmdGraph) -> tuple[SpmdGraph, list[Remark]]:
-    """The graph with marked regions on rows that are sent, proven equal, and what was not done.
-
-    Args:
-        graph: a proven graph. Not changed.
-    """
-    found, remarks = list[Sent](), list[Remark]()
-    for start, reduction in collectives(graph.graph):
-        if reduction.kind is not Kind.REDUCE_SCATTER or not start.meta.get(MARK):
-            continue
-        matched = _matched(graph, start, reduction)
-        if isinstance(matched, Sent):
-            found.append(matched)
-        else:
-            where = access.layer_path(start)
-            why = f"rows are gathered, not sent: {matched}"
-            remarks.append(Remark(RemarkKind.MISSED, f"%{start.name}", why, where))
-    if not found:
-        return graph, remarks
-    target = _Dispatched(graph, found).written()
-    report = check(graph, _expanded(graph, target, found))
-    if not report.verdict.runs:
-        why = (
-            f"rows are gathered, not sent: the checker says {report.verdict}, {report.explanation}"
-        )
-        return graph, [*remarks, Remark(RemarkKind.MISSED, "", why)]
-    kept = target.graph
-    kept.eliminate_dead_code(
-        lambda n: n.op in ("placeholder", "output") or not access.has_result(n)
-    )
-    copied = {n: m for n, m in target.copied.items() if n in set(kept.nodes)}
-    return SpmdGraph(graph.root, kept, target.mesh, target.inputs, copied), remarks
-
-
-def _matched(graph: SpmdGraph, start: fx.Node, reduction: Collective) -> Sent | str:
-    groups = graph.mesh.group(reduction.group)
-    padding = reduction.operand.target is PAD_ROWS
-    output = access.operands(reduction.operand)[0] if padding else reduction.operand
-    inner = region(graph, output, groups)
+def _match(graph: SpmdGraph, node: fx.Node) -> Match | str:
+    reduction = collective(node)
+    if reduction is None or (reduction.kind, reduction.op) != (Kind.REDUCE_SCATTER, "sum"):
+        return "it is not a sum over ranks that each holds a share of"
+    groups, terms = graph.mesh.group(reduction.group), reduction.operand
+    if terms.target is PAD_ROWS:
+        (terms,) = access.operands(terms)
+    inner = region(graph, terms, groups)
     if inner is None:
         return "what it adds up is not computed from rows that all ranks hold"
-    known = owners(graph, groups, inner.inputs, inner.nodes)
-    return known if isinstance(known, str) else Sent(start, reduction, inner, known)
+    shown = owners(graph, groups, inner.inputs, inner.nodes)
+    return shown if isinstance(shown, str) else Match(reduction, inner, shown)
+
+
+@dataclass
+class _Writer:
+    """Writes the graph with rows sent; ``values``: node of the source -> the same there."""
+
+    graph: SpmdGraph
+    matches: Mapping[fx.Node, Match]
+    target: fx.Graph = field(default_factory=fx.Graph)
+    values: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def written(self) -> SpmdGraph:
+        """The target."""
+        origins: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.graph.nodes:
+            if node in self.matches:
+                self.values[node] = self._exchange(node, self.matches[node])
+            else:
+                self.values[node] = self.target.node_copy(node, self.values.__getitem__)
+                origins[self.values[node]] = node
+        return self.graph.with_graph(self.target, origins)
+
+    def _exchange(self, node: fx.Node, match: Match) -> fx.Node:
+        """Writes rows sent, what is computed from them, and its sum, which it returns."""
+        group, who, inputs = match.reduction.group, match.owners, match.region.inputs
+        ranks, rows = len(who.first), access.shape(inputs[0])[0]
+        shares, total = list[fx.Node](), None
+        for x in inputs:
+            share, end = _gathered(x, group) or (None, None)
+            if share is None:
+                own = resized(access.tensor(x), 0, access.shape(node)[0])
+                shares.append(self._call(x, ALL_SLICE, own, self.values[x], 0, ranks, group))
+                total = total or self._size(self.values[x])
+            else:
+                shares.append(self.values[share])
+                total = total or (end and self.values[end])
+        ids = shares[inputs.index(who.ids)]
+        count = self._size(ids)
+        total = total or self._call(node, operator.mul, rows, count, ranks)
+        gives = [resized(access.tensor(x), 0, rows) for x in shares]
+        gives.append(access.tensor(ids).new_empty([rows], dtype=torch.int64))
+        gives.append(torch.empty([2, ranks], dtype=torch.int64))
+        arguments = shares, ids, [*who.first], [*who.end], total, group
+        sent = self._call(node, DISPATCH_ROWS, gives, *arguments)
+        parts = [self._call(node, operator.getitem, x, sent, i) for i, x in enumerate(gives)]
+        partial = self._on_rows(match.region, parts)
+        back = partial, *parts[-2:], count, group
+        return self._call(node, COMBINE_ROWS, access.tensor(node), *back)
+
+    def _on_rows(self, inner: ExpertRegion, received: Sequence[fx.Node]) -> fx.Node:
+        """Writes a region on rows received; numbers of rows are read off these."""
+        values = dict(zip(inner.inputs, received, strict=False))
+        rows = access.shape(inner.inputs[0])[0]
+
+        def read(x: fx.Node) -> fx.Node:
+            if x not in values and (times := _times(x.meta.get("val"), rows)):
+                one = self._size(received[0])
+                scaled = access.value(x), one, times
+                values[x] = one if times == 1 else self._call(x, operator.mul, *scaled)
+            return values.get(x) or self.values[x]
+
+        for node in inner.nodes:
+            values[node] = self.target.node_copy(node, read)
+            _state_sizes(values[node])
+        return values[inner.output]
+
+    def _size(self, x: fx.Node) -> fx.Node:
+        """The number of rows of ``x``."""
+        return self._call(x, SIZE_READ, access.shape(x)[0], x, 0)
+
+    def _call(self, origin: fx.Node, op: Any, gives: Any, *arguments: Any) -> fx.Node:
+        """A call that comes from where ``origin`` does."""
+        node = self.target.call_function(op, arguments)
+        node.meta = {**origin.meta, "val": gives}
+        return node
 
 
 def _gathered(node: fx.Node, group: str) -> tuple[fx.Node, fx.Node | None] | None:
-    """The shares that ``node`` was gathered from, and the number of rows it was cut to."""
+    """The share that ``node`` was gathered from, and the number of rows it was cut to."""
     trims = node.target is aten.slice.Tensor
-    found = collective(access.operands(node)[0] if trims else node)
-    if found is None or found.kind is not Kind.ALL_GATHER or found.group != group:
+    gather = collective(access.operands(node)[0] if trims else node)
+    if gather is None or (gather.kind, gather.group) != (Kind.ALL_GATHER, group):
         return None
     if not trims:
-        return found.operand, None
-    given = access.written_arguments(node)
-    whole = (given["dim"], given["start"] or 0, given["step"]) == (0, 0, 1)
-    end = given["end"]
-    return (found.operand, end) if whole and isinstance(end, fx.Node) else None
-
-
-class _Dispatched:
-    """Writes the graph with rows sent."""
-
-    def __init__(self, graph: SpmdGraph, found: Sequence[Sent]) -> None:
-        self.graph = graph
-        self.target = fx.Graph()
-        self.copies: dict[fx.Node, fx.Node] = {}
-        self.at = {s.reduction.result: s for s in found}
-
-    def written(self) -> SpmdGraph:
-        origins: dict[fx.Node, fx.Node] = {}
-        for node in self.graph.graph.nodes:
-            if node in self.at:
-                self.copies[node] = self._sent(self.at[node])
-            else:
-                self.copies[node] = self.target.node_copy(node, self.copies.__getitem__)
-                origins[self.copies[node]] = node
-        return self.graph.with_graph(self.target, origins)
-
-    def _sent(self, sent: Sent) -> fx.Node:
-        group, ranks = sent.reduction.group, len(sent.owners.first)
-        shares = []
-        for x in sent.region.inputs:
-            held = _gathered(x, group)
-            if held is None:
-                shares.append(self._call(ALL_SLICE, x, self.copies[x], 0, ranks, group))
-            else:
-                shares.append(self.copies[held[0]])
-                sent.count = sent.count or (held[1] and self.copies[held[1]])
-        if sent.count is None:
-            sent.count = self._size(self.copies[sent.region.inputs[0]])
-        ids = shares[sent.region.inputs.index(sent.owners.ids)]
-        first, end = list(sent.owners.first), list(sent.owners.end)
-        origin = sent.start
-        call = self.target.call_function(DISPATCH_ROWS, (shares, ids, first, end, group))
-        rows = access.shape(ids)[0] * ranks  # as in a CUDA graph; mostly less
-        values = [resized(access.tensor(s), 0, rows) for s in shares]
-        values += [torch.empty(0, dtype=torch.int64, device=values[0].device)] * 2
-        call.meta = {**origin.meta, "val": values}
-        parts = []
-        for i, value in enumerate(values):
-            parts.append(self.target.call_function(operator.getitem, (call, i)))
-            parts[-1].meta = {**origin.meta, "val": value}
-        *received, places, counts = parts
-        sent.calls, sent.received = [call, *parts], tuple(received)
-        sent.shares = tuple(shares)
-        sent.inner = _on_rows(self.target, sent.region, received, self.copies)
-        sent.partial = sent.inner[-1]
-        result = self.target.call_function(
-            COMBINE_ROWS, (sent.partial, places, counts, self._size(ids), group)
-        )
-        assert sent.reduction.result is not None, "what is waited for has a result"
-        result.meta = dict(sent.reduction.result.meta)
-        sent.calls.append(result)
-        return result
-
-    def _call(self, op: Any, like: fx.Node, x: fx.Node, *arguments: Any) -> fx.Node:
-        made = self.target.call_function(op, (x, *arguments))
-        made.meta = {**like.meta, "val": op(access.tensor(x), *arguments)}
-        return made
-
-    def _size(self, x: fx.Node) -> fx.Node:
-        made = self.target.call_function(SIZE_READ, (x, 0))
-        made.meta = {"val": access.shape(x)[0]}
-        return made
-
-
-def _on_rows(
-    target: fx.Graph,
-    inner: ExpertRegion,
-    received: Sequence[fx.Node],
-    copies: Mapping[fx.Node, fx.Node],
-) -> list[fx.Node]:
-    """The region on other rows than those of its inputs: numbers of rows are read off these."""
-    written = list[fx.Node]()
-    known = dict(zip(inner.inputs, received, strict=True))
-    rows, others = access.shape(inner.inputs[0])[0], access.shape(received[0])[0]
-    sizes: dict[int, fx.Node] = {}
-
-    def size(times: int) -> fx.Node:
-        if times not in sizes:
-            call: tuple[Any, Any] = SIZE_READ, (received[0], 0)
-            sizes[times] = target.call_function(
-                *(call if times == 1 else (operator.mul, (size(1), times)))
-            )
-            sizes[times].meta = {"val": others * times}
-            written.append(sizes[times])
-        return sizes[times]
-
-    def read(x: fx.Node) -> fx.Node:
-        if x in known:
-            return known[x]
-        times = _times(x.meta.get("val"), rows)
-        return size(times) if times else copies[x]
-
-    for node in inner.nodes:
-        # Node by node: arguments that are sizes may need nodes of their own first.
-        operands = {x: read(x) for x in node.all_input_nodes}
-        known[node] = target.node_copy(node, operands.__getitem__)
-        known[node].meta = {**node.meta, "val": _with_rows(node.meta["val"], rows, others)}
-        _state_sizes(known[node])
-        written.append(known[node])
-    return written
+        return gather.operand, None
+    dim, start, end, step = list(access.written_arguments(node).values())[1:]
+    from_first = (dim, start or 0, step) == (0, 0, 1)
+    return (gather.operand, end) if from_first and isinstance(end, fx.Node) else None
 
 
 def _state_sizes(node: fx.Node) -> None:
@@ -240,9 +184,9 @@ def _state_sizes(node: fx.Node) -> None:
     for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
         sizes = access.written_arguments(node).get(name)
         if isinstance(sizes, list | tuple) and -1 in sizes:
-            known = [k if s == -1 and isinstance(k, int) else s
-                     for s, k in zip(sizes, access.shape(node), strict=True)]  # fmt: skip
-            access.set_argument(node, name, known)
+            stated = [k if s == -1 and isinstance(k, int) else s
+                      for s, k in zip(sizes, access.shape(node), strict=True)]  # fmt: skip
+            access.set_argument(node, name, stated)
 
 
 def _times(size: Any, rows: int | torch.SymInt) -> int:
@@ -251,73 +195,3 @@ def _times(size: Any, rows: int | torch.SymInt) -> int:
         return 0
     ratio = size_key(size) / size_key(rows)
     return int(ratio) if ratio.is_Integer else 0
-
-
-def _with_rows(held: Any, rows: int | torch.SymInt, others: int | torch.SymInt) -> Any:
-    """A size or tensor with ``others`` in place of ``rows``."""
-    if isinstance(held, list | tuple):
-        return type(held)(_with_rows(x, rows, others) for x in held)
-    if isinstance(held, torch.Tensor):
-        times = _times(held.shape[0], rows) if held.dim() else 0
-        return resized(held, 0, others * times) if times else held
-    times = _times(held, rows)
-    return others * times if times else held
-
-
-def _expanded(graph: SpmdGraph, sent: SpmdGraph, found: Sequence[Sent]) -> SpmdGraph:
-    """``sent`` with all_gathers for every dispatch_rows, and a reduce_scatter for combine_rows."""
-    target, copies, origins = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
-    calls = {call: s for s in found for call in s.calls}
-    inner = {node: s for s in found for node in s.inner}
-    for node in sent.graph.nodes:
-        if node not in calls:
-            copies[node] = target.node_copy(node, copies.__getitem__)
-            if node in inner:
-                s = inner[node]
-                assert s.count is not None, "rows are counted"
-                received, rows = access.shape(s.received[0])[0], s.count.meta["val"]
-                copies[node].meta["val"] = _with_rows(node.meta["val"], received, rows)
-            else:
-                origins[copies[node]] = node
-            continue
-        s = calls[node]
-        if node is s.calls[0]:
-            for part, x in zip(s.received, s.shares, strict=True):
-                copies[part] = _whole(target, s, copies, x, part)
-        elif node is s.calls[-1]:
-            assert s.partial is not None, "written before"
-            copies[node] = _added_up(target, s, copies[s.partial], node)
-        elif node not in s.received:
-            copies[node] = copies[s.received[0]]  # only combine_rows reads these
-    return SpmdGraph(
-        graph.root, target, sent.mesh, sent.inputs,
-        {copy: sent.copied[node] for copy, node in origins.items() if node in sent.copied},
-    )  # fmt: skip
-
-
-def _whole(
-    target: fx.Graph, s: Sent, copies: dict[fx.Node, fx.Node], x: fx.Node, received: fx.Node
-) -> fx.Node:
-    ranks, group = len(s.owners.first), s.reduction.group
-    padded = access.tensor(received)
-    gathered = insert_all_gather(target, copies[x], group, ranks, padded)
-    assert s.count is not None, "rows are counted"
-    rows = s.count.meta["val"]
-    if divides(ranks, rows):
-        return gathered
-    trimmed = target.call_function(aten.slice.Tensor, (gathered, 0, 0, copies[s.count]))
-    trimmed.meta = {**received.meta, "val": resized(padded, 0, rows)}
-    return trimmed
-
-
-def _added_up(target: fx.Graph, s: Sent, partial: fx.Node, like: fx.Node) -> fx.Node:
-    ranks, group = len(s.owners.first), s.reduction.group
-    assert s.count is not None, "rows are counted"
-    rows = s.count.meta["val"]
-    if not divides(ranks, rows):
-        held, partial = partial, target.call_function(PAD_ROWS, (partial, 0, ranks))
-        partial.meta = {
-            **held.meta,
-            "val": resized(access.tensor(held), 0, share(rows, ranks) * ranks),
-        }
-    return insert_reduce_scatter(target, partial, "sum", group, ranks, access.tensor(like))

@@ -18,7 +18,7 @@ Saves     what the assignment was chosen for: work on rows, and all_gathers wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import fx
@@ -108,7 +108,10 @@ class _Writer:
                 self.whole[node] = sized
             else:
                 self.whole[node] = self.copy.add(node, self._whole)
-        return self.graph.with_graph(self.copy.target, self.copy.origins)
+        target = self.graph.with_graph(self.copy.target, self.copy.origins)
+        sums = {n: form.communicates for n, form in self.shares.items()}
+        sent = {self.own[n] for n, sum in sums.items() if sum and sum.operand in self.sent}
+        return replace(target, dispatched=target.dispatched | sent)
 
     def _read_size(self, node: fx.Node) -> fx.Node | None:
         """A size of a value that is computed as shares, without gathering it."""
@@ -130,10 +133,8 @@ class _Writer:
         elif collective.kind is Kind.ALL_GATHER:
             self.own[node] = self._whole(collective.operand)
         else:
-            addends, sent = self._whole(collective.operand), collective.operand in self.sent
-            self.own[node] = self.sharing.scatter(
-                addends, *rows_and_dim(node), collective.op, sent=sent
-            )
+            addends = self._whole(collective.operand)
+            self.own[node] = self.sharing.scatter(addends, *rows_and_dim(node), collective.op)
 
     def _computed(self, node: fx.Node, form: RowForm) -> fx.Node:
         result = self.copy.target.node_copy(

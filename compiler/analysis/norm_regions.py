@@ -5,15 +5,16 @@ rows on the other. Whether it is the norm that a kernel computes,
 
     y = h * rsqrt(mean(h * h) + eps) * (weight + offset),   h = sum + residual,
 
-is for the checker to say: region and definition are compared over the reals. Operand order,
-grouping and conversions between floating-point types do not matter to it; squares, roots and
-quotients are first brought to one form by the identities that ``identities.py`` lists. A norm
-written by other identities is not recognized; nothing that is another function is. ``eps`` and
-``offset`` are tried from the numbers that occur in the region.
+is for the checker to say: the region is compared with the fused op, which means its composition.
+Operand order, grouping and conversions between floating-point types do not matter to it, nor how
+squares, roots and quotients are written (``compiler.check.real_normal_form``). A norm written by
+other identities is not recognized; nothing that is another function is. ``eps`` and ``offset`` are
+tried from the numbers that occur in the region.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +22,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from compiler.analysis.real_normal_form import RMS_NORMS, Emit, norm, real
-from compiler.check import Verdict, check
+from compiler.check import check
+from compiler.check.real_normal_form import RMS_NORMS
 from compiler.ir import access
 from compiler.ir.collectives import Collective
-from compiler.ir.fused_ops import why_unsupported
+from compiler.ir.fused_ops import ALL_REDUCE_NORM, why_unsupported
 from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
 from compiler.ir.rules.meaning import size_key
 
 aten = torch.ops.aten
+Emit = Callable[..., fx.Node]
 MAX_NODES = 24
 """Values looked at behind one addition: a norm is about ten."""
 
@@ -148,68 +150,58 @@ class Recognizer:
     def _as_norm(
         self, addition: fx.Node, weight: fx.Node, inner: tuple[fx.Node, ...]
     ) -> tuple[float, float] | None:
-        """``eps`` and ``offset`` with which the region is the kernel's norm."""
-        shape = (*(2 for _ in access.shape(addition)[:-1]), access.shape(addition)[-1])
-        region = real_graph(
-            shape, lambda emit, h, w: _copied(emit, inner, {addition: h, weight: w})
-        )
-        if region is None:
-            return None
-        numbers = sorted({x for node in inner for x in _numbers(node)})
+        """``eps`` and ``offset`` with which the fused op computes what the region does."""
+
+        def region(emit: Emit, x: fx.Node, residual: fx.Node, factors: fx.Node) -> fx.Node | None:
+            values = {addition: emit(aten.add.Tensor, x, residual), weight: factors}
+            for node in inner:
+                if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
+                    return None  # a number that may be that of the rows, which are others here
+                args, kwargs = access.map_operands(node, values.__getitem__)
+                values[node] = emit(node.target, *args, **kwargs)
+            return values[inner[-1]]
+
+        def fused(emit: Emit, *operands: fx.Node) -> fx.Node:
+            return emit(operator.getitem, emit(ALL_REDUCE_NORM, *operands, eps, offset, "tp"), 0)
+
+        source = _on_few_rows(addition, weight, region)
+        numbers = sorted({x for node in inner for x in _numbers(node)}) if source else ()
         for eps in (x for x in numbers if x > 0):
             for offset in dict.fromkeys((0.0, *numbers)):
-                wanted = real_graph(shape, lambda e, h, w, n=(eps, offset): norm(e, h, w, *n))  # type: ignore[misc]
-                assert wanted is not None
-                if check(region, wanted).verdict in (Verdict.IDENTICAL, Verdict.EQUIVALENT):
+                target = _on_few_rows(addition, weight, fused)
+                if source and target and check(source, target).verdict.runs:
                     return eps, offset
         return None
 
 
-def real_graph(
-    shape: tuple[Any, ...], body: Callable[[Emit, fx.Node, fx.Node], fx.Node | None]
+def _on_few_rows(
+    addition: fx.Node, weight: fx.Node, body: Callable[..., fx.Node | None]
 ) -> SpmdGraph | None:
-    """A graph of float64 rows ``h`` and a weight; None where ``body`` cannot be written so.
+    """A graph of two rows of the addition's operands, and a weight; None for ops of other rows.
 
-    Args:
-        shape: of ``h``; the weight has the last dimension.
-        body: adds nodes through the function it is given, and returns the result.
+    ``body`` adds nodes through the function that it gets, and returns the result.
     """
     graph = fx.Graph()
 
     def emit(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = graph.call_function(target, args, kwargs)
-        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        values = fx.node.map_arg((args, kwargs), access.value)
         node.meta["val"] = target(*values[0], **values[1])
         return node
 
-    h, weight = graph.placeholder("h"), graph.placeholder("weight")
-    h.meta["val"] = torch.empty(shape, dtype=torch.float64, device="meta")
-    weight.meta["val"] = torch.empty(shape[-1:], dtype=torch.float64, device="meta")
+    width, few = access.shape(addition)[-1], (2,) * (len(access.shape(addition)) - 1)
+    sizes = {"x": (*few, width), "residual": (*few, width), "weight": access.shape(weight)}
+    inputs = [graph.placeholder(name) for name in sizes]
+    for node, shape, like in zip(inputs, sizes.values(), (addition, addition, weight), strict=True):
+        node.meta["val"] = torch.empty(shape, dtype=access.dtype(like), device="meta")
     try:
-        found = body(emit, h, weight)
-    except (
-        OverflowError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # an op that float64 rows do not go through
+        result = body(emit, *inputs)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        result = None
+    if result is None:
         return None
-    if found is None:
-        return None
-    graph.output((found,))
+    graph.output((result,))
     return spmd_graph_of(nn.Module(), graph, Mesh({"tp": 1}))
-
-
-def _copied(emit: Emit, inner: tuple[fx.Node, ...], known: dict[fx.Node, Any]) -> fx.Node | None:
-    """The region on real numbers, in the form that the definition has."""
-    for node in inner:
-        if any(isinstance(x, fx.Node) for x in node.kwargs.values()):
-            return None
-        if not isinstance(node.meta["val"], torch.Tensor | tuple | list):
-            return None  # a number that may be that of the rows, which are others here
-        known[node] = real(emit, node, known)
-    found: fx.Node = known[inner[-1]]
-    return found
 
 
 def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
@@ -238,6 +230,7 @@ def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) ->
     """Equal for regions that are written alike."""
     names = {addition: "h", weight: "w", **{node: str(i) for i, node in enumerate(inner)}}
     return (
+        access.dtype(addition),
         _sizes(addition)[-1],
         len(_sizes(addition)),
         tuple(

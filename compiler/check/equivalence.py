@@ -2,6 +2,7 @@
 
 Both are interpreted in one random model (``compiler.check.algebra``); equal outputs are equal
 functions over the reals, for all ranks of the mesh and all values of symbolic sizes at once.
+An op that stands for a composition (``compiler.ir.decompositions``) is read as that composition.
 Unequal outputs are decided by simulation where the inputs are small enough to hold.
 """
 
@@ -19,12 +20,16 @@ from torch.fx.node import map_arg
 
 from compiler.check.algebra import vectors
 from compiler.check.blocks import Value
+from compiler.check.expand import expanded
+from compiler.check.gathered_rows import with_gathered_rows
 from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
+from compiler.check.real_normal_form import real_normal_form
+from compiler.check.same_calls import same_calls
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
 from compiler.check.sizes import RowSizes, renamed, symbols
-from compiler.check.verdict import Counterexample, Report, Verdict
+from compiler.check.verdict import Counterexample, Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
 from compiler.ir import access
@@ -62,22 +67,20 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
         return Report(verdict, explanation, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
 
     try:
-        for side, graph in (("source", source), ("target", target)):
-            try:
-                well_formed(graph.graph)
-                check_numbers(graph.graph, graph.mesh)
-            except CommPlanError as error:
-                return report(Verdict.INVALID, f"{side}: {error}")
-        if why := _signature_difference(source, target):
+        if why := _ill_formed(source, target) or _signature_difference(source, target):
             return report(Verdict.INVALID, why)
         target = _placed_alike(source, target)
         names = _attribute_names(source, target)
         if _identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
-        check_metadata(source, target)
+        if same_calls(source, target, names):
+            check_metadata(source, target)
+            return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
+        source, target = _composed(source, target)
         before, after, unequal = _compared(source, target, names)
     except CommPlanError as error:
-        return report(Verdict.INVALID, str(error))
+        verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
+        return report(verdict, str(error))
     if not unequal:
         return report(
             Verdict.EQUIVALENT,
@@ -103,6 +106,31 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
         Verdict.UNPROVED,
         f"output {first} is not shown equal: {where}. No counterexample in {SEEDS} simulations",
     )
+
+
+def _ill_formed(source: SpmdGraph, target: SpmdGraph) -> str:
+    """Why one of the two is no graph to interpret, empty if both are."""
+    for side, graph in (("source", source), ("target", target)):
+        try:
+            well_formed(graph.graph)
+            check_numbers(graph.graph, graph.mesh)
+        except CommPlanError as error:
+            return f"{side}: {error}"
+    return ""
+
+
+def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGraph]:
+    """Both graphs as the model reads them: compositions in the place of calls that stand for them.
+
+    What compositions say in few ops graphs say in many ways, so that both are brought to one form.
+    """
+    before, after = (expanded(with_gathered_rows(side))[0] for side in (source, target))
+    for side in (before, after):
+        check_numbers(side.graph, side.mesh)
+    check_metadata(before, after)
+    if before is source and after is target:
+        return source, target
+    return real_normal_form(before), real_normal_form(after)
 
 
 def _outputs(graph: SpmdGraph) -> list[fx.Node]:

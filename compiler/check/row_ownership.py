@@ -36,6 +36,7 @@ from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import ALL_SLICE
 from compiler.ir.rules import Meaning
 from compiler.ir.rules.meaning import BROADCAST, shape_key, size_key
+from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
 aten = torch.ops.aten
 VIEWS = frozenset({
@@ -169,9 +170,10 @@ class _RowStates:
         return next((law for targets, law in laws if node.target in targets), self._by_labels)
 
     def _mentions_rows(self, x: fx.Node) -> bool:
-        symbols: set[object] = getattr(self.rows, "free_symbols", set())
-        sizes = shape_key(x.meta.get("val"))
-        return any(symbols & getattr(s, "free_symbols", set()) for s in sizes)
+        return any(map(self._counts_rows, shape_key(x.meta.get("val"))))
+
+    def _counts_rows(self, size: Any) -> bool:
+        return bool(self.rows.free_symbols & getattr(size_key(size), "free_symbols", set()))
 
     def _entries(self, node: fx.Node) -> int:
         shape = access.shape(node)
@@ -197,6 +199,9 @@ class _RowStates:
         alike = len({(x.entries, x.order) for x in carrying}) == 1
         if factor is None or factor in labels[1:] or not apart or not alike:
             raise _RefusedError(f"%{node.name} = {node.target} mixes rows")
+        stated = {n: x for n, x in access.arguments(node).items() if n not in SIZE_ARGUMENTS}
+        if any(map(self._counts_rows, stated.values())):
+            raise _RefusedError(f"%{node.name} = {node.target} computes with the number of rows")
         if any(x.role for x in carrying):
             raise _RefusedError(f"%{node.name} = {node.target} computes with positions of rows")
         return Rows(carrying[0].entries, carrying[0].order, _zero(node, rule, read))

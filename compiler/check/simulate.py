@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from compiler.check.expand import expanded
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
@@ -37,7 +38,7 @@ def simulate(
             are read from the graph's module.
         exact: compute in float64 throughout.
     """
-    ranks = range(graph.mesh.size)
+    ranks, (graph, _) = range(graph.mesh.size), expanded(graph)
     values: dict[fx.Node, PerRank] = {}
     last_use = {x: node for node in graph.graph.nodes for x in node.all_input_nodes}
     for node in graph.graph.nodes:
@@ -139,7 +140,7 @@ def _sliced(graph: SpmdGraph, found: AllSlice, held: Sequence[torch.Tensor]) -> 
 def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
     """What ``dispatch_rows`` gives on every rank, from its arguments on every rank."""
     got: dict[int, Any] = {}
-    for group in graph.mesh.group(read[0][4]).ranks:
+    for group in graph.mesh.group(read[0][5]).ranks:
         wanted = {r: needed(read[r][1], read[r][2], read[r][3]) for r in group}
         for place, r in enumerate(group):
             rows = [

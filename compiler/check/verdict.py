@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from compiler.errors import CommPlanError
+
+
+class UnprovedError(CommPlanError):
+    """What a graph means could not be shown."""
+
 
 class Verdict(StrEnum):
     """What the checker found out about a source and a target graph.

@@ -5,11 +5,15 @@
 
 Together they are what all_gather and reduce_scatter are to a computation that treats rows alike
 and gives zero for rows of which a rank owns no id: less is sent, and the results are the same.
+The checker shows that of the computation (``compiler.check.gathered_rows``).
 
 ``dispatch_rows`` gives the rows received, tensor by tensor, and what ``combine_rows`` needs:
 
     places   [rows sent], int64; row t sent to rank d is d * rows + t
     counts   [2, ranks], int64, on the host; rows sent to each rank, rows received from each
+
+How many rows are sent and received depends on ids. Graphs state the rows that there are in all
+ranks together, ``total``; those behind them, which ranks add to share rows evenly, may be anything.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import torch
 
 torch.library.define(
     "commplan::dispatch_rows",
-    "(Tensor[] rows, Tensor ids, int[] first, int[] end, str group_name) -> Tensor[]",
+    "(Tensor[] rows, Tensor ids, int[] first, int[] end, SymInt total, str group_name) -> Tensor[]",
 )
 torch.library.define(
     "commplan::combine_rows",
@@ -29,9 +33,6 @@ torch.library.define(
 
 DISPATCH_ROWS = torch.ops.commplan.dispatch_rows.default
 COMBINE_ROWS = torch.ops.commplan.combine_rows.default
-
-MARK = "dispatch_rows"
-"""Key in the ``meta`` of a reduce_scatter: the plan sends rows instead of gathering them."""
 
 
 def needed(ids: torch.Tensor, first: Sequence[int], end: Sequence[int]) -> torch.Tensor:
@@ -67,13 +68,12 @@ def _received(
     ids: torch.Tensor,
     first: Sequence[int],
     end: Sequence[int],
+    total: int | torch.SymInt,
     group_name: str,
 ) -> list[torch.Tensor]:
-    context = torch.library.get_ctx()
-    sent, received = context.new_dynamic_size(), context.new_dynamic_size()
-    made = [x.new_empty([received, *x.shape[1:]]) for x in rows]
-    places = ids.new_empty([sent], dtype=torch.int64)
-    return [*made, places, torch.empty([2, len(first)], dtype=torch.int64)]
+    received = [x.new_empty([total, *x.shape[1:]]) for x in rows]
+    places = ids.new_empty([total], dtype=torch.int64)
+    return [*received, places, torch.empty([2, len(first)], dtype=torch.int64)]
 
 
 def _combined(

@@ -42,6 +42,8 @@ class SpmdGraph:
         mesh: the mesh that resolves the graph's group names.
         inputs: placements per axis of every placeholder (by name) and attribute (by target).
         copied: meanings of nodes that are copies of nodes of another graph.
+        dispatched: sums over ranks, scattered, for which the plan sends rows to the ranks that
+            need them, where the graph is run by ops that can.
         analyses: results of ``compiler.analysis`` about this graph.
     """
 
@@ -50,6 +52,7 @@ class SpmdGraph:
     mesh: Mesh
     inputs: Mapping[str, Placements]
     copied: Mapping[fx.Node, Meaning | None] = field(default_factory=dict, repr=False)
+    dispatched: frozenset[fx.Node] = frozenset()
     analyses: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -88,7 +91,8 @@ class SpmdGraph:
         """
         known = self.meanings
         copied = {copy: known[node] for copy, node in copies.items() if node in known}
-        return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied)
+        sent = frozenset(copy for copy, node in copies.items() if node in self.dispatched)
+        return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied, sent)
 
 
 def check_given(mesh: object, *modules: object, inputs: object = None) -> None:

@@ -18,7 +18,6 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import insert_all_gather, insert_reduce_scatter
-from compiler.ir.dispatch import MARK
 from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, divides, resized, share
 
 aten = torch.ops.aten
@@ -38,9 +37,7 @@ class RowSharing:
     ranks: int
     sized: dict[str, tuple[fx.Node, int]] = field(default_factory=dict)
 
-    def scatter(
-        self, addends: fx.Node, rows: int | torch.SymInt, dim: int, op: str, *, sent: bool = False
-    ) -> fx.Node:
+    def scatter(self, addends: fx.Node, rows: int | torch.SymInt, dim: int, op: str) -> fx.Node:
         """The share of the sum of ``addends``, which has ``rows`` rows along ``dim``.
 
         Args:
@@ -48,7 +45,6 @@ class RowSharing:
             rows: their number.
             dim: the dimension that counts them, after others of size one.
             op: the reduction.
-            sent: at run time, rows are sent to the ranks that need them instead.
         """
         self.sized.setdefault(str(rows), (addends, dim))
         x = _lowered(addends, dim)
@@ -56,19 +52,31 @@ class RowSharing:
             x = _called(x, PAD_ROWS, 0, self.ranks)
         gives = resized(access.tensor(x), 0, share(rows, self.ranks))
         x = insert_reduce_scatter(x.graph, x, op, self.group, self.ranks, gives)
-        if sent:
-            x.all_input_nodes[0].meta[MARK] = True
         return _raised(x, dim)
 
-    def gather(self, own: fx.Node, rows: int | torch.SymInt, dim: int) -> fx.Node:
-        """All ``rows`` rows along ``dim``, of which this rank holds ``own``."""
+    def gather(
+        self,
+        own: fx.Node,
+        rows: int | torch.SymInt,
+        dim: int,
+        end: int | fx.Node | None = None,
+    ) -> fx.Node:
+        """All ``rows`` rows along ``dim``, of which this rank holds ``own``.
+
+        Args:
+            own: this rank's share.
+            rows: their number.
+            dim: the dimension that counts them, after others of size one.
+            end: a value that is that number; None: it is read off one in which they are whole.
+        """
         x, even = _lowered(own, dim), divides(self.ranks, rows)
         every = rows if even else share(rows, self.ranks) * self.ranks
         gives = resized(access.tensor(x), 0, every)
         x = _raised(insert_all_gather(x.graph, x, self.group, self.ranks, gives), dim)
         if even:
             return x
-        end = rows if isinstance(rows, int) else self.count(rows)
+        if end is None:
+            end = rows if isinstance(rows, int) else self.count(rows)
         assert end is not None, f"no value holds all {rows} rows of %{own.name}"
         return _called(x, aten.slice.Tensor, dim, 0, end)
 

@@ -89,6 +89,16 @@ def test_check_each_finds_the_pass_at_fault() -> None:
     assert Pipeline().run(WRONG, once) is not once
 
 
+def test_what_is_not_proved_may_be_left_out() -> None:
+    pipeline = Pipeline(check_each=True, drop_unproved=True)
+    once = pipeline.run(EliminateDeadCode(), graph())
+    assert pipeline.run(WRONG, once) is once
+    assert [r.changed for r in pipeline.records] == [True, False]
+    (remark,) = pipeline.remarks
+    assert remark.kind is RemarkKind.MISSED
+    assert remark.reason.startswith("rewrite left out: the checker says NOT_EQUIVALENT, output 0")
+
+
 def test_ill_formed_results_are_errors_at_once() -> None:
     with pytest.raises(GraphError, match=r"op aten.neg_.default of value %v2 mutates its operand"):
         Pipeline().run(Rewrite(aten.neg.default, aten.neg_.default), graph())

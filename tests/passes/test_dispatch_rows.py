@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.distributed as dist
-from torch import fx
 
 from compiler.analysis.layers import layer_metadata
 from compiler.capture import capture_ranks
+from compiler.check import Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.cost import Launch
-from compiler.ir import access
 from compiler.ir.collectives import Kind, collective
-from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, MARK
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.remark import RemarkKind
 from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from passes.dispatch_rows import send_rows
+from passes import DispatchRows, EliminateDeadCode
 from tests.support.machines import machine
 
 RANKS = 4
@@ -51,9 +49,9 @@ def planned(share_expert: str = "replicated", experts: str = "ep") -> tuple[Spmd
 def graphs() -> tuple[SpmdGraph, SpmdGraph]:
     before, unsent = planned()
     assert not unsent
-    after, remarks = send_rows(before)
-    assert not remarks
-    return before, after
+    result = DispatchRows(before.dispatched).apply(before)
+    assert [r.kind for r in result.remarks] == [RemarkKind.PASSED]
+    return before, EliminateDeadCode().apply(result.graph).graph
 
 
 def count(graph: SpmdGraph, target: object) -> int:
@@ -81,33 +79,12 @@ def test_lockstep(graphs: tuple[SpmdGraph, SpmdGraph], tokens: int) -> None:
             assert torch.allclose(x, y, rtol=1e-9, atol=1e-9)
 
 
-def starts(graph: SpmdGraph) -> Iterator[fx.Node]:
-    return (n for n in graph.graph.nodes if n.meta.get(MARK))
-
-
-def test_only_marked_sums_are_sent(graphs: tuple[SpmdGraph, SpmdGraph]) -> None:
-    copy = graphs[0].own_copy()
-    for node in starts(copy):
-        node.meta = {k: v for k, v in node.meta.items() if k != MARK}
-    assert send_rows(copy) == (copy, [])
-
-
-def test_a_mark_on_another_sum_is_reported(graphs: tuple[SpmdGraph, SpmdGraph]) -> None:
-    copy = graphs[0].own_copy()
-    for node in list(starts(copy)):
-        operand = access.operands(node)[0]
-        inner = operand if len(access.operands(operand)) > 1 else access.operands(operand)[0]
-        with copy.graph.inserting_after(inner):
-            shifted = copy.graph.call_function(torch.ops.aten.cumsum.default, (inner, 0))
-        shifted.meta = dict(inner.meta)
-        inner.replace_all_uses_with(shifted, delete_user_cb=lambda u: u is not shifted)  # noqa: B023
-    same, (remark,) = send_rows(copy)
-    assert same is copy
-    assert "rows are gathered, not sent" in remark.reason
+def test_the_checker_shows_it_alone(graphs: tuple[SpmdGraph, SpmdGraph]) -> None:
+    assert check(*graphs).verdict is Verdict.EQUIVALENT
 
 
 @pytest.mark.parametrize(("share_expert", "experts"), [("tp", "ep"), ("replicated", "tp")])
 def test_what_cannot_be_sent_is_said(share_expert: str, experts: str) -> None:
     graph, unsent = planned(share_expert, experts)
     assert unsent == ["rows are not sent to experts: every rank computes all rows"]
-    assert send_rows(graph) == (graph, [])
+    assert not graph.dispatched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,8 @@ from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph, to_dot, to_json, value_count
 from compiler.optimize.graph_api import optimize_spmd
 from compiler.pipeline import Observer, PassRecord, Pipeline
-from passes import PASSES
+from compiler.runtime.lowering import run_passes
+from passes import LOWERING, PLANNING
 
 Format = StrEnum("Format", ["TEXT", "JSON", "DOT", "HTML"])
 
@@ -81,6 +83,7 @@ def dump(
     blocks, P partial sums, V something else or not known.
 
     The optimized graph is printed whatever the checker would say of it; `plan` and `check` tell.
+    Options that look at passes see those of planning, then those that make a planned graph run.
 
     `commplan dump step3p5 --format html --layers 3-4 -o layers.html`
     """
@@ -98,14 +101,19 @@ def dump(
     graphs = {"before": source.graph}
     if not before or observers or check_each:
         with stages.stage("optimize"):
-            graphs["after"] = optimize_spmd(
+            pipeline = Pipeline(observers, opt_bisect_limit, check_each)
+            result = optimize_spmd(
                 source.graph,
                 policy=policy,
                 verify=False,
                 tokens=None,
-                pipeline=Pipeline(observers, opt_bisect_limit, check_each),
+                pipeline=pipeline,
                 widen=widen,
-            ).spmd
+            )
+            if observers or check_each:  # as on ranks that can run every fused op
+                lowering = replace(pipeline, records=list(result.records))
+                run_passes(result.spmd, lowering, why_unserved=lambda *_: None)
+            graphs["after"] = result.spmd
     both |= format is Format.HTML and not (before or after)
     if not both:
         side = "before" if before else "after"
@@ -152,7 +160,7 @@ def _after(record: PassRecord) -> str:
 
 
 def _printer(which: str) -> Observer:
-    choices = ("all", "changed", *(each.name for each in PASSES))
+    choices = ("all", "changed", *dict.fromkeys(each.name for each in (*PLANNING, *LOWERING)))
     if which not in choices:
         remedy = f"one of {', '.join(choices)}"
         raise CommPlanError("--print-after names no pass", found=repr(which), remedy=remedy)

@@ -24,7 +24,12 @@ def capturing(x: Tensor) -> bool:
 
 
 def _dispatch_rows(
-    rows: Sequence[Tensor], ids: Tensor, first: Sequence[int], end: Sequence[int], group_name: str
+    rows: Sequence[Tensor],
+    ids: Tensor,
+    first: Sequence[int],
+    end: Sequence[int],
+    total: int,
+    group_name: str,
 ) -> list[Tensor]:
     ranks, count = len(first), ids.shape[0]
     if capturing(ids):

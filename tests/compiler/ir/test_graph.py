@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,15 @@ def test_copies_have_nodes_of_their_own_and_the_same_meanings() -> None:
     assert isinstance(copy.module, fx.GraphModule)
     assert copy.root is graph.root
     assert x.shape == next(iter(copy.graph.nodes)).meta["val"].shape
+
+
+def test_what_is_decided_of_a_value_is_decided_of_its_copy() -> None:
+    graph = sample()
+    total = graph.graph.output_node().all_input_nodes[0]
+    decided = replace(graph, dispatched=frozenset({total}))
+    copy = decided.own_copy()
+    assert copy.dispatched == frozenset(copy.graph.output_node().all_input_nodes)
+    assert not copy.with_graph(copy.graph, {}).dispatched
 
 
 @pytest.mark.parametrize("target", [aten.neg_.default, operator.setitem, operator.iadd])

@@ -8,11 +8,10 @@ import torch
 from compiler.check.simulate import draw_inputs, simulate
 from compiler.ir import access
 from compiler.ir.collectives import Kind, collectives
-from compiler.ir.dispatch import MARK
 from compiler.ir.mesh import Mesh
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.row_ops import share
-from tests.support.graphs import Builder, agree, aten, function
+from tests.support.graphs import Builder, agree, aten
 from tests.support.random_graphs import symbolic_tokens
 
 MESH = Mesh({"tp": 4})
@@ -73,15 +72,3 @@ def test_a_number_of_rows_that_nobody_holds_is_not_read() -> None:
     sharing = RowSharing("tp", 4)
     assert sharing.count(rows) is None
     assert sharing.count(8) is None
-
-
-@pytest.mark.parametrize("sent", [False, True])
-def test_rows_that_are_sent_instead_are_marked_where_the_reduction_starts(sent: bool) -> None:
-    graph = function('%0 "x": f64[8, 4] {tp: V}', "return %0")
-    x = access.node_of(graph.graph, "placeholder")[0]
-    with graph.graph.inserting_before(access.output(graph.graph)):
-        RowSharing("tp", 4).scatter(x, 8, 0, "sum", sent=sent)
-    ((start, found),) = collectives(graph.graph)
-    assert start.meta.get(MARK, False) is sent
-    assert found.result is not None
-    assert MARK not in found.result.meta

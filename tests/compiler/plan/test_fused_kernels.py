@@ -13,7 +13,7 @@ from compiler.optimize.graph_api import finished
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
-from passes.fuse_reduce_norm import fuse
+from passes import FuseReduceNorm
 from tests.support.graphs import function
 
 HIDDEN = 1024
@@ -60,7 +60,7 @@ def test_the_runtime_fuses_what_the_plan_counts_on() -> None:
     assert result.report is not None
     assert result.report.verdict.runs
     assert result.spmd is not None
-    fused, _ = fuse(result.spmd, lambda *_: None)
+    fused = FuseReduceNorm(lambda *_: None).apply(result.spmd).graph
     targets = [n.target for n in fused.graph.nodes]
     assert targets.count(SHARED_NORM) == 1
     assert ALL_REDUCE_NORM not in targets

@@ -9,12 +9,17 @@ import torch.distributed as dist
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from compiler.check import Report, Verdict
 from compiler.errors import CommPlanError
 from compiler.ir import access, fused_ops
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
+from compiler.ir.text import print_graph
+from compiler.pipeline import PassRecord
 from compiler.runtime import lowering
 from compiler.runtime.lowering import check_kernels, largest_bytes, lower
+from passes import LOWERING, FuseReduceNorm
+from tests.support.graphs import function
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 
@@ -63,6 +68,33 @@ def test_every_fall_back_is_said(
     assert c10d.all_reduce_.default in [n.target for n in found.eager.graph.nodes]
     assert all(n.args[2] == group_name for n in found.module.graph.nodes if "sum" in n.args)
     assert "tp" in [a for n in source.graph.nodes for a in n.args], "the source is not changed"
+
+
+def test_observers_see_every_pass(group_name: str) -> None:
+    seen: list[PassRecord] = []
+    lower(graph_on("cpu"), {"tp": group_name}, mutations={}, observers=[seen.append])
+    assert [r.name for r in seen] == [p.name for p in LOWERING if p is not FuseReduceNorm]
+    assert not any(r.changed for r in seen[:-1])
+
+
+def test_a_pass_that_is_not_proved_is_left_out(
+    group_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Report(Verdict.UNPROVED, "output 0 differs")
+    monkeypatch.setattr("compiler.pipeline.check", lambda *_: wrong)
+    source = function(
+        '%0 "x": f32[4, 4] {tp: V}, %1 "y": f32[4, 4] {tp: R}',
+        "%2: f32[4, 4] = comm.all_reduce(%0) {axis = tp, op = sum}",
+        "%3: f32[4, 4] = aten.exp(%1)",
+        "%4: f32[4, 4] = aten.add.Tensor(%2, %3)",
+        "return (%4,)",
+    )
+    written = print_graph(source)
+    seen: list[PassRecord] = []
+    found = lower(source, {"tp": group_name}, mutations={}, observers=[seen.append])
+    assert print_graph(seen[-1].graph) == written
+    why = "schedule-collectives left out: the checker says UNPROVED, output 0 differs"
+    assert [r.reason for r in found.remarks] == [why]
 
 
 def symbolic_graph() -> SpmdGraph:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from compiler.ir.text import parse_graph
+from passes import LOWERING
 
 
 def all_reduces(text: str) -> int:
@@ -106,7 +107,7 @@ def test_json_and_dot(run, two_sums):
 def test_print_after_goes_to_standard_error(run, two_sums):
     every = run("dump", two_sums, "--print-after", "all")
     assert every.out == run("dump", two_sums).out
-    headers = re.findall(r"// ----- IR after (\S+) \((\d)\): (.*) -----", every.err)
+    headers = re.findall(r"// ----- IR after (\S+) \((\d+)\): (.*) -----", every.err)
     assert [name for name, *_ in headers] == [
         "canonicalize",
         "canonicalize-slices",
@@ -114,6 +115,7 @@ def test_print_after_goes_to_standard_error(run, two_sums):
         "regroup-sums",
         "place-reductions",
         "eliminate-dead-code",
+        *(listed.name for listed in LOWERING),
     ]
     assert headers[4] == ("place-reductions", "5", "2 rewrites, 0 refused")
     assert run("dump", two_sums, "--print-after", "changed").err.count("IR after") == 1

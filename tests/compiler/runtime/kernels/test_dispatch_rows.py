@@ -47,7 +47,7 @@ def on_ranks(
         if equal:
             patch.setattr(dispatch_rows, "capturing", lambda _: True)
         *received, places, counts = torch.ops.commplan.dispatch_rows(
-            [x, ids, weight], ids, first, end, name
+            [x, ids, weight], ids, first, end, rows * group.size(), name
         )
         partial = computed(*received, first[rank], end[rank])
         got = torch.ops.commplan.combine_rows(partial, places, counts, rows, name)
@@ -112,7 +112,7 @@ def assert_replays(group: str) -> None:
 
     def there_and_back() -> Tensor:
         *received, places, counts = torch.ops.commplan.dispatch_rows(
-            [x, ids, weight], ids, first, end, group
+            [x, ids, weight], ids, first, end, rows, group
         )
         partial = computed(*received, first[0], end[0])
         back: Tensor = torch.ops.commplan.combine_rows(partial, places, counts, rows, group)
@@ -135,7 +135,7 @@ def sliced(group: dist.ProcessGroup) -> float:
     x, ids = torch.randn(5, WIDTH), torch.randint(0, IDS, (5, 3))
     name = str(group.group_name)
     received, numbers, places, counts = torch.ops.commplan.dispatch_rows(
-        [x, ids], ids, first, end, name
+        [x, ids], ids, first, end, 5 * group.size(), name
     )
     here = (numbers >= first[group.rank()]) & (numbers < end[group.rank()])
     partial = received * ((numbers + 1) * here).sum(1, keepdim=True) / 2

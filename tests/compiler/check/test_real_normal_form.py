@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
 from torch import fx
 
-from compiler.analysis.norm_regions import real_graph
-from compiler.analysis.real_normal_form import is_nonnegative, real
+from compiler.check.real_normal_form import is_nonnegative, real_normal_form
+from compiler.ir.graph import spmd_graph_of
+from compiler.ir.mesh import Mesh
 from tests.support.seeds import share
 
 aten = torch.ops.aten
@@ -47,18 +47,7 @@ def drawn(seed: int) -> fx.Graph:
 
 
 def rewritten(graph: fx.Graph) -> fx.Graph:
-    given = [n for n in graph.nodes if n.op == "placeholder"]
-
-    def body(emit: Any, h: fx.Node, weight: fx.Node) -> fx.Node:
-        known = dict(zip(given, (h, weight), strict=True))
-        for node in graph.nodes:
-            if node.op == "call_function":
-                known[node] = real(emit, node, known)
-        return known[node.prev]
-
-    made = real_graph(tuple(X.shape), body)
-    assert made is not None
-    return made.graph
+    return real_normal_form(spmd_graph_of(torch.nn.Module(), graph, Mesh({"tp": 1}))).graph
 
 
 def run(graph: fx.Graph) -> torch.Tensor:
