@@ -27,6 +27,7 @@ from tests.compiler.plan.test_row_cut import authored
 from tests.support.graphs import function
 from tests.support.machines import machine
 from tests.support.random_graphs import LINEAR, seeded
+from tests.support.seeds import share
 
 
 def replayed(canonical: SpmdGraph, plan: CommPlan) -> SpmdGraph:
@@ -53,13 +54,14 @@ def planned(graph: SpmdGraph, options: PlannerOptions, tokens: int | None = None
 
 
 def test_random_plans_replay() -> None:
-    graphs = [seeded(seed, 14, LINEAR, plain=True) for seed in range(120)]
-    assert sum(len(planned(graph, PlannerOptions()).stages) > 0 for graph in graphs) > 50
+    graphs = [seeded(seed, 14, LINEAR, plain=True) for seed in range(share(120))]
+    plans = [planned(graph, PlannerOptions()) for graph in graphs]
+    assert sum(len(plan.stages) > 0 for plan in plans) > share(50)
 
 
 def test_random_plans_of_rows_replay() -> None:
-    plans = [planned(authored(seed, 8), PlannerOptions()) for seed in range(30)]
-    assert sum(len(plan.rows) > 0 for plan in plans) > 20
+    plans = [planned(authored(seed, 8), PlannerOptions()) for seed in range(share(30))]
+    assert sum(len(plan.rows) > 0 for plan in plans) > share(20)
 
 
 def test_plans_for_a_machine_replay() -> None:
@@ -79,7 +81,7 @@ def test_plans_for_a_machine_replay() -> None:
 
 
 def test_assignments_are_those_that_were_exported() -> None:
-    for seed in range(60):
+    for seed in range(share(60)):
         for facts in facts_of(seeded(seed)):
             assignment = place_reductions(facts)
             stage = reduction_stage(assignment)
