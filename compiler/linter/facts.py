@@ -17,7 +17,7 @@ from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placement, Replicate
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
-from compiler.ir.text.lines import Printer, lines
+from compiler.ir.text.print import Printer, lines
 from compiler.linter.finding import Finding
 
 REDUCING = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)

@@ -18,7 +18,7 @@ from compiler.cli.render.collective_tables import bytes_text
 from compiler.cli.render.moved_collectives import key, moved
 from compiler.ir.collectives import collective
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text.lines import Line, lines, printer_of
+from compiler.ir.text.print import Line, lines, printer_of
 
 
 @dataclass(frozen=True)
