@@ -132,20 +132,23 @@ class Reader:
         """Return ``entries`` by their names, each of which may stand once."""
         by_name: dict[str, Any] = {}
         for token, entry in entries:
-            name = self._text(token)
-            if name in by_name:
-                raise GraphError(f"{kind} {name!r} appears twice", where=self.place(token))
-            by_name[name] = entry
+            if token in by_name:
+                what = f"{kind} {str(token)!r} appears twice"
+                raise GraphError(what, where=self.place(token))
+            by_name[str(token)] = entry
         return by_name
-
-    def _children(self, *children: Any) -> tuple[Any, ...]:
-        return children
 
     def mesh(self, _: Token, *axes: Keyword) -> None:
         self._axes = {name: int(size) for name, size in self._distinct("axis", axes).items()}
         self._mesh = Mesh(self._axes)
 
-    ranks = sizes = strides = tuple_item = _children
+    def mesh_axis(self, name: Token, size: Token) -> Keyword:
+        return Keyword(name.update(value=self._text(name)), size)
+
+    def ranks(self, *children: Any) -> tuple[Any, ...]:
+        return children
+
+    sizes = strides = tuple_item = ranks
 
     def group(self, _: Token, name: Token, ranks: Iterable[Sequence[int]]) -> None:
         self._groups[self._text(name)] = ranks
@@ -207,7 +210,7 @@ class Reader:
     def keyword(self, name: Token, value: Any) -> Keyword:
         return Keyword(name, value)
 
-    option = mesh_axis = placement = keyword
+    option = placement = keyword
 
     def collective(self, value: str, declaration: Declaration, op: Token, *rest: Any) -> None:
         operand, *pairs = rest

@@ -38,3 +38,10 @@ def test_the_command_line_starts_without_lark() -> None:
     code = "import sys, compiler.cli, compiler.ir.text; print('lark' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+def test_names_of_axes_may_be_any_string() -> None:
+    text = TEXT.replace("tp", r'"\"a\\b"').replace("f32[4])", r'f32[4] {"\"a\\b": S(0)})')
+    graph = parse_graph(text)
+    assert list(graph.mesh.axes) == ['"a\\b']
+    assert print_graph(graph) == text
