@@ -316,7 +316,7 @@ def test_after_that_equals_before(tmp_path: Path) -> None:
 
 
 def test_parse_errors_give_the_line_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match=r"(?s)unknown value %9.*toy\.spmd:6:26"):
+    with pytest.raises(GraphError, match=r"(?s)unknown value '%9'.*toy\.spmd:6:26"):
         run(tmp_path, CASES.replace("aten.relu(%0)    //", "aten.relu(%9)    //"), FIRST)
 
 

@@ -26,7 +26,7 @@ from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Partial, Placement, Placements
 from compiler.ir.rules import Call, Meaning, Term, contraction, meaning_of
-from compiler.ir.text.lines import Printer, lines
+from compiler.ir.text.print import Printer, lines
 from compiler.linter.finding import Finding
 
 ADDING = ("sum", "product")

@@ -19,7 +19,7 @@ from compiler.analysis.statistics import statistics
 from compiler.cli.render.collectives import bytes_text
 from compiler.ir.collectives import WAIT, Collective, collective
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.text.lines import lines, printer_of
+from compiler.ir.text.print import lines, printer_of
 
 
 @dataclass

@@ -11,28 +11,7 @@ Example::
       return %3
     }
 
-Grammar (white space and comments ``// …`` separate tokens and mean nothing else)::
-
-    text       := mesh group* symbol* function
-    mesh       := "mesh" "<" (axis "=" INT),* ">"
-    group      := "group" STRING "=" ("<" axis,* ">" | "[" ("[" INT,* "]"),* "]")
-    symbol     := "sym" NAME "in" "[" bound "," bound "]"         bound := "-"? (INT | "inf")
-    function   := "func" "@" NAME "(" input,* ")" "{" line* "return" item ("," item)* "}"
-    input      := VALUE STRING ":" held                           STRING is the placeholder's name
-    line       := VALUE ":" held "=" (attribute | result | collective | call)
-    attribute  := "attr" STRING                                   a parameter or buffer
-    result     := VALUE "[" INT "]"                               one of several results
-    collective := "comm." KIND "_start"? "(" VALUE ")" "{" (NAME "=" item),* "}"
-    call       := OP "(" (item),* (NAME "=" item),* ")"
-    held       := type ("strides" "[" size,* "]")? ("{" (axis ":" placement),* "}")?
-    type       := DTYPE "[" size,* "]" DEVICE? | "(" type,* ")" | "none" | "symfloat" | "symbool"
-                | "sym" ("(" size ")")? | ("int" | "float" | "bool" | "str") "(" item ")"
-    placement  := "R" | "V" | "P" | "P(" NAME ")" | "S(" INT ")"
-    item       := VALUE | "-"? NUMBER | STRING | DEVICE | WORD | "[" item,* "]" | "(" item,* ")"
-                | "{" (STRING ":" item),* "}" | "slice(" item,* ")" | "rank(" NUMBER,* ")"
-    axis       := NAME | STRING
-
-What the forms mean:
+The grammar stands in ``grammar.lark``. What its forms mean:
 
 - ``%n`` numbers the printed values in order. A collective whose only use is the wait directly
   after it is one line, which stands for both; one that is used or waited for elsewhere prints as
@@ -44,10 +23,10 @@ What the forms mean:
   ``floordiv``, because ``//`` starts a comment. A tensor is on ``cpu`` unless its type says
   ``@cuda:0``, and inputs and attributes are contiguous unless it gives ``strides``.
 - ``sym(s0 + 1)`` is a SymInt; ``sym`` alone is read as whatever the op gives. ``int(4)`` is a
-  number known when the graph was made.
+  number that was constant when the graph was captured.
 - Placements of inputs and attributes are part of the graph: placeholders without braces are
   Replicate, attributes Varying, axes left out Replicate. Those of other values are facts that an
-  analysis found; they print where ``print_graph`` is given them, and ``parse`` returns them.
+  analysis found; they print where ``print_graph`` gets them, and ``parse`` returns them.
 - ``axis = tp`` names an axis of the mesh, ``group = "0"`` any other group of its header.
   ``group_size`` is an attribute only where it is not that of the group.
 - ``rank(0, 16112)`` is a number that differs between ranks; each rank reads its own.
@@ -59,9 +38,9 @@ values. Equal calls of a parsed graph may share one fake tensor.
 """
 
 from compiler.ir.text.json_and_dot import to_dot, to_json
-from compiler.ir.text.lines import describe, numbers, value_count
-from compiler.ir.text.parse import Parsed, parse, parse_graph
-from compiler.ir.text.print import print_graph
+from compiler.ir.text.parse import parse, parse_graph
+from compiler.ir.text.print import describe, numbers, print_graph, value_count
+from compiler.ir.text.reader import Parsed
 
 __all__ = [
     "Parsed",

@@ -15,17 +15,20 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
-from compiler.ir.text.types import (
+from compiler.ir.text.spelling import (
+    COMM_NAMES,
     ConstantType,
-    Held,
+    Declaration,
     Size,
     SymbolType,
     TensorType,
     ValueType,
+    op_name,
     size_of,
     symbols,
     type_of,
@@ -34,14 +37,6 @@ from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 Range = tuple[float, float]
 """Least and greatest value of a symbol; infinite where there is none."""
-
-
-class Refused(Exception):  # noqa: N818 -- the parser makes it an error
-    """A declaration that cannot be built, or an op that refuses its operands."""
-
-
-class Gives(Exception):  # noqa: N818 -- the parser makes it an error
-    """An op that gives another type than the text says; the message is the type it gives."""
 
 
 class Builder:
@@ -73,7 +68,7 @@ class Builder:
         self.attributes: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, Placements | None] = {}
         self.keys: dict[fx.Node, Hashable] = {}
-        self.known: dict[Hashable, Any] = {}
+        self.results: dict[Hashable, tuple[Any, ValueType]] = {}
 
     def _bind(self, symbol: sympy.Symbol) -> None:
         """Let ``symbol`` stand for a number of its range."""
@@ -90,15 +85,15 @@ class Builder:
         try:
             hint = int(size.subs(self.hints)) if backed else None
         except TypeError as error:
-            raise Refused(f"{size} is no size") from error
+            raise GraphError(f"{size} is not a size") from error
         return self.env.create_symintnode(size, hint=hint)
 
-    def _made(self, held: Held) -> Any:
-        """A value that no op computes."""
-        for symbol in symbols(held.type):
+    def _declared_value(self, declaration: Declaration) -> Any:
+        """Return a value that no op computes."""
+        for symbol in symbols(declaration.type):
             if symbol not in self.bound:
                 self._bind(symbol)
-        match held.type:
+        match declaration.type:
             case ConstantType(value):
                 return value
             case SymbolType("sym", expression) if expression is not None:
@@ -107,40 +102,41 @@ class Builder:
                 sizes = list(map(self._size, shape))
                 try:
                     with self.mode, self.env.suppress_guards():
-                        if held.strides is None:
+                        if declaration.strides is None:
                             return torch.empty(sizes, dtype=dtype, device=device)
-                        strides = list(map(self._size, held.strides))
+                        strides = list(map(self._size, declaration.strides))
                         return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
                 except Exception as error:
-                    raise Refused(_first_line(error)) from error
-        raise Refused(f"an input cannot be of type {held.type}")
+                    raise GraphError(_first_line(error)) from error
+        raise GraphError(f"an input cannot be of type {declaration.type}")
 
-    def placeholder(self, name: str, held: Held) -> fx.Node:
-        """An input of the function."""
-        self.inputs[name] = held.placements
+    def placeholder(self, name: str, declaration: Declaration) -> fx.Node:
+        """Add an input of the function."""
+        self.inputs[name] = declaration.placements
         node = self.graph.placeholder(name)
-        node.meta["val"] = self._made(held)
+        node.meta["val"] = self._declared_value(declaration)
         return node
 
-    def attribute(self, target: str, held: Held) -> fx.Node:
-        """A parameter or buffer; the module holds a tensor on the meta device in its place.
+    def attribute(self, target: str, declaration: Declaration) -> fx.Node:
+        """Add a parameter or buffer; the module has a tensor on the meta device in its place.
 
         Raises:
-            Refused: no tensor of constant sizes, no name, or two declarations that differ.
+            GraphError: not a tensor of constant sizes, not a name, or two declarations that differ.
         """
-        value = self._made(held)
-        if not isinstance(value, torch.Tensor) or any(True for _ in symbols(held.type)):
-            raise Refused(f"an attribute is a tensor of constant sizes, not {held.type}")
+        value = self._declared_value(declaration)
+        if not isinstance(value, torch.Tensor) or any(True for _ in symbols(declaration.type)):
+            what = f"an attribute is a tensor of constant sizes, not {declaration.type}"
+            raise GraphError(what)
         if not all(part.isidentifier() or part.isdecimal() for part in target.split(".")):
-            raise Refused(f"{target!r} cannot name an attribute")
+            raise GraphError(f"{target!r} cannot name an attribute")
         if target in self.inputs and target not in self.attributes:
-            raise Refused(f"{target!r} names an input and an attribute")
+            raise GraphError(f"{target!r} names an input and an attribute")
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        known = self.attributes.setdefault(target, meta)
-        if (known.shape, known.stride(), known.dtype) != (meta.shape, meta.stride(), meta.dtype):
-            raise Refused(f"attribute {target!r} was declared with another type")
-        if self.inputs.setdefault(target, held.placements) != held.placements:
-            raise Refused(f"attribute {target!r} was declared with another placement")
+        first = self.attributes.setdefault(target, meta)
+        if (first.shape, first.stride(), first.dtype) != (meta.shape, meta.stride(), meta.dtype):
+            raise GraphError(f"attribute {target!r} was declared with another type")
+        if self.inputs.setdefault(target, declaration.placements) != declaration.placements:
+            raise GraphError(f"attribute {target!r} was declared with another placement")
         node = self.graph.create_node("get_attr", target)
         node.meta["val"] = value
         return node
@@ -150,42 +146,42 @@ class Builder:
         target: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        held: Held,
+        printed: ValueType,
         name: str,
     ) -> fx.Node:
-        """One call of ``target``; ``name`` names its node.
+        """Add a call of ``target`` whose result is of the type ``printed``, as node ``name``.
 
         Raises:
-            Refused: the op fails.
-            Gives: it gives another type than ``held`` says.
+            GraphError: the op fails, or gives another type.
         """
         node = self.graph.create_node("call_function", target, args, dict(kwargs), name=name)
-        fresh = {s for s in symbols(held.type) if s not in self.bound}
+        fresh = {s for s in symbols(printed) if s not in self.bound}
         # Layers repeat, and most of the time to parse a model went into running ops: calls that
         # are equal in all but the data share one result, unless it depends on the data.
         key: Hashable = (target, self._key(args), self._key(kwargs))
-        if any(access.is_unbacked(s.name) for s in symbols(held.type)):
+        if any(access.is_unbacked(s.name) for s in symbols(printed)):
             data = (target, repr((args, kwargs)))
-            key = data if fresh or data in self.known else key
-        if key not in self.known:
-            self.known[key] = self._run(node, fresh)
-        node.meta["val"] = self._as_printed(self.known[key], held.type)
+            key = data if fresh or data in self.results else key
+        if key not in self.results:
+            value = self._run(node, fresh)
+            self.results[key] = (value, type_of(value))
+        node.meta["val"] = self._as_printed(node, *self.results[key], printed)
         for symbol in fresh:
             self._bind(symbol)
         return node
 
     def _run(self, node: fx.Node, fresh: Collection[sympy.Symbol]) -> Any:
-        """What the node computes; it introduces the symbols ``fresh``."""
+        """Return what the node computes; it introduces the symbols ``fresh``."""
 
         def read(operand: fx.Node) -> Any:
-            held = access.value(operand)
+            value = access.value(operand)
             # A fake tensor remembers the numbers read out of it, and equal calls share theirs.
-            return held.clone() if fresh and isinstance(held, torch.Tensor) else held
+            return value.clone() if fresh and isinstance(value, torch.Tensor) else value
 
         if fresh:
             # The op names the numbers it introduces by this counter.
             self.env.unbacked_symint_counter = min(int(s.name[1:]) for s in fresh)
-        assert callable(node.target), f"{node.target} is no function"
+        assert callable(node.target), f"{node.target} is not a function"
         try:
             # The Python dispatcher keeps sizes symbolic in ops that are composed of others.
             with (
@@ -198,10 +194,16 @@ class Builder:
                 args, kwargs = fx.node.map_arg(access.call(node), read)
                 return node.target(*args, **kwargs)
         except Exception as error:
-            raise Refused(_first_line(error)) from error
+            other = getattr(getattr(node.target, "overloadpacket", None), "Tensor", None)
+            scalar = getattr(node.target, "_overloadname", "") == "default" and other is not None
+            raise GraphError(
+                f"{_op_text(node)} refuses its operands",
+                found=_first_line(error),
+                remedy=f"the overload for tensors is {op_name(other)}" if scalar else "",
+            ) from error
 
     def _key(self, item: Any) -> Hashable:
-        """What an argument tells an op about types and layout, equal for equal knowledge."""
+        """Return what an argument tells an op of types and layout, equal for equal knowledge."""
         match item:
             case fx.Node():
                 if item not in self.keys:
@@ -218,25 +220,26 @@ class Builder:
                 return tuple((name, self._key(x)) for name, x in item.items())
         return (type(item), repr(item))
 
-    def _as_printed(self, found: Any, printed: ValueType) -> Any:
-        """``found``, its sizes written as in ``printed`` where they are the same sizes."""
-        actual = type_of(found)
+    def _as_printed(self, node: fx.Node, value: Any, actual: ValueType, printed: ValueType) -> Any:
+        """Return ``value``, its sizes written as in ``printed`` where they are the same sizes."""
         bare = isinstance(actual, SymbolType) and printed == SymbolType(actual.kind)
-        if bare or str(actual) == str(printed):
-            return found
+        same = isinstance(actual, TensorType) and actual == printed
+        if bare or same or str(actual) == str(printed):
+            return value
         if isinstance(printed, TensorType) and isinstance(actual, TensorType):
             sizes = list(map(self._size, printed.shape))
             alike = (actual.dtype, actual.device) == (printed.dtype, printed.device)
-            if alike and len(sizes) == len(found.shape) and all(map(_same, sizes, found.shape)):
+            same_rank = len(sizes) == len(value.shape)
+            if alike and same_rank and all(map(_same, sizes, value.shape)):
                 with self.mode, self.env.suppress_guards():
-                    return found.as_strided(sizes, found.stride())
-        raise Gives(str(actual))
+                    return value.as_strided(sizes, value.stride())
+        raise GraphError(f"{_op_text(node)} gives {actual}, its value is printed as {printed}")
 
     def finish(self, returned: Any) -> SpmdGraph:
-        """The graph, which returns ``returned``.
+        """Return the graph, which returns ``returned``.
 
         Raises:
-            Refused: names of attributes that no module can have together.
+            GraphError: names of attributes that no module can have together.
         """
         self.graph.output(returned)
         for symbol in self.bound:
@@ -246,10 +249,15 @@ class Builder:
             module = fx.GraphModule(self.attributes, self.graph)
         except (AttributeError, KeyError, TypeError) as error:
             names = ", ".join(self.attributes)
-            raise Refused(f"one module cannot have the attributes {names}") from error
+            raise GraphError(f"one module cannot have the attributes {names}") from error
         axes = self.mesh.axes
-        given = {n: dict(zip(axes, p, strict=True)) for n, p in self.inputs.items() if p}
-        return spmd_graph(module, self.mesh, given)
+        placements = {n: dict(zip(axes, p, strict=True)) for n, p in self.inputs.items() if p}
+        return spmd_graph(module, self.mesh, placements)
+
+
+def _op_text(node: fx.Node) -> str:
+    """Return the node's op as the text form writes it."""
+    return COMM_NAMES.get(node.target) or op_name(node.target) or str(node.target)
 
 
 def _first_line(error: Exception) -> str:
@@ -264,13 +272,13 @@ PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
 def hints(ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, int]:
-    """A size inside its range for every backed symbol, to run ops with.
+    """Return a size inside its range for every backed symbol, to run ops with.
 
     Where the range allows, they differ, none is 0 or 1, and each is a multiple of a power of two
     and of a prime that is no usual size: ops then take no symbol for a constant or for another
     symbol, and do not stop at a division.
     """
-    found: dict[sympy.Symbol, int] = {}
+    sizes: dict[sympy.Symbol, int] = {}
     for symbol, (low, high) in ranges.items():
         if access.is_unbacked(symbol.name):
             continue
@@ -278,5 +286,5 @@ def hints(ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, int]:
         likely = [64 * prime for prime in PRIMES]
         likely += [greatest // step * step for step in (64, 32, 16, 8, 4, 2, 1)]
         inside = [x for x in likely if least <= x <= greatest] or [greatest]
-        found[symbol] = next((x for x in inside if x not in found.values()), inside[-1])
-    return found
+        sizes[symbol] = next((x for x in inside if x not in sizes.values()), inside[-1])
+    return sizes

@@ -12,16 +12,14 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Placements
-from compiler.ir.text.lines import Line, Printer, lines, printer_of
-from compiler.ir.text.print import ranges
-from compiler.ir.text.spelling import quoted
-from compiler.ir.text.types import held_by, type_of
+from compiler.ir.text.print import Line, Printer, lines, printer_of, ranges
+from compiler.ir.text.spelling import quoted, result_of, type_of
 
 Facts = Mapping[fx.Node, Placements]
 
 
 def to_json(graph: SpmdGraph, *, facts: Facts | None = None) -> str:
-    """The graph as a JSON object.
+    """Return the graph as a JSON object.
 
     ``mesh``: axis -> size; ``groups``: name -> replica groups; ``symbols``: name -> [least,
     greatest] as text; ``values``: per value its ``number``, ``type``, ``placement`` (axis -> text,
@@ -31,21 +29,21 @@ def to_json(graph: SpmdGraph, *, facts: Facts | None = None) -> str:
     printer = printer_of(graph, facts)
     numbers = printer.numbers
     values = [_value(printer, line, graph) for line in lines(graph.graph)]
-    found = {
+    entries = {
         "mesh": graph.mesh.axes,
         "groups": {name: groups.ranks for name, groups in graph.mesh.groups.items()},
         "symbols": ranges(graph.graph),
         "values": values,
         "outputs": [numbers[node] for node in access.results(access.output(graph.graph))],
     }
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
 
 
 def _value(printer: Printer, line: Line, graph: SpmdGraph) -> dict[str, Any]:
     placements = printer.placements_of(line)
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "number": line.number,
-        "type": str(type_of(held_by(line.node))),
+        "type": str(type_of(result_of(line.node))),
         "placement": placements
         and {axis: str(p) for axis, p in zip(graph.mesh.axes, placements, strict=True)},
         "operation": "input" if line.node.op == "placeholder" else printer.operation(line),
@@ -53,17 +51,17 @@ def _value(printer: Printer, line: Line, graph: SpmdGraph) -> dict[str, Any]:
         "layer": line.layer,
         "source": line.source,
     }
-    return found | ({"name": str(line.node.target)} if line.node.op == "placeholder" else {})
+    return entry | ({"name": str(line.node.target)} if line.node.op == "placeholder" else {})
 
 
 def _operands(printer: Printer, line: Line) -> list[int]:
-    """Numbers of the values that a line reads, without repeats."""
+    """Return the numbers of the values that a line reads, without repeats."""
     read = (line.start or line.node).all_input_nodes
     return [printer.numbers[node] for node in read]
 
 
 def to_dot(graph: SpmdGraph, *, facts: Facts | None = None, name: str = "main") -> str:
-    """The graph in Graphviz's language: boxes are values, grey are inputs, red collectives."""
+    """Return the graph in Graphviz's language: a box per value, inputs grey, collectives red."""
     printer = printer_of(graph, facts)
     rows = [f"digraph {quoted(name)} {{", "  node [shape=box, fontname=monospace];"]
     for line in lines(graph.graph):

@@ -1,4 +1,4 @@
-"""Names of ops and constants in the text form, read and written from the same tables."""
+"""Names of ops and constants in the text form, and what a printed type says about a value."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
+import sympy
 import torch
-from torch._ops import OpOverload
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
+from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 
+from compiler.errors import GraphError
+from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT
+from compiler.ir.placement import Placements
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -79,14 +88,18 @@ PYTHON: Mapping[str, Callable[..., Any]] = {
 }
 """Python functions on numbers that occur in graphs, written ``py.name``."""
 
-PYTHON_NAMES = {function: f"py.{name}" for name, function in PYTHON.items()}
-
 COMM = {f"comm.{kind}": op for op, kind in OPS.items()}
 COMM_NAMES: Mapping[object, str] = {op: name for name, op in COMM.items()}
 COMM_STARTS = {f"{name}_start": op for name, op in COMM.items()}
 """Collectives that are not directly followed by their only use, a wait."""
 
-COMM_WAIT = "comm.wait"
+NAMED: Mapping[str, Callable[..., Any]] = {
+    "comm.wait": WAIT,
+    **{f"py.{name}": function for name, function in PYTHON.items()},
+}
+"""Ops that are not named as in ``torch.ops``."""
+
+NAMES: Mapping[object, str] = {op: name for name, op in NAMED.items()}
 
 ATTRIBUTES: Mapping[str, str] = {
     "reduce_op": "op",
@@ -99,54 +112,218 @@ ATTRIBUTES: Mapping[str, str] = {
 
 
 def op_name(target: object) -> str | None:
-    """``namespace.op``, with the overload unless it is ``default``; None for no printable op."""
-    if target is WAIT:
-        return COMM_WAIT
-    if isinstance(target, OpOverload):
+    """Return ``namespace.op``, with the overload unless it is ``default``; None for no op."""
+    if isinstance(target, OpOverload) and target is not WAIT:
         name: str = target._schema.name.replace("::", ".")
         overload: str = target._schema.overload_name
         return f"{name}.{overload}" if overload else name
-    return PYTHON_NAMES.get(target) if callable(target) else None
+    return NAMES.get(target) if callable(target) else None
 
 
 def find_op(name: str) -> Callable[..., Any]:
-    """The op that ``op_name`` calls ``name``.
+    """Return the op that ``op_name`` calls ``name``.
 
     Raises:
-        LookupError: no such op; its arguments are what there is instead, and a remedy.
+        GraphError: there is no such op.
     """
-    namespace, op, *overload = name.split(".")
-    if name == COMM_WAIT:
-        return WAIT
-    if namespace == "comm":
-        raise LookupError(f"the collectives are {', '.join(COMM)}", "")
-    if namespace == "py":
-        if op not in PYTHON or overload:
-            raise LookupError(f"the Python functions are {', '.join(PYTHON)}", "")
-        return PYTHON[op]
-    packet = getattr(getattr(torch.ops, namespace), op, None)
-    if packet is None or len(overload) > 1:
-        raise LookupError(
-            f"torch.ops.{namespace} has no {'.'.join((op, *overload))!r}",
-            "import the library that registers the op before parsing",
-        )
-    wanted = overload[0] if overload else "default"
-    if wanted not in packet.overloads() or overload == ["default"]:
-        known = [op_name(getattr(packet, x)) or "" for x in packet.overloads()]
-        raise LookupError(f"the overloads are {', '.join(known)}", "")
-    return getattr(packet, wanted)  # type: ignore[no-any-return]
+    if name in NAMED:
+        return NAMED[name]
+    namespace, _, path = name.partition(".")
+    op, _, overload = path.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), op, None) if op else None
+    remedy = "write namespace.op, and import the library that registers the op before parsing"
+    if namespace in ("comm", "py"):
+        remedy = f"one of {', '.join(x for x in (*COMM, *NAMED) if x.startswith(namespace))}"
+    elif isinstance(packet, OpOverloadPacket):
+        overloads: list[str] = packet.overloads()  # type: ignore[no-untyped-call]
+        if overload != "default" and (overload or "default") in overloads:
+            return getattr(packet, overload or "default")  # type: ignore[no-any-return]
+        remedy = f"one of {', '.join(op_name(getattr(packet, x)) or '' for x in overloads)}"
+    raise GraphError(f"unknown op {str(name)!r}", remedy=remedy)
 
 
 def quoted(text: str) -> str:
-    """``text`` as a string of the text form."""
+    """Return ``text`` as a string of the text form."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def name_text(text: str) -> str:
-    """``text`` bare where it is an identifier, else quoted."""
+    """Return ``text`` bare where it is an identifier, else quoted."""
     return text if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII) else quoted(text)
 
 
 def float_text(number: float) -> str:
-    """A float such that it reads back as the same float, never as an integer."""
+    """Return a float such that it reads back as the same float, never as an integer."""
     return repr(float(number))
+
+
+Size: TypeAlias = "int | sympy.Expr"
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A tensor of one rank; ``device`` as ``str(torch.device)``."""
+
+    dtype: torch.dtype
+    shape: tuple[Size, ...]
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        where = "" if self.device == "cpu" else f"@{self.device}"
+        return f"{CONSTANTS[self.dtype]}{sizes_text(self.shape)}{where}"
+
+
+@dataclass(frozen=True)
+class SymbolType:
+    """A number that depends on symbols: ``sym`` with its expression, ``symfloat``, ``symbool``."""
+
+    kind: str
+    expression: Size | None = None
+
+    def __str__(self) -> str:
+        return (
+            self.kind if self.expression is None else f"{self.kind}({size_text(self.expression)})"
+        )
+
+
+@dataclass(frozen=True)
+class ConstantType:
+    """A Python number, string or None, which the type spells out."""
+
+    value: float | str | None
+
+    def __str__(self) -> str:
+        match self.value:
+            case None:
+                return "none"
+            case bool():
+                return f"bool({str(self.value).lower()})"
+            case int():
+                return f"int({self.value})"
+            case str():
+                return f"str({quoted(self.value)})"
+        return f"float({float_text(self.value)})"
+
+
+@dataclass(frozen=True)
+class TupleType:
+    """Several results, a tuple or a list."""
+
+    items: tuple[ValueType, ...]
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(map(str, self.items)) + ("," * (len(self.items) == 1)) + ")"
+
+
+ValueType = TensorType | SymbolType | ConstantType | TupleType
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a text declares of a value, per rank.
+
+    Attributes:
+        type: element type and per-rank shape.
+        strides: of inputs and attributes; None for contiguous ones and for computed values.
+        placements: per mesh axis, None where the text does not say.
+    """
+
+    type: ValueType
+    strides: tuple[Size, ...] | None
+    placements: Placements | None
+
+
+def type_of(value: Any) -> ValueType:
+    """Return the type of what a node computes.
+
+    Raises:
+        GraphError: something that has no text form.
+    """
+    match value:
+        case torch.Tensor() if value.layout is torch.strided and value.dtype in CONSTANTS:
+            return TensorType(value.dtype, tuple(map(size_of, value.shape)), str(value.device))
+        case torch.SymInt():
+            return SymbolType("sym", size_of(value))
+        case torch.SymFloat():
+            return SymbolType("symfloat")
+        case torch.SymBool():
+            return SymbolType("symbool")
+        case None | bool() | int() | float() | str():
+            return ConstantType(value)
+        case list() | tuple():
+            return TupleType(tuple(map(type_of, value)))
+    about = f"{value.dtype}, {value.layout}" if isinstance(value, torch.Tensor) else repr(value)
+    raise GraphError("a value has no text form", found=about, remedy="keep it out of the graph")
+
+
+def result_of(node: fx.Node) -> Any:
+    """Return what the node computes; None for an op without results, whose node need not say so.
+
+    Raises:
+        GraphError: a node with a result and without ``meta["val"]``.
+    """
+    schema = getattr(node.target, "_schema", None)
+    return access.value(node) if schema is None or schema.returns else None
+
+
+def size_of(size: int | torch.SymInt) -> Size:
+    """Return a size as an int or as the sympy expression behind it."""
+    if isinstance(size, int):
+        return int(size)
+    expression = size.node.expr
+    return int(expression) if expression.is_number else expression
+
+
+def strides_of(value: torch.Tensor) -> tuple[Size, ...] | None:
+    """Return the strides of a tensor, None where they are those of a contiguous one."""
+    sizes, strides = tuple(map(size_of, value.shape)), tuple(map(size_of, value.stride()))
+    expected: Size = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if stride != expected and size != 1:
+            return strides
+        expected = expected * size
+    return None
+
+
+def tensors(value_type: ValueType) -> Iterator[TensorType]:
+    """Yield the tensor types in ``value_type``."""
+    if isinstance(value_type, TensorType):
+        yield value_type
+    elif isinstance(value_type, TupleType):
+        for item in value_type.items:
+            yield from tensors(item)
+
+
+def symbols(value_type: ValueType) -> Iterator[sympy.Symbol]:
+    """Yield the symbols in ``value_type``, in order and with repeats."""
+    sizes: list[Size] = [size for tensor in tensors(value_type) for size in tensor.shape]
+    if isinstance(value_type, SymbolType) and value_type.expression is not None:
+        sizes = [value_type.expression]
+    elif isinstance(value_type, TupleType):
+        for item in value_type.items:
+            if isinstance(item, SymbolType):
+                yield from symbols(item)
+    for size in sizes:
+        if not isinstance(size, int):
+            yield from sorted(size.free_symbols, key=lambda s: str(s.name))
+
+
+class _SizePrinter(StrPrinter):  # type: ignore[misc]
+    """Sympy's text, with ``floordiv`` for PyTorch's FloorDiv because ``//`` starts a comment."""
+
+    printmethod = "_size_text"
+
+    def _print_FloorDiv(self, expr: sympy.Expr) -> str:  # noqa: N802 -- sympy's naming
+        atom = PRECEDENCE["Atom"]
+        return " floordiv ".join(self.parenthesize(x, atom, strict=True) for x in expr.args)
+
+
+@lru_cache(maxsize=4096)
+def size_text(size: Size) -> str:
+    """Return a size as text: an integer or an expression over symbols."""
+    return str(size) if isinstance(size, int) else str(_SizePrinter().doprint(size))
+
+
+def sizes_text(sizes: tuple[Size, ...]) -> str:
+    """Return ``[size, …]``."""
+    return "[" + ", ".join(map(size_text, sizes)) + "]"

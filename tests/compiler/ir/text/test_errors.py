@@ -12,17 +12,22 @@ START = HEADER + 'func @main(%0 "x": f32[4, 4] {tp: R}) {\n'
 END = "\n  return %0\n}\n"
 
 TEXTS = [
+    (START + "  «returnnone\n}\n", "expected value or 'return'\n  found: 'returnnone'"),
+    ("mesh <tp = 2>\n«syms0 in [2, 64]\n", "expected 'sym', 'func' or 'group'\n  found: 'syms0'"),
     ("«", "expected 'mesh'\n  found: the end of the text"),
     ("«func @main() {\n  return none\n}\n", "expected 'mesh'\n  found: 'func'"),
-    ("mesh <tp = 8«\n", "expected '>'\n  found: the end of the text"),
-    ("mesh <tp = «x>\n", "expected the size of the axis\n  found: 'x'"),
+    ("mesh <tp = 8«\n", "expected ',' or '>'\n  found: the end of the text"),
+    ("mesh <tp = «x>\n", "expected axis size\n  found: 'x'"),
     (START + "  %1: f32[4] = aten.relu(%0) «; \n}\n", "unexpected character ';'"),
     (
         START + '  %1: f32[4] = attr «"abc\n\n}\n',
         "the string is not closed\n  remedy: end it on its line",
     ),
-    (START + '  %1: f32[4] = attr «"a\\qc"\n}\n', "not a string: Invalid \\escape"),
-    ("mesh <tp = 2>\nsym s0 in [2, 64]\n«fun @main() {}", "expected 'func'\n  found: 'fun'"),
+    (START + '  %1: f32[4] = attr «"a\\qc"' + END, "not a string: Invalid \\escape"),
+    (
+        "mesh <tp = 2>\nsym s0 in [2, 64]\n«fun @main() {}",
+        "expected 'sym' or 'func'\n  found: 'fun'",
+    ),
     (
         "mesh <tp = 2>\nsym s0 in [2, 64]\nfunc «main() {}",
         "expected @ and the name of the function\n  found: 'main'",
@@ -32,15 +37,15 @@ TEXTS = [
         "sym s0 in [2, 64]\n"
         'func @main(%0 "x": f32[4] {tp: R}) {\n'
         "  %1: f32[4] = aten.relu(%0)«\n",
-        "expected a value or 'return'\n  found: the end of the text",
+        "expected value or 'return'\n  found: the end of the text",
     ),
     (
         'mesh <tp = 2>\nsym s0 in [2, 64]\nfunc @main(%0 "x": f32[4] {tp: R}) {\n  return %0«\n',
-        "expected '}'\n  found: the end of the text",
+        "expected ',' or '}'\n  found: the end of the text",
     ),
     (START + "  return %0\n}\n«func @other() {}", "expected the end of the text\n  found: 'func'"),
-    (START + "  %1: f32[4, 4] = aten.relu(%0)\n«}\n", "expected a value or 'return'\n  found: '}'"),
-    (START + "  return «%7\n}\n", "unknown value %7"),
+    (START + "  %1: f32[4, 4] = aten.relu(%0)\n«}\n", "expected value or 'return'\n  found: '}'"),
+    (START + "  return «%7\n}\n", "unknown value '%7'\n  remedy: define it before its use"),
     (
         "mesh <tp = 2>\n"
         "sym s0 in [2, 64]\n"
@@ -48,7 +53,7 @@ TEXTS = [
         "  %1: sym(s0 + 1) = «aten.sym_size.int(%0, 1)\n"
         "  return %0\n"
         "}\n",
-        "%1 is printed as sym(s0 + 1), aten.sym_size.int gives sym(s0)",
+        "aten.sym_size.int gives sym(s0), its value is printed as sym(s0 + 1)",
     ),
     (
         START + "  %1: f32[8, 4] = comm.all_gather(%0)\n  «return %0\n}\n",
@@ -67,7 +72,7 @@ TEXTS = [
         "  %1: i64[u1, 2] = «aten.relu(%0)\n"
         "  return %0\n"
         "}\n",
-        "%1 is printed as i64[u1, 2], aten.relu gives f32[4, 4]",
+        "aten.relu gives f32[4, 4], its value is printed as i64[u1, 2]",
     ),
 ]
 """Whole texts."""
@@ -78,7 +83,7 @@ HEADERS = [
     ("«mesh <>\n", 'a mesh needs at least one axis\n  remedy: for example Mesh({"tp": 8})'),
     (
         "mesh <tp = 2>\ngroup «tp = <tp>\n",
-        "expected the name of the group in quotes\n  found: 'tp'",
+        "expected quoted group name\n  found: 'tp'",
     ),
     (
         'mesh <tp = 2>\n«group "g" = [[0]]\n',
@@ -93,14 +98,14 @@ HEADERS = [
         "  remedy: rename the group or the axis",
     ),
     (
-        'mesh <tp = 2>\ngroup "g" = «[0, 1]\n',
-        "not replica groups\n  remedy: write <axis, …> or [[rank, …], …]",
+        'mesh <tp = 2>\ngroup "g" = [«0, 1]\n',
+        "expected '[' or ']'\n  found: '0'",
     ),
     (
         'mesh <tp = 2>\ngroup "g" = «tp\n',
-        "not replica groups\n  remedy: write <axis, …> or [[rank, …], …]",
+        "expected replica groups, as in <axis, …> or [[rank, …], …]\n  found: 'tp'",
     ),
-    ('mesh <tp = 2>\ngroup "g" = <«dp>\n', "unknown axis 'dp'\n  found: the mesh has tp"),
+    ('mesh <tp = 2>\ngroup "g" = <«dp>\n', "unknown axis 'dp'\n  remedy: one of tp"),
     ("mesh <tp = 2>\nsym s0 in [2, 64]\nsym «s0 in [2, 64]\n", "'s0' is declared twice"),
     ("mesh <tp = 2>\nsym «s.a in [2, 64]\n", "'s.a' cannot be a symbol"),
     (
@@ -118,11 +123,12 @@ HEADERS = [
         "the range of 'u0' holds no size\n"
         "  remedy: write least and greatest value, [2, inf] for any size",
     ),
-    ("mesh <tp = 2>\nsym s0 in [2, «4.5]\n", "expected an integer or inf\n  found: '4.5'"),
+    ("mesh <tp = 2>\nsym s0 in [2, «4.5]\n", "expected 'inf', integer or '-'\n  found: '4.5'"),
 ]
 """What stands before a function."""
 
 INPUTS = [
+    ('%0 "x": f32[s0 «floordivs0]', "expected operator, ',', '(' or ']'\n  found: 'floordivs0'"),
     (
         '%0 «"x.y": f32[4]',
         "'x.y' cannot name an input\n"
@@ -133,149 +139,187 @@ INPUTS = [
         "'x' cannot name an input\n"
         "  remedy: names of inputs are Python identifiers, each different",
     ),
-    ("%0«: f32[4]", "expected the name of the input in quotes\n  found: ':'"),
-    ('«"x": f32[4]', 'expected an input, as in %0 "x": f32[4]\n  found: \'"x"\''),
-    ('«%0 "x": (f32[4], f32[4])', "an input cannot be of type (f32[4], f32[4])"),
-    ('«%0 "x": symfloat', "an input cannot be of type symfloat"),
+    ("%0«: f32[4]", "expected quoted input name\n  found: ':'"),
+    ('«"x": f32[4]', 'expected input, as in %0 "x": f32[4]\n  found: \'"x"\''),
+    ('%0 «"x": (f32[4], f32[4])', "an input cannot be of type (f32[4], f32[4])"),
+    ('%0 «"x": symfloat', "an input cannot be of type symfloat"),
     (
         '%0 "x": «g32[4]',
-        "unknown type 'g32'\n"
-        "  found: the element types are bf16, f16, f32, f64, f8e4m3fn, f8e4m3fnuz, "
-        "f8e5m2, f8e5m2fnuz, f8e8m0fnu, f4e2m1fn_x2, i8, i16, i32, i64, u8, u16, u32, "
-        "u64, b8, c32, c64, c128\n"
+        "unknown element type 'g32'\n"
+        "  remedy: one of bf16, f16, f32, f64, f8e4m3fn, f8e4m3fnuz, f8e5m2, f8e5m2fnuz, "
+        "f8e8m0fnu, f4e2m1fn_x2, i8, i16, i32, i64, u8, u16, u32, u64, b8, c32, c64, c128",
+    ),
+    (
+        '%0 "x": «f32 {tp: R}',
+        "unknown type without sizes 'f32'\n"
         "  remedy: write a tensor as f32[4, 8], a number as sym(s0) or int(4)",
     ),
-    ('%0 "x": f32 «{tp: R}', "expected the sizes of the tensor in brackets\n  found: '{'"),
-    ('%0 "x": f32[4, «"a"]', "expected a size\n  found: '\"a\"'"),
-    ('%0 "x": f32[«4.5]', "expected an integer\n  found: '4.5'"),
+    ('%0 "x": f32[4, «"a"]', "expected size or ']'\n  found: '\"a\"'"),
+    ('%0 "x": f32[«4.5]', "expected size or ']'\n  found: '4.5'"),
     (
         '%0 "x": f32[4, «s1]',
-        "symbol 's1' is not declared\n  remedy: add 'sym s1 in [2, inf]' before the function",
+        "unknown symbol 's1'\n  remedy: add 'sym s1 in [2, inf]' before the function",
     ),
-    ('%0 "x": f32[«Foo(s0)]', "unknown function 'Foo' in a size"),
-    ('%0 "x": int(«4.0)', "not of type int"),
+    (
+        '%0 "x": f32[«Foo(s0)]',
+        "unknown function 'Foo'\n"
+        "  remedy: one of Expr, FloorDiv, ModularIndexing, Where, PythonMod, Mod, "
+        "CleanDiv, CeilToInt, FloorToInt, CeilDiv, LShift, RShift, MinMaxBase, Max, Min, "
+        "PowByNatural, FloatPow, FloatTrueDiv, IntTrueDiv, "
+        "IsNonOverlappingAndDenseIndicator, TruncToFloat, TruncToInt, RoundToInt, "
+        "RoundDecimal, ToFloat, Identity, OpaqueUnaryFn_sqrt, OpaqueUnaryFn_cos, "
+        "OpaqueUnaryFn_cosh, OpaqueUnaryFn_sin, OpaqueUnaryFn_sinh, OpaqueUnaryFn_tan, "
+        "OpaqueUnaryFn_tanh, OpaqueUnaryFn_asin, OpaqueUnaryFn_acos, OpaqueUnaryFn_atan, "
+        "OpaqueUnaryFn_exp, OpaqueUnaryFn_log, OpaqueUnaryFn_asinh, OpaqueUnaryFn_log2, "
+        "BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, BitwiseFn_bitwise_xor",
+    ),
+    ('%0 "x": «int(4.0)', "not of type int"),
     ('%0 "x": f32[4]«@tpuu', "unknown device 'tpuu'"),
-    ('%0 "x": f32[4, 4] strides «[1]', "1 strides of f32[4, 4]"),
-    ('%0 "x": f32[4] {tp: «Q}', "unknown placement 'Q'\n  remedy: write R, V, P, P(op) or S(dim)"),
-    ('%0 "x": f32[4] {tp: «S}', "unknown placement 'S'\n  remedy: write R, V, P, P(op) or S(dim)"),
+    ('%0 "x": f32[4, 4] «strides [1]', "1 strides of f32[4, 4]"),
+    (
+        '%0 "x": f32[4] {tp: «Q}',
+        "not a placement\n  found: 'Q'\n  remedy: write R, V, P, P(op) or S(dim)",
+    ),
+    (
+        '%0 "x": f32[4] {tp: «S}',
+        "not a placement\n  found: 'S'\n  remedy: write R, V, P, P(op) or S(dim)",
+    ),
     ('%0 "x": f32[4] {tp: «S(1)}', "placement S(1) of a tensor of 1 dimensions"),
-    ('%0 "x": f32[4] {«ep: R}', "unknown axis 'ep'\n  found: the mesh has tp"),
+    ('%0 "x": f32[4] {«ep: R}', "unknown axis 'ep'\n  remedy: one of tp"),
     ('%0 "x": f32[4] {tp: R, «tp: R}', "axis 'tp' appears twice"),
-    ('%0 "x": f32[4] strides «[-1]', "a negative stride"),
+    ('%0 "x": f32[4] «strides [-1]', "a negative stride"),
     (
         '%0 "x": f32[«FloorDiv(s0)]',
         "not a size\n  found: FloorDiv takes exactly 2 arguments (1 given)",
     ),
     ('%0 "x": f32[«s0 floordiv 0]', "not a size\n  found: division by zero"),
     ('%0 "x": f32[«1/2]', "not a size\n  found: 1/2"),
-    ('«%0 "x": f32[Where(s0, 1, 2)]', "Where(s0, 1, 2) is no size"),
+    ('%0 «"x": f32[Where(s0, 1, 2)]', "Where(s0, 1, 2) is not a size"),
     (
         '%0 «"def": f32[4]',
         "'def' cannot name an input\n"
         "  remedy: names of inputs are Python identifiers, each different",
     ),
-    ('«%0 "n": sym', "an input cannot be of type sym"),
+    ('%0 «"n": sym', "an input cannot be of type sym"),
 ]
 """What stands between the parentheses of a function."""
 
 LINES = [
-    ("  %1: f32[4, 4] = aten.relu(«%7)", "unknown value %7"),
-    ("  %1: f32[4, 4] = «%7[0]", "unknown value %7"),
+    (
+        "  %1: float(4.0) = «aten.sym_size.int(%0, 0)",
+        "aten.sym_size.int gives int(4), its value is printed as float(4.0)",
+    ),
+    (
+        "  %1: f32[4, 4] = «comm.all_reduce.x(%0) {axis = tp, op = sum}",
+        "unknown op 'comm.all_reduce.x'\n"
+        "  remedy: one of comm.all_reduce, comm.reduce_scatter, comm.all_gather, "
+        "comm.all_to_all, comm.broadcast, comm.wait",
+    ),
+    ("  %1: f32[4, 4] = aten.relu(«%7)", "unknown value '%7'\n  remedy: define it before its use"),
+    ("  %1: f32[4, 4] = «%7[0]", "unknown value '%7'\n  remedy: define it before its use"),
     ("  «%0: f32[4, 4] = aten.relu(%0)", "value %0 is defined twice"),
     (
         "  %1: f32[«s1 + 1, 4] = aten.relu(%0)",
-        "symbol 's1' is not declared\n  remedy: add 'sym s1 in [2, inf]' before the function",
+        "unknown symbol 's1'\n  remedy: add 'sym s1 in [2, inf]' before the function",
     ),
     ("  %1: f32[4] = aten.full([4], 1, device = «@gpu)", "unknown device 'gpu'"),
-    ("  «%1: f32[4, 4] strides [1, 4] = aten.relu(%0)", "only inputs and attributes have strides"),
-    ('  «%1: f32[s0] = attr "w"', "an attribute is a tensor of constant sizes, not f32[s0]"),
-    ('  «%1: f32[4] = attr "w..x"', "'w..x' cannot name an attribute"),
-    ('  «%1: f32[4] = attr "x"', "'x' names an input and an attribute"),
+    ("  %1: f32[4, 4] strides [1, 4] = «aten.relu(%0)", "only inputs and attributes have strides"),
+    ('  %1: f32[s0] = attr «"w"', "an attribute is a tensor of constant sizes, not f32[s0]"),
+    ('  %1: f32[4] = attr «"w..x"', "'w..x' cannot name an attribute"),
+    ('  %1: f32[4] = attr «"x"', "'x' names an input and an attribute"),
     (
-        '  %1: f32[4] = attr "w"\n  «%2: f32[5] = attr "w"',
+        '  %1: f32[4] = attr "w"\n  %2: f32[5] = attr «"w"',
         "attribute 'w' was declared with another type",
     ),
     (
-        '  %1: f32[4] {tp: R} = attr "w"\n  «%2: f32[4] {tp: V} = attr "w"',
+        '  %1: f32[4] {tp: R} = attr "w"\n  %2: f32[4] {tp: V} = attr «"w"',
         "attribute 'w' was declared with another placement",
     ),
-    ("  %1: f32[4] = attr «w", "expected the name of the attribute in quotes\n  found: 'w'"),
-    ("  %1: f32[4, 4] = «relu(%0)", "unknown op 'relu'\n  remedy: write namespace.op"),
+    ("  %1: f32[4] = attr «w", "expected quoted attribute name\n  found: 'w'"),
+    (
+        "  %1: f32[4, 4] = «relu(%0)",
+        "unknown op 'relu'\n"
+        "  remedy: write namespace.op, and import the library that registers the op "
+        "before parsing",
+    ),
     (
         "  %1: f32[4, 4] = «atn.relu(%0)",
         "unknown op 'atn.relu'\n"
-        "  found: torch.ops.atn has no 'relu'\n"
-        "  remedy: import the library that registers the op before parsing",
+        "  remedy: write namespace.op, and import the library that registers the op "
+        "before parsing",
     ),
     (
         "  %1: f32[4, 4] = «aten.relou(%0)",
         "unknown op 'aten.relou'\n"
-        "  found: torch.ops.aten has no 'relou'\n"
-        "  remedy: import the library that registers the op before parsing",
+        "  remedy: write namespace.op, and import the library that registers the op "
+        "before parsing",
     ),
     (
         "  %1: f32[4, 4] = «aten.relu.default(%0)",
-        "unknown op 'aten.relu.default'\n  found: the overloads are aten.relu, aten.relu.out",
+        "unknown op 'aten.relu.default'\n  remedy: one of aten.relu, aten.relu.out",
     ),
     (
         "  %1: f32[4, 4] = «py.foo(%0)",
         "unknown op 'py.foo'\n"
-        "  found: the Python functions are add, sub, mul, floordiv, truediv, mod, pow, "
-        "neg, pos, getitem, eq, ne, lt, le, gt, ge, and, or, not, lshift, rshift, "
-        "sym_float, sym_int, sym_max, sym_min, sym_not, sym_ite, sym_sum, ceil, floor, "
-        "trunc",
+        "  remedy: one of py.add, py.sub, py.mul, py.floordiv, py.truediv, py.mod, "
+        "py.pow, py.neg, py.pos, py.getitem, py.eq, py.ne, py.lt, py.le, py.gt, py.ge, "
+        "py.and, py.or, py.not, py.lshift, py.rshift, py.sym_float, py.sym_int, "
+        "py.sym_max, py.sym_min, py.sym_not, py.sym_ite, py.sym_sum, py.ceil, py.floor, "
+        "py.trunc",
     ),
     (
         "  %1: f32[4, 4] = «comm.send(%0) {axis = tp}",
         "unknown op 'comm.send'\n"
-        "  found: the collectives are comm.all_reduce, comm.reduce_scatter, "
-        "comm.all_gather, comm.all_to_all, comm.broadcast",
+        "  remedy: one of comm.all_reduce, comm.reduce_scatter, comm.all_gather, "
+        "comm.all_to_all, comm.broadcast, comm.wait",
     ),
-    ("  %1: bf16[4, 4] = «aten.mm(%0, %0)", "%1 is printed as bf16[4, 4], aten.mm gives f32[4, 4]"),
+    (
+        "  %1: bf16[4, 4] = «aten.mm(%0, %0)",
+        "aten.mm gives f32[4, 4], its value is printed as bf16[4, 4]",
+    ),
     (
         "  %1: (f32[4, 4], f32[4, 4]) = «aten.mm(%0, %0)",
-        "%1 is printed as (f32[4, 4], f32[4, 4]), aten.mm gives f32[4, 4]",
+        "aten.mm gives f32[4, 4], its value is printed as (f32[4, 4], f32[4, 4])",
     ),
     (
         "  %1: f32[4, 2] = «aten.topk(%0, 2)",
-        "%1 is printed as f32[4, 2], aten.topk gives (f32[4, 2], i64[4, 2])",
+        "aten.topk gives (f32[4, 2], i64[4, 2]), its value is printed as f32[4, 2]",
     ),
     (
         "  %1: (f32[4, 2], i64[4, 2]) = aten.topk(%0, 2)\n  %2: f32[4, 2] = «%1[1]",
-        "%2 is printed as f32[4, 2], getitem gives i64[4, 2]",
+        "py.getitem gives i64[4, 2], its value is printed as f32[4, 2]",
     ),
     (
         "  %1: (f32[4, 2], i64[4, 2]) = aten.topk(%0, 2)\n  %2: f32[4, 2] = «%1[2]",
-        "getitem refuses its operands\n  found: tuple index out of range",
+        "py.getitem refuses its operands\n  found: tuple index out of range",
     ),
     (
         "  %1: f32[4, 4] = aten.softmax.int(dim = 1, «%0)",
-        "a positional argument follows a named one",
+        "expected name or ')'\n  found: '%0'",
     ),
     (
         '  %1: f32[4, 4] = comm.all_reduce(%0) {group = «"ep", op = sum}',
         "unknown group 'ep'\n"
-        "  found: the mesh has tp\n"
-        "  remedy: add 'group \"ep\" = [[rank, …], …]' after the mesh",
+        "  remedy: one of tp, or add 'group \"ep\" = [[rank, …], …]' after the mesh",
     ),
     (
         "  %1: f32[4, 4] = comm.all_reduce(%0) {axis = «ep, op = sum}",
-        "unknown axis 'ep'\n  found: the mesh has tp",
+        "unknown axis 'ep'\n  remedy: one of tp",
     ),
     (
-        "  %1: f32[4, 4] = comm.all_reduce(%0) «{op = sum}",
+        "  %1: f32[4, 4] = «comm.all_reduce(%0) {op = sum}",
         "comm.all_reduce needs one axis or one group",
     ),
     (
-        '  %1: f32[4, 4] = comm.all_reduce(%0) «{axis = tp, group = "tp", op = sum}',
+        '  %1: f32[4, 4] = «comm.all_reduce(%0) {axis = tp, group = "tp", op = sum}',
         "comm.all_reduce needs one axis or one group",
     ),
     (
-        "  %1: f32[4, 4] = comm.all_reduce(%0) «{axis = tp}",
+        "  %1: f32[4, 4] = «comm.all_reduce(%0) {axis = tp}",
         "comm.all_reduce needs the attribute op",
     ),
     (
-        "  %1: f32[8, 4] = comm.all_gather(%0) «{axis = tp, op = sum}",
+        "  %1: f32[8, 4] = «comm.all_gather(%0) {axis = tp, op = sum}",
         "comm.all_gather has no attribute op",
     ),
     (
@@ -284,7 +328,7 @@ LINES = [
     ),
     (
         "  %1: f32[4, 4] = «comm.all_gather(%0) {axis = tp}",
-        "%1 is printed as f32[4, 4], comm.all_gather gives f32[8, 4]",
+        "comm.all_gather gives f32[8, 4], its value is printed as f32[4, 4]",
     ),
     (
         "  %1: f32[4, 4] = aten.add.Tensor(%0, «rank(1, 2, 3))",
@@ -297,20 +341,37 @@ LINES = [
     ("  %1: f32[4, 4] = aten.add.Tensor(%0, «slice(1))", "a slice has start, stop and step"),
     (
         "  %1: f32[4, 4] = aten.add.Tensor(%0, «foo)",
-        "expected a value or a constant\n  found: 'foo'",
+        "unknown constant 'foo'\n"
+        "  remedy: one of bf16, f16, f32, f64, f8e4m3fn, f8e4m3fnuz, f8e5m2, f8e5m2fnuz, "
+        "f8e8m0fnu, f4e2m1fn_x2, i8, i16, i32, i64, u8, u16, u32, u64, b8, c32, c64, "
+        "c128, none, true, false, inf, nan, strided, sparse_coo, contiguous_format, "
+        "preserve_format, channels_last, channels_last_3d",
     ),
-    ("  %1: f32[4, 4] = aten.add.Tensor(%0, -«true)", "expected a number\n  found: 'true'"),
-    ("  %1: f32[4, 4] = aten.add.Tensor(%0, «=)", "expected a value or a constant\n  found: '='"),
-    ("  %1: f32[4, 4] = comm.all_reduce(%0) {«7 = tp}", "expected an attribute\n  found: '7'"),
+    ("  %1: f32[4, 4] = aten.add.Tensor(%0, -«true)", "expected 'inf' or number\n  found: 'true'"),
     (
-        "  %1: f32[4, 4] = comm.all_to_all(%0) «{axis = tp}",
+        "  %1: f32[4, 4] = aten.add.Tensor(%0, «=)",
+        "expected value or constant or ')'\n  found: '='",
+    ),
+    (
+        "  %1: f32[4, 4] = comm.all_reduce(%0) {«7 = tp}",
+        "expected 'axis', 'group', name, 'op' or '}'\n  found: '7'",
+    ),
+    (
+        "  %1: f32[4, 4] = «comm.all_to_all(%0) {axis = tp}",
         "comm.all_to_all needs the attribute output_splits",
     ),
     (
-        "  %1: f32[4, 4] = comm.all_reduce(%0) «{axis = tp, op = sum, group_size = 2}",
+        "  %1: f32[4, 4] = «comm.all_reduce(%0) {axis = tp, op = sum, group_size = 2}",
         "comm.all_reduce has no attribute group_size",
     ),
-    ("  %1: f32[4] = %0[«foo]", "expected a value or a constant\n  found: 'foo'"),
+    (
+        "  %1: f32[4] = %0[«foo]",
+        "unknown constant 'foo'\n"
+        "  remedy: one of bf16, f16, f32, f64, f8e4m3fn, f8e4m3fnuz, f8e5m2, f8e5m2fnuz, "
+        "f8e8m0fnu, f4e2m1fn_x2, i8, i16, i32, i64, u8, u16, u32, u64, b8, c32, c64, "
+        "c128, none, true, false, inf, nan, strided, sparse_coo, contiguous_format, "
+        "preserve_format, channels_last, channels_last_3d",
+    ),
     (
         "  %1: f32[4, 4] = aten.add.Tensor(%0, %0, alpha = 1, «alpha = 2)",
         "argument 'alpha' appears twice",
@@ -351,7 +412,7 @@ def test_one_error_as_it_prints() -> None:
     assert (
         str(found.value)
         == """\
-%1 is printed as f32[4, 2], aten.mm gives f32[4, 4]
+aten.mm gives f32[4, 4], its value is printed as f32[4, 2]
   where: model.spmd:4:18
     \t%1: f32[4, 2] = aten.mm(%0, %0)
     \t                ^"""
@@ -385,7 +446,7 @@ def test_ops_that_refuse_their_operands(
 def test_sizes_that_no_tensor_has(size: str) -> None:
     with pytest.raises(GraphError) as found:
         parse_graph(f'{HEADER}func @main(%0 "x": f32[{size}]) {{{END}')
-    assert found.value.where.startswith("3:12\n")
+    assert found.value.where.startswith("3:15\n")
 
 
 def test_rank_out_of_range() -> None:
@@ -394,7 +455,7 @@ def test_rank_out_of_range() -> None:
     assert (
         str(found.value)
         == """\
-rank= is no rank of the graph's mesh
+rank= is not a rank of the graph's mesh
   found: 2, the mesh has 2 ranks
   remedy: a rank in 0 .. 1"""
     )

@@ -259,7 +259,7 @@ def test_an_op_without_text_form(op: Any) -> None:
 
     message = refused(build)
     assert message.startswith(
-        "an op has no text form: it is no ATen or Python op\n"
+        "an op has no text form: it is not an ATen or Python op\n"
         f"  where: %1: f32[4, 4] = ?{op}(%0)\n"
         f"  found: call_function of {op}\n"
     )
@@ -278,7 +278,7 @@ def test_a_higher_order_op_has_no_text_form() -> None:
         node.meta.setdefault("val", None)  # of the branches, which are modules
     with pytest.raises(GraphError) as error:
         print_graph(spmd_graph(module, MESH))
-    assert error.value.what == "an op has no text form: it is no ATen or Python op"
+    assert error.value.what == "an op has no text form: it is not an ATen or Python op"
     assert error.value.where.startswith("%5: (f32[4],) = ?cond(%2, %3, %4, (%0,)), from ")
     assert error.value.found == "call_function of cond"
 
