@@ -72,7 +72,7 @@ def test_unproved(run, two_sums, target):
         (None, "cannot read the file"),
         (b"\xff\xfe", "cannot read the file"),
         (b"mesh <tp = 4> func", "expected"),
-        (b"mesh <tp = 0>", "axis 'tp' has no ranks"),
+        (b"mesh <tp = 0>\nfunc @f() {\n  return\n}\n", "axis 'tp' has no ranks"),
     ],
 )
 def test_unreadable_text(run, two_sums, tmp_path, text, message):
