@@ -30,6 +30,19 @@ def skewed(model: Step3p5ForCausalLM) -> None:
                 held.copy_(torch.linspace(4, -4, experts))
 
 
+def fixed(model: Step3p5ForCausalLM) -> None:
+    """All tokens choose the same experts, spread over all ranks, however scores are rounded."""
+    experts, chosen = model.config.moe_num_experts, model.config.moe_top_k
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("router_bias"):
+                parameter.fill_(-4)[:: experts // chosen] = 4
+
+
+STEER = {"any": lambda model: None, "skewed": skewed, "fixed": fixed}
+"""Routing -> what makes a model route so."""
+
+
 def step3p5(
     group: dist.ProcessGroup, dtype: torch.dtype, routing: str, device: str = "cpu"
 ) -> dict[str, Any]:
@@ -37,8 +50,7 @@ def step3p5(
     model = Step3p5ForCausalLM(
         config, group=group, experts="ep", share_expert="replicated", dtype=dtype, device=device
     ).eval()
-    if routing == "skewed":
-        skewed(model)
+    STEER[routing](model)
     cheap = machine(group.size(), start_ns=10_000, memory=10**5, all_to_all_fs=100_000)
     optimized = optimize_allreduce(model, group=group, machine=cheap, launch="eager")
     found: dict[str, Any] = {"sent": set()}
@@ -66,7 +78,7 @@ def step3p5(
     found["remarks"] = [
         str(r) for table in ranged for result in table.results for r in result.remarks
     ]
-    form = optimized.prepared[0].variants.plan(4096)
+    form = next(p for p in optimized.prepared if p.covers(4096)).variants.plan(4096)
     targets = [[n.target for n in m.graph.nodes] for m in (form.eager, form.module)]
     found["calls"] = [t.count(DISPATCH_ROWS) + t.count(COMBINE_ROWS) for t in targets]
     return found
@@ -94,8 +106,10 @@ def test_a_model_whose_rows_go_to_their_experts(
         assert_sent(found, dtype)
 
 
+# Kernels of a GPU round differently for other numbers of rows, and in bfloat16 that is enough for a
+# token to choose another expert: there the choice is fixed.
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "routing"), ROUTINGS, ids=str)
+@pytest.mark.parametrize(("dtype", "routing"), [ROUTINGS[0], (torch.bfloat16, "fixed")], ids=str)
 def test_rows_go_to_their_experts_on_cuda(dtype: torch.dtype, routing: str) -> None:
     for found in on_one_gpu(step3p5, dtype, routing, "cuda"):
         print(found)
