@@ -90,12 +90,6 @@ def main() -> int:
         table.add_row(
             f"{large['layers']} / {small['layers']}", "", "", "", f"{first:.2f}", "",
             *(f"{r:.2f}" for r in ratios),
-            "",
-            "",
-            "",
-            f"{first:.2f}",
-            "",
-            *(f"{r:.2f}" for r in ratios),
         )  # fmt: skip
     console.print(table)
     print(json.dumps(rows, indent=1))
