@@ -40,8 +40,8 @@ class LayerMetadata:
 
 def layer_index(path: str) -> int | None:
     """Number of the layer that the module at ``path`` belongs to, None if to no layer."""
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
-    return int(found[1]) if found else None
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(match[1]) if match else None
 
 
 def layer_of(node: fx.Node) -> int | None:
@@ -108,8 +108,8 @@ def _from_config(config: object) -> dict[int, str]:
     return {}
 
 
-def _given(layers: Sequence[LayerMetadata | str], known: dict[int, str]) -> dict[int, str]:
-    found: dict[int, str] = {}
+def _given(layers: Sequence[LayerMetadata | str], kinds: dict[int, str]) -> dict[int, str]:
+    stated: dict[int, str] = {}
     for position, layer in enumerate(layers):
         index, kind = (
             (layer.index, layer.kind) if isinstance(layer, LayerMetadata) else (position, layer)
@@ -120,11 +120,11 @@ def _given(layers: Sequence[LayerMetadata | str], known: dict[int, str]) -> dict
                 found=repr(kind),
                 remedy=f"one of {', '.join(KINDS)}",
             )
-        if index not in known:
+        if index not in kinds:
             raise CommPlanError(
                 f"layers= names layer {index}, which the graph does not have",
-                found=f"the graph has layers {sorted(known)}",
+                found=f"the graph has layers {sorted(kinds)}",
                 remedy="number layers as the model's modules are",
             )
-        found[index] = kind
-    return found
+        stated[index] = kind
+    return stated

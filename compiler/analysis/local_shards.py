@@ -88,21 +88,21 @@ class _Sweep:
 
     def run(self) -> dict[fx.Node, Share]:
         dims: dict[fx.Node, int] = {}
-        found: dict[fx.Node, Share] = {}
+        shares: dict[fx.Node, Share] = {}
         for node in reversed(self.graph.graph.nodes):
             if node in dims:
                 share = self._share(node, dims[node])
                 if any(dims.get(x, d) != d for x, d in share.carrying.items()):
                     share = Share(dims[node], refusal=f"{node.target} moves rows")
-                found[node] = share
+                shares[node] = share
                 dims.update(share.carrying)
                 if not share.refusal:  # an op's other results are shares as well
                     others = (u for u in node.users if access.projection(u) is not None)
                     for user in others:
-                        found.setdefault(user, Share(share.dim, {node: share.dim}))
+                        shares.setdefault(user, Share(share.dim, {node: share.dim}))
             elif (operand := gathered(self.graph, node, self.groups)) is not None:
                 dims.setdefault(operand, 0)
-        return {node: found[node] for node in self.graph.graph.nodes if node in found}
+        return {node: shares[node] for node in self.graph.graph.nodes if node in shares}
 
     def _replicated(self, node: fx.Node) -> bool:
         return replicated_over(self.classes[node], self.groups)
@@ -166,6 +166,6 @@ class _Sweep:
 
 
 def _before(node: fx.Node, dim: int) -> access.Shape:
-    held = access.value(node)
-    tensor = held[0] if isinstance(held, list | tuple) else held
+    value = access.value(node)
+    tensor = value[0] if isinstance(value, list | tuple) else value
     return tuple(tensor.shape[:dim])

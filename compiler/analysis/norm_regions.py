@@ -65,11 +65,11 @@ class NormRegion:
     @property
     def rows(self) -> tuple[fx.Node, ...]:
         """The addition and what is computed from it; not what is computed from the weight."""
-        found = {self.addition: None}
+        values = {self.addition: None}
         for node in self.inner:
-            if not found.keys().isdisjoint(node.all_input_nodes):
-                found[node] = None
-        return tuple(found)
+            if not values.keys().isdisjoint(node.all_input_nodes):
+                values[node] = None
+        return tuple(values)
 
 
 class Recognizer:
@@ -102,9 +102,9 @@ class Recognizer:
         left, right = access.operands(addition)
         residual = right if left is total else left
         for y in self._rows_computed_from(addition):
-            if (found := _slice(y, addition)) is None:
+            if (region := _slice(y, addition)) is None:
                 continue
-            weight, inner = found
+            weight, inner = region
             key = _spelling(inner, addition, weight)
             if key not in self._known:
                 self._known[key] = self._as_norm(addition, weight, inner)
@@ -206,24 +206,24 @@ def _on_few_rows(
 
 def _slice(y: fx.Node, addition: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
     """The input beside ``addition`` that ``y`` is computed from, and all in between, in order."""
-    found: dict[fx.Node, None] = {}
+    nodes: dict[fx.Node, None] = {}
     inputs: dict[fx.Node, None] = {}
 
     def visit(node: fx.Node) -> bool:
-        if node is addition or node in found or node in inputs:
+        if node is addition or node in nodes or node in inputs:
             return True
         if node.op != "call_function":
             inputs[node] = None
             return len(inputs) == 1 and len(access.shape(node)) == 1
-        if len(found) > MAX_NODES or not all(visit(n) for n in node.all_input_nodes):
+        if len(nodes) > MAX_NODES or not all(visit(n) for n in node.all_input_nodes):
             return False
-        found[node] = None
+        nodes[node] = None
         return True
 
     if not visit(y) or len(inputs) != 1:
         return None
     (weight,) = inputs
-    return weight, tuple(found)
+    return weight, tuple(nodes)
 
 
 def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) -> object:
@@ -241,11 +241,11 @@ def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) ->
 
 def _numbers(node: fx.Node) -> list[float]:
     """Numbers that the call states, and the least difference from 1 where it leaves eps open."""
-    given = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, int | float)]
-    found = [float(x) for x in given if not isinstance(x, bool)]
+    literals = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, int | float)]
+    numbers = [float(x) for x in literals if not isinstance(x, bool)]
     if node.target in RMS_NORMS:
-        found.append(float(torch.finfo(access.dtype(access.operands(node)[0])).eps))
-    return found
+        numbers.append(float(torch.finfo(access.dtype(access.operands(node)[0])).eps))
+    return numbers
 
 
 def _sizes(node: fx.Node) -> tuple[Any, ...]:

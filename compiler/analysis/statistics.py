@@ -59,14 +59,15 @@ def statistics(graph: fx.Graph, tokens: int | None = None) -> Statistics:
     return Statistics(
         tuple(
             CountedCollective(
-                kind=found.kind,
-                group=found.group,
-                op=found.op,
-                layer=access.layer_path(found.operand),
+                kind=communication.kind,
+                group=communication.group,
+                op=communication.op,
+                layer=access.layer_path(communication.operand),
                 payload_bytes=max(
-                    access.payload_bytes(found.operand, tokens), access.payload_bytes(node, tokens)
+                    access.payload_bytes(communication.operand, tokens),
+                    access.payload_bytes(node, tokens),
                 ),
             )
-            for node, found in collectives(graph)
+            for node, communication in collectives(graph)
         )
     )

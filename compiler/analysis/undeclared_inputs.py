@@ -61,11 +61,11 @@ def _among_equals(graph: SpmdGraph) -> Iterator[tuple[fx.Node, Collective]]:
     mesh, varying = graph.mesh, set[str]()
     for placed in graph.inputs.values():
         varying |= {axis for axis, p in zip(mesh.axes, placed, strict=True) if p != Replicate()}
-    for node, found in collectives(graph.graph):
-        spanned = mesh.axes_of(found.group)
+    for node, communication in collectives(graph.graph):
+        spanned = mesh.axes_of(communication.group)
         axes = set(mesh.axes if spanned is None else spanned)
-        if mesh.group(found.group).axis_size > 1 and not varying & axes:
-            yield node, found
+        if mesh.group(communication.group).axis_size > 1 and not varying & axes:
+            yield node, communication
 
 
 def _inputs_of(start: fx.Node) -> Iterator[str]:

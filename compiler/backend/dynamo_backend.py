@@ -82,7 +82,7 @@ class _Graph:
 
     def eager(self, gm: fx.GraphModule, example_inputs: Sequence[Any], *, trains: bool) -> Compiled:
         """Runs op by op."""
-        return self._compiled(gm, lambda made, _: op_by_op(made), trains=trains)
+        return self._compiled(gm, lambda module, _: op_by_op(module), trains=trains)
 
     def inductor(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **rest: Any) -> Any:
         """Compiled by Inductor."""

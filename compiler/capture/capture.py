@@ -334,13 +334,13 @@ def assembled(
         name: dict(zip(resolved.mesh.axes, placements, strict=True))
         for name, placements in placed.inputs.items()
     }
-    made = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
+    made_tensors = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
     return Capture(
         graph=replace(
             spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs), copied=placed.meanings
         ),
-        state={name: s.key for name, s in lifted.state.items() if name not in made},
-        constants={name: s.tensor for name, s in made.items()},
+        state={name: s.key for name, s in lifted.state.items() if name not in made_tensors},
+        constants={name: s.tensor for name, s in made_tensors.items()},
         arguments=lifted.arguments,
         cached=lifted.cached,
         mutations=lifted.mutations,

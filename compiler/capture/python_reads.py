@@ -129,16 +129,20 @@ class Reads:
             kind = Kind.TENSORS if name in TENSORS else Kind.ATTRIBUTES
             self.owner(attributes[name], path, kind, whole=True).values.update(attributes[name])
 
-    def _read_value(self, held: dict[str, Any], path: str, module: nn.Module, name: str) -> None:
-        attributes = self.owner(held, path, Kind.ATTRIBUTES)
-        value = attributes.values[name] = held.get(name, ABSENT)
+    def _read_value(
+        self, own_attributes: dict[str, Any], path: str, module: nn.Module, name: str
+    ) -> None:
+        attributes = self.owner(own_attributes, path, Kind.ATTRIBUTES)
+        value = attributes.values[name] = own_attributes.get(name, ABSENT)
         if value is not ABSENT:
             self.visit(value, attributes.label(name))
         elif self._read_class(type(module), name) is ABSENT:
-            for table in [t for t in TABLES if name in held[t]] or TABLES:
+            for table in [t for t in TABLES if name in own_attributes[t]] or TABLES:
                 kind = Kind.TENSORS if table in TENSORS else Kind.ATTRIBUTES
-                attributes.values[table] = held[table]
-                self.owner(held[table], path, kind).values[name] = held[table].get(name, ABSENT)
+                attributes.values[table] = own_attributes[table]
+                self.owner(own_attributes[table], path, kind).values[name] = own_attributes[
+                    table
+                ].get(name, ABSENT)
 
     def read_all(self, module: nn.Module) -> None:
         """Count all attributes of a module as read."""
@@ -257,7 +261,7 @@ class Reads:
 
     def changes(self, owner: Owner) -> list[Change]:
         """How ``owner`` differs from what was read of it."""
-        now, found = owner.now(), list[Change]()
+        now, differences = owner.now(), list[Change]()
         for key, old in list(owner.values.items()):
             new = now.get(key, ABSENT)
             if isinstance(old, TensorType):
@@ -268,11 +272,11 @@ class Reads:
                 owner.values[key] = new
                 self.visit(new, owner.label(key))
             else:
-                found.append(Change(owner.label(key), old, new))
+                differences.append(Change(owner.label(key), old, new))
         if owner.whole:
             added = [key for key in now if key not in owner.values and key not in OWN]
-            found += [Change(owner.label(key), ABSENT, now[key]) for key in added]
-        return found
+            differences += [Change(owner.label(key), ABSENT, now[key]) for key in added]
+        return differences
 
     def untied(self) -> list[Change]:
         """Parameters that were one tensor when they were read, and are no longer."""

@@ -59,8 +59,8 @@ def element(number: Fraction) -> Field:
 
     Denominators are powers of two (floats), sizes or small: never a multiple of a prime.
     """
-    found = [number.numerator * pow(number.denominator, -1, p) % p for p in PRIMES]
-    return np.array(found, np.uint64)[:, None]
+    residues = [number.numerator * pow(number.denominator, -1, p) % p for p in PRIMES]
+    return np.array(residues, np.uint64)[:, None]
 
 
 def constant(number: Fraction) -> Field:

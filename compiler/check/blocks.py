@@ -72,15 +72,15 @@ class Blockwise:
     operands: tuple[bool, ...]
 
 
-def blockwise(call: Call, found: Meaning | None, read: Sequence[Value]) -> Blockwise | None:
+def blockwise(call: Call, rule: Meaning | None, read: Sequence[Value]) -> Blockwise | None:
     """How ``call`` acts on blocks, or None if it needs its operands whole.
 
     There must be a factor that every operand which carries it is cut along, and that all results
     carry; or none do, and results are sums over blocks.
     """
-    if found is None or found.dims is None or found.random:
+    if rule is None or rule.dims is None or rule.random:
         return None
-    labels = found.dims.operands
+    labels = rule.dims.operands
     best: Blockwise | None = None
     summed: Blockwise | None = None
     for value, own in zip(read, labels, strict=True):
@@ -94,29 +94,29 @@ def blockwise(call: Call, found: Meaning | None, read: Sequence[Value]) -> Block
             for v, x, carries in zip(read, labels, carrying, strict=True)
             if carries
         )
-        within = [factor in x for x in found.dims.results]
+        within = [factor in x for x in rule.dims.results]
         others_padded = any(v.padded for v, c in zip(read, carrying, strict=True) if not c)
         if not fits or others_padded or (any(within) and not all(within)):
             continue
-        if not any(within) and (found.terms is None or value.padded):
+        if not any(within) and (rule.terms is None or value.padded):
             continue
-        on_block, unit = _on_block(call, found.dims, factor, value.unit)
+        on_block, unit = _on_block(call, rule.dims, factor, value.unit)
         meaning = meaning_of(on_block)
-        if meaning is None or meaning.dims != found.dims:
+        if meaning is None or meaning.dims != rule.dims:
             continue
-        cut = tuple(x.index(factor) if factor in x else None for x in found.dims.results)
+        cut = tuple(x.index(factor) if factor in x else None for x in rule.dims.results)
         like = replace(value, unit=unit)
-        made = Blockwise(on_block, meaning, cut, like, tuple(carrying))
+        act = Blockwise(on_block, meaning, cut, like, tuple(carrying))
         if not all(within):
-            summed = summed or made
-        elif best is None or _first_cut(made) < _first_cut(best):
-            best = made
+            summed = summed or act
+        elif best is None or _first_cut(act) < _first_cut(best):
+            best = act
     return best or summed
 
 
-def _first_cut(made: Blockwise) -> int:
+def _first_cut(act: Blockwise) -> int:
     """Where several factors may be cut, source and target agree on the outermost of the result."""
-    return min(dim for dim in made.cut if dim is not None)
+    return min(dim for dim in act.cut if dim is not None)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -91,16 +91,16 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     first = unequal[0]
     where = _divergence(before, after, *(_outputs(side)[first] for side in (source, target)))
     try:
-        found = _counterexample(source, target)
+        refutation = _counterexample(source, target)
     except CommPlanError as error:
         return report(Verdict.UNPROVED, f"output {first} differs: {where}. {error.what}")
-    if found is not None:
+    if refutation is not None:
         return report(
             Verdict.NOT_EQUIVALENT,
-            f"output {found.output} on rank {found.rank} differs by {found.difference:.3g} "
-            f"(relative) for the inputs of seed {found.seed}: source {found.source}, "
-            f"target {found.target}. First difference: {where}",
-            counterexample=found,
+            f"output {refutation.output} on rank {refutation.rank} differs by "
+            f"{refutation.difference:.3g} (relative) for the inputs of seed {refutation.seed}: "
+            f"source {refutation.source}, target {refutation.target}. First difference: {where}",
+            counterexample=refutation,
         )
     return report(
         Verdict.UNPROVED,
@@ -153,8 +153,8 @@ def _compared(
         before, after = _interpreted(source, target, names, in_blocks)
         return before, after, [i for i, o in enumerate(outputs) if not _equal(before, after, *o)]
 
-    found = compared(sizes if sizes.cuts else RowSizes())
-    return compared(sizes) if found[2] and sizes.sizes and not sizes.cuts else found
+    comparison = compared(sizes if sizes.cuts else RowSizes())
+    return compared(sizes) if comparison[2] and sizes.sizes and not sizes.cuts else comparison
 
 
 def _interpreted(
@@ -204,8 +204,8 @@ def _placed_alike(source: SpmdGraph, target: SpmdGraph) -> SpmdGraph:
         *(access.node_of(side.graph, "placeholder") for side in (source, target)), strict=True
     )
     placed = {str(twin.target): source.inputs[str(node.target)] for node, twin in both}
-    held = [str(n.target) for n in access.node_of(target.graph, "get_attr")]
-    placed |= {name: source.inputs.get(name, target.inputs[name]) for name in held}
+    attributes = [str(n.target) for n in access.node_of(target.graph, "get_attr")]
+    placed |= {name: source.inputs.get(name, target.inputs[name]) for name in attributes}
     inputs = {**target.inputs, **placed}
     return target if inputs == target.inputs else replace(target, inputs=inputs)
 
@@ -223,13 +223,13 @@ def _structure(returned: object) -> str:
 
 
 def _type_text(node: fx.Node, names: dict[str, str]) -> str:
-    held = access.value(node)
-    if isinstance(held, torch.SymInt):
-        return f"size {_size_text(size_key(held), names)}"
-    if not isinstance(held, torch.Tensor):
-        return repr(held) if isinstance(held, int | float | str) else type(held).__name__
-    sizes = ", ".join(_size_text(size, names) for size in shape_key(held))
-    return f"{str(held.dtype).removeprefix('torch.')}[{sizes}]"
+    value = access.value(node)
+    if isinstance(value, torch.SymInt):
+        return f"size {_size_text(size_key(value), names)}"
+    if not isinstance(value, torch.Tensor):
+        return repr(value) if isinstance(value, int | float | str) else type(value).__name__
+    sizes = ", ".join(_size_text(size, names) for size in shape_key(value))
+    return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]"
 
 
 def _size_text(size: int | sympy.Expr, names: dict[str, str]) -> str:
@@ -242,8 +242,8 @@ def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
     names = {str(n.target): str(n.target) for n in access.node_of(source.graph, "get_attr")}
     for node in access.node_of(target.graph, "get_attr"):
         name = str(node.target)
-        held = attrgetter(name)
-        if name in names and not _same_tensor(held(source.root), held(target.root)):
+        tensor = attrgetter(name)
+        if name in names and not _same_tensor(tensor(source.root), tensor(target.root)):
             raise CommPlanError(f"attribute {name!r} holds another tensor in the target")
         names.setdefault(name, f"only in target: {name}")
     return names
@@ -286,19 +286,19 @@ def _roundings(
 ) -> Iterator[str]:
     """Reductions of the target whose operand no reduction of the source has."""
     reduced = {
-        str(vectors(before[found.operand].data))
+        str(vectors(before[reduction.operand].data))
         for node in source.graph.nodes
-        if (found := collective(node)) is not None and found.op
+        if (reduction := collective(node)) is not None and reduction.op
     }
     for node in target.graph.nodes:
-        found = collective(node)
-        if found is None or node.target is WAIT or not found.op:
+        reduction = collective(node)
+        if reduction is None or node.target is WAIT or not reduction.op:
             continue
-        if str(vectors(after[found.operand].data)) not in reduced:
-            place = access.layer_path(found.operand) or f"%{node.name}"
-            takes = _computed(found.operand)
+        if str(vectors(after[reduction.operand].data)) not in reduced:
+            place = access.layer_path(reduction.operand) or f"%{node.name}"
+            takes = _computed(reduction.operand)
             yield (
-                f"{place}: {found.kind} over {found.group} takes "
+                f"{place}: {reduction.kind} over {reduction.group} takes "
                 f"{takes.target} of {len(access.operands(takes))} operands: "
                 "additions are reassociated"
             )
@@ -330,7 +330,7 @@ class _Written(str):
 
 def _described(node: fx.Node) -> str:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Written(f"%{n.name}"))
-    read = ", ".join([*map(str, args), *(f"{name}={held}" for name, held in kwargs.items())])
+    read = ", ".join([*map(str, args), *(f"{name}={value}" for name, value in kwargs.items())])
     place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
     return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
 
@@ -364,19 +364,19 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         except Exception as error:
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if not sampled[output] and (found := _difference(seed, output, a, b)):
-                return found
+            if not sampled[output] and (difference := _difference(seed, output, a, b)):
+                return difference
     return None
 
 
 def _sampled(graph: SpmdGraph) -> list[bool]:
     """Per output, whether it depends on random numbers, which no two runs have in common."""
-    found: set[fx.Node] = set()
+    sampled: set[fx.Node] = set()
     for node in graph.graph.nodes:
         rule = graph.meanings.get(node)
-        if (rule is not None and rule.random) or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return [node in found for node in _outputs(graph)]
+        if (rule is not None and rule.random) or not sampled.isdisjoint(node.all_input_nodes):
+            sampled.add(node)
+    return [node in sampled for node in _outputs(graph)]
 
 
 def _difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:

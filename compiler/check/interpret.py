@@ -105,11 +105,14 @@ class Interpreter:
         placements = self.spmd.inputs[str(node.target)]
         varying = [not isinstance(p, Replicate) for p in placements]
         where = np.indices(tuple(self.spmd.mesh.axes.values())).reshape(len(varying), -1).T
-        held = where[:, varying] if any(varying) else where[:1, varying]
+        ranks_here = where[:, varying] if any(varying) else where[:1, varying]
         shape = shape_key(node.meta.get("val"))
         dim, count = self._cut(shape)
         data = algebra.random_vectors(
-            [[self.key("leaf", name, tuple(at.tolist()), i) for i in range(count)] for at in held]
+            [
+                [self.key("leaf", name, tuple(at.tolist()), i) for i in range(count)]
+                for at in ranks_here
+            ]
         )
         return Value(data, (dim,))
 
@@ -122,16 +125,16 @@ class Interpreter:
             return padded
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
-        found = meaning_of(call)
+        rule = meaning_of(call)
         if call.target in SLICES:
             if (rows := block_slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
             if (groups := block_slices.sharing_groups(call, self.spmd.mesh)) is not None:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
-        act = self._blockwise(call, found, read)
+        act = self._blockwise(call, rule, read)
         if act is not None:
             return self._on_blocks(act, read)
-        return self._fresh(node) if any(x.padded for x in read) else self._whole(call, found, read)
+        return self._fresh(node) if any(x.padded for x in read) else self._whole(call, rule, read)
 
     def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
         """The call on every block."""
@@ -144,18 +147,18 @@ class Interpreter:
             return Value(algebra.summed_blocks(data), act.cut)
         return replace(act.like, data=data, cut=act.cut, parts=())
 
-    def _whole(self, call: Call, found: Meaning | None, read: Sequence[Value]) -> Value:
+    def _whole(self, call: Call, rule: Meaning | None, read: Sequence[Value]) -> Value:
         """The call on operands in one piece each."""
         whole = [self._joined(x) for x in read]
-        if found is not None and found.parts:
-            return Value(whole[0], (None,) * len(call.result_shapes), parts=found.parts)
-        return self._spread(self._evaluated(call, found, whole), call)
+        if rule is not None and rule.parts:
+            return Value(whole[0], (None,) * len(call.result_shapes), parts=rule.parts)
+        return self._spread(self._evaluated(call, rule, whole), call)
 
-    def _evaluated(self, call: Call, found: Meaning | None, operands: Sequence[Field]) -> Field:
+    def _evaluated(self, call: Call, rule: Meaning | None, operands: Sequence[Field]) -> Field:
         """The call on vectors, block by block where operands have several."""
-        if found is None:
+        if rule is None:
             return self._unknown(call, operands)
-        data, chosen = self._computed(call, found, operands), found.selection
+        data, chosen = self._computed(call, rule, operands), rule.selection
         if chosen is None or not self.logarithms.kinds:
             return data
 
@@ -164,20 +167,20 @@ class Interpreter:
 
         return self.logarithms.selected(chosen, call.result_dtypes[0], operands, data, mapped)
 
-    def _computed(self, call: Call, found: Meaning, operands: Sequence[Field]) -> Field:
-        if found.random:
-            return self._sampled(call, () if found.fresh else operands)
-        if found.terms is None:
-            return self._uninterpreted(call, found, operands)
-        return self._summed(found.terms, call, operands)
+    def _computed(self, call: Call, rule: Meaning, operands: Sequence[Field]) -> Field:
+        if rule.random:
+            return self._sampled(call, () if rule.fresh else operands)
+        if rule.terms is None:
+            return self._uninterpreted(call, rule, operands)
+        return self._summed(rule.terms, call, operands)
 
     def _sampled(self, call: Call, operands: Sequence[Field]) -> Field:
         """A function drawn anew at every call, on every rank."""
         self.random_calls += 1
         static = self.key("random", call.key, call.shapes, self.random_calls)
-        held = [algebra.vectors(x) for x in operands]
+        drawn = [algebra.vectors(x) for x in operands]
         return algebra.random_vectors(
-            [[b"|".join((static, b"%d" % r, *(b for x in held for b in x[r % len(x)])))]
+            [[b"|".join((static, b"%d" % r, *(b for x in drawn for b in x[r % len(x)])))]
              for r in range(self.ranks)]
         )  # fmt: skip
 
@@ -207,16 +210,16 @@ class Interpreter:
         return Value(blocks, tuple(dim for dim, _ in cuts))
 
     def _blockwise(
-        self, call: Call, found: Meaning | None, read: Sequence[Value]
+        self, call: Call, rule: Meaning | None, read: Sequence[Value]
     ) -> Blockwise | None:
         """As ``blockwise``; None too where rows of the result are shared, and the operands' not."""
         if not self.sizes.sizes:
             return None
-        act = blockwise(call, found, read)
+        act = blockwise(call, rule, read)
         if act is None or act.like.count > 1:
             return act
-        given = zip(call.shapes, read, act.operands, strict=True)
-        whole = all(self._cut(shape)[1] == x.count for shape, x, is_cut in given if is_cut)
+        per_operand = zip(call.shapes, read, act.operands, strict=True)
+        whole = all(self._cut(shape)[1] == x.count for shape, x, is_cut in per_operand if is_cut)
         wanted = zip(act.cut, map(self._cut, call.result_shapes), strict=True)
         is_shared = any(cut == dim and n > 1 for cut, (dim, n) in wanted)
         return None if whole and is_shared else act
@@ -224,7 +227,7 @@ class Interpreter:
     def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
         """``pick`` of a value, linear, and of its logarithms."""
         return self.logarithms.selected(
-            PICKED, None, [data], pick(data), lambda held: pick(held[0])
+            PICKED, None, [data], pick(data), lambda picked: pick(picked[0])
         )
 
     def _projected(self, call: Call, x: Value, index: int) -> Value:
@@ -256,8 +259,8 @@ class Interpreter:
             ]
         )
 
-    def _uninterpreted(self, call: Call, found: Meaning, operands: Sequence[Field]) -> Field:
-        if found.pointwise:
+    def _uninterpreted(self, call: Call, rule: Meaning, operands: Sequence[Field]) -> Field:
+        if rule.pointwise:
             operands = [
                 self._broadcast(x, s, call.result)
                 for x, s in zip(operands, call.shapes, strict=True)
@@ -271,12 +274,12 @@ class Interpreter:
 
     def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> Keys:
         """Per rank and block: the static part, what is held of ``fixed``, the rank's constants."""
-        held = [algebra.vectors(x) for x in fixed]
-        ranks = self.ranks if call.rank_dependent else max(map(len, held), default=1)
-        blocks = max((len(x[0]) for x in held), default=1)
+        fixed_vectors = [algebra.vectors(x) for x in fixed]
+        ranks = self.ranks if call.rank_dependent else max(map(len, fixed_vectors), default=1)
+        blocks = max((len(x[0]) for x in fixed_vectors), default=1)
         own = [b"%d" % r if call.rank_dependent else b"" for r in range(ranks)]
         return [
-            [b"|".join((static, own[r], *(x[r % len(x)][b % len(x[0])] for x in held)))
+            [b"|".join((static, own[r], *(x[r % len(x)][b % len(x[0])] for x in fixed_vectors)))
              for b in range(blocks)]
             for r in range(ranks)
         ]  # fmt: skip
@@ -303,52 +306,55 @@ class Interpreter:
                 value = algebra.product(value, other)
         else:
             shapes = tuple(call.shapes[i] for i in term.operands)
-            held = tuple(call.shapes[i] for i in term.fixed)
-            static = self.key("map", term.map, shapes, held, call.result_shapes)
+            fixed_shapes = tuple(call.shapes[i] for i in term.fixed)
+            static = self.key("map", term.map, shapes, fixed_shapes, call.result_shapes)
             keys = self._keys(call, static, [operands[i] for i in term.fixed])
             value = algebra.multilinear(keys, factors)
         return algebra.scaled(value, term.coefficient)
 
     def _collective(self, node: fx.Node) -> Value:
-        found = collective(node)
-        assert found is not None, f"%{node.name} is no collective"
-        x = self.values[found.operand]
-        groups = self.spmd.mesh.group(found.group).ranks
-        n, size = len(groups[0]), self._rows((shape_key(access.value(found.operand)) or (1,))[0])
+        communication = collective(node)
+        assert communication is not None, f"%{node.name} is no collective"
+        x = self.values[communication.operand]
+        groups = self.spmd.mesh.group(communication.group).ranks
+        n, size = (
+            len(groups[0]),
+            self._rows((shape_key(access.value(communication.operand)) or (1,))[0]),
+        )
         if n == 1:
             return x
-        match found.kind:
+        match communication.kind:
             case Kind.ALL_REDUCE:
-                return replace(x, data=self._reduced(found, x.data, groups))
+                return replace(x, data=self._reduced(communication, x.data, groups))
             case Kind.REDUCE_SCATTER:
-                total = replace(x, data=self._reduced(found, x.data, groups))
+                total = replace(x, data=self._reduced(communication, x.data, groups))
                 return self._shares(node, total, 0, size, groups)
             case Kind.ALL_GATHER if x.cut == (0,) and (x.count == 1 or aligned(x, size)):
-                held = algebra.of_ranks(x.data, self.ranks)
-                whole = np.empty((self.ranks, n * x.count, *held.shape[2:]), np.uint64)
+                by_rank = algebra.of_ranks(x.data, self.ranks)
+                whole = np.empty((self.ranks, n * x.count, *by_rank.shape[2:]), np.uint64)
                 for group in groups:
-                    whole[list(group)] = np.concatenate([held[r] for r in group])
+                    whole[list(group)] = np.concatenate([by_rank[r] for r in group])
                 return replace(x, data=algebra.alike(whole))
             case _ if x.padded:
                 return self._fresh(node)
             case Kind.ALL_GATHER | Kind.ALL_TO_ALL | Kind.BROADCAST:
                 return self._spread(self._exchanged(node, self._joined(x), groups), Call.of(node))
 
-    def _reduced(self, found: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
+    def _reduced(self, reduction: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """The reduction on every rank: sums in the field, others sums of logarithms."""
-        if found.op in ("sum", "avg"):
+        if reduction.op in ("sum", "avg"):
             total, n = algebra.summed_over(x, groups), len(groups[0])
-            if found.op == "sum":
+            if reduction.op == "sum":
                 return total
-            if not access.dtype(found.operand).is_floating_point:  # divides with a remainder
+            if not access.dtype(reduction.operand).is_floating_point:  # divides with a remainder
                 static = self.key("avg", n)
                 keys = [[b"|".join((static, b)) for b in rank] for rank in algebra.vectors(total)]
                 return algebra.random_vectors(keys)
             return algebra.scaled(total, Fraction(1, n))
         if not x.any():
             return x  # the log of zeros, which are slices of zeros too, is no map of another log
-        logs = algebra.summed_over(self.logarithms.log(found.op, x), groups)
-        return self.logarithms.exp(found.op, logs)
+        logs = algebra.summed_over(self.logarithms.log(reduction.op, x), groups)
+        return self.logarithms.exp(reduction.op, logs)
 
     def _shares(
         self, node: fx.Node, x: Value, dim: int, size: Any, groups: Sequence[Sequence[int]]
@@ -362,19 +368,19 @@ class Interpreter:
             call = Call.of(node)
             keys = [self.key("share", dim, call.shapes, n, position[r]) for r in range(self.ranks)]
             return self._spread(algebra.multilinear([[k] for k in keys], [self._joined(x)]), call)
-        held, k = algebra.of_ranks(x.data, self.ranks), x.count // n
-        own = [held[r, position[r] * k : (position[r] + 1) * k] for r in range(self.ranks)]
+        by_rank, k = algebra.of_ranks(x.data, self.ranks), x.count // n
+        own = [by_rank[r, position[r] * k : (position[r] + 1) * k] for r in range(self.ranks)]
         return replace(x, data=np.stack(own))
 
     def _sliced_between_ranks(self, node: fx.Node, call: Call, x: Value) -> Value:
         """all_slice: this rank's share; rows are padded where ranks cannot share them evenly."""
-        found = all_slice(node)
-        assert found is not None
-        groups = self.spmd.mesh.group(found.group).ranks
-        size = self._rows(call.shapes[0][found.dim])
-        if x.cut == (found.dim,) and x.count == len(groups[0]) and x.unit == 1:
+        own_slice = all_slice(node)
+        assert own_slice is not None
+        groups = self.spmd.mesh.group(own_slice.group).ranks
+        size = self._rows(call.shapes[0][own_slice.dim])
+        if x.cut == (own_slice.dim,) and x.count == len(groups[0]) and x.unit == 1:
             x = replace(x, padded=x.padded or not divisible(size, x.count))
-        return self._shares(node, x, found.dim, size, groups)
+        return self._shares(node, x, own_slice.dim, size, groups)
 
     def _exchanged(self, node: fx.Node, x: Field, groups: Sequence[Sequence[int]]) -> Field:
         """Data of all ranks of the group laid out by position: linear in every rank's tensor."""

@@ -96,16 +96,16 @@ class _Result:
 
 def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
     """Raise GraphError for the first false statement of either graph."""
-    known = _known(source)
-    _raise_first(known.found, known.refused, "source")
-    nodes, names = known.made.rewritten(target), tuple(_symbols(target))
-    for point in known.points:  # inputs correspond by position, whatever their sizes are called
+    verified = _known(source)
+    _raise_first(verified.found, verified.refused, "source")
+    nodes, names = verified.made.rewritten(target), tuple(_symbols(target))
+    for point in verified.points:  # inputs correspond by position, whatever their sizes are called
         sizes = dict(zip(names, point.values(), strict=False))
-        _raise_first(_results(nodes, sizes), known.refused, "target")
+        _raise_first(_results(nodes, sizes), verified.refused, "target")
 
 
-def _raise_first(found: Iterable[_Result], refused: Set[_Failed], side: str) -> None:
-    for one in found:
+def _raise_first(results: Iterable[_Result], refused: Set[_Failed], side: str) -> None:
+    for one in results:
         if one.stated != one.given and one.given not in refused:
             raise GraphError(
                 f"the metadata of %{one.node.name} in the {side} is not what its op gives",
@@ -136,22 +136,22 @@ class _Source:
 
 @lru_cache(maxsize=4)  # every plan of a graph is checked against it
 def _known(source: SpmdGraph) -> _Source:
-    made, symbols = _Made(), _symbols(source)
-    nodes = made.first(source)
-    points: list[Sizes] = [{symbol: held.hint for symbol, held in symbols.items()}]
-    found = _results(nodes, points[0])
+    calls, symbols = _Made(), _symbols(source)
+    nodes = calls.first(source)
+    points: list[Sizes] = [{symbol: facts.hint for symbol, facts in symbols.items()}]
+    results = _results(nodes, points[0])
     for sizes in _other_sizes(symbols):
         more = _results(nodes, sizes)
-        if _failing(more) <= _failing(found):
+        if _failing(more) <= _failing(results):
             points.append(sizes)
-            found += more
+            results += more
             break
-    refused = frozenset(x.given for x in found if isinstance(x.given, _Failed))
-    return _Source(made, points, found, refused)
+    refused = frozenset(x.given for x in results if isinstance(x.given, _Failed))
+    return _Source(calls, points, results, refused)
 
 
-def _failing(found: Iterable[_Result]) -> set[fx.Node]:
-    return {x.node for x in found if isinstance(x.given, _Failed)}
+def _failing(results: Iterable[_Result]) -> set[fx.Node]:
+    return {x.node for x in results if isinstance(x.given, _Failed)}
 
 
 class _Made:
@@ -169,7 +169,7 @@ class _Made:
 
     def first(self, graph: SpmdGraph) -> list[fx.Node]:
         """A call for each statement of a graph that was not made before; it is, from now on."""
-        found, kinds = [], dict[fx.Node, Any]()
+        first_calls, kinds = [], dict[fx.Node, Any]()
         for node in graph.graph.nodes:
             if not access.has_result(node):
                 continue
@@ -180,26 +180,26 @@ class _Made:
             statement = node.target, repr((read, kind))  # as text, 1 and True differ
             if statement not in self._made:
                 self._made.add(statement)
-                found.append(node)
-        return found
+                first_calls.append(node)
+        return first_calls
 
-    def _kind(self, held: Hashable) -> str:
-        key = (held, held.strides) if isinstance(held, _Typed) else held
+    def _kind(self, hashable: Hashable) -> str:
+        key = (hashable, hashable.strides) if isinstance(hashable, _Typed) else hashable
         return f"%{self._kinds.setdefault(key, len(self._kinds))}"
 
 
 def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
     """Per call of which something can be said."""
-    found = []
+    results = []
     with fake_tensor.FakeTensorMode(), torch.no_grad(), unlogged(FAKE_TENSORS):
         for node in nodes:
             try:
                 stated = _sized(_plain(access.value(node)), sizes)
                 read = _sized(_plain(access.map_operands(node, access.value)), sizes)
-                found.append(_Result(node, stated, _given(node.target, *read)))
+                results.append(_Result(node, stated, _given(node.target, *read)))
             except _UnknownError:
                 continue
-    return found
+    return results
 
 
 def _given(op: Any, args: Any, kwargs: Any) -> Any:
@@ -214,44 +214,44 @@ def _given(op: Any, args: Any, kwargs: Any) -> Any:
         return _Failed((op, repr((args, kwargs))), str(error).partition("\n")[0])
 
 
-def _plain(held: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Tensors by their types, sizes by expressions, containers as tuples, all on the host."""
-    if isinstance(held, torch.Tensor):
-        return _Typed(shape_key(held), held.dtype, tuple(map(size_key, held.stride())))
-    if isinstance(held, dict):
-        return tuple((name, _plain(x)) for name, x in held.items())
-    if isinstance(held, list | tuple):
-        return tuple(map(_plain, held))
-    if isinstance(held, torch.SymFloat | torch.SymBool):
-        return _Symbolic(held.node.expr)
-    return HOST if isinstance(held, torch.device) else size_key(held)
+    if isinstance(value, torch.Tensor):
+        return _Typed(shape_key(value), value.dtype, tuple(map(size_key, value.stride())))
+    if isinstance(value, dict):
+        return tuple((name, _plain(x)) for name, x in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, torch.SymFloat | torch.SymBool):
+        return _Symbolic(value.node.expr)
+    return HOST if isinstance(value, torch.device) else size_key(value)
 
 
-def _sized(held: Any, sizes: Sizes) -> Any:
+def _sized(value: Any, sizes: Sizes) -> Any:
     """What ``_plain`` gives, with numbers in the place of size symbols."""
-    if isinstance(held, _Typed):
-        shape, strides = _sized(held.shape, sizes), _sized(held.strides, sizes)
-        return _Typed(shape, held.dtype, strides)
-    if isinstance(held, tuple):
-        return tuple(_sized(x, sizes) for x in held)
-    if isinstance(held, sympy.Expr):
-        number = sympy.sympify(held.xreplace(sizes))
+    if isinstance(value, _Typed):
+        shape, strides = _sized(value.shape, sizes), _sized(value.strides, sizes)
+        return _Typed(shape, value.dtype, strides)
+    if isinstance(value, tuple):
+        return tuple(_sized(x, sizes) for x in value)
+    if isinstance(value, sympy.Expr):
+        number = sympy.sympify(value.xreplace(sizes))
         if not number.is_Integer:
             raise _UnknownError  # read out of data
         return int(number)
-    if isinstance(held, slice | _Symbolic | torch.Generator | fx.Node):
+    if isinstance(value, slice | _Symbolic | torch.Generator | fx.Node):
         raise _UnknownError
-    return held
+    return value
 
 
-def _as_tensors(held: Any) -> Any:
-    if isinstance(held, _Typed):
-        return torch.empty_strided(held.shape, held.strides, dtype=held.dtype, device=HOST)
-    return tuple(map(_as_tensors, held)) if isinstance(held, tuple) else held
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, _Typed):
+        return torch.empty_strided(value.shape, value.strides, dtype=value.dtype, device=HOST)
+    return tuple(map(_as_tensors, value)) if isinstance(value, tuple) else value
 
 
-def _text(held: Any) -> str:
-    return f"({', '.join(map(_text, held))})" if isinstance(held, tuple) else str(held)
+def _text(value: Any) -> str:
+    return f"({', '.join(map(_text, value))})" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -272,22 +272,22 @@ class _Symbol:
 
 def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
     """The size symbols of a graph's inputs."""
-    found: dict[sympy.Symbol, _Symbol] = {}
+    symbol_of: dict[sympy.Symbol, _Symbol] = {}
     for node in access.node_of(graph.graph, "placeholder"):
-        held = node.meta.get("val")
-        for size in held.shape if isinstance(held, torch.Tensor) else [held]:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, torch.Tensor) else [value]:
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 bounds = size.node.shape_env.var_to_range[size.node.expr]
                 least = int(bounds.lower) if bounds.lower.is_Integer else -sys.maxsize
                 most = int(bounds.upper) if bounds.upper.is_Integer else sys.maxsize
-                found[size.node.expr] = _Symbol(access.concrete(size), least, most, step(size))
-    return found
+                symbol_of[size.node.expr] = _Symbol(access.concrete(size), least, most, step(size))
+    return symbol_of
 
 
 def _other_sizes(symbols: Mapping[sympy.Symbol, _Symbol]) -> Sequence[Sizes]:
     """Sizes within their bounds, as many distinct ones as may be first."""
-    found = []
+    points = []
     for n in OTHER_SIZES if symbols else ():
         numbered = enumerate(symbols.items(), 1)
-        found.append({s: held.near(n * i) for i, (s, held) in numbered})
-    return sorted(found, key=lambda sizes: -len(set(sizes.values())))
+        points.append({s: facts.near(n * i) for i, (s, facts) in numbered})
+    return sorted(points, key=lambda sizes: -len(set(sizes.values())))

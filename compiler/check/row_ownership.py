@@ -119,8 +119,8 @@ def owners(
         nodes: the region, in order, its output last.
     """
     try:
-        known = _RowStates(graph, inputs, nodes).states
-        result = known[nodes[-1]]
+        states = _RowStates(graph, inputs, nodes).states
+        result = states[nodes[-1]]
         if result.role or result.order is not None or result.entries != 1:
             raise _RefusedError("its output has not one row per token, in the order of tokens")
         if not result.zero:
@@ -154,11 +154,11 @@ class _RowStates:
             if x not in self.states and self._mentions_rows(x):
                 raise _RefusedError(f"%{node.name} reads %{x.name}, which differs between rows")
         law = self._law(node)
-        found = law(node, *(self.states.get(x) for x in read))
+        state = law(node, *(self.states.get(x) for x in read))
         is_mask = access.is_tensor(node) and access.dtype(node) is torch.bool
-        if is_mask and not found.role and found.mask is None and node.target not in VIEWS:
-            found = replace(found, mask=node)
-        return found
+        if is_mask and not state.role and state.mask is None and node.target not in VIEWS:
+            state = replace(state, mask=node)
+        return state
 
     def _law(self, node: fx.Node) -> Callable[..., Rows]:
         laws: list[tuple[Any, Callable[..., Rows]]] = [
@@ -191,10 +191,10 @@ class _RowStates:
         carrying = [x for x in read if x is not None]
         pairs = list(zip(read, rule.dims.operands, strict=True))
         apart = all(
-            (held is not None and named[:1] == (factor,) and factor not in named[1:])
-            if held is not None
+            (operand_state is not None and named[:1] == (factor,) and factor not in named[1:])
+            if operand_state is not None
             else factor not in named
-            for held, named in pairs
+            for operand_state, named in pairs
         )
         alike = len({(x.entries, x.order) for x in carrying}) == 1
         if factor is None or factor in labels[1:] or not apart or not alike:
@@ -247,7 +247,7 @@ class _RowStates:
 
     def _ends(self, node: fx.Node, entries: Rows | None, *_: Rows | None) -> Rows:
         ordered, numbers = access.operands(node)[:2]
-        given = access.arguments(node)
+        arguments = access.arguments(node)
         sorts = entries is not None and entries.order is not None and not entries.role
         keys = access.operands(ordered) if ordered.target is aten.index.Tensor else ()
         is_sorted = (
@@ -255,7 +255,7 @@ class _RowStates:
             and keys[1] is entries.order and access.operands(keys[1])[0] is keys[0]  # type: ignore[union-attr]
         )  # fmt: skip
         counted = access.arguments(numbers) if numbers.target is aten.arange.default else {}
-        right = given.get("right") or given.get("side") == "right"
+        right = arguments.get("right") or arguments.get("side") == "right"
         if not is_sorted or not right or "end" not in counted or len(access.operands(node)) != 2:
             raise _RefusedError(f"%{node.name} does not say where each expert's entries end")
         return replace(entries, role="ends", zero=None, mask=None)  # type: ignore[type-var, return-value]
@@ -279,11 +279,11 @@ class _RowStates:
         return replace(x, entries=self._entries(node), mask=None)
 
     def _where(self, node: fx.Node, mask: Rows | None, *values: Rows | None) -> Rows:
-        found = self._by_labels(node, mask, *values)
+        state = self._by_labels(node, mask, *values)
         if mask is not None and mask.mask is not None and access.arguments(node)["other"] == 0:
             kept = values[0].zero if values[0] is not None else None
-            return replace(found, zero=kept or frozenset([mask.mask]))
-        return replace(found, zero=None)
+            return replace(state, zero=kept or frozenset([mask.mask]))
+        return replace(state, zero=None)
 
 
 def _zero(node: fx.Node, rule: Meaning, read: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
@@ -296,8 +296,8 @@ def _zero(node: fx.Node, rule: Meaning, read: Sequence[Rows | None]) -> frozense
     if rule.terms is None:
         return None
     every = [_any_zero([read[i] for i in term.operands]) for term in rule.terms]
-    known = [masks for masks in every if masks is not None]
-    return frozenset().union(*known) if len(known) == len(every) else None
+    given_masks = [masks for masks in every if masks is not None]
+    return frozenset().union(*given_masks) if len(given_masks) == len(every) else None
 
 
 def _any_zero(factors: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
@@ -310,28 +310,28 @@ def _owned(
 ) -> Owners | str:
     """The ids for which a mask is set, rank by rank."""
     path: dict[fx.Node, None] = {}
-    found = set[fx.Node]()
+    id_nodes = set[fx.Node]()
     for mask in (node for node in graph.graph.nodes if node in masks):
         traced = _traced(graph, mask, frozenset(inputs), path)
         if None in traced:
             return f"%{mask.name} is not a function of single ids"
-        found.update(x for x in traced if x is not None)
-    if len(found) != 1:
-        return f"{len(found)} inputs hold ids"
-    (ids,) = found
-    known = greatest_id(ids)
+        id_nodes.update(x for x in traced if x is not None)
+    if len(id_nodes) != 1:
+        return f"{len(id_nodes)} inputs hold ids"
+    (ids,) = id_nodes
+    greatest = greatest_id(ids)
     per_row = [size_key(s) for s in access.shape(ids)[1:]]
-    if known is None or not all(isinstance(s, int) for s in per_row):
+    if greatest is None or not all(isinstance(s, int) for s in per_row):
         return f"%{ids.name}: nothing says how large ids may be"
-    held = [_set_for(path, ids, masks, rank, known) for rank in range(graph.mesh.size)]
-    by_group = {tuple(held[r] for r in group) for group in groups.ranks}
+    id_sets = [_set_for(path, ids, masks, rank, greatest) for rank in range(graph.mesh.size)]
+    by_group = {tuple(id_sets[r] for r in group) for group in groups.ranks}
     if len(by_group) != 1:
         return "groups deal out ids differently"
     intervals = by_group.pop()
     if any(x is None for x in intervals):
         return "a rank's ids are no interval"
     first, end = zip(*(x for x in intervals if x is not None), strict=True)
-    return Owners(ids, first, end, known, prod(per_row))
+    return Owners(ids, first, end, greatest, prod(per_row))
 
 
 def _traced(
@@ -346,16 +346,16 @@ def _traced(
     if not rule.pointwise and not all(t.map is BROADCAST for t in rule.terms or (None,)):  # type: ignore[union-attr]
         return [None, None]
     sizes = {shape_key(x.meta["val"]) for x in (node, *access.operands(node))}
-    found = [x for read in access.operands(node) for x in _traced(graph, read, inputs, path)]
+    paths = [x for read in access.operands(node) for x in _traced(graph, read, inputs, path)]
     path[node] = None
-    return found if len(sizes) == 1 and None not in found else [None, None]
+    return paths if len(sizes) == 1 and None not in paths else [None, None]
 
 
 def _set_for(
-    path: Mapping[fx.Node, None], ids: fx.Node, masks: Set[fx.Node], rank: int, known: int
+    path: Mapping[fx.Node, None], ids: fx.Node, masks: Set[fx.Node], rank: int, greatest: int
 ) -> tuple[int, int] | None:
     """The interval of ids below ``known`` for which a mask is set on ``rank``."""
-    values: dict[fx.Node, Any] = {ids: torch.arange(known, dtype=access.dtype(ids))}
+    values: dict[fx.Node, Any] = {ids: torch.arange(greatest, dtype=access.dtype(ids))}
 
     def read(item: Any) -> Any:
         return values[item] if isinstance(item, fx.Node) else access.on_rank(item, rank)

@@ -42,7 +42,7 @@ class Logarithms:
     @staticmethod
     def of(graphs: Iterable[SpmdGraph]) -> Logarithms:
         """Those that ``graphs`` need."""
-        used = {found.op for graph in graphs for _, found in collectives(graph.graph)}
+        used = {reduction.op for graph in graphs for _, reduction in collectives(graph.graph)}
         return Logarithms(k for k in KINDS if k in used)
 
     def log(self, kind: str, x: Field) -> Field:
@@ -56,9 +56,9 @@ class Logarithms:
 
     def exp(self, kind: str, logs: Field) -> Field:
         """The vectors that have these logs."""
-        held = algebra.vectors(logs)
+        exponents = algebra.vectors(logs)
         data = algebra.random_vectors(
-            [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in held]
+            [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in exponents]
         )
         self.keep(kind, data, logs)
         self._exps.update((kind, row) for rank in algebra.vectors(data) for row in rank)

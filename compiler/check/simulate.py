@@ -45,11 +45,11 @@ def simulate(
         if node.op == "output":
             return [values[x] for x in access.results(node)]
         if node.op in ("placeholder", "get_attr"):
-            held = inputs.get(str(node.target))
-            if held is None and node.op == "get_attr":
-                held = [attrgetter(str(node.target))(graph.root)] * len(ranks)
-            assert held is not None, f"no value for input {node.target}"
-            values[node] = [_widened(x, exact=exact) for x in held]
+            per_rank = inputs.get(str(node.target))
+            if per_rank is None and node.op == "get_attr":
+                per_rank = [attrgetter(str(node.target))(graph.root)] * len(ranks)
+            assert per_rank is not None, f"no value for input {node.target}"
+            values[node] = [_widened(x, exact=exact) for x in per_rank]
         elif access.has_result(node):
             values[node] = _called(graph, node, values, exact=exact)
         for x in node.all_input_nodes:
@@ -66,9 +66,9 @@ def _called(
     if node.target is WAIT:
         return values[access.operands(node)[0]]
     if node.target in OPS:
-        found = collective(node)
-        assert found is not None, f"%{node.name} is no collective"
-        return _communicate(graph, found, node, values[found.operand])
+        communication = collective(node)
+        assert communication is not None, f"%{node.name} is no collective"
+        return _communicate(graph, communication, node, values[communication.operand])
     if (cut := all_slice(node)) is not None:
         return _sliced(graph, cut, values[cut.operand])
     if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
@@ -108,20 +108,20 @@ def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exa
 
 
 def _communicate(
-    graph: SpmdGraph, found: Collective, node: fx.Node, operand: Sequence[torch.Tensor]
+    graph: SpmdGraph, communication: Collective, node: fx.Node, operand: Sequence[torch.Tensor]
 ) -> PerRank:
     """What each rank of each group gets from the collective."""
     got: dict[int, torch.Tensor] = {}
     arguments = access.arguments(node)
-    for group in graph.mesh.group(found.group).ranks:
+    for group in graph.mesh.group(communication.group).ranks:
         sent = [operand[r] for r in group]
-        if found.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
-            total = _reduced(found.op, sent)
-            split = found.kind is Kind.REDUCE_SCATTER
+        if communication.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
+            total = _reduced(communication.op, sent)
+            split = communication.kind is Kind.REDUCE_SCATTER
             blocks = total.chunk(len(group)) if split else [total] * len(group)
-        elif found.kind is Kind.ALL_GATHER:
+        elif communication.kind is Kind.ALL_GATHER:
             blocks = [torch.cat(sent)] * len(group)
-        elif found.kind is Kind.BROADCAST:
+        elif communication.kind is Kind.BROADCAST:
             blocks = [sent[int(arguments["src"])]] * len(group)
         else:
             splits = [int(n) for n in arguments["input_split_sizes"]]
@@ -131,10 +131,13 @@ def _communicate(
     return [got[r] for r in range(graph.mesh.size)]
 
 
-def _sliced(graph: SpmdGraph, found: AllSlice, held: Sequence[torch.Tensor]) -> PerRank:
+def _sliced(graph: SpmdGraph, own_slice: AllSlice, tensors: Sequence[torch.Tensor]) -> PerRank:
     """Every rank's share of its own tensor."""
-    groups = graph.mesh.group(found.group).group_of
-    return [own_share(x, found.dim, len(groups[r]), groups[r].index(r)) for r, x in enumerate(held)]
+    groups = graph.mesh.group(own_slice.group).group_of
+    return [
+        own_share(x, own_slice.dim, len(groups[r]), groups[r].index(r))
+        for r, x in enumerate(tensors)
+    ]
 
 
 def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
@@ -194,39 +197,39 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
         name = str(node.target)
         if node.op not in ("placeholder", "get_attr") or name in drawn:
             continue
-        held = access.value(node)
+        value = access.value(node)
         varying = [not isinstance(p, Replicate) for p in graph.inputs[name]]
         own = attrgetter(name)(graph.root) if node.op == "get_attr" else None
         if own is not None and not any(varying) and not is_fake(own):
             drawn[name] = [own] * graph.mesh.size
             continue
         seeds = [f"{seed} {name} {_where(graph, r, varying)}" for r in range(graph.mesh.size)]
-        once = {s: _draw(held, s, tokens) for s in dict.fromkeys(seeds)}
+        once = {s: _draw(value, s, tokens) for s in dict.fromkeys(seeds)}
         drawn[name] = [once[s] for s in seeds]
     return drawn
 
 
-def is_fake(found: Any) -> bool:
+def is_fake(value: Any) -> bool:
     """Whether it is a tensor without data."""
-    return isinstance(found, torch.Tensor) and (
-        found.is_meta or isinstance(found, torch._subclasses.FakeTensor)
+    return isinstance(value, torch.Tensor) and (
+        value.is_meta or isinstance(value, torch._subclasses.FakeTensor)
     )
 
 
 def _where(graph: SpmdGraph, rank: int, varying: Sequence[bool]) -> list[int]:
-    found = []
+    places = []
     for size, varies in reversed(list(zip(graph.mesh.axes.values(), varying, strict=True))):
         rank, index = divmod(rank, size)
         if varies:
-            found.append(index)
-    return found
+            places.append(index)
+    return places
 
 
-def _draw(held: Any, seed: str, tokens: int | None) -> Any:
-    if not isinstance(held, torch.Tensor):
-        return access.concrete(held, tokens) if isinstance(held, torch.SymInt) else held
+def _draw(value: Any, seed: str, tokens: int | None) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return access.concrete(value, tokens) if isinstance(value, torch.SymInt) else value
     generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(63))
-    sizes = [access.concrete(s, tokens) for s in held.shape]
-    if held.dtype.is_floating_point:
-        return torch.randint(-16, 17, sizes, generator=generator).to(held.dtype) / 8
-    return torch.randint(0, 2, sizes, generator=generator).to(held.dtype)
+    sizes = [access.concrete(s, tokens) for s in value.shape]
+    if value.dtype.is_floating_point:
+        return torch.randint(-16, 17, sizes, generator=generator).to(value.dtype) / 8
+    return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)

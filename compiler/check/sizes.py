@@ -23,24 +23,24 @@ from compiler.ir.rules.meaning import size_key, step
 
 def symbols(graph: SpmdGraph) -> dict[str, str]:
     """Size symbols -> names by order of appearance in the inputs, the same in any graph."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for node in access.node_of(graph.graph, "placeholder"):
-        held = node.meta.get("val")
-        sizes = held.shape if isinstance(held, torch.Tensor) else [held]
+        value = node.meta.get("val")
+        sizes = value.shape if isinstance(value, torch.Tensor) else [value]
         for size in sizes:
             if isinstance(size, torch.SymInt):
                 for symbol in sorted(map(str, size.node.expr.free_symbols)):
-                    found.setdefault(symbol, f"size{len(found)}")
-    return found
+                    names.setdefault(symbol, f"size{len(names)}")
+    return names
 
 
 def renamed(size: Any, names: Mapping[str, str]) -> Any:
     """A size with its symbols renamed."""
     if not names or not isinstance(size, sympy.Expr):
         return size
-    known = {s: names[str(s)] for s in size.free_symbols if str(s) in names}
+    renames = {s: names[str(s)] for s in size.free_symbols if str(s) in names}
     return size.xreplace(
-        {s: sympy.Symbol(n, integer=True, positive=True) for s, n in known.items()}
+        {s: sympy.Symbol(n, integer=True, positive=True) for s, n in renames.items()}
     )
 
 
@@ -72,18 +72,18 @@ class RowSizes:
             for names in [symbols(graph)]
             for gathers, whole, part, n in _shared(graph)
         ]
-        found = _blocks(sorted(shared, key=lambda one: one[0]))
-        return RowSizes(found, any(not gathers for gathers, *_ in shared), _steps(graphs[0]))
+        blocks = _blocks(sorted(shared, key=lambda one: one[0]))
+        return RowSizes(blocks, any(not gathers for gathers, *_ in shared), _steps(graphs[0]))
 
     def in_steps(self, size: Any) -> Any:
         """A size, renamed, in terms of what it is counted in: of a multiple of 8, in eights."""
-        known = size.free_symbols & self.steps.keys() if isinstance(size, sympy.Expr) else ()
-        return size.xreplace({s: s * self.steps[s] for s in known}) if known else size
+        stepped = size.free_symbols & self.steps.keys() if isinstance(size, sympy.Expr) else ()
+        return size.xreplace({s: s * self.steps[s] for s in stepped}) if stepped else size
 
     def cut(self, shape: Sequence[Any]) -> tuple[int | None, int]:
         """The dimension that is cut, and into how many blocks."""
-        found = ((d, self.sizes[s]) for d, s in enumerate(shape) if s != 1 and s in self.sizes)
-        return next(found, (None, 1))
+        cuts = ((d, self.sizes[s]) for d, s in enumerate(shape) if s != 1 and s in self.sizes)
+        return next(cuts, (None, 1))
 
 
 def _blocks(shared: Sequence[tuple[bool, Any, Any, int]]) -> dict[Any, int]:
@@ -100,7 +100,7 @@ def _blocks(shared: Sequence[tuple[bool, Any, Any, int]]) -> dict[Any, int]:
         if whole != part and apart:
             parts.add_edge(whole, part, ratio=Fraction(1, n))
             parts.add_edge(part, whole, ratio=Fraction(n))
-    found: dict[Any, int] = {}
+    sizes_of: dict[Any, int] = {}
     for sizes in nx.weakly_connected_components(parts):
         first = next(size for _, size, *_ in shared if size in sizes)
         blocks = {first: Fraction(1)}
@@ -109,8 +109,8 @@ def _blocks(shared: Sequence[tuple[bool, Any, Any, int]]) -> dict[Any, int]:
         ends = [blocks[size] for size in sizes]
         ends += [blocks[whole] / n for _, whole, part, n in shared if whole == part in sizes]
         scale = lcm(*(end.denominator for end in ends))
-        found.update({size: int(blocks[size] * scale) for size in sizes})
-    return found
+        sizes_of.update({size: int(blocks[size] * scale) for size in sizes})
+    return sizes_of
 
 
 def _steps(graph: SpmdGraph) -> dict[Any, int]:
@@ -134,12 +134,15 @@ def _shared(graph: SpmdGraph) -> Iterator[tuple[bool, Any, Any, int]]:
             dim = int(access.arguments(node)["dim"])
             whole = _size(access.operands(node)[0], dim)
             yield False, whole, whole, int(access.arguments(node)["multiple"])
-    for node, found in collectives(graph.graph):
-        n = len(graph.mesh.group(found.group).ranks[0])
-        if found.kind is Kind.REDUCE_SCATTER and found.operand.target is not PAD_ROWS:
-            yield False, _size(found.operand, 0), _size(node, 0), n
-        if found.kind is Kind.ALL_GATHER:
-            yield True, _size(node, 0), _size(found.operand, 0), n
+    for node, communication in collectives(graph.graph):
+        n = len(graph.mesh.group(communication.group).ranks[0])
+        if (
+            communication.kind is Kind.REDUCE_SCATTER
+            and communication.operand.target is not PAD_ROWS
+        ):
+            yield False, _size(communication.operand, 0), _size(node, 0), n
+        if communication.kind is Kind.ALL_GATHER:
+            yield True, _size(node, 0), _size(communication.operand, 0), n
 
 
 def _size(node: fx.Node, dim: int) -> Any:

@@ -102,9 +102,9 @@ def is_tensor(node: fx.Node) -> bool:
 
 def tensor(node: fx.Node) -> torch.Tensor:
     """The tensor the node computes (fake, meta or real)."""
-    found = value(node)
-    assert isinstance(found, torch.Tensor), f"%{node.name} is not one tensor: {type(found)}"
-    return found
+    example = value(node)
+    assert isinstance(example, torch.Tensor), f"%{node.name} is not one tensor: {type(example)}"
+    return example
 
 
 def shape(node: fx.Node) -> Shape:
@@ -119,10 +119,10 @@ def dtype(node: fx.Node) -> torch.dtype:
 
 def payload_bytes(node: fx.Node, tokens: int | None = None) -> int:
     """Bytes of the node's tensor on one rank; symbolic sizes count as ``tokens`` or their hint."""
-    found, count = tensor(node), 1
-    for size in found.shape:
+    example, count = tensor(node), 1
+    for size in example.shape:
         count *= size if isinstance(size, int) else concrete(size, tokens)
-    return count * found.element_size()
+    return count * example.element_size()
 
 
 def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
@@ -186,14 +186,14 @@ def has_result(node: fx.Node) -> bool:
 
 def is_operand(node: fx.Node) -> bool:
     """Whether other nodes take this one as data: anything but a number derived from shapes."""
-    found = node.meta.get("val")
-    if isinstance(found, torch.Tensor):
+    example = node.meta.get("val")
+    if isinstance(example, torch.Tensor):
         return True
     if not has_result(node):
         return False
-    if isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return bool(unbacked(found))
-    return not isinstance(found, int | float | bool)
+    if isinstance(example, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return bool(unbacked(example))
+    return not isinstance(example, int | float | bool)
 
 
 def is_unbacked(symbol: str) -> bool:
@@ -269,13 +269,13 @@ def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def written_arguments(node: fx.Node) -> dict[str, Any]:
     """Schema argument name -> what the graph writes there, defaults filled in."""
     assert isinstance(node.target, OpOverload), f"%{node.name} has no schema: {node.target}"
-    found: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     for i, argument in enumerate(node.target._schema.arguments):
         if i < len(node.args):
-            found[argument.name] = node.args[i]
+            written[argument.name] = node.args[i]
         else:
-            found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return found
+            written[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return written
 
 
 def with_argument(node: fx.Node, name: str, written: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -355,8 +355,8 @@ def source_location(node: fx.Node) -> tuple[str, int] | None:
 
 def source_line(node: fx.Node) -> str:
     """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
-    found = source_location(node)
-    return f"{Path(found[0]).name}:{found[1]}" if found else ""
+    location = source_location(node)
+    return f"{Path(location[0]).name}:{location[1]}" if location else ""
 
 
 def place(node: fx.Node) -> str:
@@ -375,11 +375,11 @@ def output(graph: fx.Graph) -> fx.Node:
     Raises:
         GraphError: it has none, or several.
     """
-    found = node_of(graph, "output")
-    if len(found) != 1:
+    outputs = node_of(graph, "output")
+    if len(outputs) != 1:
         raise GraphError(
             "the graph does not end in one output node",
-            found=f"{len(found)} output nodes among {len(graph.nodes)} nodes",
+            found=f"{len(outputs)} output nodes among {len(graph.nodes)} nodes",
             remedy="end it with graph.output(...)",
         )
-    return found[0]
+    return outputs[0]

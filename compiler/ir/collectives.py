@@ -102,8 +102,8 @@ def collective(node: fx.Node) -> Collective | None:
 
 def collectives(graph: fx.Graph) -> tuple[tuple[fx.Node, Collective], ...]:
     """Every collective of the graph with the node that starts it, in program order."""
-    found = ((node, collective(node)) for node in graph.nodes if node.target in OPS)
-    return tuple((node, c) for node, c in found if c is not None)
+    calls = ((node, collective(node)) for node in graph.nodes if node.target in OPS)
+    return tuple((node, c) for node, c in calls if c is not None)
 
 
 def group_names(graph: fx.Graph) -> tuple[str, ...]:
@@ -117,8 +117,8 @@ def group_argument(node: fx.Node) -> str | None:
         return None
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     args, kwargs = access.call(node)
-    given = {*names[: len(args)], *kwargs}
-    return next((x for x in names if x in ("group_name", "group") and x in given), None)
+    stated = {*names[: len(args)], *kwargs}
+    return next((x for x in names if x in ("group_name", "group") and x in stated), None)
 
 
 def given_group(node: fx.Node) -> str | None:
@@ -136,9 +136,9 @@ def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Replace group names in place, in collectives of every kind; names left out stay."""
     for node in graph.nodes:
         name = group_argument(node)
-        given = None if name is None else access.written_arguments(node)[name]
-        if name is not None and isinstance(given, str) and given in names:
-            access.set_argument(node, name, names[given])
+        group = None if name is None else access.written_arguments(node)[name]
+        if name is not None and isinstance(group, str) and group in names:
+            access.set_argument(node, name, names[group])
 
 
 def starts(node: fx.Node) -> bool:
@@ -159,10 +159,14 @@ def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:
         GraphError: a number of ranks, or a rank, that the group does not have; rows that it cannot
             scatter evenly.
     """
-    for node, found in collectives(graph):
-        arguments, ranks = access.arguments(node), mesh.group(found.group).axis_size
+    for node, communication in collectives(graph):
+        arguments, ranks = access.arguments(node), mesh.group(communication.group).axis_size
         stated, src = arguments.get("group_size", ranks), arguments.get("src", 0)
-        rows = access.shape(found.operand)[0] if found.kind is Kind.REDUCE_SCATTER else 0
+        rows = (
+            access.shape(communication.operand)[0]
+            if communication.kind is Kind.REDUCE_SCATTER
+            else 0
+        )
         why = ""
         if stated != ranks:
             why = f"it states {stated} ranks, its group has {ranks}"
@@ -181,8 +185,8 @@ def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:
 
 def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:
     """Add ``all_reduce(operand)`` and its wait at the insertion point; returns the wait."""
-    held = access.tensor(operand)
-    return _inserted(graph, c10d.all_reduce.default, operand, op, group, gives=held)
+    example = access.tensor(operand)
+    return _inserted(graph, c10d.all_reduce.default, operand, op, group, gives=example)
 
 
 def insert_reduce_scatter(
@@ -206,6 +210,6 @@ def _inserted(
 ) -> fx.Node:
     node = graph.call_function(target, (operand, *arguments))
     wait = graph.call_function(WAIT, (node,))
-    for made in (node, wait):
-        made.meta = {**operand.meta, "val": gives}
+    for inserted in (node, wait):
+        inserted.meta = {**operand.meta, "val": gives}
     return wait

@@ -26,20 +26,20 @@ def pattern(text: str, ending: str = "") -> re.Pattern[str]:
 
 
 def by_input(
-    given: Inputs, names: Mapping[str, str], owner: str
+    declared: Inputs, names: Mapping[str, str], owner: str
 ) -> dict[str, Placement | Mapping[str, Placement]]:
     """What ``given`` declares of each input; those that it does not name are left out.
 
     Args:
-        given: the declarations.
+        declared: the declarations.
         names: every name that inputs go by -> the input.
         owner: what has the inputs, for errors.
 
     Raises:
         PlacementError: a name or pattern that no input has, or two that differ about one input.
     """
-    inputs = {text: named(text, names) for text in given}
-    if unknown := sorted((text for text in given if not inputs[text]), key=str):
+    inputs = {text: named(text, names) for text in declared}
+    if unknown := sorted((text for text in declared if not inputs[text]), key=str):
         raise PlacementError(
             f"inputs= names {unknown}, which the {owner} does not read",
             found=_near(unknown, names),
@@ -49,16 +49,16 @@ def by_input(
     chosen: dict[str, str] = {}
     for exact in (True, False):
         settled = set(chosen)
-        for text in (t for t in given if (t in names) is exact):
+        for text in (t for t in declared if (t in names) is exact):
             for name in sorted(inputs[text] - settled):
                 other = chosen.setdefault(name, text)
-                if given[other] != given[text]:
+                if declared[other] != declared[text]:
                     raise PlacementError(
                         f"inputs= declares {name!r} twice",
-                        found=f"{other!r}: {given[other]}, {text!r}: {given[text]}",
+                        found=f"{other!r}: {declared[other]}, {text!r}: {declared[text]}",
                         remedy="declare it by its name, which outweighs patterns",
                     )
-    return {name: given[text] for name, text in chosen.items()}
+    return {name: declared[text] for name, text in chosen.items()}
 
 
 def named(text: str, names: Mapping[str, str]) -> set[str]:

@@ -89,8 +89,8 @@ class SpmdGraph:
                 types.
             mesh: the same axes with more groups; None: the same mesh.
         """
-        known = self.meanings
-        copied = {copy: known[node] for copy, node in copies.items() if node in known}
+        meanings = self.meanings
+        copied = {copy: meanings[node] for copy, node in copies.items() if node in meanings}
         sent = frozenset(copy for copy, node in copies.items() if node in self.dispatched)
         return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied, sent)
 
@@ -159,11 +159,13 @@ def spmd_graph_of(
             placed[str(node.target)] = Varying()
     placed |= by_input(inputs or {}, input_names(graph), "graph")
     collectives.check_groups(graph, mesh)
-    found = {name: placements_on(mesh, placement, name) for name, placement in placed.items()}
+    inputs_placed = {
+        name: placements_on(mesh, placement, name) for name, placement in placed.items()
+    }
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
-            _check_rank(node, found[str(node.target)])
-    return SpmdGraph(root, graph, mesh, found)
+            _check_rank(node, inputs_placed[str(node.target)])
+    return SpmdGraph(root, graph, mesh, inputs_placed)
 
 
 def input_names(graph: fx.Graph) -> dict[str, str]:
@@ -174,23 +176,23 @@ def input_names(graph: fx.Graph) -> dict[str, str]:
 
 
 def _check_is_data(node: fx.Node) -> None:
-    held = access.value(node)
-    if isinstance(held, int | float | complex) and node.users:
+    value = access.value(node)
+    if isinstance(value, int | float | complex) and node.users:
         raise GraphError(
             f"input %{node.name} is a number",
             where=next(iter(node.users)).format_node() or "",
-            found=f"meta['val'] = {held!r}, which holds for one call",
+            found=f"meta['val'] = {value!r}, which holds for one call",
             remedy="pass a tensor of no dimensions, or write the number where it is used",
         )
 
 
 def _check_rank(node: fx.Node, placements: Placements) -> None:
-    held = access.value(node)
+    value = access.value(node)
     dims = [p.dim for p in placements if hasattr(p, "dim")]
-    if isinstance(held, torch.Tensor) and any(d >= held.dim() for d in dims):
+    if isinstance(value, torch.Tensor) and any(d >= value.dim() for d in dims):
         raise PlacementError(
             f"the placement of {str(node.target)!r} shards a dimension it does not have",
-            found=f"dimension {max(dims)} of a tensor of {held.dim()} dimensions",
+            found=f"dimension {max(dims)} of a tensor of {value.dim()} dimensions",
             remedy="count dimensions from 0",
         )
 

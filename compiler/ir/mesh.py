@@ -96,18 +96,18 @@ def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
     return frozenset(map(frozenset, groups.ranks))
 
 
-def _check_names(what: str, given: object, example: str) -> None:
-    if not isinstance(given, Mapping):
-        raise MeshError(f"{what} are no mapping of names", found=repr(given), remedy=example)
-    if others := [name for name in given if not isinstance(name, str)]:
+def _check_names(what: str, names: object, example: str) -> None:
+    if not isinstance(names, Mapping):
+        raise MeshError(f"{what} are no mapping of names", found=repr(names), remedy=example)
+    if others := [name for name in names if not isinstance(name, str)]:
         raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
 
 
-def check_mesh(given: object) -> None:
+def check_mesh(mesh: object) -> None:
     """Raise MeshError unless ``given`` is a mesh."""
-    if not isinstance(given, Mesh):
+    if not isinstance(mesh, Mesh):
         raise MeshError(
-            "mesh= is no mesh", found=repr(given), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+            "mesh= is no mesh", found=repr(mesh), remedy='pass a Mesh, for example Mesh({"tp": 8})'
         )
 
 
@@ -149,13 +149,13 @@ class Mesh:
         self.groups: dict[str, ReplicaGroups] = {name: self.along(name) for name in axes}
         for name, listed in (groups or {}).items():
             if isinstance(listed, str):
-                found = self.group(listed)
+                replica_groups = self.group(listed)
             else:
-                found = ReplicaGroups.of(name, listed, self.size)
-            if self.groups.setdefault(name, found) != found:
+                replica_groups = ReplicaGroups.of(name, listed, self.size)
+            if self.groups.setdefault(name, replica_groups) != replica_groups:
                 raise MeshError(
                     f"group {name!r} is also an axis and denotes other ranks",
-                    found=f"{found.ranks}, axis {self.groups[name].ranks}",
+                    found=f"{replica_groups.ranks}, axis {self.groups[name].ranks}",
                     remedy="rename the group or the axis",
                 )
 
@@ -215,8 +215,8 @@ class Mesh:
         Order within groups does not count. A name that this mesh has is used; else the axes that
         span the groups give it, ``dp*tp``; else it is ``name``.
         """
-        if known := self.name_of(groups):
-            return self, known
+        if existing := self.name_of(groups):
+            return self, existing
         spanned = self.axes_of_groups(groups)
         name = "*".join(spanned) if spanned else name
         assert name not in self.groups, f"group {name!r} denotes other ranks"
@@ -227,7 +227,9 @@ class Mesh:
     def aliases(self, name: str) -> str:
         """The first name of the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
-        return next((known for known, groups in self.groups.items() if groups == wanted), name)
+        return next(
+            (existing for existing, groups in self.groups.items() if groups == wanted), name
+        )
 
     def extends(self, other: Mesh) -> bool:
         """Whether it has the axes of ``other``, in their order, and all its groups."""

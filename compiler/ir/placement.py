@@ -93,30 +93,32 @@ def check_inputs(inputs: object) -> None:
         )
 
 
-def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: str) -> Placements:
+def placements_on(
+    mesh: Mesh, declared: Placement | Mapping[str, Placement], name: str
+) -> Placements:
     """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
 
     Raises:
         PlacementError: an axis the mesh does not have, one placement for several axes that is
             not the same on all of them, or something that is no placement.
     """
-    if isinstance(given, Mapping):
-        if unknown := set(given) - set(mesh.axes):
+    if isinstance(declared, Mapping):
+        if unknown := set(declared) - set(mesh.axes):
             raise PlacementError(
                 f"the placement of {name!r} names an unknown axis",
                 found=f"{sorted(unknown, key=str)}, the mesh has {list(mesh.axes)}",
                 remedy="name axes of the mesh",
             )
-        found = tuple(given.get(axis, Replicate()) for axis in mesh.axes)
+        per_axis = tuple(declared.get(axis, Replicate()) for axis in mesh.axes)
     else:
-        if isinstance(given, Shard | Partial) and sum(n > 1 for n in mesh.axes.values()) > 1:
+        if isinstance(declared, Shard | Partial) and sum(n > 1 for n in mesh.axes.values()) > 1:
             raise PlacementError(
                 f"the placement of {name!r} does not say which axis it is about",
-                found=f"{given} on a mesh with axes {list(mesh.axes)}",
-                remedy=f"pass {{axis: {given!r}}}",
+                found=f"{declared} on a mesh with axes {list(mesh.axes)}",
+                remedy=f"pass {{axis: {declared!r}}}",
             )
-        found = (given,) * len(mesh.axes)
-    for placement in found:
+        per_axis = (declared,) * len(mesh.axes)
+    for placement in per_axis:
         if not isinstance(placement, Replicate | Shard | Partial | Varying):
             raise PlacementError(
                 f"the placement of {name!r} is not a placement",
@@ -129,7 +131,7 @@ def placements_on(mesh: Mesh, given: Placement | Mapping[str, Placement], name: 
                 found=str(placement),
                 remedy="count dimensions from 0",
             )
-    return found
+    return per_axis
 
 
 def parse_placement(text: str) -> Placement:

@@ -93,9 +93,9 @@ class RowSharing:
         if isinstance(rows, int) or str(rows) not in self.sized:
             return None
         x, dim = self.sized[str(rows)]
-        made = x.graph.call_function(aten.sym_size.int, (x, dim))
-        made.meta = {"val": rows}
-        return made
+        size = x.graph.call_function(aten.sym_size.int, (x, dim))
+        size.meta = {"val": rows}
+        return size
 
 
 def _lowered(x: fx.Node, dim: int) -> fx.Node:
@@ -112,7 +112,7 @@ def _raised(x: fx.Node, dim: int) -> fx.Node:
 
 def _called(x: fx.Node, op: Any, *arguments: Any) -> fx.Node:
     """``op`` of ``x``; it comes from where ``x`` does."""
-    made = x.graph.call_function(op, (x, *arguments))
-    known = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
-    made.meta = {**x.meta, "val": op(access.tensor(x), *known)}
-    return made
+    call = x.graph.call_function(op, (x, *arguments))
+    examples = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
+    call.meta = {**x.meta, "val": op(access.tensor(x), *examples)}
+    return call

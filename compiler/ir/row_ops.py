@@ -45,10 +45,10 @@ def all_slice(node: fx.Node) -> AllSlice | None:
     """The all_slice that ``node`` calls, or None."""
     if node.target is not ALL_SLICE:
         return None
-    found = access.arguments(node)
+    arguments = access.arguments(node)
     (operand,) = access.operands(node)
-    dim = int(found["dim"]) % len(access.shape(operand))
-    return AllSlice(operand, dim, str(found["group_name"]), int(found["group_size"]))
+    dim = int(arguments["dim"]) % len(access.shape(operand))
+    return AllSlice(operand, dim, str(arguments["group_name"]), int(arguments["group_size"]))
 
 
 def divides(ranks: int, rows: int | torch.SymInt) -> bool:
@@ -91,8 +91,8 @@ def padded_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
 
 
 def _pad_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
-    found = padded_rows(x, dim, multiple)
-    return found.clone() if found is x else found
+    padded = padded_rows(x, dim, multiple)
+    return padded.clone() if padded is x else padded
 
 
 def _pad_rows_shape(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:

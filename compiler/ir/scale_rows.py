@@ -33,17 +33,17 @@ def grown(
     Raises:
         ValueError: the op does not take operands of these shapes.
     """
-    made = target.node_copy(node, operand)
+    copy = target.node_copy(node, operand)
     schema = getattr(node.target, "_schema", None)
     for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
         if argument.name in SIZE_ARGUMENTS:
-            made.update_arg(i, _without_rows(made.args[i], access.shape(node), dim))
+            copy.update_arg(i, _without_rows(copy.args[i], access.shape(node), dim))
     try:
-        evaluate(made)
+        evaluate(copy)
     except (RuntimeError, IndexError, TypeError) as error:
-        target.erase_node(made)
+        target.erase_node(copy)
         raise ValueError(f"{node.target} states how many rows there are") from error
-    return made
+    return copy
 
 
 def evaluate(node: fx.Node) -> None:
@@ -66,7 +66,10 @@ def evaluate(node: fx.Node) -> None:
 def _without_rows(stated: Any, shape: access.Shape, dim: int) -> list[Any]:
     """The sizes of a result of ``shape``, that of ``dim`` to be inferred."""
     pairs = zip(stated, shape, strict=False)
-    sizes = [size if type(given) is int and given == -1 else given for given, size in pairs]
+    sizes = [
+        size if type(size_given) is int and size_given == -1 else size_given
+        for size_given, size in pairs
+    ]
     return [*sizes[:dim], -1, *sizes[dim + 1 :]]
 
 
@@ -84,27 +87,27 @@ def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) 
     scratch, stand_ins = fx.Graph(), dict[fx.Node, fx.Node]()
     for x in node.all_input_nodes:
         stand_ins[x] = scratch.placeholder(x.name)
-        held = access.value(x)
-        stand_ins[x].meta["val"] = in_rows(held, times, more[x]) if x in more else held
+        example = access.value(x)
+        stand_ins[x].meta["val"] = in_rows(example, times, more[x]) if x in more else example
     try:
-        made = grown(scratch, node, stand_ins.__getitem__, dim)
+        scaled = grown(scratch, node, stand_ins.__getitem__, dim)
     except ValueError:
         return False
-    before, after = meaning(node), meaning(made)
-    wanted, found = (
-        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(made))
+    before, after = meaning(node), meaning(scaled)
+    wanted, actual = (
+        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(scaled))
     )
     assert before is not None, f"{node.target} has no rule"
-    return after is not None and after.dims == before.dims and wanted == found
+    return after is not None and after.dims == before.dims and wanted == actual
 
 
-def in_rows(held: Any, times: int, dim: int) -> Any:
+def in_rows(example: Any, times: int, dim: int) -> Any:
     """Tensors like ``held`` with ``times`` the rows along ``dim``."""
-    if isinstance(held, list | tuple):
-        return [in_rows(x, times, dim) for x in held]
-    return resized(held, dim, held.shape[dim] * times)
+    if isinstance(example, list | tuple):
+        return [in_rows(x, times, dim) for x in example]
+    return resized(example, dim, example.shape[dim] * times)
 
 
-def _sizes(held: Any) -> list[tuple[Any, ...]]:
-    tensors = held if isinstance(held, list | tuple) else [held]
+def _sizes(example: Any) -> list[tuple[Any, ...]]:
+    tensors = example if isinstance(example, list | tuple) else [example]
     return [tuple(map(size_key, x.shape)) for x in tensors]

@@ -19,7 +19,7 @@ def check_node(node: fx.Node) -> None:
         GraphError: no ``meta["val"]`` though the node has a result, or no tensor there though the
             op gives one; arguments that are missing, too many or not known to the op.
     """
-    found = access.value(node) if access.has_result(node) else None
+    example = access.value(node) if access.has_result(node) else None
     if not isinstance(node.target, OpOverload):
         return
     if why := _misfit(node, node.target):
@@ -29,11 +29,11 @@ def check_node(node: fx.Node) -> None:
             found=why,
             remedy=f"call it as {node.target._schema}",
         )
-    if _gives_one_tensor(node.target) and not isinstance(found, torch.Tensor):
+    if _gives_one_tensor(node.target) and not isinstance(example, torch.Tensor):
         raise GraphError(
             f"meta['val'] of value %{node.name} is no tensor, and {node.target} gives one",
             where=access.source_line(node),
-            found=type(found).__name__,
+            found=type(example).__name__,
             remedy=access.STATE_TYPES,
         )
 
@@ -41,12 +41,12 @@ def check_node(node: fx.Node) -> None:
 def _misfit(node: fx.Node, target: OpOverload) -> str:
     """What is wrong with the names and the number of the arguments, empty if nothing is."""
     positional, named, required = _parameters(target)
-    given = len(node.args)
-    if given > len(positional):
-        return f"{given} positional arguments, it takes {len(positional)}"
-    if unknown := [name for name in node.kwargs if name not in (*positional[given:], *named)]:
+    count = len(node.args)
+    if count > len(positional):
+        return f"{count} positional arguments, it takes {len(positional)}"
+    if unknown := [name for name in node.kwargs if name not in (*positional[count:], *named)]:
         return f"argument {unknown[0]!r} is given and not known, or given twice"
-    written = {*positional[:given], *node.kwargs}
+    written = {*positional[:count], *node.kwargs}
     if missing := [name for name in required if name not in written]:
         return f"argument {missing[0]!r} is missing"
     return ""

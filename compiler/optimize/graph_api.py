@@ -290,15 +290,15 @@ def _first_wrong(source: SpmdGraph, records: Sequence[PassRecord]) -> int:
 
 def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
     """The graph as a module that holds all that the source holds, and is called as it is."""
-    root, made = graph.root, graph.module
+    root, like_source = graph.root, graph.module
     if isinstance(root, fx.GraphModule):
         if type(root.graph._codegen) is not fx.graph.CodeGen:  # arguments are trees
-            made = graph.own_copy().module
-            made.graph.set_codegen(root.graph._codegen)
-            made.recompile()
-        made.meta.update(root.meta)
+            like_source = graph.own_copy().module
+            like_source.graph.set_codegen(root.graph._codegen)
+            like_source.recompile()
+        like_source.meta.update(root.meta)
     for path, tensor in root.state_dict(keep_vars=True).items():
-        owner: nn.Module = made
+        owner: nn.Module = like_source
         *modules, name = path.split(".")
         for module in modules:
             if not hasattr(owner, module):
@@ -310,7 +310,7 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
             owner.register_parameter(name, tensor)
         else:
             owner.register_buffer(name, tensor)
-    return made
+    return like_source
 
 
 def _still_true(records: Sequence[PassRecord]) -> Iterator[Remark]:

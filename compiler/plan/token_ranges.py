@@ -138,11 +138,11 @@ def token_table(
     def over(counts: Sequence[int]) -> tuple[TokenRange[Plan], ...]:
         if not counts:
             return ()
-        found = token_ranges(
+        solved = token_ranges(
             lambda i: solve(counts[i - 1]), lambda plan, i: price(plan, counts[i - 1]),
             1, len(counts), lambda cost, than, i: saves(cost, than, counts[i - 1]),
         )  # fmt: skip
-        ranges = [TokenRange(counts[r.first - 1], counts[r.last - 1], r.plan) for r in found]
+        ranges = [TokenRange(counts[r.first - 1], counts[r.last - 1], r.plan) for r in solved]
         return tuple(_thinned(ranges, price, limit, counts))
 
     return TokenTable(ranks, over(even), over(uneven)) if even else TokenTable(1, over(uneven))
@@ -167,9 +167,9 @@ def _thinned(
                 return True
             at = min(high, max(at + 1, int(at * PROBE_RATIO)))
 
-    for i, found in enumerate(ranges):
+    for i, token_range in enumerate(ranges):
         for j in (i - 1, i + 1):
-            if 0 <= j < len(ranges) and serves(ranges[j].plan, found):
+            if 0 <= j < len(ranges) and serves(ranges[j].plan, token_range):
                 low, high = min(i, j), max(i, j)
                 joined = TokenRange(ranges[low].first, ranges[high].last, ranges[j].plan)
                 return _thinned([*ranges[:low], joined, *ranges[high + 1 :]], price, limit, counts)

@@ -112,8 +112,10 @@ def linear_map(call: Call, *names: str, fixed: Iterable[str] = (), dims: Dims | 
     operands = {name: call.operand(name) for name in names}
     if converted(call, operands.values()):
         return Meaning(dims=dims)
-    held = tuple(call.operand(name) for name in fixed)
-    terms = tuple(Term((i,), map=(call.key, name), fixed=held) for name, i in operands.items())
+    fixed_operands = tuple(call.operand(name) for name in fixed)
+    terms = tuple(
+        Term((i,), map=(call.key, name), fixed=fixed_operands) for name, i in operands.items()
+    )
     return Meaning(terms=terms, dims=dims)
 
 
@@ -122,9 +124,9 @@ def moving(rule: Rule, fill: float | None = None) -> Rule:
 
     @wraps(rule)
     def with_selection(call: Call) -> Meaning:
-        found = rule(call)
-        chosen = None if found.terms is None else Selection(found.terms, fill=fill)
-        return replace(found, selection=chosen)
+        meaning = rule(call)
+        chosen = None if meaning.terms is None else Selection(meaning.terms, fill=fill)
+        return replace(meaning, selection=chosen)
 
     return with_selection
 
@@ -141,11 +143,11 @@ def combining(rule: Rule, combine: str) -> Rule:
     return with_selection
 
 
-def scalar(found: Any) -> Fraction | None:
+def scalar(value: Any) -> Fraction | None:
     """A finite Python number, the same on every rank, as an exact rational; else None."""
-    if isinstance(found, access.RankInt | access.RankFloat) or not isinstance(found, int | float):
+    if isinstance(value, access.RankInt | access.RankFloat) or not isinstance(value, int | float):
         return None
-    return Fraction(found) if found == found and abs(found) != float("inf") else None
+    return Fraction(value) if value == value and abs(value) != float("inf") else None
 
 
 def coefficient(call: Call, name: str) -> Fraction | None:
@@ -156,8 +158,8 @@ def coefficient(call: Call, name: str) -> Fraction | None:
 def whole_but(call: Call, needed: Iterable[int]) -> Dims:
     """Operand 0 and the results have the same dimensions, factors unless ``needed`` whole."""
     rank = len(call.shapes[0])
-    held = {d % max(rank, 1) for d in needed}
-    labels: Labels = tuple(None if d in held else d for d in range(rank))
+    whole = {d % max(rank, 1) for d in needed}
+    labels: Labels = tuple(None if d in whole else d for d in range(rank))
     return Dims((labels, *unlabelled(call)[1:]), (labels,) * len(call.result_shapes))
 
 
@@ -205,7 +207,7 @@ def overloads(*names: str) -> list[object]:
     results (assertions, TorchScript's arithmetic on numbers), overloads for named dimensions,
     names this torch does not have.
     """
-    found: list[object] = []
+    ops: list[object] = []
     for name in names:
         base, _, wanted = name.partition(".")
         packet = getattr(torch.ops.aten, base, None)
@@ -215,8 +217,8 @@ def overloads(*names: str) -> list[object]:
             # Releases differ in whether they call a dimension's name a str or a Dimname.
             named = "name" in overload.lower()
             if wanted in ("", overload) and produces and not (op._schema.is_mutable or named):
-                found.append(op)
-    return found
+                ops.append(op)
+    return ops
 
 
 def table(rows: dict[Rule, tuple[str, ...]]) -> dict[object, Rule]:

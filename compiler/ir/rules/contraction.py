@@ -28,7 +28,7 @@ def multiplied(left: str, right: str) -> Rule:
         batch = _batch(len(sizes))
         batches = [aligned(call.shapes[x][:-2], sizes, batch) for x in (i, j)]
         factors = {i: (*batches[0], *rows, "k"), j: (*batches[1], "k", *columns)}
-        stretched = any(None in found for found in batches)
+        stretched = any(None in batch_labels for batch_labels in batches)
         key = ("matmul",) if stretched else None
         return product(call, factors, (*batch, *rows, *columns), key=key)
 
@@ -51,8 +51,8 @@ def added(left: str, right: str) -> Rule:
 def linear(call: Call) -> Meaning:
     """Input @ weight.T + bias, over the last dimension; a vector as weight has no columns."""
     bias = call.index("bias")
-    found = _without_bias(call)
-    return found if bias is None else with_addend(call, found, bias)
+    rule = _without_bias(call)
+    return rule if bias is None else with_addend(call, rule, bias)
 
 
 def _without_bias(call: Call) -> Meaning:
@@ -113,19 +113,19 @@ def scaled(call: Call) -> Meaning:
     left, right, bias = call.operand("self"), call.operand("mat2"), call.index("bias")
     rows, columns = call.result
     factors: dict[int, Labels] = {left: ("m", "k"), right: ("k", "n")}
-    known = call.index("scale_result") is None
+    is_known = call.index("scale_result") is None
     for name, label, vector in (("scale_a", "m", (rows, 1)), ("scale_b", "n", (1, columns))):
         for i in call.every(name):
             factors[i] = tuple(None if size == 1 else label for size in call.shapes[i])
-            known &= factors[i].count(label) == 0 or call.shapes[i] == vector
-    if not known:
+            is_known &= factors[i].count(label) == 0 or call.shapes[i] == vector
+    if not is_known:
         return Meaning()
     labels = list(unlabelled(call))
-    for i, held in factors.items():
-        labels[i] = held
+    for i, labels_of in factors.items():
+        labels[i] = labels_of
     term = Term(tuple(factors), map=("scaled",))
-    found = Meaning(terms=(term,), dims=Dims(tuple(labels), (("m", "n"),)), casts=True)
-    return found if bias is None else with_addend(call, found, bias)
+    rule = Meaning(terms=(term,), dims=Dims(tuple(labels), (("m", "n"),)), casts=True)
+    return rule if bias is None else with_addend(call, rule, bias)
 
 
 def convolution(call: Call) -> Meaning:
@@ -141,8 +141,8 @@ def convolution(call: Call) -> Meaning:
     place: Labels = (None,) * (rank - 2)
     filters: Labels = (inside, outside) if transposed else (outside, inside)
     factors = {i: (*batch, inside, *place), j: (*filters, *place)}
-    found = product(call, factors, (*batch, outside, *place), key=call.key)
-    return found if bias is None else with_addend(call, found, bias, (outside,))
+    rule = product(call, factors, (*batch, outside, *place), key=call.key)
+    return rule if bias is None else with_addend(call, rule, bias, (outside,))
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {

@@ -166,8 +166,8 @@ def chosen(condition: str, taken: str, otherwise: str) -> Rule:
         for name, role in ((taken, "taken"), (otherwise, "otherwise")):
             index = call.index(name)
             if index is not None and not converted(call, (index,)):
-                held = (call.operand(condition),)
-                terms.append(Term((index,), map=("choose", role), fixed=held))
+                condition_operand = (call.operand(condition),)
+                terms.append(Term((index,), map=("choose", role), fixed=condition_operand))
             elif scalar(call.arguments[name]) != 0:
                 return pointwise(call)
         return Meaning(terms=tuple(terms), dims=pointwise_dims(call), pointwise=True)

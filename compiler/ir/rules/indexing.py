@@ -50,9 +50,9 @@ def gather(call: Call) -> Meaning:
     term = Term((call.operand("self"),), map=("gather", dim), fixed=(call.operand("index"),))
     if len(taken) != rank or any(source[d] != taken[d] for d in range(rank) if d != dim):
         return Meaning(terms=(term,))
-    held: Labels = tuple(None if d == dim else d for d in range(rank))
+    labels: Labels = tuple(None if d == dim else d for d in range(rank))
     picked: Labels = tuple("i" if d == dim else d for d in range(rank))
-    return Meaning(terms=(term,), dims=Dims((held, picked), (picked,)))
+    return Meaning(terms=(term,), dims=Dims((labels, picked), (picked,)))
 
 
 def _indexed(call: Call) -> tuple[int, int, int] | None:
@@ -60,12 +60,12 @@ def _indexed(call: Call) -> tuple[int, int, int] | None:
 
     None unless the indices are numbers, of one shape, and on neighbouring dimensions.
     """
-    held = [None if x is None else x.index for x in call.arguments["indices"]]
-    read = [i for i in held if i is not None]
+    indices = [None if x is None else x.index for x in call.arguments["indices"]]
+    read = [i for i in indices if i is not None]
     if not read:
         return None
-    first = held.index(read[0])
-    plain = held[first : first + len(read)] == read
+    first = indices.index(read[0])
+    plain = indices[first : first + len(read)] == read
     plain &= all(call.dtypes[i] in (torch.int32, torch.int64) for i in read)
     shapes = {call.shapes[i] for i in read}
     return (first, len(read), len(shapes.pop())) if plain and len(shapes) == 1 else None
@@ -75,10 +75,10 @@ def index(call: Call) -> Meaning:
     """Advanced indexing: linear in self; the dimensions that carry no index keep their place."""
     read = tuple(x.index for x in call.arguments["indices"] if x is not None)
     term = Term((call.operand("self"),), map=(call.key,), fixed=read)
-    found = _indexed(call)
-    if found is None:
+    indexed = _indexed(call)
+    if indexed is None:
         return Meaning(terms=(term,))
-    first, count, rank = found
+    first, count, rank = indexed
     before: Labels = tuple(range(first))
     after: Labels = tuple(range(first + count, len(call.shapes[0])))
     picked: Labels = tuple(f"i{d}" for d in range(rank))
@@ -90,9 +90,9 @@ def index_put(call: Call) -> Meaning:
     """Self with values put (or added) at several indices; linear in self and values."""
     read = tuple(x.index for x in call.arguments["indices"] if x is not None)
     target, values = call.operand("self"), call.operand("values")
-    dims, found = None, _indexed(call)
-    if found is not None:
-        first, count, rank = found
+    dims, indexed = None, _indexed(call)
+    if indexed is not None:
+        first, count, rank = indexed
         shape, last = call.shapes[target], first + count
         written = (*shape[:first], *call.shapes[read[0]], *shape[last:])
         before, after = tuple(range(first)), tuple(range(last, len(shape)))
@@ -167,8 +167,8 @@ def located(values: str, among: str) -> Rule:
     """searchsorted, bucketize, isin: element by element in the values, the others whole."""
 
     def rule(call: Call) -> Meaning:
-        read, held = call.index(values), call.operand(among)
-        sliced = among == "sorted_sequence" and len(call.shapes[held]) != 1
+        read, among_operand = call.index(values), call.operand(among)
+        sliced = among == "sorted_sequence" and len(call.shapes[among_operand]) != 1
         if read is None or sliced:
             return Meaning()
         labels = list(unlabelled(call))

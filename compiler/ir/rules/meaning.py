@@ -209,10 +209,12 @@ class Call:
     @staticmethod
     def of(node: fx.Node) -> Call:
         """The call that ``node`` makes."""
-        found = access.value(node)
-        produced = found if isinstance(found, list | tuple) else (found,)
+        produced_value = access.value(node)
+        produced = produced_value if isinstance(produced_value, list | tuple) else (produced_value,)
         read = [x.meta.get("val") for x in access.operands(node)]
-        shapes, result_shapes = (tuple([shape_key(x) for x in held]) for held in (read, produced))
+        shapes, result_shapes = (
+            tuple([shape_key(x) for x in values]) for values in (read, produced)
+        )
         arguments = access.arguments(node)
         if counted := DIMS & arguments.keys() if _is_aten(node.target) else ():
             rank = max(map(len, (*shapes[:1], *result_shapes[:1])), default=0)
@@ -240,8 +242,8 @@ class Call:
 
     def index(self, name: str) -> int | None:
         """The operand index of argument ``name``, None if it is not a data operand."""
-        found = self.arguments.get(name)
-        return found.index if isinstance(found, access.Operand) else None
+        argument = self.arguments.get(name)
+        return argument.index if isinstance(argument, access.Operand) else None
 
     def operand(self, name: str) -> int:
         """The operand index of argument ``name``.
@@ -249,19 +251,19 @@ class Call:
         Raises:
             GraphError: it is no data operand: PyTorch would not run the call.
         """
-        found = self.index(name)
-        if found is None:
+        index = self.index(name)
+        if index is None:
             raise GraphError(
                 f"argument {name!r} of a call of {self.target} is no tensor",
                 found=repr(self.arguments.get(name)),
                 remedy="pass a value of the graph",
             )
-        return found
+        return index
 
     def every(self, name: str) -> tuple[int, ...]:
         """The operand indices of argument ``name``, a data operand or a list of them."""
-        found = self.arguments.get(name)
-        listed = found if isinstance(found, tuple) else (found,)
+        argument = self.arguments.get(name)
+        listed = argument if isinstance(argument, tuple) else (argument,)
         return tuple([x.index for x in listed if isinstance(x, access.Operand)])
 
     def dim(self, name: str = "dim", of: int = 0) -> int:
@@ -269,10 +271,10 @@ class Call:
         return int(self.arguments[name]) % max(len(self.shapes[of]), 1)
 
 
-def _without_symbols(found: Any) -> Any:
-    if isinstance(found, tuple):
-        return tuple([_without_symbols(x) for x in found])
-    return static_key(found) if isinstance(found, SYMBOLIC) else found
+def _without_symbols(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple([_without_symbols(x) for x in value])
+    return static_key(value) if isinstance(value, SYMBOLIC) else value
 
 
 def _is_aten(target: object) -> bool:
@@ -286,21 +288,21 @@ def _from_first(dim: Any, rank: int) -> Any:
     return dim % max(rank, 1) if type(dim) is int else dim
 
 
-def _dtype(found: Any) -> torch.dtype | None:
-    return found.dtype if isinstance(found, torch.Tensor) else None
+def _dtype(value: Any) -> torch.dtype | None:
+    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
-def shape_key(found: Any) -> tuple[Any, ...]:
+def shape_key(value: Any) -> tuple[Any, ...]:
     """Sizes as ints and sympy expressions, which compare and hash without guards."""
-    if not isinstance(found, torch.Tensor):
+    if not isinstance(value, torch.Tensor):
         return ()
-    return tuple([s if type(s) is int else size_key(s) for s in found.shape])
+    return tuple([s if type(s) is int else size_key(s) for s in value.shape])
 
 
-def layout_key(found: torch.Tensor) -> tuple[Hashable, ...]:
+def layout_key(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     """What tensors share that are interchangeable but for their elements."""
-    strides = tuple(map(size_key, found.stride()))
-    return shape_key(found), strides, found.dtype, found.device
+    strides = tuple(map(size_key, tensor.stride()))
+    return shape_key(tensor), strides, tensor.dtype, tensor.device
 
 
 def same_layout(left: fx.Node, right: fx.Node) -> bool:
@@ -326,8 +328,8 @@ def size_key(size: Any) -> Any:
 
 def step(size: torch.SymInt) -> int:
     """The greatest number that the capture knows to divide a size; 1 if it knows none."""
-    known = (m.args for m in size.node.shape_env.divisible)
-    return lcm(*(int(n) for whole, n in known if whole == size.node.expr and n.is_Integer))
+    arguments = (m.args for m in size.node.shape_env.divisible)
+    return lcm(*(int(n) for whole, n in arguments if whole == size.node.expr and n.is_Integer))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -338,17 +340,17 @@ def _divided(expression: Any, divisible: frozenset[Any]) -> Any:
     return expression.replace(FloorDiv, quotient)
 
 
-def static_key(found: Any) -> str:
+def static_key(value: Any) -> str:
     """Static argument as text: the same text on every rank and in every graph of one capture."""
-    if isinstance(found, access.Operand):
-        return f"%{found.index}"
-    if isinstance(found, access.RankInt | access.RankFloat):
-        return f"rank{found.values}"
-    if isinstance(found, tuple):
-        return "(" + ", ".join([static_key(x) for x in found]) + ")"
-    if isinstance(found, torch.SymInt):
-        return _text(size_key(found))
-    return str(found)
+    if isinstance(value, access.Operand):
+        return f"%{value.index}"
+    if isinstance(value, access.RankInt | access.RankFloat):
+        return f"rank{value.values}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join([static_key(x) for x in value]) + ")"
+    if isinstance(value, torch.SymInt):
+        return _text(size_key(value))
+    return str(value)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -51,9 +51,9 @@ def squeeze(call: Call) -> Meaning:
     """A view; a dimension that would go if it had one element must not be cut down to one."""
     rank, named = len(call.shapes[0]), call.arguments.get("dim", tuple(range(len(call.shapes[0]))))
     many = named if isinstance(named, tuple) else (named,)
-    held = {int(d) % max(rank, 1) for d in many}
-    kept = [d for d in range(rank) if d not in held or call.shapes[0][d] != 1]
-    labels: Labels = tuple(None if d in held else d for d in range(rank))
+    squeezed = {int(d) % max(rank, 1) for d in many}
+    kept = [d for d in range(rank) if d not in squeezed or call.shapes[0][d] != 1]
+    labels: Labels = tuple(None if d in squeezed else d for d in range(rank))
     dims = Dims((labels,), (tuple(labels[d] for d in kept),))
     return Meaning(terms=(Term((0,), map=RESHAPE),), dims=dims)
 
@@ -61,10 +61,10 @@ def squeeze(call: Call) -> Meaning:
 def expand(call: Call) -> Meaning:
     """Stretches dimensions of size one; to the shape of another tensor, along with that one."""
     every: Labels = tuple(range(len(call.result)))
-    held = aligned(call.shapes[0], call.result, every)
+    labels = aligned(call.shapes[0], call.result, every)
     like = (every,) * (len(call.shapes) - 1)
-    result = every if like else tuple(d if d in held else None for d in every)
-    return Meaning(terms=(Term((0,), map=BROADCAST),), dims=Dims((held, *like), (result,)))
+    result = every if like else tuple(d if d in labels else None for d in every)
+    return Meaning(terms=(Term((0,), map=BROADCAST),), dims=Dims((labels, *like), (result,)))
 
 
 def permuted(call: Call, order: tuple[int, ...]) -> Meaning:
