@@ -2,16 +2,19 @@
 
 By default Dynamo skips its guards on the hooks of modules that had none
 (``skip_nnmodule_hook_guards``), asks about global hooks once, and reads methods off a class
-without a guard. Where one of these changes, this guard fails, and Dynamo traces anew.
+without a guard; before 2.13 it does not ask for a module's class again either. Where one of these
+changes, this guard fails, and Dynamo traces anew.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch._C._dynamo.guards import dict_version
 from torch._dynamo.source import GlobalStateSource
@@ -22,6 +25,8 @@ from torch.utils.hooks import RemovableHandle
 EMPTY_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"
 """Name of the guard that Dynamo makes of every hook dictionary it reads, and skips."""
 
+ASKS_FOR_CLASSES = torch.__version__ >= torch.torch_version.TorchVersion("2.13")
+"""Whether Dynamo's own guards fail where a module has got another class."""
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
@@ -39,9 +44,9 @@ def _create(builder: Any, guard: Guard, *, hooks: Sequence[Guard]) -> None:
     """Add the guard to the frame's; called by Dynamo once the frame is compiled."""
     dictionaries = [_value(builder, each.originating_source) for each in hooks]
     owners = {_value(builder, each.originating_source.base) for each in hooks}  # type: ignore[attr-defined]
-    classes = list({type(owner): None for owner in owners if isinstance(owner, nn.Module)})
+    modules = {owner for owner in owners if isinstance(owner, nn.Module)}
     builder.guard_manager.root.add_lambda_guard(
-        unchanged(dictionaries, classes),
+        unchanged(dictionaries, modules),
         ["commplan: no hook was added, and no method of a module's class replaced"],
         *_user_stack(builder.guard_manager.root, guard),
     )
@@ -62,14 +67,16 @@ def _user_stack(root: Any, guard: Guard) -> list[Any]:
 
 
 def unchanged(
-    hooks: Sequence[dict[Any, Any]], classes: Sequence[type[nn.Module]]
+    hooks: Sequence[dict[Any, Any]], modules: Collection[nn.Module]
 ) -> Callable[[Any], bool]:
     """A function that tells whether the modules are called as they were when it was made.
 
     Args:
         hooks: dictionaries of hooks, empty.
-        classes: those of the modules.
+        modules: those that are called; not kept alive.
     """
+    of_class = [] if ASKS_FOR_CLASSES else [(weakref.ref(m), type(m)) for m in modules]
+    classes = dict.fromkeys(map(type, modules))
     shared = [vars(nn_module)[name] for name in GLOBAL_HOOKS]
     before, busy = [list(table) for table in shared], any(map(bool, shared))
     # A class shows its dictionary through a proxy; the version is the dictionary's own.
@@ -88,7 +95,7 @@ def unchanged(
             if not all(map(_same, tables, defined)):
                 return False
             versions = now
-        return True
+        return all(type(module()) is kind for module, kind in of_class)
 
     return check
 

@@ -1,9 +1,9 @@
 """Notice, in microseconds per call, that Python state which graphs read has changed.
 
-A call compares versions of dictionaries, which torch reads in C++, and by identity what has none:
-the items of lists, global names, closures, classes of modules. Only where one of these moved are
-the values that graphs read compared. Dictionaries that moved once are guarded apart, since guards
-of torch cannot be replaced one by one.
+A call asks whether a dictionary was written (``dict_writes``), and compares by identity what is
+not one: the items of lists, global names, closures, classes of modules. Only where one of these
+moved are the values that graphs read compared. Dictionaries that moved once are guarded apart:
+guards of torch cannot be replaced one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from compiler.capture.python_reads import Reads
 from compiler.capture.state_owners import ABSENT, Change, Kind, Owner, summary
 from compiler.errors import CommPlanError, DivergenceError
 from compiler.ir.rank_exchange import Exchange
+from compiler.runtime import dict_writes
 
 Slots = Iterable[tuple[dict[str, Any], str]]
 
@@ -166,10 +167,13 @@ class Watch:
         }
         of_kind: dict[Kind, list[Owner]] = {kind: [] for kind in Kind}
         dicts: dict[int, dict[Any, Any]] = {}
+        guarded = self._still.dicts.keys() | self._moved.dicts.keys()
         for at, owner in self._owners.items():
             of_kind[owner.kind].append(owner)
-            if (versioned := _dictionary(owner)) is not None:
-                dicts[at] = versioned
+            if (dictionary := _dictionary(owner)) is not None:
+                dicts[at] = dictionary
+                if owner.kind is Kind.ATTRIBUTES and at not in guarded:
+                    dict_writes.move_attributes(dictionary)
         self._names = [
             (vars(owner.target) if owner.kind is Kind.CLASS else owner.target, key)
             for at, owner in self._owners.items()
@@ -217,7 +221,7 @@ class Watch:
 
 
 class _Versions:
-    """Dictionaries, and whether any was written since, by the guards that torch.compile uses.
+    """Dictionaries, and whether any was written since, as the interpreter or torch tell it.
 
     Attributes:
         dicts: identity of the owner -> dictionary.
@@ -226,20 +230,27 @@ class _Versions:
     def __init__(self, dicts: dict[int, dict[Any, Any]]) -> None:
         """Take the present versions."""
         self.dicts, self._listed = dicts, list(dicts.values())
-        version_of = getattr(guards, "dict_version", None)
-        self._version_of: Callable[[Any], object] = version_of or (lambda _: object())
-        self._versions = list(map(self._version_of, self._listed))
-        self._check = _guard(self._listed)
+        for dictionary in self._listed:
+            dict_writes.watch(dictionary)
+        self._versions = list(map(dict_writes.version, self._listed))
+        self._count = dict_writes.count
+        self._check = None if dict_writes.are_told else _guard(self._listed)
 
     def unchanged(self) -> bool:
         """Whether all dictionaries have the versions that were taken."""
         if self._check is not None:
             return self._check(self._listed)
-        return list(map(self._version_of, self._listed)) == self._versions
+        if dict_writes.are_told and dict_writes.count == self._count:
+            return True
+        count = dict_writes.count
+        if list(map(dict_writes.version, self._listed)) != self._versions:
+            return False
+        self._count = count
+        return True
 
     def moved(self) -> set[int]:
         """Owners whose dictionaries were written."""
-        now = map(self._version_of, self._listed)
+        now = map(dict_writes.version, self._listed)
         return {at for at, old, new in zip(self.dicts, self._versions, now, strict=True)
                 if old != new}  # fmt: skip
 
