@@ -43,6 +43,11 @@ STEER = {"any": lambda model: None, "skewed": skewed, "fixed": fixed}
 """Routing -> what makes a model route so."""
 
 
+def exchanges(module: torch.fx.GraphModule) -> int:
+    """How many calls send rows, or send them back."""
+    return sum(n.target in (DISPATCH_ROWS, COMBINE_ROWS) for n in module.graph.nodes)
+
+
 def step3p5(
     group: dist.ProcessGroup, dtype: torch.dtype, routing: str, device: str = "cpu"
 ) -> dict[str, Any]:
@@ -78,16 +83,16 @@ def step3p5(
     found["remarks"] = [
         str(r) for table in ranged for result in table.results for r in result.remarks
     ]
-    form = next(p for p in optimized.prepared if p.covers(4096)).variants.plan(4096)
-    targets = [[n.target for n in m.graph.nodes] for m in (form.eager, form.module)]
-    found["calls"] = [t.count(DISPATCH_ROWS) + t.count(COMBINE_ROWS) for t in targets]
+    many = [p.variants.plan(4096) for p in optimized.prepared]
+    found["calls"] = [[exchanges(form.eager), exchanges(form.module)] for form in many]
     return found
 
 
 def assert_sent(found: dict[str, Any], dtype: torch.dtype) -> None:
     assert max(v for name, v in found.items() if " x " in name) < ROUNDED[dtype]
     assert found["verdicts"] == {Verdict.EQUIVALENT}
-    assert found["calls"] == [2, 0], "one sparse layer; compilers get gathers"
+    assert [2, 0] in found["calls"], "one sparse layer, for many tokens"
+    assert all(compiled == 0 for _, compiled in found["calls"]), "compilers get gathers"
     assert len(found["sent"]) > 1, "rows are not sent at every count"
     assert any("by all_to_all" in remark for remark in found["remarks"])
 
