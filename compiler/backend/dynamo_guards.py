@@ -9,6 +9,7 @@ changes, this guard fails, and Dynamo traces anew.
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -22,11 +23,15 @@ from torch._guards import Guard, TracingContext
 from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
+from compiler.runtime import dict_writes
+
 EMPTY_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"
 """Name of the guard that Dynamo makes of every hook dictionary it reads, and skips."""
 
 ASKS_FOR_CLASSES = torch.__version__ >= torch.torch_version.TorchVersion("2.13")
 """Whether Dynamo's own guards fail where a module has got another class."""
+MISSES_ATTRIBUTES = dict_writes.HELD_BY_OBJECTS and not ASKS_FOR_CLASSES
+"""Whether Dynamo's own guards may not notice that an attribute was changed; seen with 2.11."""
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
@@ -35,6 +40,13 @@ def guard_modules() -> None:
     context = TracingContext.try_get()
     if context is None:  # called without Dynamo
         return
+    if MISSES_ATTRIBUTES:
+        warnings.warn(
+            f"under torch.compile, PyTorch {torch.__version__} on Python 3.13 or newer may not "
+            "notice that attributes of a model were changed after its first call, and run the "
+            "former graph: use compiler.optimize_allreduce, which notices, or PyTorch 2.13",
+            stacklevel=2,
+        )
     guards = context.guards_context.dynamo_guards
     hooks = [guard for guard in guards if guard.create_fn_name() == EMPTY_HOOKS]
     guards.add(Guard(GlobalStateSource(), partial(_create, hooks=hooks)))

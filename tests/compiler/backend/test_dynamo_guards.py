@@ -109,6 +109,14 @@ def test_a_change_that_was_undone_is_seen_when_it_comes_back() -> None:
     assert check(None)
 
 
+def test_a_dynamo_that_misses_attributes_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.backend.dynamo_guards.MISSES_ATTRIBUTES", True)
+    counter = CompileCounterWithBackend("eager")
+    model = torch.compile(Stack(), backend=_eager(counter))
+    with torch.no_grad(), pytest.warns(UserWarning, match="attributes of a model were changed"):
+        model(torch.ones(2, 4))
+
+
 @contextmanager
 def _hook(model: Stack) -> Iterator[None]:
     handle = model.linear.register_forward_hook(twice)
