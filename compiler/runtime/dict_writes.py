@@ -17,6 +17,9 @@ import torch._C._dynamo.guards as guards
 HELD_BY_OBJECTS = sys.version_info >= (3, 13)
 """Attributes may stand in the object itself, and writes to them there are not told."""
 
+DEALLOCATED = 5
+"""``PyDict_EVENT_DEALLOCATED``: the dictionary ends."""
+
 count = 0
 """Writes of watched dictionaries so far."""
 _counts: dict[int, int] = {}
@@ -25,6 +28,9 @@ _counts: dict[int, int] = {}
 def _written(event: int, dictionary: int, key: int, value: int) -> int:
     """Count a write; called by the interpreter in the middle of it, so that it must not fail."""
     global count
+    if event == DEALLOCATED:  # who compares versions keeps the dictionary
+        _counts.pop(dictionary, None)
+        return 0
     count += 1
     _counts[dictionary] = count
     return 0

@@ -232,8 +232,8 @@ class _Versions:
         self.dicts, self._listed = dicts, list(dicts.values())
         for dictionary in self._listed:
             dict_writes.watch(dictionary)
+        self._count = dict_writes.count  # first: what another thread writes from here on is noticed
         self._versions = list(map(dict_writes.version, self._listed))
-        self._count = dict_writes.count
         self._check = None if dict_writes.are_told else _guard(self._listed)
 
     def unchanged(self) -> bool:
