@@ -1,7 +1,6 @@
 """torch.compile(backend="commplan") on several ranks: what runs, and what is said of it."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import compiler
 from compiler.backend import compile_graph
 from compiler.errors import CommPlanError, ExchangeError
+from scripts.bench_backend import collectives
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
 from tests.support.machines import machine
@@ -76,16 +76,6 @@ def caches(group: dist.ProcessGroup) -> Any:
 
 def test_caches_of_the_caller_are_written(gloo_pool: Any) -> None:
     assert gloo_pool(2).run(caches) == [[(2, 1, "EQUIVALENT")]] * 2
-
-
-def collectives(run: Callable[[], Any]) -> dict[str, int]:
-    """What gloo did in a call."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
-    names = (
-        event.name.removeprefix("gloo:") for event in profile.events() if "gloo:" in event.name
-    )
-    return dict(Counter(names))
 
 
 def ranges(group: dist.ProcessGroup, inner: str) -> Any:
