@@ -190,7 +190,7 @@ def _state_sizes(node: fx.Node) -> None:
 
 
 def _times(size: Any, rows: int | torch.SymInt) -> int:
-    """How many times ``rows`` a symbolic size is; 0 if it is no multiple."""
+    """How many times ``rows`` a symbolic size is; 0 if it is not a multiple."""
     if not isinstance(size, torch.SymInt):
         return 0
     ratio = size_key(size) / size_key(rows)

@@ -9,9 +9,9 @@ a leaf that broadcasts may come in anywhere after it.
 
 Direction  backward, one look at each value.
 Result     ``Tree`` per root; the graph is not touched.
-Refuses    additions that cast, of booleans, of a value to itself, with an alpha that is no number
-           or zero, or neither of whose operands is laid out as the result; coefficients that no
-           number of the program can be.
+Refuses    additions that cast, of booleans, of a value to itself, with an alpha that is not a
+           number or is zero, or neither of whose operands is laid out as the result; coefficients
+           that no number of the program can be.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from compiler.ir.rules.meaning import size_key
 from compiler.ir.scale_rows import grows
 
 OWN_ROWS = "ranks have rows of their own"
-"""Refusal for what is no op: an input, or the result of another collective."""
+"""Refusal for what is not an op: an input, or the result of another collective."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _sent(user: fx.Node, facts: ReductionFacts) -> str:
             return f"%{user.name} reduces over {other.group}, not orthogonal to {mine.group}"
         return f"no process group for {mine.group} and {other.group} together can be made"
     what = collective(user)
-    assert what is not None, f"%{user.name} is no collective"
+    assert what is not None, f"%{user.name} is not a collective"
     return f"{what.kind} %{user.name} sends its result"
 
 

@@ -95,7 +95,7 @@ def _after_collective(mesh: Mesh, node: fx.Node, classes: Mapping[fx.Node, Class
     if node.target is WAIT:
         return classes[access.operands(node)[0]]
     what = collective(node)
-    assert what is not None, f"%{node.name} is no collective"
+    assert what is not None, f"%{node.name} is not a collective"
     operand, group_of = classes[what.operand], mesh.group(what.group).group_of
 
     def label(rank: int) -> Hashable:

@@ -74,7 +74,7 @@ def from_dtensors(cut: Cut, axis_of: Callable[[str], str | None]) -> Declared:
 
     Args:
         cut: as ``cut_of`` found it.
-        axis_of: process group name -> axis of the mesh, None if it is no axis.
+        axis_of: process group name -> axis of the mesh, None if it is not an axis.
     """
     return {
         key: {axis: p for name, p in dims if (axis := axis_of(name)) is not None}

@@ -51,8 +51,8 @@ def capture_ranks(
     """Capture a model of ``world_size`` ranks in this process alone.
 
     The model is built under a fake process group as the first rank and as the last. Numbers that
-    differ are taken to be ``a + b * rank``; where that is no integer, every rank is captured. The
-    checker's proof holds for any numbers in their place, so a wrong guess cannot make it wrong.
+    differ are taken to be ``a + b * rank``; where that is not an integer, every rank is captured.
+    The checker's proof holds for any numbers in their place, so a wrong guess cannot make it wrong.
     Tensors made by the model's code are compared; parameters and persistent buffers are not, since
     what a factory puts there says nothing about a checkpoint.
 

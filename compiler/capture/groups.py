@@ -114,7 +114,7 @@ def partition(
     Ranks not asked are taken to form groups of the same stride, block after block.
 
     Raises:
-        MeshError: the groups do not partition the ranks, or are no such pattern.
+        MeshError: the groups do not partition the ranks, or do not repeat in that way.
     """
     if set(range(size)) <= set().union(*group_of.values()):
         return ReplicaGroups.of(name, set(group_of.values()), size), False

@@ -59,7 +59,7 @@ def place(
         compared: digests of the model's tensors, empty if no ranks can be asked.
 
     Raises:
-        PlacementError: a name that is no input, a placement that does not fit, or tensors that
+        PlacementError: a name that is not an input, a placement that does not fit, or tensors that
             have to be the same on all ranks and differ.
     """
     stated = _stated(lifted, mesh, declared_inputs, declared)
@@ -124,7 +124,7 @@ def declared_by(
     """Placeholder -> what the caller declares of it, by its name or its key in the model.
 
     Raises:
-        PlacementError: a name that is no input, or two that differ about one.
+        PlacementError: a name that is not an input, or two that differ about one.
     """
     nodes = {str(n.target): n for n in access.node_of(lifted.graph, "placeholder")}
     state = {name: tensor.key for name, tensor in lifted.state.items()}

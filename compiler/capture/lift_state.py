@@ -50,7 +50,7 @@ class State:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A leaf of arguments or results that is no tensor: the value the graph was traced with."""
+    """A leaf of arguments or results that is not a tensor: the value the graph was traced with."""
 
     value: Any
 

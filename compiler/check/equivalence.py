@@ -109,7 +109,7 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
 
 
 def _ill_formed(source: SpmdGraph, target: SpmdGraph) -> str:
-    """Why one of the two is no graph to interpret, empty if both are."""
+    """Why one of the two is not a graph to interpret, empty if both are."""
     for side, graph in (("source", source), ("target", target)):
         try:
             well_formed(graph.graph)

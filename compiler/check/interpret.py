@@ -314,13 +314,11 @@ class Interpreter:
 
     def _collective(self, node: fx.Node) -> Value:
         communication = collective(node)
-        assert communication is not None, f"%{node.name} is no collective"
+        assert communication is not None, f"%{node.name} is not a collective"
         x = self.values[communication.operand]
         groups = self.spmd.mesh.group(communication.group).ranks
-        n, size = (
-            len(groups[0]),
-            self._rows((shape_key(access.value(communication.operand)) or (1,))[0]),
-        )
+        rows = (shape_key(access.value(communication.operand)) or (1,))[0]
+        n, size = len(groups[0]), self._rows(rows)
         if n == 1:
             return x
         match communication.kind:
@@ -352,7 +350,7 @@ class Interpreter:
                 return algebra.random_vectors(keys)
             return algebra.scaled(total, Fraction(1, n))
         if not x.any():
-            return x  # the log of zeros, which are slices of zeros too, is no map of another log
+            return x  # the log of zeros, which are slices of zeros too, is not a map of another log
         logs = algebra.summed_over(self.logarithms.log(reduction.op, x), groups)
         return self.logarithms.exp(reduction.op, logs)
 

@@ -67,7 +67,7 @@ def _called(
         return values[access.operands(node)[0]]
     if node.target in OPS:
         communication = collective(node)
-        assert communication is not None, f"%{node.name} is no collective"
+        assert communication is not None, f"%{node.name} is not a collective"
         return _communicate(graph, communication, node, values[communication.operand])
     if (cut := all_slice(node)) is not None:
         return _sliced(graph, cut, values[cut.operand])

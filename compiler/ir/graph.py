@@ -62,7 +62,7 @@ class SpmdGraph:
 
     @cached_property
     def meanings(self) -> Mapping[fx.Node, Meaning | None]:
-        """Meaning of every call that is no collective; None where the op has no rule."""
+        """Meaning of every call that is not a collective; None where the op has no rule."""
         return {
             node: self.copied[node] if node in self.copied else meaning(node)
             for node in self.graph.nodes
@@ -144,7 +144,7 @@ def spmd_graph_of(
         GraphError: a graph that does not end in an output, or a node that does not fit
             its op's schema.
         MeshError: a group name that does not resolve.
-        PlacementError: a name that is no input, or a placement that does not fit.
+        PlacementError: a name that is not an input, or a placement that does not fit.
     """
     access.output(graph)  # refuses a graph without one
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
@@ -229,7 +229,7 @@ def well_formed(graph: fx.Graph) -> None:
 
 
 def _check_functional(node: fx.Node) -> None:
-    """Raise GraphError for what is no call of an op that leaves its operands alone."""
+    """Raise GraphError for what is not a call of an op that leaves its operands alone."""
     if node.op in ("call_module", "call_method") and access.has_result(node):
         raise GraphError(
             f"%{node.name} is a {node.op} node",

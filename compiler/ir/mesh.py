@@ -38,7 +38,7 @@ class ReplicaGroups:
         """Checked construction.
 
         Raises:
-            MeshError: these are no lists of ranks; a rank is missing, repeated or out of range;
+            MeshError: these are not lists of ranks; a rank is missing, repeated or out of range;
                 or group sizes differ.
         """
         try:
@@ -121,8 +121,8 @@ class Mesh:
             they denote the same groups.
 
     Raises:
-        MeshError: axes or groups that are no mapping of names, an axis size that is no integer of
-            1 or more, or groups that do not partition the ranks.
+        MeshError: axes or groups that are not a mapping of names, an axis size that is not an
+            integer of 1 or more, or groups that do not partition the ranks.
     """
 
     def __init__(
@@ -193,11 +193,11 @@ class Mesh:
         return self.groups[name]
 
     def axes_of(self, name: str) -> tuple[str, ...] | None:
-        """The axes that group ``name`` spans, or None if it is no product of axes."""
+        """The axes that group ``name`` spans, or None if it is not a product of axes."""
         return self.axes_of_groups(self.group(name))
 
     def axes_of_groups(self, wanted: ReplicaGroups) -> tuple[str, ...] | None:
-        """The axes that span ``wanted``, or None if it is no product of axes."""
+        """The axes that span ``wanted``, or None if it is not a product of axes."""
         for count in range(len(self.axes) + 1):
             for names in itertools.combinations(self.axes, count):
                 if self.along(*names) == wanted:

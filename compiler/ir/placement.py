@@ -31,7 +31,7 @@ class Shard:
     """Rank i along the axis holds block i of the global tensor along ``dim`` (>= 0).
 
     Raises:
-        PlacementError: ``dim`` is no integer.
+        PlacementError: ``dim`` is not an integer.
     """
 
     dim: int
@@ -100,7 +100,7 @@ def placements_on(
 
     Raises:
         PlacementError: an axis the mesh does not have, one placement for several axes that is
-            not the same on all of them, or something that is no placement.
+            not the same on all of them, or something that is not a placement.
     """
     if isinstance(declared, Mapping):
         if unknown := set(declared) - set(mesh.axes):

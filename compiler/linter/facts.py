@@ -134,7 +134,7 @@ class LintFacts:
     def is_compressed(self, node: fx.Node) -> bool:
         """Return whether a partial sum is quantized in order to be exchanged and summed by hand.
 
-        That is: from it, by calls that are no products, come elements of one byte that a gather
+        That is: from it, by calls that are not products, come elements of one byte that a gather
         or an all_to_all hands to the other ranks.
         """
         stack, seen = list(node.users), set(node.users)

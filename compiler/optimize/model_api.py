@@ -62,7 +62,7 @@ def optimize_allreduce(
 
     Called on every rank, before serving, with the process group initialized. Each kind of call is
     captured, planned and proven once, at its first call: a kind is the tree of the arguments, the
-    types and values of those that are no tensors (each value of a Python number is a kind of its
+    types and values of those that are not tensors (each value of a Python number is a kind of its
     own: pass a tensor), the element types, devices and numbers of dimensions of those that are,
     which of their sizes are 0, 1 or more, and autocast. A model that is changed afterwards, in
     attributes, modules, hooks or code that the capture read, is captured anew at its next call.

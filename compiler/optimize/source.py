@@ -14,7 +14,7 @@ from compiler.ir.graph import SpmdGraph
 
 
 def functional(program: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
-    """A program's graph with all of its tensors as inputs; what is no program as it is."""
+    """A program's graph with all of its tensors as inputs; what is not a program as it is."""
     if not isinstance(program, ExportedProgram):
         return program
     module: fx.GraphModule = functional_program(program).graph_module

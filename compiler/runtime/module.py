@@ -277,7 +277,7 @@ class OptimizedModule(nn.Module):
         """The graph that runs for calls with ``num_tokens`` tokens.
 
         Raises:
-            CommPlanError: that is no count, or no prepared graph covers it.
+            CommPlanError: that is not a count, or no prepared graph covers it.
         """
         if not isinstance(num_tokens, int):
             raise CommPlanError(

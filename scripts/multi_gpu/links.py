@@ -140,7 +140,7 @@ CALLS: tuple[tuple[str, Kind | Fused, Callable[[int, Ranks, tuple[Any, ...]], Ma
     ("fused", Fused.ALL_REDUCE_ADD_NORM, fused_all_reduce),
     ("fused", Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER, fused_shares),
 )
-"""Name, what it does, and how to make a call. There is no all_to_all kernel."""
+"""Name, what it does, and how to make a call. There is not an all_to_all kernel."""
 
 
 def compared(rows: Iterable[Mapping[str, Any]], known: Machine) -> Rows:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class NothingToBreakError(Exception):
-    """The graph has no place for a mutation, or what it makes of the place is no graph."""
+    """The graph has no place for a mutation, or what it makes of the place is not a graph."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Draft:
         return self.rng.choice(found)
 
     def calls(self, *targets: object) -> list[fx.Node]:
-        """Calls of these ops; of every op that is no collective if none is named."""
+        """Calls of these ops; of every op that is not a collective if none is named."""
         return [
             n for n in self.nodes
             if n.op == "call_function" and access.is_operand(n)
@@ -182,7 +182,7 @@ class Draft:
 
     def _communicated(self, node: fx.Node) -> torch.Tensor:
         found = collective(node)
-        assert found is not None, f"%{node.name} is no collective"
+        assert found is not None, f"%{node.name} is not a collective"
         held = access.tensor(found.operand)
         count = self.group_size(found.group)
         if found.kind in (Kind.ALL_GATHER, Kind.REDUCE_SCATTER) and not held.dim():

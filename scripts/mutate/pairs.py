@@ -227,7 +227,7 @@ def cached() -> SpmdGraph:
 
 
 def orthogonal() -> SpmdGraph:
-    """Sums over one axis, over the other, over both; averages; a group that is no axis."""
+    """Sums over one axis, over the other, over both; averages; a group that is not an axis."""
     build = Builder(
         Mesh({"dp": 2, "tp": 2}, groups={"both": [[0, 1, 2, 3]], "cross": [[0, 3], [1, 2]]})
     )

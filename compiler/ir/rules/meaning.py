@@ -249,7 +249,7 @@ class Call:
         """The operand index of argument ``name``.
 
         Raises:
-            GraphError: it is no data operand: PyTorch would not run the call.
+            GraphError: it is not a data operand: PyTorch would not run the call.
         """
         index = self.index(name)
         if index is None:

@@ -72,7 +72,7 @@ def _waited_at_once(node: fx.Node) -> bool:
 
 
 def _group(node: fx.Node) -> str | None:
-    """Return the group name of the collective that ``node`` starts, None where it is no string."""
+    """Return the group name of the collective that ``node`` starts, None if not a string."""
     name = access.arguments(node).get("group_name")
     return name if isinstance(name, str) else None
 

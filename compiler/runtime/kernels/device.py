@@ -13,7 +13,7 @@ and local to the rank: ``state``, int64 [MAX_BLOCKS + 1]: for each block its pro
 Protocol. Progress advances by 2 with every call, so it numbers the calls: call c = progress / 2.
 A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
 all that the block wrote before, and waits until every entry of its own row has reached that number.
-Numbers only grow, so nothing is ever reset, and a peer that is already further on is no mistake.
+Numbers only grow, so nothing is ever reset, and a peer that is already further on is not a mistake.
 The counters live on the device: a replayed graph goes on counting where the last call stopped. Each
 block keeps its own, which nobody else reads or writes during a call, so counting takes no atomics;
 block 0 advances those of the blocks that a call did not launch, and all agree between calls.
