@@ -92,6 +92,10 @@ HEADERS = [
         "  remedy: give groups that partition the ranks 0 .. 1",
     ),
     (
+        'mesh <tp = 2>\ngroup "g" = <tp>\ngroup «"g" = [[1, 0]]\n',
+        "group 'g' is declared twice",
+    ),
+    (
         'mesh <tp = 2>\n«group "tp" = [[1, 0]]\n',
         "group 'tp' is also an axis and denotes other ranks\n"
         "  found: ((1, 0),), axis ((0, 1),)\n"
@@ -114,7 +118,7 @@ HEADERS = [
         "  remedy: write least and greatest value, [2, inf] for any size",
     ),
     (
-        "mesh <tp = 2>\nsym «s0 in [-inf, 4]\n",
+        "mesh <tp = 2>\nsym «s0 in [-inf, -inf]\n",
         "the range of 's0' holds no size\n"
         "  remedy: write least and greatest value, [2, inf] for any size",
     ),
