@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import fx
@@ -22,7 +22,6 @@ from torch._ops import OpOverload
 from compiler.errors import GraphError
 
 Shape = tuple[int | torch.SymInt, ...]
-T = TypeVar("T")
 STATE_TYPES = (
     "set meta['val'] to a tensor of its shape and dtype on every node, "
     "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp"
@@ -38,39 +37,31 @@ def inside(folder: str | Path) -> str:
 TORCH = inside(Path(torch.__file__).parent)
 
 
-class RankInt(int):
-    """An integer that code computed from its rank: this rank's value, and every rank's.
+class RankNumber:
+    """A number that code computed from its rank: this rank's value, and every rank's.
 
-    Behaves as this rank's integer wherever the graph runs; ``values[r]`` is the one of rank r.
+    Behaves as this rank's number wherever the graph runs; ``values[r]`` is the one of rank r.
     """
 
-    values: tuple[int, ...]
+    values: tuple[Any, ...]
 
-    def __new__(cls, value: int, values: tuple[int, ...]) -> RankInt:
+    def __new__(cls, value: float, values: tuple[float, ...]) -> Self:
         """``value`` is this rank's entry of ``values``."""
-        self = super().__new__(cls, value)
+        self = super().__new__(cls, value)  # type: ignore[call-arg]
         self.values = values
         return self
 
-    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles keep every rank's value."""
-        return int(self), self.values
+        return type(self), (self.real, self.values)  # type: ignore[attr-defined]
 
 
-class RankFloat(float):
-    """Like ``RankInt``, for a number that is not an integer."""
+class RankInt(RankNumber, int):
+    """An integer that differs between ranks."""
 
-    values: tuple[float, ...]
 
-    def __new__(cls, value: float, values: tuple[float, ...]) -> RankFloat:
-        """``value`` is this rank's entry of ``values``."""
-        self = super().__new__(cls, value)
-        self.values = values
-        return self
-
-    def __getnewargs__(self) -> tuple[float, tuple[float, ...]]:  # type: ignore[override]
-        """Copies and pickles keep every rank's value."""
-        return float(self), self.values
+class RankFloat(RankNumber, float):
+    """A float that differs between ranks."""
 
 
 @dataclass(frozen=True)
@@ -156,24 +147,8 @@ def strides(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
 
 def _leaves(node: fx.Node) -> list[Any]:
     leaves: list[Any] = []
-    _collect(node.args, leaves)
-    if node.kwargs:
-        _collect(node.kwargs.values(), leaves)
+    fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
-
-
-def _collect(tree: Any, leaves: list[Any]) -> None:
-    for item in tree:
-        if isinstance(item, fx.Node):
-            leaves.append(item)
-        elif isinstance(item, (list, tuple)):
-            _collect(item, leaves)
-        elif isinstance(item, dict):
-            _collect(item.values(), leaves)
-        elif isinstance(item, slice):
-            leaves += (item.start, item.stop, item.step)
-        else:
-            leaves.append(item)
 
 
 def has_result(node: fx.Node) -> bool:
@@ -213,14 +188,14 @@ def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple([x for x in _leaves(node) if isinstance(x, fx.Node) and is_operand(x)])
 
 
-def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
+def rank_constants(node: fx.Node) -> tuple[Any, ...]:
     """The node's arguments whose value depends on the rank."""
-    return tuple([x for x in _leaves(node) if isinstance(x, (RankInt, RankFloat))])
+    return tuple([x for x in _leaves(node) if isinstance(x, RankNumber)])
 
 
 def on_rank(argument: Any, rank: int) -> Any:
     """The static argument as it is on ``rank``."""
-    return argument.values[rank] if isinstance(argument, RankInt | RankFloat) else argument
+    return argument.values[rank] if isinstance(argument, RankNumber) else argument
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -269,13 +244,9 @@ def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def written_arguments(node: fx.Node) -> dict[str, Any]:
     """Schema argument name -> what the graph writes there, defaults filled in."""
     assert isinstance(node.target, OpOverload), f"%{node.name} has no schema: {node.target}"
-    written: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if i < len(node.args):
-            written[argument.name] = node.args[i]
-        else:
-            written[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return written
+    names, defaults = _parameters(node.target)
+    written = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return dict.fromkeys(names) | defaults | written
 
 
 def with_argument(node: fx.Node, name: str, written: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -169,7 +169,7 @@ def combining(rule: Rule, combine: str) -> Rule:
 
 def scalar(value: Any) -> Fraction | None:
     """Return a finite Python number, the same on every rank, as an exact rational; else None."""
-    if isinstance(value, access.RankInt | access.RankFloat) or not isinstance(value, int | float):
+    if isinstance(value, access.RankNumber) or not isinstance(value, int | float):
         return None
     return Fraction(value) if value == value and abs(value) != float("inf") else None
 

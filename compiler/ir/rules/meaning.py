@@ -338,7 +338,7 @@ def static_key(value: Any) -> str:
     """Return a static argument as text, the same on every rank and in every graph of a capture."""
     if isinstance(value, access.Operand):
         return f"%{value.index}"
-    if isinstance(value, access.RankInt | access.RankFloat):
+    if isinstance(value, access.RankNumber):
         return f"rank{value.values}"
     if isinstance(value, tuple):
         return "(" + ", ".join([static_key(x) for x in value]) + ")"

@@ -207,7 +207,7 @@ class Printer:
         match item:
             case fx.Node():
                 return f"%{self.numbers[item]}" if item in self.numbers else f"?{item.name}"
-            case access.RankInt() | access.RankFloat():
+            case access.RankNumber():
                 return f"rank({self.listed(item.values)})"
             case slice():
                 return f"slice({self.listed((item.start, item.stop, item.step))})"
