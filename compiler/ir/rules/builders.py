@@ -75,7 +75,7 @@ def mapped(
 
 
 def converted(call: Call, operands: Iterable[int] | None = None) -> bool:
-    """Whether one of ``operands`` (all) is cast to the result's element type on the way in."""
+    """Return whether one of ``operands`` (all) is cast to the result's element type."""
     read = range(len(call.dtypes)) if operands is None else operands
     return any(call.dtypes[i] != call.result_dtypes[0] for i in read)
 
@@ -221,7 +221,7 @@ def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, L
 
 
 def _smaller(a: Any, b: Any) -> bool:
-    """Whether group product ``a`` has to grow next: it divides ``b``, or is the smaller number."""
+    """Return whether product ``a`` has to grow next: it divides ``b``, or is the smaller number."""
     if a.is_number and b.is_number:
         return bool(a < b)
     quotient = sympy.cancel(b / a)

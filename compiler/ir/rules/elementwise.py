@@ -26,7 +26,7 @@ from compiler.ir.rules.meaning import Call, Dims, Meaning, Term
 
 @lru_cache
 def widens(before: torch.dtype | None, after: torch.dtype | None) -> bool:
-    """Whether a conversion keeps every value exactly: same kind of number, and no bit is lost.
+    """Return whether a conversion keeps every value: same kind of number, and no bit is lost.
 
     Conversions among single bytes of floating point, and of packed types, count as losing some.
     """

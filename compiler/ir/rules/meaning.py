@@ -98,7 +98,7 @@ class Selection:
     fill: float | None = None
 
     def distributes(self, kind: str, dtype: torch.dtype | None) -> bool:
-        """Whether it commutes with the elementwise ``kind`` of several tensors.
+        """Return whether it commutes with the elementwise ``kind`` of several tensors.
 
         Args:
             kind: "max", "min" or "product".
@@ -162,7 +162,7 @@ class Meaning:
         return frozenset(i for term in self.terms for i in term.reads)
 
     def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
-        """Whether partial sums in go to partial sums out.
+        """Return whether partial sums in go to partial sums out.
 
         Args:
             partial: per operand, whether it is a partial sum.
@@ -295,7 +295,7 @@ def shape_key(value: Any) -> tuple[Any, ...]:
 
 
 def same_layout(left: fx.Node, right: fx.Node) -> bool:
-    """Whether two tensors are interchangeable but for their elements; likewise two other values."""
+    """Return whether two values are interchangeable but for the elements of tensors."""
     first, second = access.value(left), access.value(right)
     return first is second or _layout(first) == _layout(second)
 
