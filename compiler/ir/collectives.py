@@ -106,11 +106,6 @@ def collectives(graph: fx.Graph) -> tuple[tuple[fx.Node, Collective], ...]:
     return tuple((node, c) for node, c in calls if c is not None)
 
 
-def group_names(graph: fx.Graph) -> tuple[str, ...]:
-    """Return the names of the groups the graph's collectives use, in order of first use."""
-    return tuple(dict.fromkeys(c.group for _, c in collectives(graph)))
-
-
 def group_argument(node: fx.Node) -> str | None:
     """Return the argument, positional or not, that gives a collective of any kind its group."""
     if getattr(node.target, "namespace", "") not in GROUP_NAMESPACES:
@@ -148,8 +143,8 @@ def starts(node: fx.Node) -> bool:
 
 def check_groups(graph: fx.Graph, mesh: Mesh) -> None:
     """Raise MeshError unless ``mesh`` knows every group the graph uses."""
-    for name in group_names(graph):
-        mesh.group(name)
+    for _, call in collectives(graph):
+        mesh.group(call.group)
 
 
 def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:

@@ -19,6 +19,7 @@ ranks together, ``total``; those behind them, which ranks add to share rows even
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -64,25 +65,16 @@ def added(back: torch.Tensor, places: torch.Tensor, ranks: int, rows: int) -> to
 
 
 def _received(
-    rows: Sequence[torch.Tensor],
-    ids: torch.Tensor,
-    first: Sequence[int],
-    end: Sequence[int],
-    total: int | torch.SymInt,
-    group_name: str,
+    rows: Sequence[torch.Tensor], ids: torch.Tensor, first: Sequence[int], *rest: Any
 ) -> list[torch.Tensor]:
+    _, total, _ = rest
     received = [x.new_empty([total, *x.shape[1:]]) for x in rows]
     places = ids.new_empty([total], dtype=torch.int64)
     return [*received, places, torch.empty([2, len(first)], dtype=torch.int64)]
 
 
-def _combined(
-    partial: torch.Tensor,
-    places: torch.Tensor,
-    counts: torch.Tensor,
-    rows: int | torch.SymInt,
-    group_name: str,
-) -> torch.Tensor:
+def _combined(partial: torch.Tensor, *rest: Any) -> torch.Tensor:
+    _, _, rows, _ = rest
     return partial.new_empty([rows, *partial.shape[1:]])
 
 

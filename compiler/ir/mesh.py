@@ -92,10 +92,6 @@ def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None
     return ReplicaGroups(tuple(sorted(met))) if listed == sorted(first.group_of) else None
 
 
-def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
-    return frozenset(map(frozenset, groups.ranks))
-
-
 def _check_names(what: str, names: object, example: str) -> None:
     if not isinstance(names, Mapping):
         raise MeshError(f"{what} are no mapping of names", found=repr(names), remedy=example)
@@ -192,12 +188,9 @@ class Mesh:
             )
         return self.groups[name]
 
-    def axes_of(self, name: str) -> tuple[str, ...] | None:
-        """Return the axes that group ``name`` spans, or None if it is not a product of axes."""
-        return self.axes_of_groups(self.group(name))
-
-    def axes_of_groups(self, wanted: ReplicaGroups) -> tuple[str, ...] | None:
-        """Return the axes that span ``wanted``, or None if it is not a product of axes."""
+    def axes_of(self, groups: str | ReplicaGroups) -> tuple[str, ...] | None:
+        """Return the axes that ``groups`` span, or None if they are not a product of axes."""
+        wanted = self.group(groups) if isinstance(groups, str) else groups
         for count in range(len(self.axes) + 1):
             for names in itertools.combinations(self.axes, count):
                 if self.along(*names) == wanted:
@@ -206,8 +199,9 @@ class Mesh:
 
     def name_of(self, groups: ReplicaGroups) -> str:
         """Return the first name of ``groups``, in any order of ranks; empty if there is none."""
-        wanted = _as_sets(groups)
-        return next((name for name, g in self.groups.items() if _as_sets(g) == wanted), "")
+        wanted = set(map(frozenset, groups.ranks))
+        named = (name for name, g in self.groups.items() if wanted == set(map(frozenset, g.ranks)))
+        return next(named, "")
 
     def including(self, groups: ReplicaGroups, name: str) -> tuple[Mesh, str]:
         """Return a mesh with a name for ``groups``, and that name.
@@ -217,7 +211,7 @@ class Mesh:
         """
         if existing := self.name_of(groups):
             return self, existing
-        spanned = self.axes_of_groups(groups)
+        spanned = self.axes_of(groups)
         name = "*".join(spanned) if spanned else name
         assert name not in self.groups, f"group {name!r} denotes other ranks"
         mesh = Mesh(self.axes)

@@ -11,7 +11,7 @@ from torch import fx
 from compiler.ir import access
 from compiler.ir.row_ops import resized
 from compiler.ir.rules import meaning
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import shape_key
 
 SIZE_ARGUMENTS = ("size", "shape")
 """Arguments in which an op states the size of its result; for other rows it is left to the op."""
@@ -37,7 +37,12 @@ def grown(
     schema = getattr(node.target, "_schema", None)
     for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
         if argument.name in SIZE_ARGUMENTS:
-            copy.update_arg(i, _without_rows(copy.args[i], access.shape(node), dim))
+            stated: Any = copy.args[i]
+            pairs = zip(stated, access.shape(node), strict=False)
+            sizes = [
+                size if type(number) is int and number == -1 else number for number, size in pairs
+            ]
+            copy.update_arg(i, [*sizes[:dim], -1, *sizes[dim + 1 :]])
     try:
         evaluate(copy)
     except (RuntimeError, IndexError, TypeError) as error:
@@ -63,16 +68,6 @@ def evaluate(node: fx.Node) -> None:
             node.meta["val"] = node.target(*args, **kwargs)
 
 
-def _without_rows(stated: Any, shape: access.Shape, dim: int) -> list[Any]:
-    """Return the sizes of a result of ``shape``, that of ``dim`` to be inferred."""
-    pairs = zip(stated, shape, strict=False)
-    sizes = [
-        size if type(size_given) is int and size_given == -1 else size_given
-        for size_given, size in pairs
-    ]
-    return [*sizes[:dim], -1, *sizes[dim + 1 :]]
-
-
 def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
     """Return whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows.
 
@@ -94,11 +89,9 @@ def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) 
     except ValueError:
         return False
     before, after = meaning(node), meaning(scaled)
-    wanted, actual = (
-        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(scaled))
-    )
+    wanted, actual = in_rows(access.value(node), times, dim), access.value(scaled)
     assert before is not None, f"{node.target} has no rule"
-    return after is not None and after.dims == before.dims and wanted == actual
+    return after is not None and after.dims == before.dims and _sizes(wanted) == _sizes(actual)
 
 
 def in_rows(example: Any, times: int, dim: int) -> Any:
@@ -109,5 +102,4 @@ def in_rows(example: Any, times: int, dim: int) -> Any:
 
 
 def _sizes(example: Any) -> list[tuple[Any, ...]]:
-    tensors = example if isinstance(example, list | tuple) else [example]
-    return [tuple(map(size_key, x.shape)) for x in tensors]
+    return [shape_key(x) for x in (example if isinstance(example, list | tuple) else [example])]

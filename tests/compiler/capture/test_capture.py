@@ -51,7 +51,7 @@ def test_in_place_and_functional_collectives_give_one_graph():
     assert len(ops(inplace)) == len(ops(functional)) + 2
     assert folded(inplace) == folded(functional)
     assert functional.graph.mesh == Mesh({"tp": 4})
-    assert collectives.group_names(functional.graph.graph) == ("tp",)
+    assert collectives.all_group_names(functional.graph.graph) == ("tp",)
     assert functional.groups == {"tp": dist.group.WORLD.group_name}
 
 

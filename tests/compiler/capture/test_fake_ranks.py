@@ -96,7 +96,7 @@ class Grid(nn.Module):
 def test_dimensions_of_a_device_mesh_are_axes():
     captured = capture_ranks(Grid, lambda: X, 4)
     assert captured.graph.mesh == Mesh({"dp": 2, "tp": 2})
-    assert collectives.group_names(captured.graph.graph) == ("tp", "dp")
+    assert collectives.all_group_names(captured.graph.graph) == ("tp", "dp")
     assert set(captured.groups) == {"tp", "dp"}
 
 
@@ -161,7 +161,7 @@ def test_tensors_are_compared_in_the_order_of_the_graph(monkeypatch):
 
 def test_groups_are_named_as_on_a_given_mesh():
     captured = capture_ranks(Grid, lambda: X, 4, mesh=Mesh({"a": 2, "b": 2}))
-    assert collectives.group_names(captured.graph.graph) == ("b", "a")
+    assert collectives.all_group_names(captured.graph.graph) == ("b", "a")
 
 
 def test_nothing_is_left_behind():

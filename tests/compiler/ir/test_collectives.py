@@ -12,7 +12,6 @@ from compiler.ir.collectives import (
     check_groups,
     collective,
     collectives,
-    group_names,
     insert_all_reduce,
     rename_groups,
 )
@@ -44,7 +43,7 @@ def test_every_kind() -> None:
     assert [(node.target, c) for node, c in collectives(graph)] == [
         (node.args[0].target, c) for node, c in zip(made, found, strict=True)
     ]
-    assert group_names(graph) == ("tp", "dp")
+    assert all_group_names(graph) == ("tp", "dp")
     check_groups(graph, build.mesh)
     with pytest.raises(MeshError, match="group name 'dp' does not resolve"):
         check_groups(graph, Mesh({"tp": 2}))

@@ -64,6 +64,26 @@ def masks(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=GENERATOR) < 0.5
 
 
+def keeps_partial(meaning: Meaning, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
+    """Whether ``meaning`` says that partial sums in go to partial sums out.
+
+    Args:
+        meaning: of a call.
+        partial: per operand, whether it is a partial sum.
+        replicated: per operand, whether it is the same on every rank of the group.
+    """
+    return (
+        bool(meaning.terms)
+        and not meaning.rank_dependent
+        and all(
+            [partial[i] for i in term.operands].count(True) == 1
+            and all(partial[i] or replicated[i] for i in term.operands)
+            and all(replicated[i] for i in term.fixed)
+            for term in meaning.terms or ()
+        )
+    )
+
+
 def node(call: Sample) -> fx.Node:
     """The call as a node of a graph whose placeholders are its tensors."""
     graph = fx.Graph()
