@@ -34,10 +34,10 @@ from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import SIZE_ARGUMENTS
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, resized
 from compiler.ir.rules.meaning import size_key
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
 aten = torch.ops.aten
 

@@ -31,9 +31,8 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.graph_copy import GraphCopy
+from compiler.ir.graph_copy import GraphCopy, grown
 from compiler.ir.remark import PassResult
-from compiler.ir.scale_rows import grown
 
 Forms = dict[fx.Node, fx.Node]
 

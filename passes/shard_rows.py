@@ -35,11 +35,9 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, Kind
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.graph_copy import GraphCopy
-from compiler.ir.redistribute import RowSharing
+from compiler.ir.graph_copy import SIZE_ARGUMENTS, GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.row_ops import AUTHORED
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
+from compiler.ir.row_ops import AUTHORED, RowSharing
 
 SCATTERED = "all_reduce became a reduce_scatter"
 KEPT = "reduce_scatter kept: rows stay shared as the author shares them"

@@ -27,11 +27,9 @@ from compiler.analysis.local_shards import OWN_ROWS, Share, gathered, shares, sh
 from compiler.ir import access
 from compiler.ir.collectives import OPS, insert_all_reduce
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.graph_copy import GraphCopy
-from compiler.ir.redistribute import RowSharing
+from compiler.ir.graph_copy import GraphCopy, grown
 from compiler.ir.remark import PassResult, Remark, RemarkKind
-from compiler.ir.row_ops import AUTHORED, AllSlice
-from compiler.ir.scale_rows import grown
+from compiler.ir.row_ops import AUTHORED, AllSlice, RowSharing
 
 REDUCED = "reduce_scatter became an all_reduce"
 KEPT = "all_gather of its rows kept"

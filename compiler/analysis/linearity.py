@@ -14,9 +14,9 @@ from torch import fx
 
 from compiler.analysis.reductions import LINEAR_KINDS, ReductionFacts, reduction_of
 from compiler.ir import access
+from compiler.ir.graph_copy import grows
 from compiler.ir.row_ops import all_slice
 from compiler.ir.rules import Meaning, Term, elementwise, identity
-from compiler.ir.scale_rows import grows
 
 
 def why_not_linear(node: fx.Node, partial: Sequence[fx.Node], facts: ReductionFacts) -> str | None:

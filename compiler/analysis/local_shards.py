@@ -25,10 +25,10 @@ from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import grows
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import AllSlice, all_slice, divides
 from compiler.ir.rules.meaning import size_key
-from compiler.ir.scale_rows import grows
 
 OWN_ROWS = "ranks have rows of their own"
 """Refusal for what is not an op: an input, or the result of another collective."""

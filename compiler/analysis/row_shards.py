@@ -29,10 +29,10 @@ from compiler.analysis.replication import Classes, replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import SIZE_ARGUMENTS
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import AUTHORED, all_slice, resized, share
 from compiler.ir.rules.meaning import size_key
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
 SIZE_READ = torch.ops.aten.sym_size.int
 

@@ -32,11 +32,11 @@ from torch import fx
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import SIZE_ARGUMENTS
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import ALL_SLICE
 from compiler.ir.rules import Meaning
 from compiler.ir.rules.meaning import BROADCAST, shape_key, size_key
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
 aten = torch.ops.aten
 VIEWS = frozenset({

@@ -223,17 +223,17 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     named = {name: read(x) for name, x in node.kwargs.items()}
     if not isinstance(node.target, OpOverload):
         return {str(i): x for i, x in enumerate(positional)} | named
-    names, defaults = _parameters(node.target)
+    names, _, defaults = parameters(node.target)
     return defaults | dict(zip(names, positional, strict=False)) | named
 
 
 @lru_cache(maxsize=1 << 12)
-def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the names of the op's arguments, and the default values of those that have one."""
+def parameters(target: OpOverload) -> tuple[tuple[str, ...], int, dict[str, Any]]:
+    """Return the names of an op's arguments, how many may be positional, and default values."""
     listed = target._schema.arguments
     defaults = {a.name: a.default_value for a in listed if a.has_default_value()}
     tuples = {name: tuple(x) if isinstance(x, list) else x for name, x in defaults.items()}
-    return tuple(a.name for a in listed), tuples
+    return tuple(a.name for a in listed), sum(not a.kwarg_only for a in listed), tuples
 
 
 def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -244,7 +244,7 @@ def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def written_arguments(node: fx.Node) -> dict[str, Any]:
     """Return schema argument name -> what the graph writes there, defaults filled in."""
     assert isinstance(node.target, OpOverload), f"%{node.name} has no schema: {node.target}"
-    names, defaults = _parameters(node.target)
+    names, _, defaults = parameters(node.target)
     written = dict(zip(names, node.args, strict=False)) | node.kwargs
     return dict.fromkeys(names) | defaults | written
 

@@ -18,8 +18,7 @@ from compiler.ir import access
 from compiler.ir.collectives import insert_all_reduce
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
-from compiler.ir.redistribute import RowSharing
-from compiler.ir.row_ops import resized
+from compiler.ir.row_ops import RowSharing, resized
 
 aten = torch.ops.aten
 Composition = Callable[..., tuple[fx.Node, ...]]

@@ -1,14 +1,21 @@
-"""Write an FX graph node by node from another, and remember what each node became."""
+"""Write an FX graph node by node from another, as it is or on tensors of more rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import fx
 
-from compiler.ir.rules.meaning import same_layout
-from compiler.ir.scale_rows import evaluate
+from compiler.ir import access
+from compiler.ir.row_ops import resized
+from compiler.ir.rules import meaning
+from compiler.ir.rules.meaning import same_layout, shape_key
+
+SIZE_ARGUMENTS = ("size", "shape")
+"""Arguments in which an op states the size of its result; for other rows it is left to the op."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +51,91 @@ class GraphCopy:
             del self.origins[copy]
             evaluate(copy)
         return copy
+
+
+def grown(
+    target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node], dim: int = 0
+) -> fx.Node:
+    """Copy ``node`` to ``target``, on ``operand`` of what it reads, which may have more rows.
+
+    The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
+
+    Args:
+        target: where the copy goes.
+        node: the call; its result counts rows along ``dim``.
+        operand: value that ``node`` reads -> what the copy reads.
+        dim: dimension of the result.
+
+    Raises:
+        ValueError: the op does not take operands of these shapes.
+    """
+    copy = target.node_copy(node, operand)
+    schema = getattr(node.target, "_schema", None)
+    for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
+        if argument.name in SIZE_ARGUMENTS:
+            stated: Any = copy.args[i]
+            pairs = zip(stated, access.shape(node), strict=False)
+            sizes = [
+                size if type(number) is int and number == -1 else number for number, size in pairs
+            ]
+            copy.update_arg(i, [*sizes[:dim], -1, *sizes[dim + 1 :]])
+    try:
+        evaluate(copy)
+    except (RuntimeError, IndexError, TypeError) as error:
+        target.erase_node(copy)
+        raise ValueError(f"{node.target} states how many rows there are") from error
+    return copy
+
+
+def evaluate(node: fx.Node) -> None:
+    """Set ``meta["val"]`` from those of the operands.
+
+    A view that their strides do not allow becomes a reshape.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), access.value)
+    assert callable(node.target), f"%{node.name} is not a call"
+    with torch.no_grad():
+        try:
+            node.meta["val"] = node.target(*args, **kwargs)
+        except (RuntimeError, ValueError):
+            if node.target is not torch.ops.aten.view.default:
+                raise
+            node.target = torch.ops.aten.reshape.default
+            node.meta["val"] = node.target(*args, **kwargs)
+
+
+def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
+    """Return whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows.
+
+    That is: its rows are cut out of the larger result as the operands are out of theirs.
+
+    Args:
+        node: the call.
+        more: operands that have more rows -> the dimension that counts them.
+        times: how many times as many.
+        dim: the dimension of the result that counts rows.
+    """
+    scratch, stand_ins = fx.Graph(), dict[fx.Node, fx.Node]()
+    for x in node.all_input_nodes:
+        stand_ins[x] = scratch.placeholder(x.name)
+        example = access.value(x)
+        stand_ins[x].meta["val"] = in_rows(example, times, more[x]) if x in more else example
+    try:
+        scaled = grown(scratch, node, stand_ins.__getitem__, dim)
+    except ValueError:
+        return False
+    before, after = meaning(node), meaning(scaled)
+    wanted, actual = in_rows(access.value(node), times, dim), access.value(scaled)
+    assert before is not None, f"{node.target} has no rule"
+    return after is not None and after.dims == before.dims and _sizes(wanted) == _sizes(actual)
+
+
+def in_rows(example: Any, times: int, dim: int) -> Any:
+    """Return tensors like ``example`` with ``times`` the rows along ``dim``."""
+    if isinstance(example, list | tuple):
+        return [in_rows(x, times, dim) for x in example]
+    return resized(example, dim, example.shape[dim] * times)
+
+
+def _sizes(example: Any) -> list[tuple[Any, ...]]:
+    return [shape_key(x) for x in (example if isinstance(example, list | tuple) else [example])]

@@ -40,27 +40,14 @@ def check_node(node: fx.Node) -> None:
 
 def _misfit(node: fx.Node, target: OpOverload) -> str:
     """Return what is wrong with the names and the number of arguments, empty if nothing is."""
-    positional, named, required = _parameters(target)
+    names, positional, defaults = access.parameters(target)
     count = len(node.args)
-    if count > len(positional):
-        return f"{count} positional arguments, it takes {len(positional)}"
-    if unknown := [name for name in node.kwargs if name not in (*positional[count:], *named)]:
+    if count > positional:
+        return f"{count} positional arguments, it takes {positional}"
+    if unknown := [name for name in node.kwargs if name not in names[count:]]:
         return f"argument {unknown[0]!r} is given and not known, or given twice"
-    written = {*positional[:count], *node.kwargs}
-    if missing := [name for name in required if name not in written]:
-        return f"argument {missing[0]!r} is missing"
-    return ""
-
-
-@lru_cache(maxsize=1 << 12)
-def _parameters(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the names of arguments by position, of those by name alone, and of those required."""
-    listed = target._schema.arguments
-    return (
-        tuple(a.name for a in listed if not a.kwarg_only),
-        tuple(a.name for a in listed if a.kwarg_only),
-        tuple(a.name for a in listed if not a.has_default_value()),
-    )
+    missing = [name for name in names[count:] if name not in defaults | node.kwargs]
+    return f"argument {missing[0]!r} is missing" if missing else ""
 
 
 @lru_cache(maxsize=1 << 12)
