@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
-from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from compiler.errors import GraphError
@@ -35,8 +33,8 @@ from compiler.ir.text.spelling import (
 )
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
-Range = tuple[float, float]
-"""Least and greatest value of a symbol; infinite where there is none."""
+Range = tuple[Any, Any]
+"""Least and greatest value of a symbol; -int_oo or int_oo where there is none."""
 
 
 class Builder:
@@ -75,10 +73,7 @@ class Builder:
     def _bind(self, symbol: sympy.Symbol) -> None:
         """Let ``symbol`` stand for a number of its range."""
         self.bound.add(symbol)
-        low, high = (
-            (int_oo if x > 0 else -int_oo) if math.isinf(x) else int(x) for x in self.ranges[symbol]
-        )
-        self.env.var_to_range[symbol] = ValueRanges(low, high)
+        self.env.var_to_range[symbol] = ValueRanges(*self.ranges[symbol])
 
     def _size(self, size: Size) -> int | torch.SymInt:
         if isinstance(size, int):

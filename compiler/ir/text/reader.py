@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch import fx
 from torch.utils._sympy import functions
+from torch.utils._sympy.numbers import int_oo
 
 from compiler.errors import GraphError
 from compiler.ir import access
@@ -39,7 +40,7 @@ from compiler.ir.text.spelling import (
     TensorType,
     TupleType,
     ValueType,
-    tensors,
+    leaves,
 )
 
 if TYPE_CHECKING:
@@ -162,17 +163,17 @@ class Reader:
     def replica_group(self, *ranks: Token) -> list[int]:
         return list(map(int, ranks))
 
-    def symbol(self, name: Token, low: float, high: float) -> None:
+    def symbol(self, name: Token, low: Any, high: Any) -> None:
         if name in self._ranges or "." in name:
             what = "is declared twice" if name in self._ranges else "cannot be a symbol"
             raise GraphError(f"{str(name)!r} {what}")
-        if not low <= high or low == math.inf or high == -math.inf:
+        if not low <= high or low == int_oo or high == -int_oo:
             remedy = "write least and greatest value, [2, inf] for any size"
             raise GraphError(f"the range of {str(name)!r} holds no size", remedy=remedy)
         self._ranges[str(name)] = (low, high)
 
-    def bound(self, minus: Token | None, size: Token) -> float:
-        number = math.inf if size == "inf" else int(size)
+    def bound(self, minus: Token | None, size: Token) -> Any:
+        number = int_oo if size == "inf" else int(size)
         return -number if minus else number
 
     def header(self, *_: None) -> None:
@@ -282,7 +283,8 @@ class Reader:
                 raise GraphError("a negative stride")
         if placements is None:
             return Declaration(type_, steps, None)
-        dims = min((len(tensor.shape) for tensor in tensors(type_)), default=math.inf)
+        ranks = (len(leaf.shape) for leaf in leaves(type_) if isinstance(leaf, TensorType))
+        dims = min(ranks, default=math.inf)
         for token, placement in placements.values():
             if isinstance(placement, Shard) and placement.dim >= dims:
                 what = f"placement {placement} of a tensor of {dims} dimensions"

@@ -276,27 +276,22 @@ def strides_of(value: torch.Tensor) -> tuple[Size, ...] | None:
     return None
 
 
-def tensors(value_type: ValueType) -> Iterator[TensorType]:
-    """Yield the tensor types in ``value_type``."""
-    if isinstance(value_type, TensorType):
-        yield value_type
-    elif isinstance(value_type, TupleType):
+def leaves(value_type: ValueType) -> Iterator[TensorType | SymbolType | ConstantType]:
+    """Yield the types of the single results in ``value_type``."""
+    if isinstance(value_type, TupleType):
         for item in value_type.items:
-            yield from tensors(item)
+            yield from leaves(item)
+    else:
+        yield value_type
 
 
 def symbols(value_type: ValueType) -> Iterator[sympy.Symbol]:
     """Yield the symbols in ``value_type``, in order and with repeats."""
-    sizes: list[Size] = [size for tensor in tensors(value_type) for size in tensor.shape]
-    if isinstance(value_type, SymbolType) and value_type.expression is not None:
-        sizes = [value_type.expression]
-    elif isinstance(value_type, TupleType):
-        for item in value_type.items:
-            if isinstance(item, SymbolType):
-                yield from symbols(item)
-    for size in sizes:
-        if not isinstance(size, int):
-            yield from sorted(size.free_symbols, key=lambda s: str(s.name))
+    for leaf in leaves(value_type):
+        sizes = leaf.shape if isinstance(leaf, TensorType) else (getattr(leaf, "expression", None),)
+        for size in sizes:
+            if isinstance(size, sympy.Expr):
+                yield from sorted(size.free_symbols, key=lambda s: str(s.name))
 
 
 class _SizePrinter(StrPrinter):  # type: ignore[misc]
