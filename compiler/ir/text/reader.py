@@ -56,9 +56,9 @@ OPERATORS: dict[str, Callable[[sympy.Expr, sympy.Expr], sympy.Expr]] = {
 }
 
 SIZE_FUNCTIONS = {
-    name: function
-    for name, function in vars(functions).items()
-    if isinstance(function, type) and issubclass(function, sympy.Expr)
+    name: item
+    for name, item in vars(functions).items()
+    if isinstance(item, type) and issubclass(item, sympy.Expr)
 }
 PLAIN_TYPES: dict[str, ValueType] = {
     "none": ConstantType(None),
@@ -100,7 +100,7 @@ class Reader:
 
     def __init__(self, text: str, rank: int, file: str) -> None:
         self.source, self._rank, self._file = text, rank, file
-        self._groups: dict[str, Iterable[Sequence[int]]] = {}
+        self._groups: list[tuple[Token, Iterable[Sequence[int]]]] = []
         self._ranges: dict[str, Range] = {}
         self._values: dict[str, fx.Node] = {}
         self._facts: dict[fx.Node, Placements] = {}
@@ -152,10 +152,8 @@ class Reader:
     sizes = strides = tuple_item = ranks
 
     def group(self, _: Token, name: Token, ranks: Iterable[Sequence[int]]) -> None:
-        if (group := self._text(name)) in self._groups:
-            raise GraphError(f"group {group!r} is declared twice", where=self.place(name))
-        self._groups[group] = ranks
-        self._mesh = Mesh(self._axes, self._groups)
+        self._groups.append((name.update(value=self._text(name)), ranks))
+        self._mesh = Mesh(self._axes, self._distinct("group", self._groups))
 
     def along(self, *axes: str) -> Iterable[Sequence[int]]:
         return self._mesh.along(*axes).ranks

@@ -94,7 +94,7 @@ HEADERS = [
     ),
     (
         'mesh <tp = 2>\ngroup "g" = <tp>\ngroup «"g" = [[1, 0]]\n',
-        "group 'g' is declared twice",
+        "group 'g' appears twice",
     ),
     (
         'mesh <tp = 2>\n«group "tp" = [[1, 0]]\n',
