@@ -10,7 +10,7 @@ After     %3: (f32[8, 16], f32[8, 16]) = commplan.all_reduce_add_rms_norm(%0, %1
 and likewise a reduce_scatter, the norm of its rows, and their all_gather, by
 reduce_scatter_add_rms_norm_all_gather, which pads and trims rows itself.
 
-Law       the op is its composition (``compiler.ir.decompositions``); whatever a norm is written as,
+Law       the op is its composition (``compiler.ir.fused_ops``); whatever a norm is written as,
           it is one function over the reals (``compiler.analysis.norm_regions``).
 Exact     but for rounding: the op rounds once where the composition rounds after every step.
 Requires  nothing; what is not fused has a remark with the reason.

@@ -2,7 +2,7 @@
 
 Both are interpreted in one random model (``compiler.check.algebra``); equal outputs are equal
 functions over the reals, for all ranks of the mesh and all values of symbolic sizes at once.
-An op that stands for a composition (``compiler.ir.decompositions``) is read as that composition.
+An op that stands for a composition (``compiler.ir.fused_ops``) is read as that composition.
 Unequal outputs are decided by simulation where the inputs are small enough to hold.
 """
 

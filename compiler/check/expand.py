@@ -1,4 +1,4 @@
-"""Graphs with the composition of ops that have one in their place (``ir.decompositions``)."""
+"""Graphs with the composition of ops that have one in their place (``ir.fused_ops``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import fx
 
 from compiler.errors import GraphError
 from compiler.ir import access
-from compiler.ir.decompositions import FUSED, Composition
+from compiler.ir.fused_ops import FUSED, Composition
 from compiler.ir.graph import SpmdGraph
 
 

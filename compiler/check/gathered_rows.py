@@ -18,8 +18,7 @@ from compiler.check.expand import expanded
 from compiler.check.row_ownership import owners
 from compiler.check.verdict import UnprovedError
 from compiler.ir import access
-from compiler.ir.decompositions import ROWS
-from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
+from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, ROWS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules.meaning import size_key
 

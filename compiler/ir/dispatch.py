@@ -14,14 +14,24 @@ The checker shows that of the computation (``compiler.check.gathered_rows``).
 
 How many rows are sent and received depends on ids. Graphs state the rows that there are in all
 ranks together, ``total``; those behind them, which ranks add to share rows evenly, may be anything.
+
+To send rows is to gather and scatter them (``ROWS``) only around a computation that treats rows
+alike, which is the checker's to show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
+
+from compiler.ir import access
+from compiler.ir.fused_ops import Composition
+from compiler.ir.row_ops import RowSharing
+
+aten = torch.ops.aten
 
 torch.library.define(
     "commplan::dispatch_rows",
@@ -80,3 +90,33 @@ def _combined(partial: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 torch.library.register_fake("commplan::dispatch_rows", _received)
 torch.library.register_fake("commplan::combine_rows", _combined)
+
+
+def gathered_rows(
+    rows: Sequence[fx.Node],
+    ids: fx.Node,
+    first: Sequence[int],
+    end: Sequence[int],
+    total: int | fx.Node,
+    group: str,
+) -> tuple[fx.Node, ...]:
+    """Write ``dispatch_rows`` where every rank is sent every row."""
+    sharing, ranks = RowSharing(group, len(first)), len(first)
+    count = access.value(total) if isinstance(total, fx.Node) else total
+    places = ids.graph.call_function(aten.arange.default, (total,))
+    counts = ids.graph.call_function(aten.zeros.default, ([2, ranks],), {"dtype": torch.int64})
+    for node, sizes in ((places, [count]), (counts, [2, ranks])):
+        node.meta = {**ids.meta, "val": access.tensor(ids).new_empty(sizes, dtype=torch.int64)}
+    return *(sharing.gather(x, count, 0, total) for x in rows), places, counts
+
+
+def scattered_rows(
+    partial: fx.Node, places: fx.Node, counts: fx.Node, rows: int | fx.Node, group: str
+) -> tuple[fx.Node, ...]:
+    """Write ``combine_rows`` where every rank was sent every row."""
+    sharing = RowSharing(group, int(access.shape(counts)[1]))
+    return (sharing.scatter(partial, access.shape(partial)[0], 0, "sum"),)
+
+
+ROWS: Mapping[object, Composition] = {DISPATCH_ROWS: gathered_rows, COMBINE_ROWS: scattered_rows}
+"""Op -> a composition, of the op's arguments in the order of its schema."""
