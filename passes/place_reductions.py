@@ -29,7 +29,7 @@ from compiler.analysis.reduction_remarks import reduction_remarks
 from compiler.analysis.reductions import joint_groups, reduction_of
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
+from compiler.ir.collectives import Kind, group_argument, insert
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy, grown
 from compiler.ir.remark import PassResult
@@ -107,13 +107,12 @@ class _Rewriter:
         return self.copy.add_recomputed(node, operand)
 
     def _reduced(self, node: fx.Node) -> fx.Node:
-        target, operand = self.copy.target, self.partial[node]
-        kind, group = self.reduction.kind, self.reduction.group
+        operand, op, group = self.partial[node], self.reduction.kind, self.reduction.group
         if self.reduction.scatters:
-            size, like = self.reduction.groups.axis_size, access.tensor(node)
-            result = insert_reduce_scatter(target, operand, kind, group, size, like)
+            ranks, gives = self.reduction.groups.axis_size, access.tensor(node)
+            result = insert(Kind.REDUCE_SCATTER, operand, group, op=op, ranks=ranks, gives=gives)
         else:
-            result = insert_all_reduce(target, operand, kind, group)
+            result = insert(Kind.ALL_REDUCE, operand, group, op=op)
             if self.values[node].reduces:
                 result._rename(node.name)  # what later passes do to it, they say by this name
         result.meta = dict(node.meta)

@@ -25,7 +25,7 @@ from torch import fx
 
 from compiler.analysis.local_shards import OWN_ROWS, Share, gathered, shares, shares_rows
 from compiler.ir import access
-from compiler.ir.collectives import OPS, insert_all_reduce
+from compiler.ir.collectives import OPS, Kind, insert
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy, grown
 from compiler.ir.remark import PassResult, Remark, RemarkKind
@@ -117,9 +117,7 @@ class _Writer:
             return self._own(share.conversion.operand)
         if share.conversion is not None:
             what = share.conversion
-            result = insert_all_reduce(
-                self.copy.target, self._own(what.operand), what.op, what.group
-            )
+            result = insert(Kind.ALL_REDUCE, self._own(what.operand), what.group, op=what.op)
             result.meta = {**node.meta, "val": access.tensor(result)}
             layer = access.layer_path(what.operand)
             self.remarks.append(Remark(RemarkKind.PASSED, f"%{result.name}", REDUCED, layer))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import fx
@@ -40,6 +39,8 @@ OPS = {
     c10d.all_to_all_single.default: Kind.ALL_TO_ALL,
     c10d.broadcast.default: Kind.BROADCAST,
 }
+
+TARGETS = {kind: op for op, kind in OPS.items()}
 
 GROUP_NAMESPACES = ("_c10d_functional", "c10d", "symm_mem", "commplan")
 """Namespaces of ops that may take a process group."""
@@ -178,33 +179,28 @@ def check_numbers(graph: fx.Graph, mesh: Mesh) -> None:
             )
 
 
-def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) -> fx.Node:
-    """Add ``all_reduce(operand)`` and its wait at the insertion point; returns the wait."""
-    example = access.tensor(operand)
-    return _inserted(graph, c10d.all_reduce.default, operand, op, group, gives=example)
-
-
-def insert_reduce_scatter(
-    graph: fx.Graph, operand: fx.Node, op: str, group: str, axis_size: int, gives: torch.Tensor
+def insert(
+    kind: Kind,
+    operand: fx.Node,
+    group: str,
+    *,
+    op: str = "",
+    ranks: int = 0,
+    gives: torch.Tensor | None = None,
 ) -> fx.Node:
-    """Add like ``insert_all_reduce``; ``gives`` is a tensor like the result."""
-    target = c10d.reduce_scatter_tensor.default
-    return _inserted(graph, target, operand, op, axis_size, group, gives=gives)
+    """Add a collective and its wait at the insertion point of the graph; return the wait.
 
-
-def insert_all_gather(
-    graph: fx.Graph, operand: fx.Node, group: str, axis_size: int, gives: torch.Tensor
-) -> fx.Node:
-    """Add like ``insert_all_reduce``; ``gives`` is a tensor like the result."""
-    target = c10d.all_gather_into_tensor.default
-    return _inserted(graph, target, operand, axis_size, group, gives=gives)
-
-
-def _inserted(
-    graph: fx.Graph, target: Any, operand: fx.Node, *arguments: Any, gives: torch.Tensor
-) -> fx.Node:
-    node = graph.call_function(target, (operand, *arguments))
-    wait = graph.call_function(WAIT, (node,))
+    Args:
+        kind: all_reduce, reduce_scatter or all_gather.
+        operand: what it reads.
+        group: name of the replica groups.
+        op: the reduction, of those that reduce.
+        ranks: ranks in each group, of those that change the number of rows.
+        gives: a tensor like the result; None: like the operand.
+    """
+    options = [option for option in (op, ranks) if option]
+    node = operand.graph.call_function(TARGETS[kind], (operand, *options, group))
+    wait = operand.graph.call_function(WAIT, (node,))
     for inserted in (node, wait):
-        inserted.meta = {**operand.meta, "val": gives}
+        inserted.meta = {**operand.meta, "val": access.tensor(operand) if gives is None else gives}
     return wait

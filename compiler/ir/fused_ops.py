@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from compiler.ir import access
-from compiler.ir.collectives import insert_all_reduce
+from compiler.ir.collectives import Kind, insert
 from compiler.ir.row_ops import RowSharing, resized
 
 aten = torch.ops.aten
@@ -69,7 +69,7 @@ def all_reduce_norm(
     x: fx.Node, residual: fx.Node, weight: fx.Node, eps: float, offset: float, group: str
 ) -> tuple[fx.Node, ...]:
     """Write ``all_reduce_add_rms_norm``: every rank adds and normalizes all rows."""
-    return _norm(insert_all_reduce(x.graph, x, "sum", group), residual, weight, eps, offset)
+    return _norm(insert(Kind.ALL_REDUCE, x, group, op="sum"), residual, weight, eps, offset)
 
 
 def shared_norm(

@@ -19,7 +19,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.ir import access
-from compiler.ir.collectives import insert_all_gather, insert_reduce_scatter
+from compiler.ir.collectives import Kind, insert
 
 aten = torch.ops.aten
 torch.library.define(
@@ -139,7 +139,7 @@ class RowSharing:
         if not divides(self.ranks, rows):
             x = _called(x, PAD_ROWS, 0, self.ranks)
         gives = resized(access.tensor(x), 0, share(rows, self.ranks))
-        x = insert_reduce_scatter(x.graph, x, op, self.group, self.ranks, gives)
+        x = insert(Kind.REDUCE_SCATTER, x, self.group, op=op, ranks=self.ranks, gives=gives)
         return _raised(x, dim)
 
     def gather(
@@ -160,7 +160,7 @@ class RowSharing:
         x, even = _lowered(own, dim), divides(self.ranks, rows)
         every = rows if even else share(rows, self.ranks) * self.ranks
         gives = resized(access.tensor(x), 0, every)
-        x = _raised(insert_all_gather(x.graph, x, self.group, self.ranks, gives), dim)
+        x = _raised(insert(Kind.ALL_GATHER, x, self.group, ranks=self.ranks, gives=gives), dim)
         if even:
             return x
         if end is None:

@@ -156,26 +156,18 @@ def _parted(call: Call, ranges: list[tuple[Any, Any]]) -> Meaning:
     return replace(mapped((call.key,), whole_but(call, (call.dim(),))), parts=parts)
 
 
-def cat(call: Call) -> Meaning:
-    """Joins along one dimension: jointly linear in all operands."""
-    count, dim = len(call.shapes), call.dim()
-    if any(len(s) != len(call.result) for s in call.shapes):
-        return Meaning()
-    labels = factors(len(call.result), (dim,))
-    return _joined(call, Dims((labels,) * count, (labels,)))
-
-
-def stack(call: Call) -> Meaning:
-    """Joins along a dimension of its own."""
+def joined(call: Call) -> Meaning:
+    """Joins along one dimension, in stack one of its own: jointly linear in all operands."""
     count, rank = len(call.shapes), len(call.result)
-    dim = int(call.arguments["dim"]) % rank
-    inside, result = factors(rank, gone=(dim,)), factors(rank, (dim,))
-    return _joined(call, Dims((inside,) * count, (result,)))
-
-
-def _joined(call: Call, dims: Dims) -> Meaning:
-    terms = tuple(Term((i,), map=(call.key, call.shapes, i)) for i in range(len(call.shapes)))
-    return Meaning(terms=None if converted(call) else terms, dims=dims)
+    along = (int(call.arguments["dim"]) % rank,)
+    labels, ranks = factors(rank, along), set(map(len, call.shapes))
+    if ranks not in ({rank}, {rank - 1}):
+        return Meaning()
+    inside = labels if ranks == {rank} else factors(rank, gone=along)
+    terms = (Term((i,), map=(call.key, call.shapes, i)) for i in range(count))
+    return Meaning(
+        terms=None if converted(call) else tuple(terms), dims=Dims((inside,) * count, (labels,))
+    )
 
 
 def difference(call: Call) -> Meaning:
@@ -261,8 +253,7 @@ MOVES: dict[Rule, tuple[str, ...]] = {
     split: ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
             "split_with_sizes_copy", "unsafe_split.Tensor", "unsafe_split_with_sizes",
             "tensor_split.sections", "tensor_split.indices"),
-    cat: ("cat.default", "concat.default", "concatenate.default"),
-    stack: ("stack",),
+    joined: ("cat.default", "concat.default", "concatenate.default", "stack"),
     rearranged: ("flip", "roll", "repeat", "tile", "diagonal", "unfold", "rot90",
                  "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),
     slice_written: ("slice_scatter",),

@@ -12,7 +12,7 @@ from compiler.ir.collectives import (
     check_groups,
     collective,
     collectives,
-    insert_all_reduce,
+    insert,
     rename_groups,
 )
 from compiler.ir.mesh import Mesh
@@ -115,7 +115,7 @@ def test_insertion() -> None:
     build = Builder(Mesh({"tp": 2}))
     x = build.input("x", 4)
     x.meta["stack_trace"] = "here"
-    wait = insert_all_reduce(build.graph, x, "avg", "tp")
+    wait = insert(Kind.ALL_REDUCE, x, "tp", op="avg")
     found = collective(wait)
     assert found is not None
     assert (found.kind, found.operand, found.op, found.group) == (Kind.ALL_REDUCE, x, "avg", "tp")

@@ -9,7 +9,7 @@ from torch import fx
 
 from compiler.capture import Capture, capture, capture_ranks
 from compiler.capture.fake_ranks import fake_process_group
-from compiler.ir.collectives import WAIT, Kind, collective, insert_all_reduce
+from compiler.ir.collectives import WAIT, Kind, collective, insert
 from compiler.ir.graph import SpmdGraph
 from compiler.linter import findings
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
@@ -71,7 +71,7 @@ def test_a_second_reduction_is_found(sliced: Capture) -> None:
     found = collective(wait)
     assert found is not None
     with wrong.graph.inserting_after(wait):
-        again = insert_all_reduce(wrong.graph, wait, found.op, found.group)
+        again = insert(Kind.ALL_REDUCE, wait, found.group, op=found.op)
     started = again.args[0]
     again.append(started)
     started.append(again)

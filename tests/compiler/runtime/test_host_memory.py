@@ -12,7 +12,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from compiler.ir.collectives import insert_all_gather
+from compiler.ir.collectives import Kind, insert
 from compiler.runtime import host_memory
 from compiler.runtime.host_memory import gather_in_host_memory, gathered, through_host
 from tests.support.one_gpu import RANKS, on_one_gpu
@@ -23,7 +23,8 @@ def graph_of(device: str) -> fx.Graph:
     with FakeTensorMode():
         x = graph.placeholder("x")
         x.meta["val"] = torch.empty(3, 4, device=device)
-        whole = insert_all_gather(graph, x, "tp", 2, torch.empty(6, 4, device=device))
+        gives = torch.empty(6, 4, device=device)
+        whole = insert(Kind.ALL_GATHER, x, "tp", ranks=2, gives=gives)
         graph.output((whole, x))
     return graph
 
@@ -55,7 +56,7 @@ def test_open_sizes_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
         x = graph.placeholder("x")
         x.meta["val"] = torch.empty(half, 4, device="cuda:0")
         whole = torch.empty(2 * half, 4, device="cuda:0")
-        graph.output(insert_all_gather(graph, x, "tp", 2, whole))
+        graph.output(insert(Kind.ALL_GATHER, x, "tp", ranks=2, gives=whole))
     before = len(env.guards)
     monkeypatch.setattr(host_memory, "through_host", lambda x, group: True)
     assert gather_in_host_memory(graph) == 1
