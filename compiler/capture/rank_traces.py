@@ -85,7 +85,7 @@ def describe(
 
         call = access.call(node)
         if group is not None:
-            uses.append(str(collectives.given_group(node)))
+            uses.append(str(collectives.group_of(node)))
             call = access.with_argument(node, group, "group")
         written = fx.node.map_aggregate(call, leaf)
         text = f"{node.op} {node.target} {written} -> {_type(node)}"

@@ -69,7 +69,7 @@ def _whole(graph: SpmdGraph) -> dict[fx.Node, Axes]:
         meaning = graph.meanings.get(node)
         sizes = whole if meaning is not None and meaning.reads == frozenset() else sized
         sized[node] = everywhere.intersection(*(sizes[x] for x in node.all_input_nodes))
-        if (group := collectives.given_group(node)) is not None:
+        if (group := collectives.group_of(node)) is not None:
             sized[node] |= frozenset(graph.mesh.axes_of(group) or ())
         whole[node] = sized[node] & replicated_axes(graph.mesh, classes[node])
     return whole

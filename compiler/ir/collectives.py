@@ -117,7 +117,7 @@ def group_argument(node: fx.Node) -> str | None:
     return next((x for x in names if x in ("group_name", "group") and x in stated), None)
 
 
-def given_group(node: fx.Node) -> str | None:
+def group_of(node: fx.Node) -> str | None:
     """Return the group of a collective of any kind, None for other ops."""
     name = group_argument(node)
     return None if name is None else str(access.written_arguments(node)[name])
@@ -125,7 +125,7 @@ def given_group(node: fx.Node) -> str | None:
 
 def all_group_names(graph: fx.Graph) -> tuple[str, ...]:
     """Return the names of the groups of collectives of every kind, in order of first use."""
-    return tuple(dict.fromkeys(g for g in map(given_group, graph.nodes) if g is not None))
+    return tuple(dict.fromkeys(g for g in map(group_of, graph.nodes) if g is not None))
 
 
 def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:

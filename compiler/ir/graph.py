@@ -95,7 +95,7 @@ class SpmdGraph:
         return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied, sent)
 
 
-def check_given(mesh: object, *modules: object, inputs: object = None) -> None:
+def check_arguments(mesh: object, *modules: object, inputs: object = None) -> None:
     """Raise unless these are a mesh, graph modules, and None or a mapping of placements.
 
     Raises:
@@ -123,7 +123,7 @@ def spmd_graph(
     Raises:
         GraphError, MeshError, PlacementError: also of arguments of other types.
     """
-    check_given(mesh, module, inputs=inputs)
+    check_arguments(mesh, module, inputs=inputs)
     return spmd_graph_of(module, module.graph, mesh, inputs)
 
 

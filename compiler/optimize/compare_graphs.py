@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 from compiler.check import Report, Verdict, check
 from compiler.errors import CommPlanError, PlacementError
 from compiler.ir.declared_inputs import Inputs
-from compiler.ir.graph import check_given, spmd_graph
+from compiler.ir.graph import check_arguments, spmd_graph
 from compiler.ir.mesh import Mesh
 from compiler.optimize.source import functional, warn_undeclared
 
@@ -40,7 +40,7 @@ def check_equivalence(
         UndeclaredInputs: as ``optimize_graph``.
     """
     both = functional(source), functional(target)
-    check_given(mesh, *both, inputs=inputs)
+    check_arguments(mesh, *both, inputs=inputs)
     graphs = []
     for side, gm, declared in zip(("source", "target"), both, (inputs, None), strict=True):
         try:
