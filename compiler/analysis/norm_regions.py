@@ -124,7 +124,9 @@ class Recognizer:
             return "the sum over ranks is not added to a residual"
         plain = all(len(t.operands) == 1 and not t.fixed and t.coefficient == 1 for t in rule.terms)
         # Sizes that a view computed are other expressions; adding makes them equal or refuses.
-        alike = len({(_hints(n), access.dtype(n)) for n in (*operands, addition)}) == 1
+        alike = (
+            len({(access.concrete_shape(n), access.dtype(n)) for n in (*operands, addition)}) == 1
+        )
         if not plain or not alike or operands[0] is operands[1]:
             return "the sum over ranks is not added to a residual of its shape and type"
         return addition
@@ -250,7 +252,3 @@ def _numbers(node: fx.Node) -> list[float]:
 
 def _sizes(node: fx.Node) -> tuple[Any, ...]:
     return tuple(size_key(s) for s in access.shape(node))
-
-
-def _hints(node: fx.Node) -> tuple[int, ...]:
-    return tuple(access.concrete(s) for s in access.shape(node))
