@@ -74,6 +74,11 @@ class ReplicaGroups:
         """Return rank -> the members of its group, in shard order."""
         return {rank: group for group in self.ranks for rank in group}
 
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Rank -> its place in its group."""
+        return {rank: i for group in self.ranks for i, rank in enumerate(group)}
+
 
 @lru_cache(maxsize=1 << 8)
 def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None:
@@ -164,10 +169,15 @@ class Mesh:
         """Return the world size: the number of ranks."""
         return math.prod(self.axes.values())
 
+    @property
+    def coordinates(self) -> Iterable[tuple[int, ...]]:
+        """Indices along all axes, rank by rank."""
+        return itertools.product(*map(range, self.axes.values()))
+
     def along(self, *names: str) -> ReplicaGroups:
         """Return the groups of the ranks that agree in every axis but ``names``."""
         members: dict[tuple[int, ...], list[int]] = {}
-        for rank, where in enumerate(itertools.product(*map(range, self.axes.values()))):
+        for rank, where in enumerate(self.coordinates):
             key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
             members.setdefault(key, []).append(rank)
         return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))

@@ -170,8 +170,8 @@ class Planner:
         while (reduction := at.next_reduction) is not None:
             placement = self._placement(at, reduction, tokens)
             if (*path, placement) in self.withdrawn:
-                left = number_of(at.graph)[reduction.key]
-                at = replace(at, placed={**at.placed, reduction.key: left})
+                left = number_of(at.graph)[reduction]
+                at = replace(at, placed={**at.placed, reduction: left})
                 continue
             path = (*path, placement)
             at = self._after(path, at)
@@ -345,15 +345,15 @@ class Planner:
                 rewritten = self._run(at, (ShardRows(last), EliminateDeadCode()), at.placed)
             else:
                 rewritten = self._run(at, (PlaceReductions(last), EliminateDeadCode()), at.placed)
-                key = last.facts.reduction.key
-                count = number_of(rewritten.graph)[key]
-                rewritten = replace(rewritten, placed={**at.placed, key: count})
+                reduction = last.facts.reduction
+                count = number_of(rewritten.graph)[reduction]
+                rewritten = replace(rewritten, placed={**at.placed, reduction: count})
             self._written[path] = rewritten
             self.clock.lap("rewrite")
         return self._written[path]
 
     def _run(
-        self, at: RewrittenGraph, passes: Sequence[Pass], placed: Mapping[object, int]
+        self, at: RewrittenGraph, passes: Sequence[Pass], placed: Mapping[Reduction, int]
     ) -> RewrittenGraph:
         graph, pipeline = at.graph, replace(at.pipeline, records=list(at.pipeline.records))
         for step in passes:

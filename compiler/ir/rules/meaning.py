@@ -24,7 +24,7 @@ that state the result's size are cut along.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -160,24 +160,6 @@ class Meaning:
         if self.terms is None:
             return None
         return frozenset(i for term in self.terms for i in term.reads)
-
-    def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
-        """Return whether partial sums in go to partial sums out.
-
-        Args:
-            partial: per operand, whether it is a partial sum.
-            replicated: per operand, whether it is the same on every rank of the group.
-        """
-        return (
-            bool(self.terms)
-            and not self.rank_dependent
-            and all(
-                [partial[i] for i in term.operands].count(True) == 1
-                and all(partial[i] or replicated[i] for i in term.operands)
-                and all(replicated[i] for i in term.fixed)
-                for term in self.terms or ()
-            )
-        )
 
 
 @dataclass(frozen=True)
