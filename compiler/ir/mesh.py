@@ -45,7 +45,7 @@ class ReplicaGroups:
             ranks = tuple(sorted(tuple(map(operator.index, group)) for group in groups))
         except TypeError:
             raise MeshError(
-                f"the replica groups of {name!r} are no lists of ranks",
+                f"the replica groups of {name!r} must be lists of ranks",
                 found=repr(groups),
                 remedy="list the ranks of each group, for example [[0, 1], [2, 3]]",
             ) from None
@@ -103,16 +103,18 @@ def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
 
 def _check_names(what: str, names: object, example: str) -> None:
     if not isinstance(names, Mapping):
-        raise MeshError(f"{what} are no mapping of names", found=repr(names), remedy=example)
+        raise MeshError(f"{what} must be a mapping of names", found=repr(names), remedy=example)
     if others := [name for name in names if not isinstance(name, str)]:
-        raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
+        raise MeshError(f"{what} must be named by strings", found=repr(others[0]), remedy=example)
 
 
 def check_mesh(mesh: object) -> None:
     """Raise MeshError unless ``given`` is a mesh."""
     if not isinstance(mesh, Mesh):
         raise MeshError(
-            "mesh= is no mesh", found=repr(mesh), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+            "mesh= must be a Mesh",
+            found=repr(mesh),
+            remedy='pass a Mesh, for example Mesh({"tp": 8})',
         )
 
 
@@ -142,7 +144,7 @@ class Mesh:
         for name, axis_size in axes.items():
             if not isinstance(axis_size, SupportsIndex):
                 raise MeshError(
-                    f"the size of axis {name!r} is no integer",
+                    f"the size of axis {name!r} must be an integer",
                     found=repr(axis_size),
                     remedy="a size of >= 1",
                 )

@@ -31,7 +31,7 @@ def machine_of(
         return named
     if not isinstance(named, str | Path):
         raise MachineError(
-            "machine= is no machine",
+            "machine= must be a machine",
             found=type(named).__name__,
             remedy='give a name, the path of a machine file, a Machine, None, or "auto"',
         )

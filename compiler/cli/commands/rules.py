@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.box import SIMPLE
 from rich.table import Table
-from rich.text import Text
 
-from compiler.cli.inputs.options import Format, FormatOption
-from compiler.cli.render.progress import stdout
+from compiler.cli.render.progress import print_json, say, stdout
 from compiler.errors import CommPlanError
 from compiler.ir.rules import RULES
 
 
-def rules(
-    pattern: Annotated[
-        str, typer.Argument(metavar="[OP]", help="Ops to list: part of a name, or a glob.")
-    ] = "",
-    format: FormatOption = Format.TABLE,
-) -> int:
-    """List the ops that have a rule, each with what its rule says.
-
-    An op is a sum of terms, each linear in some operands, or it is uninterpreted. It maps partial
-    sums to partial sums if every term has one partial operand and the rest is the same on every
-    rank. Dimensions that are not needed whole can be sharded.
-
-    `commplan rules 'aten.index*'`
-    """
+def rules(pattern: str, format: str) -> int:
+    """List the ops that have a rule, each with what its rule says."""
     rows = rules_of(pattern)
-    if format is Format.JSON:
-        typer.echo(json.dumps(rows, indent=1))
+    if format == "json":
+        print_json(rows)
     else:
         table = Table("op", "rule", box=SIMPLE)
         for row in rows:
-            table.add_row(*map(Text, row.values()))
+            table.add_row(*row.values())
         stdout().print(table)
-    typer.echo(f"{len(rows)} of {len(RULES)} ops", err=True)
+    say(f"{len(rows)} of {len(RULES)} ops")
     return 0
 
 
