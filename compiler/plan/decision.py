@@ -70,7 +70,6 @@ class Decision:
         at: the graph that the last choice of rows was made for.
         choice: that choice, None if there was nothing to choose.
         shares: the values it picked.
-        tokens: value of symbolic sizes that it was made for, at which payloads are exported.
         is_plan: whether passes run at all: not for the graph as its author wrote it.
     """
 
@@ -78,7 +77,6 @@ class Decision:
     at: RewrittenGraph = field(compare=False)
     choice: RowChoice | None = field(default=None, compare=False)
     shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
-    tokens: int | None = field(default=None, compare=False)
     is_plan: bool = True
 
     def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
@@ -89,12 +87,12 @@ class Decision:
         yield from choice.cost_terms(shares) if choice else ()
 
     def plan(self, policy: str, tokens: int | None) -> CommPlan:
-        """Return the plan as data that ranks compare and files store."""
+        """Return the plan as data that ranks compare and files store, payloads at ``tokens``."""
         reductions = [a for a in self.assignments if isinstance(a, PartialAssignment)]
         rows = [a for a in self.assignments if isinstance(a, RowAssignment)]
         return CommPlan(
             policy,
             tokens,
-            tuple(reduction_stage(a, self.tokens) for a in reductions),
+            tuple(reduction_stage(a, tokens) for a in reductions),
             tuple(map(row_stage, rows)),
         )

@@ -185,7 +185,7 @@ class Planner:
                 shares = frozenset()
             path = (*path, rows) if shares else path
         self.clock.lap("plan")
-        return Decision(path, at, choice, shares, tokens)
+        return Decision(path, at, choice, shares)
 
     def write(self, decision: Decision) -> RewrittenGraph:
         """Return the graph after the plan."""

@@ -82,6 +82,17 @@ def test_ranges_differ_where_sharing_begins_to_pay(stack: Capture) -> None:
     assert len(ranged.totals) == len(ranged.table.ranges())
 
 
+def test_plans_count_payloads_at_their_own_tokens(stack: Capture) -> None:
+    ranged = optimize_ranges(planner(stack), stack.ranges, verify=True)
+    assert len({result.plan.tokens for result in ranged.results}) > 1
+    for result in ranged.results:
+        before = sum(stage.before_payload_bytes for stage in result.plan.stages)
+        assert before == result.before.payload_bytes
+    plan = planner(stack).decide(4096).plan("cost", 6)
+    (stage,) = plan.stages
+    assert (plan.tokens, stage.before_payload_bytes) == (6, 3 * 6 * HIDDEN * 4)
+
+
 def test_without_a_machine_or_for_another_policy_there_is_one_plan(stack: Capture) -> None:
     for policy in POLICIES:
         for known in (None, machine(4)):
