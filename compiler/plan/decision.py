@@ -50,12 +50,11 @@ class RewrittenGraph:
         every = reductions(self.graph)
         return next((r for r in every if count[r.key] > self.placed.get(r.key, 0)), None)
 
-    @cached_property
-    def sharing_groups(self) -> tuple[str, ...]:
-        """Names of the groups that reduce or gather, one for each set of replica groups."""
-        mesh = self.graph.mesh
-        name_of = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
-        return tuple(name for groups, name in name_of.items() if groups.axis_size > 1)
+
+def sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
+    """Names of the groups that reduce or gather, one for each set of replica groups."""
+    name_of = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph)}
+    return tuple(name for groups, name in name_of.items() if groups.axis_size > 1)
 
 
 Assignment = PartialAssignment | RowAssignment
