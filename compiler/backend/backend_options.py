@@ -13,8 +13,7 @@ import torch
 
 from compiler.cost import Machine
 from compiler.errors import CommPlanError
-from compiler.optimize.graph_api import check_policy
-from compiler.optimize.validation import launch_of, machine_of
+from compiler.optimize.validation import check_policy, launch_of, machine_of
 from compiler.runtime.lowering import check_kernels
 
 INNER = ("inductor", "eager")

@@ -21,25 +21,21 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.backend.aot_graphs import restored
 from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
-from compiler.capture import Capture, capture
+from compiler.capture import capture
 from compiler.errors import CommPlanError, ExchangeError
 from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
-from compiler.ir.remark import Remark
-from compiler.optimize.model_api import optimize_captured_ranges
-from compiler.optimize.ranged import Ranged
+from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.report import ModelReport
 from compiler.optimize.validation import AUTO, launch_of, machine_of
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenTable
-from compiler.runtime.lowering import lower
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import (
     GroupExchange,
-    compare_plans,
     exchange_over,
     ranks_of_groups,
 )
@@ -174,58 +170,44 @@ class _Planning:
     def run(self) -> Rewritten:
         """As ``rewritten``."""
         started, options = time.perf_counter(), self.options
-        machine = machine_of(options.machine, _device(self.gm))
-        search = PlannerOptions(
-            options.policy, machine, launch_of(options.launch),
-            allow_new_groups=self.groups.may_grow, fuse=options.kernels != "off",
+        eager = options.inner == "eager"
+        planner_options = PlannerOptions(
+            options.policy, machine_of(options.machine, _device(self.gm)),
+            launch_of(options.launch), allow_new_groups=self.groups.may_grow,
+            fuse=options.kernels != "off",
         )  # fmt: skip
         source = source_of(self.gm, self.given)
         captured = capture(source.traced, exchange=self.exchange, inputs=source.placements)
-        written = self._writes(captured, source.written)
-        ranged, report = optimize_captured_ranges(
-            captured, search, verify=options.verify, may_fall_back=options.machine == AUTO
-        )
-        name = None if machine is None else machine.name
-        plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]}"
+        result, report = optimize_captured(
+            captured, planner_options, verify=options.verify,
+            may_fall_back=options.machine == AUTO,
+        )  # fmt: skip
         if self.exchange is not None:
-            compare_plans(
-                self.exchange, plans, name,
-                {"policy": options.policy, "launch": options.launch, "kernels": options.kernels,
-                 "verify": options.verify, "inner": options.inner},
+            agree(
+                self.exchange, result, planner_options,
+                kernels=options.kernels, verify=options.verify, inner=options.inner,
             )  # fmt: skip
-        forms, remarks = self._forms(captured, ranged, written, source.written)
+        outputs = len(access.results(access.output(captured.graph.graph)))
+        writes = dict(enumerate(source.written, outputs - len(source.written)))
+        variants = lower_ranges(
+            result, captured, self.groups,
+            mutations=writes if eager else {}, kernels=options.kernels,
+        )  # fmt: skip
+        forms = {
+            id(form): restored(self.gm, captured, form, source.written, eager=eager)
+            for form in {id(r.plan): r.plan for r in variants.ranges()}.values()
+        }
         report = replace(
             report,
-            remarks=(*report.remarks, *remarks),
-            seconds={**(report.seconds or {}), "backend": time.perf_counter() - started},
+            remarks=(*report.remarks, *dict.fromkeys(remarks_of(variants))),
+            seconds={**report.seconds, "backend": time.perf_counter() - started},
         )
         counted = _counted(captured.graph.mesh, captured.graph.inputs)
-        key = f"{plans} {name} {captured.groups} {captured.graph.mesh!r} "
+        name = planner_options.machine and planner_options.machine.name
+        key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
         key += f"{captured.graph.inputs} {options}"
-        return Rewritten(forms, ranged.symbol, report, counted, key)
-
-    def _writes(self, captured: Capture, written: Sequence[str]) -> dict[int, str]:
-        """Output of the functional graph -> the input that it is the new value of."""
-        outputs = len(access.results(access.output(captured.graph.graph)))
-        return dict(enumerate(written, outputs - len(written)))
-
-    def _forms(
-        self, captured: Capture, ranged: Ranged, writes: dict[int, str], written: Sequence[str]
-    ) -> tuple[TokenTable[fx.GraphModule], dict[Remark, None]]:
-        """What runs for each number of tokens, and what lowering says of it."""
-        eager = self.options.inner == "eager"
-        most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
-        tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
-        forms, remarks = dict[int, fx.GraphModule](), dict[Remark, None]()
-        for at in sorted(range(len(most)), key=lambda at: -tokens[at]):
-            graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
-            lowered = lower(
-                graph, self.groups.names(graph, captured.groups),
-                mutations=writes if eager else {}, kernels=self.options.kernels, most=most[at],
-            )  # fmt: skip
-            forms[at] = restored(self.gm, captured, lowered, written, eager=eager)
-            remarks |= dict.fromkeys(lowered.remarks)
-        return ranged.table.map(forms.__getitem__), remarks
+        table = variants.map(lambda tokens: forms[id(tokens.plan)])
+        return Rewritten(table, result.symbol, report, counted, key)
 
 
 def _device(gm: fx.GraphModule) -> torch.device | None:
