@@ -10,12 +10,7 @@ from compiler.errors import PlanError
 from compiler.ir.comm_plan import CommPlan, RowStage, Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import print_graph
-from compiler.plan.export import (
-    reduction_assignment,
-    reduction_stage,
-    row_assignment,
-    row_stage,
-)
+from compiler.plan.export import reduction_stage, row_stage
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.reduction_cut import place_reductions
@@ -25,6 +20,7 @@ from tests.compiler.plan.test_row_cut import authored
 from tests.support.graphs import function
 from tests.support.machines import machine
 from tests.support.random_graphs import LINEAR, seeded
+from tests.support.replay import reduction_assignment, row_assignment
 from tests.support.seeds import share
 
 
