@@ -30,8 +30,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.report import ModelReport
-from compiler.optimize.validation import AUTO, launch_of, machine_of
-from compiler.plan.planner_options import PlannerOptions
+from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import (
@@ -154,20 +153,20 @@ def _planned(
 ) -> Rewritten:
     """As ``rewritten``; ``exchange`` is None where there are no ranks to ask."""
     started, eager = time.perf_counter(), options.inner == "eager"
-    planner_options = PlannerOptions(
-        options.policy, machine_of(options.machine, _device(gm)),
-        launch_of(options.launch), allow_new_groups=groups.may_grow,
-        fuse=options.kernels != "off",
+    chosen = planner_options(
+        options.policy, options.machine, options.launch,
+        device=_device(gm), kernels=options.kernels,
     )  # fmt: skip
+    chosen = replace(chosen, allow_new_groups=groups.may_grow)
     traced, placements, written = source_of(gm, inputs)
     captured = capture(traced, exchange=exchange, inputs=placements)
     result, report = optimize_captured(
-        captured, planner_options, verify=options.verify,
+        captured, chosen, verify=options.verify,
         may_fall_back=options.machine == AUTO,
     )  # fmt: skip
     if exchange is not None:
         agree(
-            exchange, result, planner_options,
+            exchange, result, chosen,
             kernels=options.kernels, verify=options.verify, inner=options.inner,
         )  # fmt: skip
     outputs = len(access.results(access.output(captured.graph.graph)))
@@ -186,7 +185,7 @@ def _planned(
         seconds={**report.seconds, "backend": time.perf_counter() - started},
     )
     counted = _counted(captured.graph.mesh, captured.graph.inputs)
-    name = planner_options.machine and planner_options.machine.name
+    name = chosen.machine and chosen.machine.name
     key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
     key += f"{captured.graph.inputs} {options}"
     table = variants.map(lambda tokens: forms[tokens.plan])
