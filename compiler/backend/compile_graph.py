@@ -30,8 +30,7 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.report import ModelReport
-from compiler.optimize.validation import AUTO, launch_of, machine_of
-from compiler.plan.planner_options import PlannerOptions
+from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import (
@@ -92,15 +91,20 @@ def rewritten(
     everyone = ranks_of_groups(names) if names else None
     if everyone is None or everyone.size() == 1:
         return None
-    exchange = exchange_over(everyone, options.timeout)
-    if exchange is None:  # a fake group: there are no other ranks
-        with outside_tracing():
-            return _Planning(gm, inputs, options, None, ProcessGroups(everyone)).run()
-    exchange = exchange.during(f"compiling {title(gm)}")
+    exchange, groups = exchange_over(everyone, options.timeout), ProcessGroups(everyone)
     with outside_tracing():
-        return _together(
-            exchange, _Planning(gm, inputs, options, exchange, ProcessGroups(everyone))
-        )
+        if exchange is None:  # a fake group: there are no other ranks
+            return _planned(gm, inputs, options, None, groups)
+        exchange = exchange.during(f"compiling {title(gm)}")
+        try:
+            result = _planned(gm, inputs, options, exchange, groups)
+            exchange.gather(None)
+        except ExchangeError:
+            raise
+        except Exception as error:
+            _fail(exchange, error)
+            raise
+        return result
 
 
 def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> None:
@@ -125,19 +129,6 @@ def title(gm: fx.GraphModule) -> str:
     return f"a graph of {len(ops)} ops, digest {digest}"
 
 
-def _together(exchange: GroupExchange, planning: _Planning) -> Rewritten:
-    """The result, if all ranks have one."""
-    try:
-        result = planning.run()
-        exchange.gather(None)
-    except ExchangeError:
-        raise
-    except Exception as error:
-        _fail(exchange, error)
-        raise
-    return result
-
-
 def _fail(exchange: GroupExchange, error: Exception) -> None:
     """Let the other ranks fail too.
 
@@ -152,62 +143,53 @@ def _fail(exchange: GroupExchange, error: Exception) -> None:
             raise failure from error
 
 
-class _Planning:
-    """One graph on its way; ``exchange`` is None where there are no ranks to ask."""
-
-    def __init__(
-        self,
-        gm: fx.GraphModule,
-        inputs: Sequence[DynamoInput],
-        options: BackendOptions,
-        exchange: GroupExchange | None,
-        groups: ProcessGroups,
-    ) -> None:
-        self.gm, self.given, self.options = gm, inputs, options
-        self.exchange, self.groups = exchange, groups
-
-    @collection_paused()
-    def run(self) -> Rewritten:
-        """As ``rewritten``."""
-        started, options = time.perf_counter(), self.options
-        eager = options.inner == "eager"
-        planner_options = PlannerOptions(
-            options.policy, machine_of(options.machine, _device(self.gm)),
-            launch_of(options.launch), allow_new_groups=self.groups.may_grow,
-            fuse=options.kernels != "off",
+@collection_paused()
+def _planned(
+    gm: fx.GraphModule,
+    inputs: Sequence[DynamoInput],
+    options: BackendOptions,
+    exchange: GroupExchange | None,
+    groups: ProcessGroups,
+) -> Rewritten:
+    """As ``rewritten``; ``exchange`` is None where there are no ranks to ask."""
+    started, eager = time.perf_counter(), options.inner == "eager"
+    chosen = planner_options(
+        options.policy, options.machine, options.launch,
+        device=_device(gm), kernels=options.kernels,
+    )  # fmt: skip
+    chosen = replace(chosen, allow_new_groups=groups.may_grow)
+    traced, placements, written = source_of(gm, inputs)
+    captured = capture(traced, exchange=exchange, inputs=placements)
+    result, report = optimize_captured(
+        captured, chosen, verify=options.verify,
+        may_fall_back=options.machine == AUTO,
+    )  # fmt: skip
+    if exchange is not None:
+        agree(
+            exchange, result, chosen,
+            kernels=options.kernels, verify=options.verify, inner=options.inner,
         )  # fmt: skip
-        source = source_of(self.gm, self.given)
-        captured = capture(source.traced, exchange=self.exchange, inputs=source.placements)
-        result, report = optimize_captured(
-            captured, planner_options, verify=options.verify,
-            may_fall_back=options.machine == AUTO,
-        )  # fmt: skip
-        if self.exchange is not None:
-            agree(
-                self.exchange, result, planner_options,
-                kernels=options.kernels, verify=options.verify, inner=options.inner,
-            )  # fmt: skip
-        outputs = len(access.results(access.output(captured.graph.graph)))
-        writes = dict(enumerate(source.written, outputs - len(source.written)))
-        variants = lower_ranges(
-            result, captured, self.groups,
-            mutations=writes if eager else {}, kernels=options.kernels,
-        )  # fmt: skip
-        forms = {
-            id(form): restored(self.gm, captured, form, source.written, eager=eager)
-            for form in {id(r.plan): r.plan for r in variants.ranges()}.values()
-        }
-        report = replace(
-            report,
-            remarks=(*report.remarks, *dict.fromkeys(remarks_of(variants))),
-            seconds={**report.seconds, "backend": time.perf_counter() - started},
-        )
-        counted = _counted(captured.graph.mesh, captured.graph.inputs)
-        name = planner_options.machine and planner_options.machine.name
-        key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
-        key += f"{captured.graph.inputs} {options}"
-        table = variants.map(lambda tokens: forms[id(tokens.plan)])
-        return Rewritten(table, result.symbol, report, counted, key)
+    outputs = len(access.results(access.output(captured.graph.graph)))
+    writes = dict(enumerate(written, outputs - len(written)))
+    variants = lower_ranges(
+        result, captured, groups,
+        mutations=writes if eager else {}, kernels=options.kernels,
+    )  # fmt: skip
+    forms = {
+        form: restored(gm, captured, form, written, eager=eager)
+        for form in dict.fromkeys(tokens.plan for tokens in variants.ranges())
+    }
+    report = replace(
+        report,
+        remarks=(*report.remarks, *dict.fromkeys(remarks_of(variants))),
+        seconds={**report.seconds, "backend": time.perf_counter() - started},
+    )
+    counted = _counted(captured.graph.mesh, captured.graph.inputs)
+    name = chosen.machine and chosen.machine.name
+    key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
+    key += f"{captured.graph.inputs} {options}"
+    table = variants.map(lambda tokens: forms[tokens.plan])
+    return Rewritten(table, result.symbol, report, counted, key)
 
 
 def _device(gm: fx.GraphModule) -> torch.device | None:

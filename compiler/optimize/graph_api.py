@@ -19,16 +19,9 @@ from compiler.ir.mesh import Mesh
 from compiler.optimize.optimizer import optimize
 from compiler.optimize.result import OptimizationResult
 from compiler.optimize.source import functional, warn_undeclared
-from compiler.optimize.validation import (
-    check_pipeline,
-    check_policy,
-    check_tokens,
-    launch_of,
-    machine_of,
-)
+from compiler.optimize.validation import check_pipeline, check_tokens, planner_options
 from compiler.pipeline import Observer, Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import PlannerOptions
 
 
 def optimize_graph(
@@ -82,10 +75,9 @@ def optimize_graph(
     Warns:
         UndeclaredInputs: nothing says which inputs differ between the ranks of a collective.
     """
-    check_policy(policy)
+    options = planner_options(policy, machine, launch, widen=widen)
     check_tokens(tokens)
     check_pipeline(observers, bisect_limit)
-    options = PlannerOptions(policy, machine_of(machine), launch_of(launch), widen)
     source = spmd_graph(functional(gm), mesh, inputs)
     well_formed(source.graph)
     warn_undeclared(source, inputs)

@@ -26,12 +26,12 @@ from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.optimizer import optimize
 from compiler.optimize.report import ModelReport
 from compiler.optimize.result import OptimizationResult
-from compiler.optimize.validation import AUTO, check_policy, device_of, launch_of, machine_of
+from compiler.optimize.validation import AUTO, device_of, planner_options
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.guarded_graph import GuardedGraph
-from compiler.runtime.lowering import Lowered, check_kernels, lower
+from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import compare_inputs, compare_plans, exchange_over, ranks_of
@@ -112,17 +112,14 @@ def optimize_allreduce(
     if mesh is not None:
         check_mesh(mesh)
     check_inputs(inputs)
-    check_policy(policy)
-    check_kernels(kernels)
     tracers(capture)
+    owner = model.module() if isinstance(model, ExportedProgram) else model
+    options = planner_options(
+        policy, machine, launch, device=device_of(owner), widen=widen, kernels=kernels
+    )
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
-    owner = model.module() if isinstance(model, ExportedProgram) else model
-
-    options = PlannerOptions(
-        policy, machine_of(machine, device_of(owner)), launch_of(launch), widen,
-        process_groups.may_grow, fuse=kernels != "off",
-    )  # fmt: skip
+    options = replace(options, allow_new_groups=process_groups.may_grow)
 
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> GuardedGraph:
         if exchange is not None:

@@ -39,13 +39,14 @@ def optimize(
         VerificationError: not even the source could be shown equivalent to itself.
     """
     by_range, symbol, options = decision is None, planner.symbol, planner.options
+    if by_range:
+        tokens = planner.canonical.work.hints.get(symbol, 1) if symbol else None
+    ranges_differ = by_range and symbol is not None and planner.compares_times
     table = TokenTable(1, (TokenRange(1, 1, decision),)) if decision else planner.table
     proofs: dict[Decision, tuple[Planner, Decision, Report | None, tuple[Remark, ...]]] = {}
 
     def result(token_range: TokenRange[Decision]) -> RangeResult:
-        count = tokens
-        if by_range:
-            count = token_range.first if symbol else None
+        count = token_range.first if ranges_differ else tokens
         if token_range.plan not in proofs:
             proofs[token_range.plan] = _proved(planner, token_range.plan, count, verify=verify)
         proved, plan, report, withdrawn = proofs[token_range.plan]
@@ -61,8 +62,6 @@ def optimize(
         )
 
     results = table.map(result)
-    if by_range:
-        tokens = planner.canonical.work.hints.get(symbol, 1) if symbol else None
     return OptimizationResult(
         results, symbol, tokens, statistics(planner.source.graph, tokens), planner.clock.seconds
     )

@@ -103,6 +103,7 @@ def _range_lines(table: TokenTable[RangeResult]) -> Iterator[str]:
         result = token_range.plan
         if (at := result.totals) is None:
             continue
+        count = at.tokens or token_range.first
         last = "" if table.is_open(token_range) else token_range.last
         which = ""
         if table.ranks > 1:
@@ -110,7 +111,7 @@ def _range_lines(table: TokenTable[RangeResult]) -> Iterator[str]:
             which = f", {no}multiples of {table.ranks}"
         yield (
             f"  {token_range.first}..{last} tokens{which}: {dict(result.after.counts)}; "
-            f"at {token_range.first} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
+            f"at {count} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
             f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written; "
             f"verdict {result.verdict}"
         )

@@ -26,7 +26,8 @@ class RangeResult:
     """What became of a graph for one range of token counts.
 
     Attributes:
-        plan: what was decided; payloads are those of the least count of the range.
+        plan: what was decided; payloads are those of the least count of the range, or of the count
+            that it was made for.
         report: the checker's report; None if verification was switched off.
         remarks: what was done, what was not and why.
         after: collectives of the result, at that count.

@@ -11,9 +11,35 @@ from torch import nn
 
 from compiler.cost import Launch, Machine, MachineError, load_machine, machine_with
 from compiler.errors import CommPlanError
-from compiler.plan.planner_options import POLICIES
+from compiler.plan.planner_options import POLICIES, PlannerOptions
+from compiler.runtime.lowering import check_kernels
 
 AUTO = "auto"
+
+
+def planner_options(
+    policy: str,
+    machine: str | Path | Machine | None,
+    launch: str,
+    *,
+    device: torch.device | None = None,
+    widen: bool = False,
+    kernels: str = "auto",
+) -> PlannerOptions:
+    """The planner's options, from arguments as ``optimize_allreduce`` takes them.
+
+    Raises:
+        CommPlanError: a policy, way to launch or choice of kernels that there is not.
+        MachineError: no such machine.
+    """
+    if policy not in POLICIES:
+        raise CommPlanError(
+            "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
+        )
+    check_kernels(kernels)
+    return PlannerOptions(
+        policy, machine_of(machine, device), launch_of(launch), widen, fuse=kernels != "off"
+    )
 
 
 def machine_of(
@@ -63,14 +89,6 @@ def launch_of(named: str) -> Launch:
         raise CommPlanError(
             "unknown launch", found=repr(named), remedy=f"one of {choices}"
         ) from None
-
-
-def check_policy(policy: str) -> None:
-    """Raise CommPlanError for a policy there is not."""
-    if policy not in POLICIES:
-        raise CommPlanError(
-            "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
-        )
 
 
 def check_tokens(tokens: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -77,12 +77,12 @@ class Decision:
     shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
     is_plan: bool = True
 
-    def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
-        """Yield the cost terms of the graph, were these the shares."""
+    def cost_terms(self) -> Iterator[CostTerm]:
+        """Yield the cost terms of the planned graph, known without writing it."""
         graph, choice = self.at.graph, self.choice
         forms = choice.forms if choice else {}
         yield from cost_terms_of(graph, (n for n in graph.graph.nodes if n not in forms))
-        yield from choice.cost_terms(shares) if choice else ()
+        yield from choice.cost_terms(self.shares) if choice else ()
 
     def plan(self, policy: str, tokens: int | None) -> CommPlan:
         """Return the plan as data that ranks compare and files store, payloads at ``tokens``."""

@@ -25,7 +25,6 @@ from compiler.ir.row_ops import AUTHORED
 from compiler.pipeline import Clock, Pass, Pipeline, Step
 from compiler.plan.alternatives import dispatches, norms_behind
 from compiler.plan.decision import Assignment, Decision, RewrittenGraph, sharing_groups
-from compiler.plan.fused_kernels import NormBehind
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.prices import Bytes, CostTable, CostTerm, LowerBounds, Times
 from compiler.plan.reduction_cut import place_reductions
@@ -153,9 +152,11 @@ class Planner:
         mesh, graph = self.source.mesh, self.canonical.graph
         ranks = math.lcm(*(mesh.group(group).axis_size for group in sharing_groups(graph)), 1)
         step = self.canonical.work.steps.get(self.symbol, 1)
-        return token_table(
-            self.decide, self.time_ps, first, last, ranks, limit=self.baseline_ps, step=step
-        )
+
+        def limit(tokens: int) -> int:
+            return min(self.time_ps(decision, tokens) for decision in self.baselines)
+
+        return token_table(self.decide, self.time_ps, first, last, ranks, limit, step)
 
     def plan_for(self, tokens: int | None) -> Decision:
         """Return the plan of the table; one made for the very count where there are no ranges."""
@@ -177,10 +178,6 @@ class Planner:
             self.time_ps(decision, tokens),
             bound,
         )
-
-    def baseline_ps(self, tokens: int) -> int:
-        """What the planned graph may take at most."""
-        return min(self.time_ps(decision, tokens) for decision in self.baselines)
 
     @collection_paused()
     def decide(self, tokens: int | None) -> Decision:
@@ -258,7 +255,7 @@ class Planner:
         """What the planned graph takes on the machine, known without writing it."""
         times, key = self._times(decision.at, tokens), (decision.at, decision.assignments)
         if key not in self._cost_tables:
-            terms = decision.cost_terms(decision.shares)
+            terms = decision.cost_terms()
             self._cost_tables[key] = decision.at.work.cost_table(terms)
         return sum(count * term.cost(times) for term, count in self._cost_tables[key])
 
@@ -283,7 +280,7 @@ class Planner:
                 choice = self._row_choice(decision.at, group, any_rows=True)
                 decision = replace(decision, choice=choice, shares=choice.cheapest(times))
         times_of: dict[fx.Node, PredictedTime] = {}
-        for term in decision.cost_terms(decision.shares):
+        for term in decision.cost_terms():
             before = times_of.get(term.node, PredictedTime())
             times_of[term.node] = before + predicted_time(times, term)
         return times_of
@@ -303,7 +300,8 @@ class Planner:
         key = at, group, any_rows, self.compares_times or self.options.policy
         if key in self._choices:
             return self._choices[key]
-        norms = self._norms(at, group)
+        ranks = at.graph.mesh.group(group).axis_size
+        norms = norms_behind(at.graph, group) if self.options.has_kernels(ranks) else []
         if any_rows:
             regions, _ = self._dispatches(at, group)
             choice = RowChoice(at.graph, group, dispatches=regions, norms=norms, key=at.work.key)
@@ -327,14 +325,9 @@ class Planner:
     ) -> Iterator[tuple[CostTerm, int, int]]:
         """Fused kernels that the plan counts on, what each takes, and what its parts would."""
         times = self._times(decision.at, tokens)
-        for term in decision.cost_terms(decision.shares):
+        for term in decision.cost_terms():
             if (kernel := term.kernel_cost(times)) is not None:
                 yield term, kernel, term.apart(times)
-
-    def _norms(self, at: RewrittenGraph, group: str) -> list[NormBehind]:
-        """What fused kernels of the machine may do behind sums over the group."""
-        has_kernels = self.options.has_kernels(at.graph.mesh.group(group).axis_size)
-        return norms_behind(at.graph, group) if has_kernels else []
 
     def unsent(self, decision: Decision, tokens: int | None) -> Iterator[tuple[fx.Node, str]]:
         """Sums over experts of rows that are not sent to them, and why.

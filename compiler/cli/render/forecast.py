@@ -167,7 +167,7 @@ def _counts_text(counts: Mapping[str, object], none: str = "none") -> str:
 def collective_counts(plan: Decision, section: str | None = None) -> Counter[str]:
     """Return the collectives of a plan by kind, in one section of the model or in all."""
     sections = section_of(plan.at.graph)
-    items = (part for term in plan.cost_terms(plan.shares) for part in term.parts or (term,))
+    items = (part for term in plan.cost_terms() for part in term.parts or (term,))
     return Counter(
         str(item.kind)
         for item in items

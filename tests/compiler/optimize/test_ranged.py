@@ -83,6 +83,7 @@ def test_plans_count_payloads_at_their_own_tokens(stack: Capture) -> None:
     for each in result.ranges:
         tokens, (stage,) = each.plan.tokens, each.plan.stages
         assert stage.before_payload_bytes == statistics(stack.graph.graph, tokens).payload_bytes
+    assert optimize(planner(stack, machine=None)).plan.tokens == 6, "the call's, as it was made for"
     plan = planner(stack).decide(4096).plan("cost", 6)
     (stage,) = plan.stages
     assert (plan.tokens, stage.before_payload_bytes) == (6, 3 * 6 * HIDDEN * 4)
