@@ -67,16 +67,16 @@ def diff(old: str, new: str, options: InputOptions, format: str) -> int:
         return Snapshot.of(load(name, options, stages).graph)
 
     before, after = snapshot(old), snapshot(new)
-    found = changes(before, after)
+    differences = changes(before, after)
     match format:
         case "json":
-            print(json.dumps({"schema": "commplan.changes/1", "changes": found}, indent=1))
+            print(json.dumps({"schema": "commplan.changes/1", "changes": differences}, indent=1))
         case "markdown":
-            _print_markdown(("collectives that changed",), [(text,) for text in found])
+            _print_markdown(("collectives that changed",), [(text,) for text in differences])
         case _:
-            for line in found:
+            for line in differences:
                 print(annotation(line) if format == "github" else line)
-    return ExitCode.FINDINGS if found else ExitCode.OK
+    return ExitCode.FINDINGS if differences else ExitCode.OK
 
 
 def annotation(line: str) -> str:
