@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from compiler.ir import access
 from compiler.ir.row_ops import resized
@@ -70,15 +71,7 @@ def grown(
         ValueError: the op does not take operands of these shapes.
     """
     copy = target.node_copy(node, operand)
-    schema = getattr(node.target, "_schema", None)
-    for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
-        if argument.name in SIZE_ARGUMENTS:
-            stated: Any = copy.args[i]
-            pairs = zip(stated, access.shape(node), strict=False)
-            sizes = [
-                size if type(number) is int and number == -1 else number for number, size in pairs
-            ]
-            copy.update_arg(i, [*sizes[:dim], -1, *sizes[dim + 1 :]])
+    state_sizes(copy, access.shape(node) if access.is_tensor(node) else (), dim)
     try:
         evaluate(copy)
     except (RuntimeError, IndexError, TypeError) as error:
@@ -104,6 +97,26 @@ def evaluate(node: fx.Node) -> None:
             node.meta["val"] = node.target(*args, **kwargs)
 
 
+def state_sizes(node: fx.Node, shape: access.Shape, left_open: int | None = None) -> None:
+    """Write the sizes of its result that a call leaves to its op (-1), as far as they are numbers.
+
+    Args:
+        node: the call.
+        shape: of its result.
+        left_open: the dimension whose size is left to the op.
+    """
+    has_sizes = isinstance(node.target, OpOverload) and shape
+    for name in SIZE_ARGUMENTS if has_sizes else ():
+        sizes = access.written_arguments(node).get(name)
+        if not isinstance(sizes, list | tuple):
+            continue
+        pairs = zip(sizes, shape, strict=False)
+        stated = [k if type(s) is int and s == -1 and isinstance(k, int) else s for s, k in pairs]
+        if left_open is not None:
+            stated[left_open] = -1
+        access.set_argument(node, name, stated)
+
+
 def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
     """Return whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows.
 
@@ -125,9 +138,11 @@ def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) 
     except ValueError:
         return False
     before, after = meaning(node), meaning(scaled)
-    wanted, actual = in_rows(access.value(node), times, dim), access.value(scaled)
+    wanted, actual = (
+        _sizes(v) for v in (in_rows(access.value(node), times, dim), access.value(scaled))
+    )
     assert before is not None, f"{node.target} has no rule"
-    return after is not None and after.dims == before.dims and _sizes(wanted) == _sizes(actual)
+    return after is not None and after.dims == before.dims and wanted == actual
 
 
 def in_rows(example: Any, times: int, dim: int) -> Any:

@@ -45,7 +45,7 @@ class ReplicaGroups:
             ranks = tuple(sorted(tuple(map(operator.index, group)) for group in groups))
         except TypeError:
             raise MeshError(
-                f"the replica groups of {name!r} are no lists of ranks",
+                f"the replica groups of {name!r} must be lists of ranks",
                 found=repr(groups),
                 remedy="list the ranks of each group, for example [[0, 1], [2, 3]]",
             ) from None
@@ -74,6 +74,11 @@ class ReplicaGroups:
         """Return rank -> the members of its group, in shard order."""
         return {rank: group for group in self.ranks for rank in group}
 
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Rank -> its place in its group."""
+        return {rank: i for group in self.ranks for i, rank in enumerate(group)}
+
 
 @lru_cache(maxsize=1 << 8)
 def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None:
@@ -94,16 +99,18 @@ def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None
 
 def _check_names(what: str, names: object, example: str) -> None:
     if not isinstance(names, Mapping):
-        raise MeshError(f"{what} are no mapping of names", found=repr(names), remedy=example)
+        raise MeshError(f"{what} must be a mapping of names", found=repr(names), remedy=example)
     if others := [name for name in names if not isinstance(name, str)]:
-        raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
+        raise MeshError(f"{what} must be named by strings", found=repr(others[0]), remedy=example)
 
 
 def check_mesh(mesh: object) -> None:
     """Raise MeshError unless ``given`` is a mesh."""
     if not isinstance(mesh, Mesh):
         raise MeshError(
-            "mesh= is no mesh", found=repr(mesh), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+            "mesh= must be a Mesh",
+            found=repr(mesh),
+            remedy='pass a Mesh, for example Mesh({"tp": 8})',
         )
 
 
@@ -133,7 +140,7 @@ class Mesh:
         for name, axis_size in axes.items():
             if not isinstance(axis_size, SupportsIndex):
                 raise MeshError(
-                    f"the size of axis {name!r} is no integer",
+                    f"the size of axis {name!r} must be an integer",
                     found=repr(axis_size),
                     remedy="a size of >= 1",
                 )
@@ -160,10 +167,15 @@ class Mesh:
         """Return the world size: the number of ranks."""
         return math.prod(self.axes.values())
 
+    @property
+    def coordinates(self) -> Iterable[tuple[int, ...]]:
+        """Indices along all axes, rank by rank."""
+        return itertools.product(*map(range, self.axes.values()))
+
     def along(self, *names: str) -> ReplicaGroups:
         """Return the groups of the ranks that agree in every axis but ``names``."""
         members: dict[tuple[int, ...], list[int]] = {}
-        for rank, where in enumerate(itertools.product(*map(range, self.axes.values()))):
+        for rank, where in enumerate(self.coordinates):
             key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
             members.setdefault(key, []).append(rank)
         return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))

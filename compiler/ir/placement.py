@@ -39,7 +39,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not isinstance(self.dim, int):
             raise PlacementError(
-                "the dimension of a Shard is no integer",
+                "the dimension of a Shard must be an integer",
                 found=f"Shard({self.dim!r})",
                 remedy="count dimensions from 0, for example Shard(0)",
             )
@@ -87,7 +87,7 @@ def check_inputs(inputs: object) -> None:
     """Raise PlacementError unless ``inputs`` is None or a mapping."""
     if not isinstance(inputs, Mapping | None):
         raise PlacementError(
-            "inputs= is no mapping of names to placements",
+            "inputs= must be a mapping of names to placements",
             found=repr(inputs),
             remedy='for example inputs={"weight": Shard(0)}',
         )

@@ -31,7 +31,7 @@ def check_node(node: fx.Node) -> None:
         )
     if _gives_one_tensor(node.target) and not isinstance(example, torch.Tensor):
         raise GraphError(
-            f"meta['val'] of value %{node.name} is no tensor, and {node.target} gives one",
+            f"meta['val'] of value %{node.name} must be a tensor, as the result of {node.target}",
             where=access.source_line(node),
             found=type(example).__name__,
             remedy=access.STATE_TYPES,

@@ -235,7 +235,7 @@ class Call:
         index = self.index(name)
         if index is None:
             raise GraphError(
-                f"argument {name!r} of a call of {self.target} is no tensor",
+                f"argument {name!r} of a call of {self.target} must be a tensor",
                 found=repr(self.arguments.get(name)),
                 remedy="pass a value of the graph",
             )

@@ -64,26 +64,6 @@ def masks(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=GENERATOR) < 0.5
 
 
-def keeps_partial(meaning: Meaning, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
-    """Whether ``meaning`` says that partial sums in go to partial sums out.
-
-    Args:
-        meaning: of a call.
-        partial: per operand, whether it is a partial sum.
-        replicated: per operand, whether it is the same on every rank of the group.
-    """
-    return (
-        bool(meaning.terms)
-        and not meaning.rank_dependent
-        and all(
-            [partial[i] for i in term.operands].count(True) == 1
-            and all(partial[i] or replicated[i] for i in term.operands)
-            and all(replicated[i] for i in term.fixed)
-            for term in meaning.terms or ()
-        )
-    )
-
-
 def node(call: Sample) -> fx.Node:
     """The call as a node of a graph whose placeholders are its tensors."""
     graph = fx.Graph()
@@ -181,6 +161,19 @@ def _number(x: torch.Tensor) -> torch.Tensor:
     if x.dtype is torch.bool:
         return x.to(torch.int64)
     return x.float() if x.dtype.is_floating_point and x.dtype.itemsize == 1 else x
+
+
+def keeps_partial(found: Meaning, partial: Sequence[bool]) -> bool:
+    """Whether partial sums in go to partial sums out, all other operands replicated."""
+    return (
+        bool(found.terms)
+        and not found.rank_dependent
+        and all(
+            [partial[i] for i in term.operands].count(True) == 1
+            and not any(partial[i] for i in term.fixed)
+            for term in found.terms or ()
+        )
+    )
 
 
 def adds_up(call: Sample, partial: Sequence[bool]) -> bool:
