@@ -2,17 +2,11 @@
 
 Inside a node a table is looked up. Rank counts without a table are derived from two that have one
 by the ring law, for NCCL only: the custom kernels exist for the counts they were written for.
-Beyond a node, every rank exchanges with the ranks of its place in the other nodes, r of them per
-node at a time, over N nodes:
-
-    reduce_scatter(m) = node.reduce_scatter(m) + network.reduce_scatter(m / r)
-    all_gather(m)     = network.all_gather(m / r) + node.all_gather(m)
-    all_reduce(m)     = node.reduce_scatter(m) + network.all_reduce(m / r) + node.all_gather(m)
-    all_to_all(m)     = node.all_to_all(m) + network.all_to_all(m)
-
-and a phase over the network is a ring, with s = N - 1 steps and s / N of the phase's payload on the
-wire (twice both for all_reduce). An all_reduce never takes longer than a reduce_scatter and an
-all_gather, since it can be done that way.
+Beyond a node, every rank exchanges with the ranks of its place in the other nodes, in the order
+that ``PHASES`` tells: r ranks per node share the payload between N nodes, but for all_to_all. A
+phase over the network is a ring, with s = N - 1 steps and s / N of its payload on the wire (twice
+both for all_reduce). An all_reduce never takes longer than a reduce_scatter and an all_gather,
+since it can be done that way.
 """
 
 from __future__ import annotations
