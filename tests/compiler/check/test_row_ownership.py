@@ -202,7 +202,7 @@ def test_experts_may_be_dealt_out_over_one_axis_and_sliced_over_another() -> Non
         (sorted_twice, "sorts what is ordered already"),
         (grouped(right=False, by=1), "does not say where each expert's entries end"),
         (grouped(right=True, by=-1), "multiplies rows by matrices of other experts"),
-        (lambda b, x, ids, w: scaled(x, torch.argsort(ids, stable=True)),
+        (lambda b, x, ids, w: scaled(x, torch.argsort(ids - b.first(), stable=True)),
          "sorts within more than one dimension"),
         (lambda b, x, ids, w: scaled(x, in_order(b, ids)[1] + 1),
          "computes with positions of rows"),
