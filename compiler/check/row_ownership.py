@@ -320,7 +320,7 @@ def _owned(
         return "groups deal out ids differently"
     intervals = by_group.pop()
     if any(x is None for x in intervals):
-        return "a rank's ids are no interval"
+        return "a rank's ids are not an interval"
     first, end = zip(*(x for x in intervals if x is not None), strict=True)
     return Owners(ids, first, end, greatest, prod(per_row))
 

@@ -21,7 +21,7 @@ SIZE_ARGUMENTS = ("size", "shape")
 def grown(
     target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node], dim: int = 0
 ) -> fx.Node:
-    """A copy of ``node`` in ``target`` on ``operand`` of what it reads, of more rows or as it was.
+    """Copy ``node`` to ``target``, on ``operand`` of what it reads, which may have more rows.
 
     The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
 
@@ -82,7 +82,7 @@ def state_sizes(node: fx.Node, like: fx.Node, left_open: int | None = None) -> N
 
 
 def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
-    """Whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows, by one rule.
+    """Return whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows.
 
     That is: its rows are cut out of the larger result as the operands are out of theirs.
 
@@ -110,7 +110,7 @@ def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) 
 
 
 def in_rows(example: Any, times: int, dim: int) -> Any:
-    """Tensors like ``held`` with ``times`` the rows along ``dim``."""
+    """Return tensors like ``example`` with ``times`` the rows along ``dim``."""
     if isinstance(example, list | tuple):
         return [in_rows(x, times, dim) for x in example]
     return resized(example, dim, example.shape[dim] * times)

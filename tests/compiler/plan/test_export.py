@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from compiler.analysis.layers import layer_metadata
 from compiler.errors import PlanError
 from compiler.ir.comm_plan import CommPlan, RowStage, Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import print_graph
-from compiler.pipeline import Pipeline
 from compiler.plan.export import reduction_stage, row_stage
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
@@ -41,7 +39,7 @@ def replayed(canonical: SpmdGraph, plan: CommPlan) -> SpmdGraph:
 
 def planned(graph: SpmdGraph, options: PlannerOptions, tokens: int | None = None) -> CommPlan:
     """The plan; what must hold of its replay on another copy of the graph is asserted here."""
-    planner = Planner(graph, options, layer_metadata(graph), Pipeline())
+    planner = Planner(graph, options)
     decision = planner.decide(tokens)
     plan = decision.plan(options.policy, tokens)
     again = replayed(planner.canonical.graph.own_copy(), plan)
