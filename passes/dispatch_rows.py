@@ -149,8 +149,7 @@ class _Writer:
 
         for node in inner.nodes:
             values[node] = self.copy.target.node_copy(node, read)
-            if access.is_tensor(node):
-                state_sizes(values[node], access.shape(node))  # -1 says nothing of no rows
+            state_sizes(values[node], node)  # the op cannot tell -1 where there are no rows
         return values[inner.output]
 
     def _size(self, x: fx.Node) -> fx.Node:

@@ -134,8 +134,7 @@ class _Writer:
         result = self.copy.target.node_copy(
             node, lambda x: self._own(x) if x in form.carrying else self._whole(x)
         )
-        if access.is_tensor(node):
-            state_sizes(result, access.shape(node), rows_and_dim(node)[1])
+        state_sizes(result, node, rows_and_dim(node)[1])
         result.meta = dict(node.meta, val=share_of(access.value(node), self.groups.axis_size))
         return result
 

@@ -75,9 +75,9 @@ def layer_metadata(
     kinds |= {i: k for i, k in _from_config(config).items() if i in kinds}
     kinds |= _given(layers or (), kinds)
     order = sorted(kinds)
-    every = [None, *map(kinds.__getitem__, order), None]
-    beside = zip(order, every[1:-1], every[:-2], every[2:], strict=True)
-    return tuple(LayerMetadata(i, str(kind), before, after) for i, kind, before, after in beside)
+    beside = [None, *map(kinds.get, order), None]
+    around = zip(order, beside[:-2], beside[2:], strict=True)
+    return tuple(LayerMetadata(i, kinds[i], before, after) for i, before, after in around)
 
 
 def _from_config(config: object) -> dict[int, str]:

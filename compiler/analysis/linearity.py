@@ -32,7 +32,9 @@ def why_not_linear(node: fx.Node, partial: Sequence[fx.Node], facts: ReductionFa
         return why
     if access.rank_constants(node):
         return f"{node.target} takes a number that depends on the rank"
-    terms = rule.terms if kind in LINEAR_KINDS else _selected(node, rule, kind)
+    chosen, terms = rule.selection, rule.terms
+    if kind not in LINEAR_KINDS:
+        terms = chosen.terms if chosen and chosen.distributes(kind, _dtype(node)) else None
     if terms is None:
         return _nature(node, rule, kind)
     reasons = [why for term in terms if (why := _term_refusal(node, term, partial, facts))]
@@ -58,11 +60,6 @@ def _cast_refusal(node: fx.Node, facts: ReductionFacts) -> str | None:
         off = f"{node.target} widens {before} to {after}, and widen is off"
         return None if facts.allow_dtype_widening else off
     return f"{node.target} changes the element type from {before} to {after}"
-
-
-def _selected(node: fx.Node, rule: Meaning, kind: str) -> Sequence[Term] | None:
-    chosen = rule.selection
-    return chosen.terms if chosen and chosen.distributes(kind, _dtype(node)) else None
 
 
 def _nature(node: fx.Node, rule: Meaning, kind: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from compiler.analysis.replication import classes_of, replicated_over
 from compiler.errors import UndeclaredInputs
 from compiler.ir import access
 from compiler.ir.collectives import Collective, collectives
 from compiler.ir.declared_inputs import Inputs, named
 from compiler.ir.graph import SpmdGraph, input_names
-from compiler.ir.placement import Replicate
 from compiler.ir.row_ops import all_slice
 
 
@@ -58,13 +58,10 @@ def undeclared(graph: SpmdGraph, inputs: Inputs | None = None) -> UndeclaredInpu
 
 def _among_equals(graph: SpmdGraph) -> Iterator[tuple[fx.Node, Collective]]:
     """Collectives over ranks that hold every input alike, with the nodes that start them."""
-    mesh, varying = graph.mesh, set[str]()
-    for placed in graph.inputs.values():
-        varying |= {axis for axis, p in zip(mesh.axes, placed, strict=True) if p != Replicate()}
+    inputs = [classes_of(graph.mesh, placed) for placed in set(graph.inputs.values())]
     for node, communication in collectives(graph.graph):
-        spanned = mesh.axes_of(communication.group)
-        axes = set(mesh.axes if spanned is None else spanned)
-        if mesh.group(communication.group).axis_size > 1 and not varying & axes:
+        groups = graph.mesh.group(communication.group)
+        if groups.axis_size > 1 and all(replicated_over(classes, groups) for classes in inputs):
             yield node, communication
 
 

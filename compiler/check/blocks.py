@@ -146,10 +146,6 @@ def _on_block(call: Call, dims: Dims, factor: Any, unit: Any) -> tuple[Call, Any
     return on_block, unit * _ratio(after[0], before) if after else unit
 
 
-def _ratio(size: Any, other: Any) -> Any:
-    return 1 if size == other else _quotient(size, other)
-
-
 @lru_cache(maxsize=1 << 10)
-def _quotient(size: Any, other: Any) -> Any:
-    return sympy.cancel(sympy.sympify(size) / sympy.sympify(other))
+def _ratio(size: Any, other: Any) -> Any:
+    return 1 if size == other else sympy.cancel(sympy.sympify(size) / sympy.sympify(other))

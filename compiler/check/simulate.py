@@ -23,7 +23,7 @@ from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.ir.row_ops import AllSlice, all_slice, own_share
+from compiler.ir.row_ops import all_slice, own_share
 
 PerRank = list[Any]
 """One value per rank."""
@@ -75,7 +75,9 @@ def _called(
     if (communication := collective(node)) is not None:
         return _communicate(graph, communication, node, values[communication.operand])
     if (cut := all_slice(node)) is not None:
-        return _sliced(graph, cut, values[cut.operand])
+        groups, whole = graph.mesh.group(cut.group), values[cut.operand]
+        n, position = groups.axis_size, groups.position
+        return [own_share(x, cut.dim, n, position[r]) for r, x in enumerate(whole)]
     read = [_read(node, values, r, exact=exact) for r in ranks]
     if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
         exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
@@ -130,15 +132,6 @@ def _communicate(
             blocks = [torch.cat([p[i] for p in parts]) for i in range(len(group))]
         got.update(zip(group, (b.clone() for b in blocks), strict=True))
     return [got[r] for r in range(graph.mesh.size)]
-
-
-def _sliced(graph: SpmdGraph, own_slice: AllSlice, tensors: Sequence[torch.Tensor]) -> PerRank:
-    """Return every rank's share of its own tensor."""
-    groups = graph.mesh.group(own_slice.group)
-    return [
-        own_share(x, own_slice.dim, groups.axis_size, groups.position[r])
-        for r, x in enumerate(tensors)
-    ]
 
 
 def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:

@@ -77,7 +77,10 @@ class RowSizes:
             for gathers, whole, part, n in _shared(graph)
         ]
         blocks = _blocks(sorted(shared, key=lambda one: one[0]))
-        return RowSizes(blocks, any(not gathers for gathers, *_ in shared), _steps(graphs[0]))
+        names, sizes = symbols(graphs[0]), input_sizes(graphs[0])
+        steps = {renamed(s.node.expr, names): step(s) for s in sizes if s.node.expr.is_Symbol}
+        cuts = any(not gathers for gathers, *_ in shared)
+        return RowSizes(blocks, cuts, {symbol: n for symbol, n in steps.items() if n > 1})
 
     def in_steps(self, size: Any) -> Any:
         """Return a renamed size in terms of what it is counted in: a multiple of 8, in eights."""
@@ -113,12 +116,6 @@ def _blocks(shared: Sequence[tuple[bool, Any, Any, int]]) -> dict[Any, int]:
         scale = lcm(*(end.denominator for end in ends))
         sizes_of.update({size: int(blocks[size] * scale) for size in sizes})
     return sizes_of
-
-
-def _steps(graph: SpmdGraph) -> dict[Any, int]:
-    names = symbols(graph)
-    sizes = (size for size in input_sizes(graph) if size.node.expr.is_Symbol)
-    return {renamed(size.node.expr, names): n for size in sizes if (n := step(size)) > 1}
 
 
 def _shared(graph: SpmdGraph) -> Iterator[tuple[bool, Any, Any, int]]:

@@ -2,17 +2,11 @@
 
 Inside a node a table is looked up. Rank counts without a table are derived from two that have one
 by the ring law, for NCCL only: the custom kernels exist for the counts they were written for.
-Beyond a node, every rank exchanges with the ranks of its place in the other nodes, r of them per
-node at a time, over N nodes:
-
-    reduce_scatter(m) = node.reduce_scatter(m) + network.reduce_scatter(m / r)
-    all_gather(m)     = network.all_gather(m / r) + node.all_gather(m)
-    all_reduce(m)     = node.reduce_scatter(m) + network.all_reduce(m / r) + node.all_gather(m)
-    all_to_all(m)     = node.all_to_all(m) + network.all_to_all(m)
-
-and a phase over the network is a ring, with s = N - 1 steps and s / N of the phase's payload on the
-wire (twice both for all_reduce). An all_reduce never takes longer than a reduce_scatter and an
-all_gather, since it can be done that way.
+Beyond a node, every rank exchanges with the ranks of its place in the other nodes, in the order
+that ``PHASES`` tells: r ranks per node share the payload between N nodes, but for all_to_all. A
+phase over the network is a ring, with s = N - 1 steps and s / N of its payload on the wire (twice
+both for all_reduce). An all_reduce never takes longer than a reduce_scatter and an all_gather,
+since it can be done that way.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compiler.cost.regimes import ring_law
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Table
-from compiler.cost.units import FS_PER_PS, FS_PER_US, PS_PER_US
+from compiler.cost.units import FS_PER_PS, FS_PER_US
 from compiler.ir.collectives import Kind
 
 if TYPE_CHECKING:
@@ -177,12 +171,13 @@ def _phases(
         if level == "network":
             yield _between(machine, part, share, shape.nodes)
         elif shape.ranks_per_node > 1:
-            yield _in_node(machine, part, payload_bytes, shape.ranks_per_node, launch)
+            yield in_node(machine, part, payload_bytes, shape.ranks_per_node, launch)
 
 
-def _in_node(
+def in_node(
     machine: Machine, kind: Kind | Fused, payload_bytes: int, ranks: int, launch: Launch
 ) -> Phase:
+    """What the best library takes inside a node."""
     tables = _candidates(machine, kind, ranks, launch)
     if not tables:
         raise _unknown(machine, kind, ranks, launch)
@@ -253,46 +248,3 @@ def _unknown(machine: Machine, kind: Kind | Fused, ranks: int, launch: Launch) -
         found=f"tables ({launch}) of {', '.join(map(str, rank_counts)) or 'no'} ranks",
         remedy="measure it: torchrun --nproc-per-node N --no-python commplan machine measure",
     )
-
-
-def fused(
-    machine: Machine, kind: Fused, payload_bytes: int, shape: Shape, launch: Launch
-) -> CollectiveTime | None:
-    """What a fused kernel takes, norm and addition included.
-
-    Returns:
-        None where no measurement was published: for this machine, rank count or launch, or a
-        payload outside the range that was measured. Fused kernels are never extrapolated.
-    """
-    tables = machine.tables_of(kind, shape.ranks) if shape.nodes == 1 else ()
-    ranges = [(t.min_bytes, t.max_bytes) for t in tables if launch in t.launches]
-    if not any(least <= payload_bytes <= most for least, most in ranges):
-        return None
-    return CollectiveTime((_in_node(machine, kind, payload_bytes, shape.ranks, launch),))
-
-
-def lower_bound_ps(machine: Machine, kind: Kind, payload_bytes: int, shape: Shape) -> int:
-    """Time below which no algorithm can be: bytes each rank must move, by link rate.
-
-    Inside a node of r ranks (r - 1) / r of the payload, each way; all_reduce twice that, or the
-    payload once each way where the switch adds. Between N nodes, whose ranks share the work,
-    (N - 1) / N of the payload per node, all_reduce twice, all_to_all for each of its ranks.
-
-    Raises:
-        MachineError: the machine does not state its link.
-    """
-    inside, nodes = shape
-    twice = 2 if kind is Kind.ALL_REDUCE else 1
-    bound_ps = 0
-    if inside > 1:
-        wire = twice * (inside - 1) * payload_bytes // inside
-        if kind is Kind.ALL_REDUCE and machine.in_switch_reduction:
-            wire = min(wire, payload_bytes)
-        link = machine.known(machine.link, "the rate of its links").value
-        bound_ps = wire * PS_PER_US // link
-    if nodes > 1:
-        assert machine.network is not None, "several nodes have a network"
-        per_rank = payload_bytes if kind is Kind.ALL_TO_ALL else payload_bytes // inside
-        wire = twice * (nodes - 1) * per_rank // nodes
-        bound_ps = max(bound_ps, wire * PS_PER_US // machine.network.link.value)
-    return bound_ps

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from compiler.cost import collective_times
-from compiler.cost.collective_times import CollectiveTime, Group, shape_of
+from compiler.cost.collective_times import CollectiveTime, Group, in_node, shape_of
 from compiler.cost.tables import Fused, Launch, MachineError, Network, Quantity, Table
+from compiler.cost.units import PS_PER_US
 from compiler.ir.collectives import Kind
 
 NS_TO_PS = 1000
@@ -103,11 +104,39 @@ class Machine:
     def fused_time_ps(
         self, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
     ) -> int | None:
-        """What a fused kernel takes, addition and norm included; None if nobody measured it."""
-        shape = shape_of(group, self)
-        time = collective_times.fused(self, Fused(kind), payload_bytes, shape, Launch(launch))
-        return None if time is None else time.time_ps
+        """What a fused kernel takes, addition and norm included.
+
+        None where no measurement was published: for this machine, rank count or launch, or a
+        payload outside the range that was measured. Fused kernels are never extrapolated.
+        """
+        ranks, nodes = shape_of(group, self)
+        tables = self.tables_of(Fused(kind), ranks) if nodes == 1 else ()
+        ranges = [(t.min_bytes, t.max_bytes) for t in tables if launch in t.launches]
+        if not any(least <= payload_bytes <= most for least, most in ranges):
+            return None
+        return in_node(self, Fused(kind), payload_bytes, ranks, Launch(launch)).time_ps
 
     def lower_bound_ps(self, kind: Kind, payload_bytes: int, group: Group) -> int:
-        """Bytes each rank must move, by link rate: no algorithm is faster."""
-        return collective_times.lower_bound_ps(self, kind, payload_bytes, shape_of(group, self))
+        """Time below which no algorithm can be: bytes each rank must move, by link rate.
+
+        Inside a node of r ranks (r - 1) / r of the payload, each way; all_reduce twice that, or the
+        payload once each way where the switch adds. Between N nodes, whose ranks share the work,
+        (N - 1) / N of the payload per node, all_reduce twice, all_to_all for each of its ranks.
+
+        Raises:
+            MachineError: the machine does not state its link.
+        """
+        inside, nodes = shape_of(group, self)
+        twice = 2 if kind is Kind.ALL_REDUCE else 1
+        bound_ps = 0
+        if inside > 1:
+            wire = twice * (inside - 1) * payload_bytes // inside
+            if kind is Kind.ALL_REDUCE and self.in_switch_reduction:
+                wire = min(wire, payload_bytes)
+            bound_ps = wire * PS_PER_US // self.known(self.link, "the rate of its links").value
+        if nodes > 1:
+            assert self.network is not None, "several nodes have a network"
+            per_rank = payload_bytes if kind is Kind.ALL_TO_ALL else payload_bytes // inside
+            wire = twice * (nodes - 1) * per_rank // nodes
+            bound_ps = max(bound_ps, wire * PS_PER_US // self.network.link.value)
+        return bound_ps

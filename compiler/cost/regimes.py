@@ -10,7 +10,7 @@ All numbers are integers, so that sums and comparisons of times are exact.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from compiler.cost.units import FS_PER_PS
@@ -79,19 +79,13 @@ def monotone(regimes: Iterable[Regime]) -> Curve:
             kept.append(regime)
             continue
         kept.append(Regime(regime.from_bytes, level, 0))
-        reached = _reaches(regime, level)
-        if reached is not None and (following is None or reached < following.from_bytes):
-            kept.append(Regime(reached, regime.alpha_ps, regime.beta_fs_per_byte))
+        if regime.beta_fs_per_byte == 0:
+            continue
+        meeting = -(-(level - regime.alpha_ps) * FS_PER_PS // regime.beta_fs_per_byte)
+        if following is None or meeting < following.from_bytes:
+            kept.append(replace(regime, from_bytes=meeting))
     assert is_monotone(kept), f"not monotone: {kept}"
     return Curve(tuple(kept))
-
-
-def _reaches(regime: Regime, level_ps: int) -> int | None:
-    """The smallest payload at which the line is at ``level_ps``, None if it is level itself."""
-    if regime.beta_fs_per_byte == 0:
-        return None
-    missing_fs = (level_ps - regime.alpha_ps) * FS_PER_PS
-    return -(-missing_fs // regime.beta_fs_per_byte)
 
 
 def ring_law(neighbours: tuple[tuple[int, Curve], tuple[int, Curve]], ranks: int) -> Curve:

@@ -119,6 +119,38 @@ def by_row(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     return (x @ self.experts[0]) * torch.where(owned, weights, 0).sum(1, keepdim=True)
 
 
+def in_order(self: Block, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The expert of every entry, and an order of entries by it."""
+    expert = owned_rows(self, ids)[0].flatten()
+    return expert, torch.argsort(expert, stable=True)
+
+
+def scaled(x: Tensor, entries: Tensor) -> Tensor:
+    return x * entries.view(x.shape[0], -1).sum(1, keepdim=True)
+
+
+def sorted_twice(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    expert, order = in_order(self, ids)
+    return scaled(x, torch.argsort(expert[order], stable=True))
+
+
+def grouped(right: bool, by: int) -> Body:
+    def body(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        expert, order = in_order(self, ids)
+        keys = expert * by
+        other = order if by == 1 else torch.argsort(keys, stable=True)
+        ends = torch.searchsorted(keys[other], torch.arange(HERE), right=right, out_int32=True)
+        rows = torch.nn.functional.grouped_mm(x[order // CHOSEN], self.experts, offs=ends)
+        return rows[torch.argsort(order)].view(*ids.shape, -1).sum(1)
+
+    return body
+
+
+def of_two_choices(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    _, others = torch.topk(self.gate(x), CHOSEN)
+    return looped(self, x, ids, weights) + looped(self, x, others, weights)
+
+
 def found(body: Body, tokens: int = 6, **options: Any) -> Owners | str:
     graph = capture_ranks(
         lambda: Block(body, **options),
@@ -166,8 +198,31 @@ def test_experts_may_be_dealt_out_over_one_axis_and_sliced_over_another() -> Non
         (every_other, "not an interval"),
         (computed_ids, "nothing says how large ids may be"),
         (by_row, "is not a function of single ids"),
+        (of_two_choices, "2 inputs hold ids"),
+        (sorted_twice, "sorts what is ordered already"),
+        (grouped(right=False, by=1), "does not say where each expert's entries end"),
+        (grouped(right=True, by=-1), "multiplies rows by matrices of other experts"),
+        (lambda b, x, ids, w: scaled(x, torch.argsort(ids - b.first(), stable=True)),
+         "sorts within more than one dimension"),
+        (lambda b, x, ids, w: scaled(x, in_order(b, ids)[1] + 1),
+         "computes with positions of rows"),
+        (lambda b, x, ids, w: scaled(x, in_order(b, ids)[0][in_order(b, ids)[1]]),
+         "regroups ordered rows"),
+        (lambda b, x, ids, w: scaled(x, x[in_order(b, ids)[1] // CHOSEN].repeat_interleave(2, 0)),
+         "repeats ordered rows"),
+        (lambda b, x, ids, w: scaled(x, b.experts.view(-1)[in_order(b, ids)[1]]),
+         "picks rows by position from what has none"),
+        (lambda b, x, ids, w: scaled(x, x[in_order(b, ids)[1] // CHOSEN,
+                                          in_order(b, ids)[1] // CHOSEN]),
+         "is not indexed by one list of rows"),
+        (lambda b, x, ids, w: x[torch.argsort(ids[:, 0] - b.first(), stable=True)],
+         "not one row per token, in the order of tokens"),
+        (lambda b, x, ids, w: torch.renorm(x * b.experts[0, 0], 2, 0, 1.0),
+         "has no rule that keeps rows apart"),
+        (lambda b, x, ids, w: scaled(x, (x * b.experts[0, 0]).view(HIDDEN, -1).t().contiguous()),
+         "does not count rows"),
     ],
-)
+)  # fmt: skip
 def test_refused(body: Body, why: str) -> None:
     assert why in str(found(body))
 

@@ -7,17 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from compiler.cost import (
-    Fused,
-    Launch,
-    Machine,
-    MachineError,
-    Shape,
-    load_machine,
-    machines,
-    shape_of,
-)
+from compiler.cost import Launch, Machine, MachineError, load_machine, machines
+from compiler.cost.collective_times import Shape, shape_of
 from compiler.cost.regimes import Regime, monotone
+from compiler.cost.tables import Fused
 from compiler.ir.collectives import Kind
 
 AR, RS, AG, A2A = Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER, Kind.ALL_TO_ALL
