@@ -16,7 +16,6 @@ from compiler.capture import input_placements, rank_traces
 from compiler.capture.capture import (
     Capture,
     Progress,
-    Ranks,
     assembled,
     by_export,
     described,
@@ -25,9 +24,8 @@ from compiler.capture.capture import (
 )  # fmt: skip
 from compiler.capture.digest import digests
 from compiler.capture.functionalize import NotRecordedError
-from compiler.capture.lift_state import StateKind
 from compiler.capture.record import Shared
-from compiler.capture.trace import Traced
+from compiler.capture.trace import StateKind, Traced
 from compiler.errors import CaptureError, DivergenceError
 from compiler.garbage import collection_paused
 from compiler.ir.mesh import Mesh
@@ -98,8 +96,8 @@ def capture_ranks(
             why = by_export(capture, str(error))
     model, first, *_ = taken[0]
     constants = {place: values for place, values in numbers.items() if values is not None}
-    rank_traces.mark(first.lifted.graph, 0, constants)
-    where = Ranks(
+    rank_traces.mark(first.graph, 0, constants)
+    where = rank_traces.Ranks(
         size=world_size,
         rank=0,
         descriptions={rank: description for rank, (_, _, description, _) in taken.items()},
@@ -119,7 +117,7 @@ def capture_ranks(
 def _take(
     trace: Callable[[int, Shared], Taken], world_size: int, *, shares: bool
 ) -> tuple[dict[int, Taken], dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]]:
-    """What enough ranks traced, and the numbers in which they differ.
+    """Trace as enough ranks; return the traces, and the numbers in which they differ.
 
     The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
     ranks that share, and seem to differ, are traced again, each by itself.
@@ -150,7 +148,7 @@ def _take(
 
 @contextmanager
 def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
-    """Within it, the default process group is a fake one, in which collectives do nothing."""
+    """Run with a fake default process group, in which collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
@@ -162,15 +160,15 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
 
 
 def _digests_of_code(trace: Traced) -> dict[str, str]:
-    """Digests of the tensors that the model's code computes, which no checkpoint will replace."""
+    """Return digests of the tensors that the model's code computes: no checkpoint replaces them."""
     kinds = (StateKind.TRANSIENT, StateKind.CONSTANT)
-    return digests({n: s.tensor for n, s in trace.lifted.state.items() if s.kind in kinds})
+    return digests({n: s.tensor for n, s in trace.state.items() if s.kind in kinds})
 
 
 def _numbers(
     taken: Mapping[int, Taken], size: int
 ) -> dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]:
-    """Place -> every rank's number where they differ, None where it cannot be inferred."""
+    """Return place -> every rank's number where they differ, None where it cannot be inferred."""
     rank_traces.check_rows(
         {rank: description.rows for rank, (_, _, description, _) in taken.items()}
     )
@@ -184,7 +182,7 @@ def _numbers(
 def _everywhere(
     digests_of: Mapping[int, Mapping[str, str]], size: int
 ) -> dict[str, dict[int, str]]:
-    """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
+    """Return name -> rank -> digest; ranks not captured have that of the others, or their own."""
     first, *others = digests_of.values()
     inferred: dict[str, dict[int, str]] = {}
     for name in (n for n in first if all(n in digest_of for digest_of in others)):
