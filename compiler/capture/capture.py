@@ -122,12 +122,6 @@ def capture(
     assert trace is not None, "a failed trace was raised"
     assert mine is not None, "a failed trace was raised"
     where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone)
-    different = rank_traces.differing({r: d.numbers for r, d in where.descriptions.items()})
-    constants = {
-        place: [numbers_of[rank] for rank in range(where.size)]
-        for place, numbers_of in different.items()
-    }
-    rank_traces.mark(trace.graph, where.rank, constants)
     tell("placing the inputs")
     declared = inputs or {}
     result = assembled(
@@ -249,7 +243,7 @@ def assembled(
 
     Args:
         model: the model that was traced.
-        traced: its trace, rank constants marked. Group names are changed in place.
+        traced: its trace. Rank constants are marked, and groups renamed, in place.
         where: the ranks.
         mesh: the mesh to name groups on, None to build one.
         declared: the caller's placements.
@@ -261,6 +255,7 @@ def assembled(
             found=f"a mesh of {mesh.size}, a process group of {where.size} ranks",
             remedy="pass the mesh of all ranks that run the model",
         )
+    rank_traces.mark(traced.graph, where.rank, where.constants)
     resolved = groups.resolve(where, mesh)
     collectives.rename_groups(traced.graph, resolved.names)
 

@@ -105,21 +105,31 @@ def partition(
     """
     if set(range(size)) <= set().union(*group_of.values()):
         return ReplicaGroups.of(name, set(group_of.values()), size), False
-    first = next(iter(group_of.values()))
-    step = first[1] - first[0] if len(first) > 1 else 1
-    block = step * len(first)
-    repeated = [
-        tuple(range(start, start + block, step))
-        for corner in range(0, size, max(block, 1))
-        for start in range(corner, corner + step)
-    ]
-    if step < 1 or size % block or not set(group_of.values()) <= set(repeated):
+    repeated = _repeated(next(iter(group_of.values())), size)
+    if not set(group_of.values()) <= repeated:
         raise MeshError(
             f"the replica groups of {name!r} cannot be told from one rank",
             found=f"{sorted(set(group_of.values()))} of {size} ranks",
             remedy="pass mesh= with groups={name: [[ranks], …]}",
         )
     return ReplicaGroups.of(name, repeated, size), True
+
+
+def _repeated(group: tuple[int, ...], size: int) -> set[tuple[int, ...]]:
+    """Return the groups of the stride of ``group``, block after block; none if they do not fit."""
+    step = _step(group)
+    block = step * len(group)
+    if step < 1 or size % block:
+        return set()
+    return {
+        tuple(range(start, start + block, step))
+        for corner in range(0, size, block)
+        for start in range(corner, corner + step)
+    }
+
+
+def _step(group: tuple[int, ...]) -> int:
+    return group[1] - group[0] if len(group) > 1 else 1
 
 
 def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
@@ -193,10 +203,5 @@ def _grid(
 
 def _stride(groups: ReplicaGroups) -> int | None:
     """Return the distance of neighbours if all groups are one grid dimension, else None."""
-    size, first = len(groups.group_of), groups.ranks[0]
-    try:
-        regular, _ = partition("", {0: first}, size) if len(groups.ranks) > 1 else (groups, False)
-    except MeshError:
-        return None
-    step = first[1] - first[0] if len(first) > 1 else 1
-    return step if regular == groups and first == tuple(range(0, step * len(first), step)) else None
+    first = groups.ranks[0]
+    return _step(first) if _repeated(first, len(groups.group_of)) == set(groups.ranks) else None

@@ -92,6 +92,12 @@ class Ranks:
             for rank, description in self.descriptions.items()
         }
 
+    @cached_property
+    def constants(self) -> Mapping[Place, tuple[Number, ...] | None]:
+        """Return place -> every rank's number where they differ, None where it is not inferred."""
+        different = differing({rank: d.numbers for rank, d in self.descriptions.items()})
+        return {place: _of_all(values, self.size) for place, values in different.items()}
+
 
 def describe(
     graph: fx.Graph, groups: Mapping[str, tuple[int, ...]], labels: Mapping[str, str]
@@ -224,6 +230,12 @@ def differing(
     return numbers_of
 
 
+def _of_all(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
+    if len(numbers) == size:
+        return tuple(numbers[rank] for rank in range(size))
+    return affine(numbers, size)
+
+
 def affine(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
     """Return ``a + b * rank`` for all ranks, through the known ones; None if none fits."""
     (low, at_low), *_, (high, at_high) = sorted(numbers.items())
@@ -236,7 +248,7 @@ def affine(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | Non
     return values if all(values[rank] == value for rank, value in numbers.items()) else None
 
 
-def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number]]) -> None:
+def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number] | None]) -> None:
     """Replace numbers in place by rank constants; ``constants`` lists each rank's value."""
     marked = {i for i, _ in constants}
     for i, node in enumerate(graph.nodes):

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -29,41 +29,31 @@ from compiler.capture.trace import State, Traced, size_range, unused
 from compiler.errors import CommPlanError
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
-
-@dataclass
-class Shared:
-    """What recordings of one model as several ranks have in common; empty before the first.
-
-    Attributes:
-        memo: what is known of ops and types.
-        call: shape, strides, type and device of each tensor argument.
-        fakes: the arguments as fake tensors.
-    """
-
-    memo: Memo | None = None
-    call: tuple[Any, ...] = ()
-    fakes: list[torch.Tensor] = field(default_factory=list)
-
-    def arguments(self, tensors: list[torch.Tensor]) -> tuple[Memo, list[torch.Tensor]]:
-        """Return the memo, and fake tensors whose sizes of two and more are symbolic."""
-        call = tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors)
-        if self.memo is None or self.call != call:
-            from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-            mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
-            mode.cache_enabled = False  # the memo is one
-            self.memo, self.call = Memo(mode), call
-            self.fakes = [_fake(mode, i, tensor) for i, tensor in enumerate(tensors)]
-        return self.memo, self.fakes
+Shared = dict[tuple[Any, ...], tuple[Memo, list[torch.Tensor]]]
+"""Type of the tensor arguments -> what recordings of one model as several ranks have in common."""
 
 
-def _fake(mode: FakeTensorMode, i: int, tensor: torch.Tensor) -> torch.Tensor:
-    from torch._dynamo.source import ConstantSource
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+def _shared(shared: Shared, tensors: list[torch.Tensor]) -> tuple[Memo, list[torch.Tensor]]:
+    """Return the memo, and fake ``tensors`` whose sizes of two and more are symbolic."""
+    call = tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors)
+    if call not in shared:
+        from torch._dynamo.source import ConstantSource
+        from torch.fx.experimental.symbolic_shapes import (
+            DimDynamic,
+            ShapeEnv,
+            StatelessSymbolicContext,
+        )  # fmt: skip
 
-    sizes = [DimDynamic.DYNAMIC if n >= 2 else DimDynamic.STATIC for n in tensor.shape]
-    context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
-    return mode.from_tensor(tensor, source=ConstantSource(f"t{i}"), symbolic_context=context)
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
+        mode.cache_enabled = False  # the memo is one
+        fakes: list[torch.Tensor] = []
+        for i, tensor in enumerate(tensors):
+            sizes = [DimDynamic.DYNAMIC if n >= 2 else DimDynamic.STATIC for n in tensor.shape]
+            context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+            source = ConstantSource(f"t{i}")
+            fakes.append(mode.from_tensor(tensor, source=source, symbolic_context=context))
+        shared[call] = Memo(mode), fakes
+    return shared[call]
 
 
 def record(
@@ -89,7 +79,7 @@ def record(
             warnings.catch_warnings(action="ignore"),
             unlogged(FAKE_TENSORS),
         ):
-            return _Recording(call, shared or Shared()).traced()
+            return _Recording(call, Shared() if shared is None else shared).traced()
     except (NotRecordedError, CommPlanError):
         raise
     except Exception as error:
@@ -101,7 +91,7 @@ class _Recording:
 
     def __init__(self, call: TensorCall, shared: Shared) -> None:
         self.call = call
-        self.memo, self.fakes = shared.arguments(call.tensors)
+        self.memo, self.fakes = _shared(shared, call.tensors)
         self.graph = FunctionalGraph(self.memo.symint)
         attributes = {
             id(x): f"{path}.{name}" if path else name

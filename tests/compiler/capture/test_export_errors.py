@@ -130,7 +130,7 @@ CASES = [
     (Objects, "no functional form", LINE + "(.|\n)*found: all_gather_object$", "use all_reduce, "),
     (Assigns, "assigns to an attribute", "last", "register it as a buffer"),
     (Raises, "cannot be exported", LINE + "raise ValueError", "torch.export.export"),
-    (ReturnsOpaque, "a result of the model is neither", "Opaque", "register_pytree_node"),
+    (ReturnsOpaque, "a result of the model must be a tensor", "Opaque", "register_pytree_node"),
 ]
 
 
