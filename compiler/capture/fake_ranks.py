@@ -68,9 +68,7 @@ def capture_ranks(
         The capture as rank 0 has it.
 
     Raises:
-        CaptureError: as in ``capture``; or a process group is initialized already.
-        MeshError: as in ``capture``.
-        PlacementError: as in ``capture``.
+        CommPlanError: as in ``capture``; or a process group is initialized already.
     """
     if dist.is_initialized():
         raise CaptureError(
@@ -110,13 +108,9 @@ def _take(
 ) -> tuple[dict[int, Taken], Ranks]:
     """Trace as enough ranks; return the traces, and what is known of all ranks.
 
-    The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
-    ranks that share, and seem to differ, are traced again, each by itself.
-
-    Args:
-        trace: traces the model as a rank.
-        world_size: number of ranks.
-        shares: whether traces take from, and leave for, each other what is known of ops.
+    With ``shares``, traces take from, and leave for, each other what is known of ops. The guards of
+    an earlier trace make sizes known to a later one, which may then leave out an op: ranks that
+    share, and seem to differ, are traced again, each by itself.
 
     Raises:
         DivergenceError: they differ.

@@ -130,7 +130,7 @@ class FunctionalGraph:
     """
 
     def __init__(self, symint: Callable[[sympy.Basic], Any]) -> None:
-        """``symint`` makes a size."""
+        """Start an empty graph; ``symint`` makes a size."""
         self.graph = fx.Graph()
         self.modules: dict[str, tuple[str, type]] = {}
         self.sources: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
@@ -258,9 +258,8 @@ class FunctionalGraph:
     def settle(self, settled: Callable[[Any], Any], new: Mapping[int, Any]) -> None:
         """Let sizes that turned out to be equal be one node, and values have their final types.
 
-        Args:
-            settled: expression of a size -> what it turned out to be.
-            new: id of a value among ``meta["val"]`` -> the value in its place.
+        ``settled`` gives what a size turned out to be, ``new`` the value in place of one with that
+        id among ``meta["val"]``.
         """
         self._sizes = {expr: node for expr, node in self._sizes.items() if not node._erased}
         order = {node: i for i, node in enumerate(self.graph.nodes)}

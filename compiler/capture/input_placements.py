@@ -163,15 +163,8 @@ def _settled(
 ) -> tuple[SpmdGraph, dict[str, str]]:
     """Settle what is the same: written tensors lose axes, parameters that meet whole ones gain.
 
-    Args:
-        trace: the graph.
-        mesh: of the ranks.
-        start: placeholder -> axes along which it is the same by itself.
-        stated: placeholders whose placements are declared, and stay.
-        compared: digests of the model's tensors.
-
-    Returns:
-        The graph with a placement for every input, and why parameters gained axes.
+    Each input starts with the axes along which it is the same by itself; those that are ``stated``
+    stay. Returns the graph with a placement for every input, and why parameters gained axes.
     """
     blank = SpmdGraph(nn.Module(), trace.graph, mesh, {})
     results = access.results(access.output(trace.graph))

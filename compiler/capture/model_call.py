@@ -65,13 +65,8 @@ class TensorCall:
     def run(self, *tensors: torch.Tensor) -> list[Any]:
         """Run the model on fresh containers, so that the caller's stay as they are.
 
-        What it puts into them follows the result in ``leaves``.
-
-        Args:
-            tensors: the tensors among the leaves of the arguments, in order.
-
-        Returns:
-            The computed leaves, in order.
+        What it puts into them follows the result in ``leaves``. Takes the tensors among the leaves
+        of the arguments, and returns the computed leaves, in order.
 
         Raises:
             CaptureError: a result cannot be a leaf, or the model updates an object that cannot be

@@ -114,7 +114,7 @@ class Memo:
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        """``mode`` has the symbols of sizes."""
+        """Know nothing yet; ``mode`` has the symbols of sizes."""
         self.mode = mode
         self.env: Any = mode.shape_env
         self.types: dict[tuple[Any, ...], Metadata] = {}

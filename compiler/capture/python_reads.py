@@ -54,7 +54,7 @@ class Reads:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Nothing is read yet; ``model`` names the modules."""
+        """Start with nothing read; ``model`` names the modules."""
         self.owners: dict[int, Owner] = {}
         self.unwatched: dict[str, str] = {}
         self._modules = {id(module): (module, name) for name, module in model.named_modules()}

@@ -161,22 +161,15 @@ def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
 class Flattened:
     """Leaves and containers of what was added, in the order in which they are met.
 
-    Attributes:
-        leaves: tensors, constants, and an Alias for a tensor or container that was met before.
-        nodes: see ``Structure``.
-        objects: containers that may be changed in place.
-        cached: positions of leaves in caches.
+    The attributes are those of ``Structure`` and of ``call_form.Arguments``.
     """
 
     def __init__(
         self, leaves: Sequence[Any] = (), objects: Sequence[Any] = (), *, carry: bool = False
     ) -> None:
-        """Start behind leaves and objects that were met before, which count in all numbers.
+        """Start behind ``leaves`` and ``objects`` met before, which count in all numbers.
 
-        Args:
-            leaves: the tensors among them become aliases where they are met again.
-            objects: likewise.
-            carry: see ``opened``.
+        Objects, and tensors among the leaves, become aliases where they are met again.
         """
         self.leaves: list[Any] = []
         self.nodes: list[Node | None] = []

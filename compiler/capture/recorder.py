@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # which would cost some microseconds per op
 
     def __init__(self, memo: Memo, graph: FunctionalGraph, attributes: Mapping[int, str]) -> None:
-        """``memo`` may know other traces; ``attributes`` names tensors of the model by their id."""
+        """Take a ``memo``, which may know other traces; ``attributes`` names tensors by id."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.memo, self.graph = memo, graph
         self.constants: dict[str, State] = {}

@@ -1,10 +1,9 @@
 """Parameters that cannot be shards, because a whole tensor of their size meets them.
 
 A parameter, or an elementwise function of the model's tensors alone, that meets a value which is
-the same on all ranks in an elementwise op, or as the weight of its norm, has the size of the whole,
-and so is not a block of a larger tensor. What is the same, ``analysis.replication`` says; a value
-of which only the size matters, ``zeros_like(x)``, is as small as a shard if ``x`` is one, so that
-nothing follows for a parameter that meets it.
+the same on all ranks in an elementwise op, or as the weight of its norm, has the size of the whole.
+What is the same, ``analysis.replication`` says; but ``zeros_like(x)``, of which only the size
+matters, is as small as a shard if ``x`` is one: nothing follows for a parameter that meets it.
 """
 
 from __future__ import annotations
