@@ -72,7 +72,7 @@ def capture_ranks(
     """
     if dist.is_initialized():
         raise CaptureError(
-            "capture_ranks makes process groups of its own",
+            "capture_ranks must run without a process group: it makes its own",
             found=f"a process group of backend {dist.get_backend()!r} is initialized",
             remedy="use capture() with an exchange, or destroy the process group first",
         )

@@ -72,11 +72,10 @@ class TensorCall:
             CaptureError: a result cannot be a leaf, or the model updates an object that cannot be
                 updated after a call.
         """
-        given = self.arguments
-        following = iter(tensors)
-        leaves = [next(following) if isinstance(x, torch.Tensor) else x for x in given.leaves]
+        listed, following = self.arguments.leaves, iter(tensors)
+        leaves = [next(following) if isinstance(x, torch.Tensor) else x for x in listed]
         objects: list[Any] = []
-        args, kwargs = rebuilt(given.spec, leaves, objects)
+        args, kwargs = rebuilt(self.arguments.spec, leaves, objects)
         before = [opened(x) for x in objects]
         flat = Flattened(leaves, objects)
         with self.reads.recording():
