@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -178,7 +179,8 @@ def built_mesh(
 
 def _fresh(name: str, taken: Iterable[str]) -> str:
     used = set(taken)
-    return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1 << 16))) if n not in used)
+    numbered = (f"{name}{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain((name,), numbered) if n not in used)
 
 
 def _grid(
