@@ -14,7 +14,7 @@ from torch import fx
 
 from compiler.backend.aten_rows import shared_rows
 from compiler.capture import Capture
-from compiler.capture.lift_state import is_spmd
+from compiler.capture.export import is_spmd
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.access import RankFloat, RankInt

@@ -19,17 +19,15 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 from torch._functorch._aot_autograd import descriptors
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from compiler.backend.aot_graphs import functional
-from compiler.capture.declared_placements import Cut, dims_of
-from compiler.capture.lift_state import State, StateKind, lift_module
-from compiler.capture.pytrees import whole as whole_tree
-from compiler.capture.trace import Traced, size_range
+from compiler.capture.declared_placements import dims_of
+from compiler.capture.export import lift_module
+from compiler.capture.trace import Cut, State, StateKind, Traced, size_range
 from compiler.ir import access
 from compiler.ir.placement import Placement, Replicate, Varying
 
@@ -93,9 +91,8 @@ def source_of(
             else:
                 state[name], dims = compared
                 cut |= dims
-    lifted = replace(lifted, state=state)
-    out_spec = whole_tree(pytree.tree_structure([0] * len(lifted.results)))
-    return Traced(lifted, out_spec, _ranges(nodes), (), cut), placements, written
+    traced = replace(lifted, state=state, ranges=_ranges(nodes), cut=cut)
+    return traced, placements, written
 
 
 def _compared(description: object, inputs: Sequence[DynamoInput]) -> tuple[State, Cut] | None:

@@ -41,7 +41,7 @@ class Arguments:
 
     @property
     def lacks_tokens(self) -> bool:
-        """Whether a tensor has no elements; in a cache, that says nothing."""
+        """Return whether a tensor has no elements; in a cache, that says nothing."""
         leaves = enumerate(self.leaves)
         return any(
             isinstance(x, torch.Tensor) and x.numel() == 0 and i not in self.cached
@@ -63,13 +63,13 @@ class CallForm:
 
     @staticmethod
     def of(model: nn.Module) -> CallForm:
-        """The call form of ``model``."""
+        """Return the call form of ``model``."""
         return CallForm(inspect.signature(model.forward), isinstance(model, fx.GraphModule))
 
     def canonical(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call in canonical order.
+        """Return the call in canonical order.
 
         Raises:
             CaptureError: the arguments do not fit the signature.
@@ -105,7 +105,7 @@ class CallForm:
         return tuple(positional), named | {name: extra[name] for name in sorted(extra)}
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """The call's canonical arguments as leaves.
+        """Return the leaves of the call's canonical arguments.
 
         A GraphModule has an input for each leaf that pytree finds, whatever objects they are.
 
@@ -126,7 +126,7 @@ class CallForm:
         )
 
     def names(self, arguments: Arguments) -> tuple[str, ...]:
-        """Per leaf, the argument it belongs to, such as ``ids`` or ``cache_0_key``."""
+        """Return per leaf the argument it belongs to, such as ``ids`` or ``cache_0_key``."""
         listed = [
             n for n, p in self.signature.parameters.items() if p.kind is not Kind.KEYWORD_ONLY
         ]
@@ -134,11 +134,11 @@ class CallForm:
 
 
 def check_leaf(what: str, leaf: Any) -> None:
-    """Raise CaptureError unless ``leaf`` is a tensor, a size or a plain constant."""
+    """Check that ``leaf`` is a tensor, a size or a plain constant."""
     symbolic = torch.SymInt, torch.SymFloat, torch.SymBool
     if not isinstance(leaf, (torch.Tensor, Alias, *symbolic, *PLAIN)):
         raise CaptureError(
-            f"{what} is neither a tensor nor a plain constant",
+            f"{what} must be a tensor or a plain constant",
             found=f"{type(leaf).__module__}.{type(leaf).__qualname__}",
             remedy="use tensors, numbers, strings and containers of them; for a class of your own "
             "torch.export.register_dataclass or torch.utils._pytree.register_pytree_node",
@@ -146,7 +146,7 @@ def check_leaf(what: str, leaf: Any) -> None:
 
 
 def _name(path: tuple[str, ...], listed: list[str]) -> str:
-    """A name for the leaf at ``path`` in ``(args, kwargs)``."""
+    """Return a name for the leaf at ``path`` in ``(args, kwargs)``."""
     tree, first, *inner = path
     if tree == "0":
         place = int(first)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import sympy
 import torch
 import torch.distributed as dist
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.capture import declared_placements, groups, input_placements, rank_traces
-from compiler.capture.export import trace, trace_graph, trace_program
+from compiler.capture.export import is_spmd, lift_module, trace, trace_program
 from compiler.capture.export_errors import ON_DTENSORS
 from compiler.capture.functionalize import NotRecordedError
-from compiler.capture.lift_state import Fixed, StateKind, is_spmd
-from compiler.capture.python_reads import Reads
-from compiler.capture.pytrees import Structure
+from compiler.capture.rank_traces import Description, Ranks
 from compiler.capture.record import Shared, record
-from compiler.capture.trace import Traced
+from compiler.capture.trace import GraphCall, StateKind, Traced
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.garbage import collection_paused
 from compiler.ir import collectives
-from compiler.ir.graph import SpmdGraph, spmd_graph_of
+from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rank_exchange import Exchange
 
@@ -39,24 +36,15 @@ NOT_COMPARED = (
 )
 
 
-@dataclass(frozen=True)
-class Capture:
+@dataclass(frozen=True, kw_only=True)
+class Capture(GraphCall):
     """A captured model.
 
     Attributes:
-        graph: the SPMD graph. Its inputs are the model's tensors, then the tensor arguments; its
-            outputs are what is written back, then the computed leaves of the result.
+        graph: the SPMD graph; see ``Traced`` for its inputs and outputs.
         state: placeholder -> key of a parameter or buffer in the model.
         constants: placeholder -> tensor that the model's code made, on this rank.
-        arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
-        cached: placeholders of arguments that are parts of caches.
-        mutations: graph output -> placeholder whose tensor it is written back to.
-        results: per leaf of the result, the graph output, or a constant.
-        out_spec: structure of the result and of the arguments that the model updates.
-        ranges: symbol of a size -> smallest and largest value; None is no limit.
-        guards: what else the sizes of a call must satisfy, over the same symbols.
         groups: name on the mesh -> this process's name of the group.
-        reads: the Python state that the trace read; None where no Python ran.
         assumed: what is taken to be the same on all ranks, and why, without having been compared.
         remarks: what a reader should know besides.
         seconds: time spent.
@@ -65,35 +53,10 @@ class Capture:
     graph: SpmdGraph
     state: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
-    arguments: tuple[str | Fixed, ...]
-    cached: frozenset[str]
-    mutations: Mapping[int, str]
-    results: tuple[int | Fixed, ...]
-    out_spec: Structure
-    ranges: Mapping[str, tuple[int, int | None]]
-    guards: tuple[sympy.Basic, ...]
     groups: Mapping[str, str]
-    reads: Reads | None
     assumed: tuple[str, ...]
     remarks: tuple[str, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What is known of the ranks of the mesh.
-
-    Attributes:
-        size: how many there are.
-        rank: this process's.
-        descriptions: rank of the mesh -> what it traced, of those that could be asked.
-        positions: rank of the default group -> rank of the mesh.
-    """
-
-    size: int
-    rank: int
-    descriptions: Mapping[int, rank_traces.Description]
-    positions: Mapping[int, int]
 
 
 @collection_paused()
@@ -130,7 +93,7 @@ def capture(
         PlacementError: a tensor that has to be the same on all ranks and is not.
     """
     started, tell = time.perf_counter(), progress or (lambda _: None)
-    why, stopped = "", ""
+    why = stopped = ""
     for method in tracers(capture):
         tell("tracing the model")
         failure: CommPlanError | None = None
@@ -149,9 +112,8 @@ def capture(
             except NotRecordedError as error:
                 bail = str(error)
             except CaptureError:
-                if failure is not None:
-                    raise failure from None
-                raise
+                if failure is None:
+                    raise
         if failure is not None:
             raise failure
         if not bail:
@@ -159,25 +121,16 @@ def capture(
         why, stopped = by_export(capture, bail), bail
     assert trace is not None, "a failed trace was raised"
     assert mine is not None, "a failed trace was raised"
-    where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone, mesh)
-    different = rank_traces.differing({r: d.numbers for r, d in where.descriptions.items()})
-    rank_traces.mark(
-        trace.lifted.graph,
-        where.rank,
-        {
-            place: [numbers_of[r] for r in range(where.size)]
-            for place, numbers_of in different.items()
-        },
-    )
+    where = _alone(mine, mesh) if exchange is None else _asked(exchange, everyone)
     tell("placing the inputs")
-    declared, lifted = inputs or {}, trace.lifted
+    declared = inputs or {}
     result = assembled(
         model,
         trace,
         where,
         mesh,
         declared,
-        lambda stated: input_placements.compare(lifted, exchange, stated, declared),
+        lambda stated: input_placements.compare(trace, exchange, stated, declared),
     )
     alone = exchange is None and where.size > 1
     notes = [note for note in (why, NOT_COMPARED if alone else "") if note]
@@ -186,7 +139,7 @@ def capture(
 
 
 def _with_reason(error: CommPlanError, stopped: str) -> CommPlanError:
-    """The error of torch.export; of a model for the recorder alone, with what stopped that."""
+    """Return an error of torch.export; of a model on DTensors, with what stopped the recorder."""
     if not stopped or error.what != ON_DTENSORS:
         return error
     cause = "; ".join(filter(None, (error.found, f"the recorder stopped before: {stopped}")))
@@ -194,16 +147,14 @@ def _with_reason(error: CommPlanError, stopped: str) -> CommPlanError:
 
 
 def tracers(tracer: str) -> tuple[str, ...]:
-    """The methods of ``tracer``, in the order in which they are tried; see ``capture``."""
+    """Return the methods of ``tracer`` in the order in which they are tried; see ``capture``."""
     if tracer not in TRACERS:
-        raise CaptureError(
-            f"there is no tracer {tracer!r}", remedy=f"choose one of {', '.join(TRACERS)}"
-        )
+        raise CaptureError(f"capture= must be one of {', '.join(TRACERS)}, got {tracer!r}")
     return TRACERS[tracer]
 
 
 def by_export(tracer: str, reason: str) -> str:
-    """The remark that torch.export traces the model instead.
+    """Return the remark that torch.export traces the model instead.
 
     Raises:
         CaptureError: ``tracer`` does not allow it.
@@ -224,7 +175,7 @@ def traced(
     method: str = "export",
     shared: Shared | None = None,
 ) -> Traced:
-    """The trace of a model, a program or a graph; see ``capture`` and ``record``.
+    """Trace a model, a program or a graph; see ``capture`` and ``record``.
 
     Raises:
         NotRecordedError: it cannot be recorded.
@@ -235,18 +186,18 @@ def traced(
     if isinstance(model, ExportedProgram):
         return trace_program(model)
     if isinstance(model, fx.GraphModule) and is_spmd(model):
-        return trace_graph(model)
+        return lift_module(model)
     one = record(model, args, kwargs, shared) if method == "record" else trace(model, args, kwargs)
     return replace(one, cut=declared_placements.cut_of(model))
 
 
-def described(trace: Traced, mesh: Mesh | None) -> rank_traces.Description:
-    """This rank's description; a group name that ``mesh`` knows needs no process group.
+def described(trace: Traced, mesh: Mesh | None) -> Description:
+    """Describe this rank's trace; a group name that ``mesh`` knows needs no process group.
 
     Raises:
         MeshError: a group that neither ``mesh`` nor this process knows.
     """
-    graph = trace.lifted.graph
+    graph = trace.graph
     names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
     members_of = {name: groups.members(name) for name in names}
     if unknown := [name for name, members in members_of.items() if members is None]:
@@ -260,26 +211,15 @@ def described(trace: Traced, mesh: Mesh | None) -> rank_traces.Description:
     return rank_traces.describe(graph, resolved, {name: groups.label(name) for name in resolved})
 
 
-def _asked(
-    exchange: Exchange, everyone: Mapping[int, rank_traces.Description], mesh: Mesh | None
-) -> Ranks:
-    _check_size(mesh, exchange.size)
+def _asked(exchange: Exchange, everyone: Mapping[int, Description]) -> Ranks:
+    """Return all ranks of ``exchange``."""
     here = dist.get_rank() if dist.is_initialized() else exchange.rank
     positions = {who: i for i, who in enumerate(exchange.gather(here))}
     return Ranks(exchange.size, exchange.rank, everyone, positions)
 
 
-def _check_size(mesh: Mesh | None, ranks: int) -> None:
-    if mesh is not None and mesh.size != ranks:
-        raise MeshError(
-            "the mesh and the process group differ in size",
-            found=f"a mesh of {mesh.size}, a process group of {ranks} ranks",
-            remedy="pass the mesh of all ranks that run the model",
-        )
-
-
-def _alone(mine: rank_traces.Description, mesh: Mesh | None) -> Ranks:
-    """The ranks as far as one process can tell: those of the world, or of the only group."""
+def _alone(mine: Description, mesh: Mesh | None) -> Ranks:
+    """Return the ranks as far as one process can tell: of the world, or of the only group."""
     world = dist.get_world_size() if dist.is_initialized() else (mesh.size if mesh else 1)
     here = dist.get_rank() if dist.is_initialized() else 0
     listed: Iterable[int] = range(world)
@@ -287,7 +227,6 @@ def _alone(mine: rank_traces.Description, mesh: Mesh | None) -> Ranks:
     if len(spanned) == 1 and (mesh is None or mesh.size == len(next(iter(spanned)))):
         listed = next(iter(spanned))
     positions = {who: i for i, who in enumerate(listed)}
-    _check_size(mesh, len(positions))
     rank = positions.get(here, 0)
     return Ranks(len(positions), rank, {rank: mine}, positions)
 
@@ -300,73 +239,44 @@ def assembled(
     declared: input_placements.Given,
     compare: Callable[[declared_placements.Declared], input_placements.Digests],
 ) -> Capture:
-    """The capture, from what this rank traced and what is known of the others.
+    """Return the capture, from what this rank traced and what is known of the others.
 
     Args:
         model: the model that was traced.
-        traced: its trace, rank constants marked. Group names are changed in place.
+        traced: its trace. Rank constants are marked, and groups renamed, in place.
         where: the ranks.
         mesh: the mesh to name groups on, None to build one.
         declared: the caller's placements.
         compare: digests of the model's tensors on all ranks, given what the model declares.
     """
-    lifted, graph = traced.lifted, traced.lifted.graph
-    on_mesh = {
-        rank: {
-            name: tuple(where.positions[member] for member in members)
-            for name, members in description.groups.items()
-            if set(members) <= set(where.positions)
-        }
-        for rank, description in where.descriptions.items()
-    }
-    resolved = groups.resolve(
-        {rank: description.uses for rank, description in where.descriptions.items()},
-        on_mesh,
-        where.descriptions[where.rank].labels,
-        rank=where.rank,
-        size=where.size,
-        mesh=mesh,
+    if mesh is not None and mesh.size != where.size:
+        raise MeshError(
+            "the mesh and the process group must have the same size",
+            found=f"a mesh of {mesh.size}, a process group of {where.size} ranks",
+            remedy="pass the mesh of all ranks that run the model",
+        )
+    rank_traces.mark(traced.graph, where.rank, where.constants)
+    resolved = groups.resolve(where, mesh)
+    collectives.rename_groups(traced.graph, resolved.names)
+
+    def axis_of(name: str) -> str | None:
+        members = where.groups[where.rank].get(name)
+        axes = resolved.mesh.axes
+        groups_of = {axis: resolved.mesh.groups[axis].group_of[where.rank] for axis in axes}
+        return next((axis for axis in axes if groups_of[axis] == members), None)
+
+    stated, notes = declared_placements.declared_by(model, traced, resolved.mesh, axis_of)
+    spmd_graph, assumed = input_placements.place(
+        traced, resolved.mesh, declared, stated, compare(stated)
     )
-    collectives.rename_groups(graph, resolved.names)
-    stated, notes = _declared(model, traced, where, resolved.mesh)
-    placed = input_placements.place(lifted, resolved.mesh, declared, stated, compare(stated))
-    inputs = {
-        name: dict(zip(resolved.mesh.axes, placements, strict=True))
-        for name, placements in placed.inputs.items()
-    }
-    made_tensors = {n: s for n, s in lifted.state.items() if s.kind is StateKind.CONSTANT}
+    made_tensors = {n: s for n, s in traced.state.items() if s.kind is StateKind.CONSTANT}
     return Capture(
-        graph=replace(
-            spmd_graph_of(nn.Module(), graph, resolved.mesh, inputs), copied=placed.meanings
-        ),
-        state={name: s.key for name, s in lifted.state.items() if name not in made_tensors},
+        graph=spmd_graph,
+        state={name: s.key for name, s in traced.state.items() if name not in made_tensors},
         constants={name: s.tensor for name, s in made_tensors.items()},
-        arguments=lifted.arguments,
-        cached=lifted.cached,
-        mutations=lifted.mutations,
-        results=lifted.results,
-        out_spec=traced.out_spec,
-        ranges=traced.ranges,
-        guards=traced.guards,
         groups={on_mesh: own for own, on_mesh in resolved.names.items()},
-        reads=traced.reads,
-        assumed=(*resolved.assumed, *placed.assumed),
+        assumed=(*resolved.assumed, *assumed),
         remarks=notes,
         seconds=0.0,
+        **{field.name: getattr(traced, field.name) for field in fields(GraphCall)},
     )
-
-
-def _declared(
-    model: Model, traced: Traced, where: Ranks, mesh: Mesh
-) -> tuple[declared_placements.Declared, tuple[str, ...]]:
-    def axis_of(name: str) -> str | None:
-        group = where.descriptions[where.rank].groups[name]
-        members = tuple(where.positions.get(member, -1) for member in group)
-        axes = (a for a in mesh.axes if mesh.groups[a].group_of[where.rank] == members)
-        return next(axes, None)
-
-    placements = declared_placements.from_dtensors(traced.cut, axis_of)
-    plan = declared_placements.plan_of(model)
-    if placements or not plan:
-        return placements, ()
-    return declared_placements.from_plan(plan, mesh, traced.lifted.state)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import nn
 from torch.distributed import tensor as dtensor
 from torch.distributed.tensor import DTensor
 
-from compiler.capture.lift_state import State, StateKind
+from compiler.capture.trace import Cut, State, StateKind, Traced
 from compiler.errors import PlacementError
 from compiler.ir.declared_inputs import pattern
 from compiler.ir.mesh import Mesh
@@ -20,24 +19,12 @@ Declared = dict[str, dict[str, Placement]]
 """Key of a tensor of the model -> axis -> placement; axes left out are Replicate."""
 
 
-def _columns(key: str, rank: int) -> Placement:
-    return Shard(max(rank - 2, 0))
-
-
-def _rows(key: str, rank: int) -> Placement:
-    return Replicate() if key.endswith("bias") else Shard(rank - 1)
-
-
-def _first(key: str, rank: int) -> Placement:
-    return Shard(0)
-
-
 STYLES: Mapping[str, Callable[[str, int], Placement]] = {
-    "colwise": _columns,
-    "colwise_gather_output": _columns,
-    "rowwise": _rows,
-    "embedding_rowwise": _first,
-    "grouped_gemm": _first,
+    "colwise": lambda key, rank: Shard(max(rank - 2, 0)),
+    "colwise_gather_output": lambda key, rank: Shard(max(rank - 2, 0)),
+    "rowwise": lambda key, rank: Replicate() if key.endswith("bias") else Shard(rank - 1),
+    "embedding_rowwise": lambda key, rank: Shard(0),
+    "grouped_gemm": lambda key, rank: Shard(0),
     "replicate": lambda key, rank: Replicate(),
 }
 """Style -> placement of a tensor by its key and number of dimensions.
@@ -47,12 +34,8 @@ a row-parallel layer is added after the reduction: every rank holds it whole.
 """
 
 
-Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
-"""Key of a DTensor -> per dimension of its device mesh, the process group and the placement."""
-
-
 def cut_of(model: nn.Module) -> Cut:
-    """How the model's DTensors are cut, while their process groups exist."""
+    """Return how the model's DTensors are cut, while their process groups exist."""
     placements_of: dict[str, tuple[tuple[str, Placement], ...]] = {}
     tables = (model.named_parameters, model.named_buffers)
     for key, tensor in itertools.chain(*(named(remove_duplicate=False) for named in tables)):
@@ -62,29 +45,43 @@ def cut_of(model: nn.Module) -> Cut:
 
 
 def dims_of(tensor: DTensor) -> tuple[tuple[str, Placement], ...]:
-    """Per dimension of a DTensor's device mesh, the process group and the placement."""
+    """Return per dimension of a DTensor's device mesh the process group and the placement."""
     return tuple(
         (str(tensor.device_mesh.get_group(dim).group_name), _from_dtensor(placement))
         for dim, placement in enumerate(tensor.placements)
     )
 
 
-def from_dtensors(cut: Cut, axis_of: Callable[[str], str | None]) -> Declared:
-    """Placements of a model's DTensors.
+def declared_by(
+    model: object, trace: Traced, mesh: Mesh, axis_of: Callable[[str], str | None]
+) -> tuple[Declared, tuple[str, ...]]:
+    """Return the placements of a model's DTensors or, without any, by its ``tp_plan``.
 
     Args:
-        cut: as ``cut_of`` found it.
+        model: the model.
+        trace: its trace.
+        mesh: of the ranks.
         axis_of: process group name -> axis of the mesh, None if it is not an axis.
+
+    Returns:
+        The placements, and a remark for each pattern of the plan that names nothing.
+
+    Raises:
+        PlacementError: an unknown style, or a mesh of several axes none of which is ``tp``.
     """
-    return {
+    placements = {
         key: {axis: p for name, p in dims if (axis := axis_of(name)) is not None}
-        for key, dims in cut.items()
+        for key, dims in trace.cut.items()
     }
+    plan = getattr(model, "tp_plan", None) if isinstance(model, nn.Module) else None
+    if placements or not plan or not isinstance(plan, Mapping):
+        return placements, ()
+    return _by_plan(plan, mesh, trace.state)
 
 
-def groups_of(cut: Cut) -> tuple[str, ...]:
-    """Names of the process groups that DTensors are cut over."""
-    return tuple(dict.fromkeys(name for dims in cut.values() for name, _ in dims))
+def groups_of(cut: Cut) -> set[str]:
+    """Return the names of the process groups that DTensors are cut over."""
+    return {name for dims in cut.values() for name, _ in dims}
 
 
 def _from_dtensor(placement: dtensor.Placement) -> Placement:
@@ -95,19 +92,13 @@ def _from_dtensor(placement: dtensor.Placement) -> Placement:
     return Replicate() if isinstance(placement, dtensor.Replicate) else Varying()
 
 
-def from_plan(
+def _by_plan(
     plan: Mapping[str, str], mesh: Mesh, state: Mapping[str, State]
 ) -> tuple[Declared, tuple[str, ...]]:
-    """Placements by a plan of name patterns; what no pattern names is declared Replicate.
+    """Return placements by a plan of name patterns; what no pattern names is declared Replicate.
 
     A pattern names a tensor, or a module and means its weight and bias; ``*`` stands for one part
     of a dotted name. It speaks of parameters, and of buffers that checkpoints hold.
-
-    Returns:
-        The placements, and a remark for each pattern that names nothing.
-
-    Raises:
-        PlacementError: an unknown style, or a mesh of several axes none of which is ``tp``.
     """
     axis = _tensor_axis(mesh)
     tensors = [s for s in state.values() if s.kind in (StateKind.PARAMETER, StateKind.BUFFER)]
@@ -132,7 +123,7 @@ def from_plan(
 
 
 def _tensor_axis(mesh: Mesh) -> str:
-    """The axis that a tp_plan is about."""
+    """Return the axis that a tp_plan is about."""
     wide = [axis for axis, extent in mesh.axes.items() if extent > 1]
     if len(wide) <= 1:
         return (wide or list(mesh.axes))[0]
@@ -143,9 +134,3 @@ def _tensor_axis(mesh: Mesh) -> str:
         found=f"a mesh with axes {wide}",
         remedy="name the tensor-parallel axis 'tp', or pass inputs={name: {axis: placement}}",
     )
-
-
-def plan_of(model: object) -> Mapping[str, str]:
-    """The model's ``tp_plan``, empty if it has none."""
-    plan = getattr(model, "tp_plan", None) if isinstance(model, torch.nn.Module) else None
-    return plan if isinstance(plan, Mapping) else {}

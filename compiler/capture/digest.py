@@ -23,12 +23,12 @@ MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
 
 def has_data(tensor: torch.Tensor) -> bool:
-    """Whether the tensor holds values: it is neither on the meta device nor fake."""
+    """Return whether the tensor holds values: it is neither on the meta device nor fake."""
     return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
 
 
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Name -> digest of every tensor that holds values; one host synchronization in all."""
+    """Return name -> digest of every tensor that holds values; one host synchronization in all."""
     digest_of: dict[str, str] = {}
     pending: dict[str, torch.Tensor] = {}
     with torch.no_grad():
@@ -43,7 +43,8 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
                 digest_of[name] = _host_digest(dense) + kind
             else:
                 digest_of[name], pending[name] = kind, _device_sums(dense)
-        for name, sums in zip(pending, _to_host(list(pending.values())), strict=True):
+        on_host = torch.stack(list(pending.values())).tolist() if pending else []
+        for name, sums in zip(pending, on_host, strict=True):
             digest_of[name] = (
                 f"{sums[0] & (2**64 - 1):016x}{sums[1] & (2**64 - 1):016x}{digest_of[name]}"
             )
@@ -56,12 +57,8 @@ def _host_digest(dense: torch.Tensor) -> str:
     return hashlib.blake2b(view, digest_size=16).hexdigest()
 
 
-def _to_host(sums: list[torch.Tensor]) -> list[list[int]]:
-    return torch.stack(sums).tolist() if sums else []
-
-
 def _device_sums(dense: torch.Tensor) -> torch.Tensor:
-    """Two position-dependent sums over the 64-bit words of a dense tensor, int64[2]."""
+    """Return two position-dependent sums over the 64-bit words of a dense tensor, int64[2]."""
     raw = dense.view(torch.uint8)
     if raw.numel() % 8:
         raw = torch.nn.functional.pad(raw, (0, -raw.numel() % 8))
@@ -78,12 +75,12 @@ def _device_sums(dense: torch.Tensor) -> torch.Tensor:
 
 
 def _mix(words: torch.Tensor) -> torch.Tensor:
-    """A bijection of 64-bit words in which every bit reaches every other."""
+    """Map 64-bit words one to one, so that every bit reaches every other."""
     for multiplier, shift in zip(MULTIPLIERS, (30, 27), strict=True):
         words = (words ^ _shifted(words, shift)) * multiplier
     return words ^ _shifted(words, 31)
 
 
 def _shifted(words: torch.Tensor, shift: int) -> torch.Tensor:
-    """Logical right shift; ``>>`` alone repeats the sign, which would not be invertible."""
+    """Shift right without the sign, which ``>>`` repeats: that could not be inverted."""
     return (words >> shift) & ((1 << (64 - shift)) - 1)

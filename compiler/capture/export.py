@@ -1,27 +1,41 @@
 """Trace a model with torch.export: one functional graph whose inputs include all state.
 
-The model is called through a wrapper that takes tensors alone (``wrapping``), so that the trees of
-arguments and results are ours to keep; the wrapper leaves no trace in names and layer paths.
+The wrapper through which the model is called leaves no trace in names and layer paths.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
 from compiler.capture.export_errors import capture_error
-from compiler.capture.lift_state import is_spmd, lift, lift_module
+from compiler.capture.model_call import OnTensors, TensorCall, swapped, tensors_of
 from compiler.capture.pytrees import whole
-from compiler.capture.trace import TensorCall, Traced, guards_of, size_range
+from compiler.capture.trace import (
+    CHECKS,
+    Fixed,
+    State,
+    StateKind,
+    Traced,
+    guards_of,
+    size_range,
+    unused,
+)
+from compiler.errors import CaptureError
 from compiler.ir import access
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
 
@@ -31,82 +45,60 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     Raises:
         CaptureError: export failed; names the op and the line of the model.
     """
-    call = TensorCall.of(model, args, kwargs)
+    call = TensorCall(model, args, kwargs)
     auto = torch.export.Dim.AUTO
     dims = tuple({d: auto for d, size in enumerate(t.shape) if size >= 2} for t in call.tensors)
-    try:
-        with (
-            localised(model),
-            own_containers(model),
-            torch.no_grad(),
-            warnings.catch_warnings(),
-            unlogged(FAKE_TENSORS),
-            unprinted(),
-        ):
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", message=".*assigned during export")
-            program = torch.export.export(
-                call.module, tuple(call.tensors), dynamic_shapes={"tensors": dims}, strict=False
-            )
-            program = program.run_decompositions({})
-    except Exception as error:
-        raise capture_error(error) from error
-    return call.traced(lift(program, prefix="model.", names=call.names), _ranges(program))
+    with _explained(), localised(model), own_containers(model), unprinted():
+        warnings.filterwarnings("error", message=".*assigned during export")
+        program = torch.export.export(
+            OnTensors(call), tuple(call.tensors), dynamic_shapes={"tensors": dims}, strict=False
+        )
+        program = program.run_decompositions({})
+    return call.traced(lift(program, prefix="model.", names=call.names))
 
 
 def trace_program(program: ExportedProgram) -> Traced:
-    """The same for a model that its user exported.
+    """Trace a model that its user exported.
 
     Raises:
         CaptureError: the program cannot be made functional.
     """
-    program = functional_program(program)
-    lifted, call = lift(program), program.call_spec
-    assert call.out_spec is not None, "an exported program has a result tree"
-    return Traced(lifted, whole(call.out_spec), _ranges(program), guards_of(lifted))
+    lifted = lift(functional_program(program))
+    return replace(lifted, guards=guards_of(lifted))
 
 
 def functional_program(program: ExportedProgram) -> ExportedProgram:
-    """The program in functional ATen ops.
+    """Return the program in functional ATen ops.
 
     Raises:
         CaptureError: it cannot be made so.
     """
+    with _explained():
+        return program.run_decompositions({})  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Run torch.export without warnings and gradients; its errors become those of a user."""
     try:
-        with torch.no_grad(), warnings.catch_warnings(), unlogged(FAKE_TENSORS):
-            warnings.simplefilter("ignore")
-            functional: ExportedProgram = program.run_decompositions({})
-            return functional
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"), unlogged(FAKE_TENSORS):
+            yield
     except Exception as error:
         raise capture_error(error) from error
 
 
-def trace_graph(module: fx.GraphModule) -> Traced:
-    """The same for a graph that is one already (``is_spmd``); it takes flat arguments."""
-    assert is_spmd(module), "a graph that is not functional, typed and of ops alone"
-    lifted = lift_module(module)
-    result = fx.node.map_arg(access.returned(module.graph), lambda node: 0)
-    return Traced(lifted, whole(pytree.tree_structure(result)), {}, ())
+def localised(model: nn.Module) -> AbstractContextManager[None]:
+    """Hold the local tensor of every DTensor among the model's parameters and buffers."""
 
+    def local(tensor: DTensor) -> torch.Tensor:
+        shard = tensor.to_local().detach()
+        return nn.Parameter(shard, False) if isinstance(tensor, nn.Parameter) else shard
 
-@contextmanager
-def localised(model: nn.Module) -> Iterator[None]:
-    """Within it, every DTensor among the model's parameters and buffers is its local tensor."""
-    swapped: list[tuple[dict[str, Any], str, DTensor]] = []
-    for module in model.modules():
-        tables: list[dict[str, Any]] = [vars(module)["_parameters"], vars(module)["_buffers"]]
-        for table in tables:
-            for name, tensor in table.items():
-                if isinstance(tensor, DTensor):
-                    swapped.append((table, name, tensor))
-    try:
-        for table, name, tensor in swapped:
-            local = tensor.to_local().detach()
-            table[name] = nn.Parameter(local, False) if isinstance(tensor, nn.Parameter) else local
-        yield
-    finally:
-        for table, name, tensor in swapped:
-            table[name] = tensor
+    return swapped(
+        (table, name, local(state.tensor))
+        for table, name, state in tensors_of(model)
+        if isinstance(state.tensor, DTensor)
+    )
 
 
 @contextmanager
@@ -124,14 +116,197 @@ def own_containers(model: nn.Module) -> Iterator[None]:
 
 
 def _is_copy(new: Any, old: Any) -> bool:
-    """Whether two containers hold the same objects, at any depth."""
-    if type(new) is not type(old) or not isinstance(old, dict | list | tuple):
-        return new is old
-    if isinstance(old, dict):
-        return list(new) == list(old) and all(_is_copy(new[key], old[key]) for key in old)
-    return len(new) == len(old) and all(map(_is_copy, new, old))
+    """Return whether two containers hold the same objects, at any depth."""
+    if not isinstance(old, dict | list | tuple):
+        return False
+    (own, tree), (others, other_tree) = pytree.tree_flatten(old), pytree.tree_flatten(new)
+    return tree == other_tree and all(map(is_, own, others))
 
 
-def _ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
-    constraints = program.range_constraints.items()
-    return {str(symbol): size_range(bounds) for symbol, bounds in constraints if symbol.is_integer}
+# ---- programs and modules as graphs whose inputs are all of their state
+
+
+def lift(program: ExportedProgram, prefix: str = "", names: Sequence[str] = ()) -> Traced:
+    """Return the graph of ``program`` with readable placeholder names, those of state first.
+
+    Args:
+        program: functional (after ``run_decompositions``).
+        prefix: leading part of all names of modules and tensors, to be dropped.
+        names: names for the tensor arguments, in order; the program's own where left out.
+    """
+    copied = GraphCopy()
+    graph, copies = copied.target, copied.values
+    state: dict[str, State] = {}
+    arguments: list[str | Fixed] = []
+    inputs: dict[tuple[bool, str], str] = {}  # whether of an argument, name in the program
+    remaining = iter(names)
+    nodes = access.node_of(program.graph, "placeholder")
+    _refuse_branches(program.graph)
+    for spec, node in zip(program.graph_signature.input_specs, nodes, strict=True):
+        if isinstance(spec.arg, ConstantArgument) and not node.users:
+            arguments.append(Fixed(spec.arg.value))
+            continue
+        taken = (*state, *(x for x in arguments if isinstance(x, str)))
+        if (tensor_state := _state(program, spec, prefix)) is None:
+            name = unused(next(remaining, node.name), taken)
+            arguments.append(name)
+        else:
+            name = tensor_state.unused_name(taken)
+            state[name] = tensor_state
+        copies[node] = graph.placeholder(name)
+        copies[node].meta = _meta(node, prefix)
+        of_argument = tensor_state is None
+        inputs[of_argument, node.name if of_argument else str(spec.target)] = name
+    for node in program.graph.nodes:
+        if node.op not in ("placeholder", "output") and node.target not in CHECKS:
+            copied.add(node).meta = _meta(node, prefix)
+    outputs: list[fx.Node] = []
+    mutations: dict[int, str] = {}
+    results: list[int | Fixed] = []
+    listed = access.returned(program.graph)
+    assert isinstance(listed, tuple | list), "an exported program returns a flat list"
+    for output, node in zip(program.graph_signature.output_specs, listed, strict=True):
+        if not isinstance(node, fx.Node):
+            results.append(Fixed(node))
+            continue
+        if output.kind is OutputKind.USER_OUTPUT:
+            results.append(len(outputs))
+        else:
+            of_argument = output.kind is OutputKind.USER_INPUT_MUTATION
+            mutations[len(outputs)] = inputs[of_argument, str(output.target)]
+        outputs.append(copies[node])
+    graph.output(tuple(outputs))
+    assert program.call_spec.out_spec is not None, "an exported program has a result tree"
+    bounds = program.range_constraints.items()
+    return Traced(
+        graph=graph,
+        state=state,
+        arguments=tuple(arguments),
+        mutations=mutations,
+        results=tuple(results),
+        out_spec=whole(program.call_spec.out_spec),
+        ranges={str(symbol): size_range(x) for symbol, x in bounds if symbol.is_integer},
+    )
+
+
+def _refuse_branches(graph: fx.Graph) -> None:
+    """Refuse ops that run other graphs: what they do has no meaning here."""
+    for node in access.node_of(graph, "get_attr"):
+        op = next(iter(node.users), node)
+        raise CaptureError(
+            "the model takes a branch or runs a loop inside the graph",
+            where=access.source_line(op),
+            found=f"{op.target} of {node.target}",
+            remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
+            "call",
+        )
+
+
+def _state(program: ExportedProgram, spec: InputSpec, prefix: str) -> State | None:
+    target = str(spec.target)
+    key = target.removeprefix(prefix)
+    match spec.kind:
+        case InputKind.USER_INPUT:
+            return None
+        case InputKind.PARAMETER:
+            return State(StateKind.PARAMETER, key, program.state_dict[target])
+        case InputKind.BUFFER if spec.persistent:
+            return State(StateKind.BUFFER, key, program.state_dict[target])
+        case InputKind.BUFFER:
+            return State(StateKind.TRANSIENT, key, program.constants[target])
+        case InputKind.CONSTANT_TENSOR:
+            return State(StateKind.CONSTANT, key, program.constants[target])
+    raise CaptureError(
+        f"the model reads {target!r}, which is not a tensor",
+        found=f"an input of kind {spec.kind.name}",
+        remedy="keep opaque objects out of forward",
+    )
+
+
+def _meta(node: fx.Node, prefix: str) -> dict[str, Any]:
+    """Return the node's facts, with module paths that start below ``prefix``."""
+    meta = dict(node.meta)
+    meta["val"] = pytree.tree_map(_settled, meta.get("val"))
+    stack = meta.get("nn_module_stack")
+    if stack and prefix:
+        wrapper = prefix.rstrip(".")
+        meta["nn_module_stack"] = {
+            key: ("" if path == wrapper else path.removeprefix(prefix), *rest)
+            for key, (path, *rest) in stack.items()
+            if path
+        }
+    return meta
+
+
+def _settled(value: Any) -> Any:
+    """Return a traced value; symbolic sizes that can only be one number are that number."""
+    if isinstance(value, torch.SymInt):
+        return int(value) if value.node.expr.is_number else value
+    if not isinstance(value, FakeTensor):
+        return value
+    sizes, strides = value.shape, value.stride()
+    if all(isinstance(s, int) or not s.node.expr.is_number for s in (*sizes, *strides)):
+        return value
+    with value.fake_mode:
+        return torch.empty_strided(
+            [_settled(size) for size in sizes],
+            [_settled(stride) for stride in strides],
+            dtype=value.dtype,
+            device=value.device,
+        )
+
+
+def _computes_sizes(target: object) -> bool:
+    """Return whether a function is one of Python's operators, or torch's beside them."""
+    module, name = (str(getattr(target, key, "")) for key in ("__module__", "__name__"))
+    return module == "_operator" or (module == "torch" and name.startswith("sym_"))
+
+
+def is_spmd(module: fx.GraphModule) -> bool:
+    """Return whether a graph is functional, of ops alone, and typed: nothing to export."""
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        is_op = schema is not None or _computes_sizes(node.target)
+        if node.op in ("call_module", "call_method") or (node.op == "call_function" and not is_op):
+            return False
+        if schema is not None and schema.is_mutable:
+            return False
+        if access.has_result(node) and "val" not in node.meta:
+            return False
+    return type(module.graph._codegen) is fx.graph.CodeGen
+
+
+def lift_module(module: fx.GraphModule) -> Traced:
+    """Return a functional graph with its attributes as inputs, its placeholders unchanged."""
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    persistent = set(module.state_dict(keep_vars=True))
+    copied = GraphCopy()
+    graph, copies = copied.target, copied.values
+    state: dict[str, State] = {}
+    lifted: dict[str, fx.Node] = {}
+    arguments = [str(n.target) for n in access.node_of(module.graph, "placeholder")]
+    for node in access.node_of(module.graph, "get_attr"):
+        key = str(node.target)
+        if key not in lifted:
+            kind = StateKind.PARAMETER if key in parameters else StateKind.CONSTANT
+            if key in buffers:
+                kind = StateKind.BUFFER if key in persistent else StateKind.TRANSIENT
+            tensor_state = State(kind, key, attrgetter(key)(module))
+            name = tensor_state.unused_name((*state, *arguments))
+            state[name], lifted[key] = tensor_state, graph.placeholder(name)
+            lifted[key].meta = dict(node.meta)
+        copies[node] = lifted[key]
+    for node in module.graph.nodes:
+        if node.op not in ("get_attr", "output"):
+            copied.add(node)
+    leaves, out_spec = pytree.tree_flatten(access.returned(module.graph))
+    values = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    graph.output(tuple(copies[node] for node in values))
+    count = iter(range(len(values)))
+    return Traced(
+        graph=graph,
+        state=state,
+        arguments=tuple(arguments),
+        results=tuple(next(count) if isinstance(leaf, fx.Node) else Fixed(leaf) for leaf in leaves),
+        out_spec=whole(out_spec),
+    )

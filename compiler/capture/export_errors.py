@@ -86,7 +86,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
 
 
 def capture_error(error: Exception) -> CommPlanError:
-    """The error for a user whose model torch.export refused with ``error``."""
+    """Return the error for a user whose model torch.export refused with ``error``."""
     if isinstance(error, CommPlanError):
         return error
     text = f"{type(error).__name__}: {error}"
@@ -104,13 +104,14 @@ def capture_error(error: Exception) -> CommPlanError:
 
 
 def _unmapped(error: Exception, text: str) -> CaptureError | None:
-    """The error for a collective that cannot be in a functional graph, if that is what it is.
+    """Return the error for a collective that cannot be in a functional graph, if that is it.
 
     Export fails over it where the model calls it, or later, with a graph that has it.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name in OBJECTS_AND_HANDLES and _is_of_c10d(frame.f_code.co_filename):
-            return _without_form(frame.f_code.co_name, model_line(error))
+        code = frame.f_code
+        if code.co_name in OBJECTS_AND_HANDLES and code.co_filename == distributed_c10d.__file__:
+            return _without_form(code.co_name, model_line(error))
         for value in frame.f_locals.values() if re.search(UNMAPPED, text) else ():
             graph = value.graph if isinstance(value, fx.GraphModule | ExportedProgram) else value
             for node in graph.nodes if isinstance(graph, fx.Graph) else ():
@@ -121,23 +122,16 @@ def _unmapped(error: Exception, text: str) -> CaptureError | None:
 
 
 def _without_form(name: str, where: str) -> CaptureError:
-    form = FORMS.get(name.removesuffix("_"))
-    return CaptureError(
-        "a collective has no functional form" if form is None else "a collective is not functional",
-        where=where,
-        found=name.removesuffix("_"),
-        remedy=INSTEAD
-        if form is None
-        else f"use {form} of torch.distributed._functional_collectives",
-    )
-
-
-def _is_of_c10d(filename: str) -> bool:
-    return filename == distributed_c10d.__file__
+    name = name.removesuffix("_")
+    what, remedy = "a collective has no functional form", INSTEAD
+    if (form := FORMS.get(name)) is not None:
+        what = "a collective is not functional"
+        remedy = f"use {form} of torch.distributed._functional_collectives"
+    return CaptureError(what, where=where, found=name, remedy=remedy)
 
 
 def model_line(error: BaseException) -> str:
-    """``file.py:12 in forward: code`` of the innermost frame outside torch and this package."""
+    """Return ``file.py:12 in forward: code`` of the innermost frame of the model's code."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = max((i for i, f in enumerate(frames) if f.filename.startswith(HERE)), default=-1)
     own = [f for f in frames[ours + 1 :] if Path(f.filename).is_file()]

@@ -12,11 +12,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from compiler.capture import input_placements, rank_traces
+from compiler.capture import input_placements
 from compiler.capture.capture import (
     Capture,
     Progress,
-    Ranks,
     assembled,
     by_export,
     described,
@@ -25,15 +24,15 @@ from compiler.capture.capture import (
 )  # fmt: skip
 from compiler.capture.digest import digests
 from compiler.capture.functionalize import NotRecordedError
-from compiler.capture.lift_state import StateKind
+from compiler.capture.rank_traces import Description, Ranks, check_rows, ranks_text
 from compiler.capture.record import Shared
-from compiler.capture.trace import Traced
+from compiler.capture.trace import StateKind, Traced
 from compiler.errors import CaptureError, DivergenceError
 from compiler.garbage import collection_paused
 from compiler.ir.mesh import Mesh
 
 Inputs = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
-Taken = tuple[nn.Module, Traced, rank_traces.Description, dict[str, str]]
+Taken = tuple[nn.Module, Traced, Description, dict[str, str]]
 """A rank's model, its trace, the description of it, and digests of the tensors of its code."""
 
 
@@ -69,13 +68,11 @@ def capture_ranks(
         The capture as rank 0 has it.
 
     Raises:
-        CaptureError: as in ``capture``; or a process group is initialized already.
-        MeshError: as in ``capture``.
-        PlacementError: as in ``capture``.
+        CommPlanError: as in ``capture``; or a process group is initialized already.
     """
     if dist.is_initialized():
         raise CaptureError(
-            "capture_ranks makes process groups of its own",
+            "capture_ranks must run without a process group: it makes its own",
             found=f"a process group of backend {dist.get_backend()!r} is initialized",
             remedy="use capture() with an exchange, or destroy the process group first",
         )
@@ -92,42 +89,28 @@ def capture_ranks(
 
     for method in tracers(capture):
         try:
-            taken, numbers = _take(partial(trace, method), world_size, shares=method == "record")
+            taken, where = _take(partial(trace, method), world_size, shares=method == "record")
             break
         except NotRecordedError as error:
             why = by_export(capture, str(error))
     model, first, *_ = taken[0]
-    constants = {place: values for place, values in numbers.items() if values is not None}
-    rank_traces.mark(first.lifted.graph, 0, constants)
-    where = Ranks(
-        size=world_size,
-        rank=0,
-        descriptions={rank: description for rank, (_, _, description, _) in taken.items()},
-        positions={rank: rank for rank in range(world_size)},
-    )
     compared = _everywhere({rank: digests for rank, (*_, digests) in taken.items()}, world_size)
     result = assembled(model, first, where, mesh, inputs or {}, lambda _: compared)
     notes = [why] if why else []
     if len(taken) < world_size:
-        notes.append(
-            f"captured as {rank_traces.ranks_text(taken)} of {world_size}; the others are inferred"
-        )
+        notes.append(f"captured as {ranks_text(taken)} of {world_size}; the others are inferred")
     seconds = time.perf_counter() - started
     return replace(result, remarks=(*notes, *result.remarks), seconds=seconds)
 
 
 def _take(
     trace: Callable[[int, Shared], Taken], world_size: int, *, shares: bool
-) -> tuple[dict[int, Taken], dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]]:
-    """What enough ranks traced, and the numbers in which they differ.
+) -> tuple[dict[int, Taken], Ranks]:
+    """Trace as enough ranks; return the traces, and what is known of all ranks.
 
-    The guards of an earlier trace make sizes known to a later one, which may then leave out an op:
-    ranks that share, and seem to differ, are traced again, each by itself.
-
-    Args:
-        trace: traces the model as a rank.
-        world_size: number of ranks.
-        shares: whether traces take from, and leave for, each other what is known of ops.
+    With ``shares``, traces take from, and leave for, each other what is known of ops. The guards of
+    an earlier trace make sizes known to a later one, which may then leave out an op: ranks that
+    share, and seem to differ, are traced again, each by itself.
 
     Raises:
         DivergenceError: they differ.
@@ -138,19 +121,21 @@ def _take(
         for listed in (sample, [rank for rank in range(world_size) if rank not in sample]):
             for rank in listed:
                 taken[rank] = trace(rank, shared if shares else Shared())
-            numbers = _numbers(taken, world_size)
-            if None not in numbers.values():
+            descriptions = {rank: description for rank, (_, _, description, _) in taken.items()}
+            check_rows({rank: description.rows for rank, description in descriptions.items()})
+            where = Ranks(world_size, 0, descriptions, {rank: rank for rank in range(world_size)})
+            if None not in where.constants.values():
                 break
     except DivergenceError:
         if not shares:
             raise
         return _take(trace, world_size, shares=False)
-    return taken, numbers
+    return taken, where
 
 
 @contextmanager
 def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
-    """Within it, the default process group is a fake one, in which collectives do nothing."""
+    """Run with a fake default process group, in which collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
@@ -162,29 +147,15 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
 
 
 def _digests_of_code(trace: Traced) -> dict[str, str]:
-    """Digests of the tensors that the model's code computes, which no checkpoint will replace."""
+    """Return digests of the tensors that the model's code computes: no checkpoint replaces them."""
     kinds = (StateKind.TRANSIENT, StateKind.CONSTANT)
-    return digests({n: s.tensor for n, s in trace.lifted.state.items() if s.kind in kinds})
-
-
-def _numbers(
-    taken: Mapping[int, Taken], size: int
-) -> dict[rank_traces.Place, tuple[rank_traces.Number, ...] | None]:
-    """Place -> every rank's number where they differ, None where it cannot be inferred."""
-    rank_traces.check_rows(
-        {rank: description.rows for rank, (_, _, description, _) in taken.items()}
-    )
-    numbers = {rank: description.numbers for rank, (_, _, description, _) in taken.items()}
-    differing = rank_traces.differing(numbers)
-    if len(taken) == size:
-        return {place: tuple(v[rank] for rank in range(size)) for place, v in differing.items()}
-    return {place: rank_traces.affine(values, size) for place, values in differing.items()}
+    return digests({n: s.tensor for n, s in trace.state.items() if s.kind in kinds})
 
 
 def _everywhere(
     digests_of: Mapping[int, Mapping[str, str]], size: int
 ) -> dict[str, dict[int, str]]:
-    """Name -> rank -> digest. Ranks not captured have that of the others, or one of their own."""
+    """Return name -> rank -> digest; ranks not captured have that of the others, or their own."""
     first, *others = digests_of.values()
     inferred: dict[str, dict[int, str]] = {}
     for name in (n for n in first if all(n in digest_of for digest_of in others)):

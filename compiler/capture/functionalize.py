@@ -41,7 +41,7 @@ class NotRecordedError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """The type of an exception, and the first line of its text."""
+    """Return the type of an exception, and the first line of its text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
 
@@ -64,12 +64,12 @@ class Metadata:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Sizes as ints and sympy expressions."""
+        """Return the sizes as ints and sympy expressions."""
         return self.key[0]  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The element type."""
+        """Return the element type."""
         return self.key[2]  # type: ignore[no-any-return]
 
 
@@ -129,18 +129,18 @@ class FunctionalGraph:
         sources: symbol of a size -> placeholder and dimension that have it.
     """
 
-    def __init__(self, outermost: FrameType, symint: Callable[[sympy.Basic], Any]) -> None:
-        """``outermost`` is the frame that calls the model, ``symint`` makes a size."""
+    def __init__(self, symint: Callable[[sympy.Basic], Any]) -> None:
+        """Start an empty graph; ``symint`` makes a size."""
         self.graph = fx.Graph()
         self.modules: dict[str, tuple[str, type]] = {}
         self.sources: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
-        self._outermost, self._symint = outermost, symint
+        self._symint = symint
         self._sizes: dict[sympy.Basic, fx.Node] = {}
         self._lines: dict[tuple[CodeType, int], str] = {}
         self._first: fx.Node | None = None
 
     def placeholder(self, name: str, metadata: Metadata) -> Value:
-        """A new input, before all ops."""
+        """Add an input, before all ops."""
         with self.graph.inserting_before(self._first) if self._first else nullcontext():
             node = self.graph.placeholder(name)
         node.meta["val"] = metadata.val
@@ -152,27 +152,16 @@ class FunctionalGraph:
     def call(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], val: Any
     ) -> fx.Node:
-        """A new node that calls ``func``."""
+        """Add a node that calls ``func``."""
         name = getattr(func, "_opname", None) or func.__name__
         node = self.graph.create_node("call_function", func, args, dict(kwargs), name)
         node.meta = {"val": val, "nn_module_stack": self.modules, "stack_trace": self.trace()}
         self._first = self._first or node
         return node
 
-    def trace(self, exact: bool = False) -> str:
-        """The model's line as stack traces write it: the innermost of a ``forward``, or of all."""
-        frame: FrameType | None = sys._getframe(1)
-        innermost = None
-        while frame is not None and frame is not self._outermost:
-            code = frame.f_code
-            if not code.co_filename.startswith(NOT_OF_THE_MODEL):
-                innermost = innermost or frame
-                if exact or code.co_name == "forward":
-                    break
-            frame = frame.f_back
-        else:
-            frame = innermost
-        if frame is None:
+    def trace(self) -> str:
+        """Return the model's line as stack traces write it: the innermost of a ``forward``."""
+        if (frame := _frame_of_model()) is None:
             return ""
         code, line = frame.f_code, frame.f_lineno
         if (place := self._lines.get((code, line))) is None:
@@ -181,17 +170,15 @@ class FunctionalGraph:
         return place
 
     def bail(self, reason: str) -> NotRecordedError:
-        """The error that stops recording at the model's current line."""
-        _, path, rest = self.trace(exact=True).partition('File "')
-        file, _, line = rest.partition('", line ')
-        return NotRecordedError(
-            reason, f"{Path(file).name}:{line.partition(',')[0]}" if path else ""
-        )
+        """Return the error that stops recording at the model's current line."""
+        if (frame := _frame_of_model(exact=True)) is None:
+            return NotRecordedError(reason)
+        return NotRecordedError(reason, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 
     # ---- tensors
 
     def read(self, value: Value) -> fx.Node:
-        """The node that holds ``value`` now."""
+        """Return the node that holds ``value`` now."""
         storage = value.storage
         if value.version != storage.version:
             node = self._contents(storage)
@@ -213,7 +200,7 @@ class FunctionalGraph:
         value.node, value.version = node, storage.version
 
     def _contents(self, storage: Storage) -> fx.Node:
-        """The node of all of a storage; the last write is put back when somebody reads it."""
+        """Return the node of all of a storage; the last write is put back when it is read."""
         if storage.written is not None:
             views, node = storage.written
             bases = [storage.node]
@@ -231,7 +218,7 @@ class FunctionalGraph:
         return self.call(operator.getitem, (several, view.index), {}, view.result.val)
 
     def _put_back(self, view: View, base: fx.Node, node: fx.Node) -> fx.Node:
-        """``base`` with its part that is seen by ``view`` replaced by ``node``."""
+        """Replace the part of ``base`` that is seen by ``view`` by ``node``."""
         if view.func in WHOLE:
             return node
         func, args = INVERSES[view.func](base, node, view.args)
@@ -242,7 +229,7 @@ class FunctionalGraph:
     # ---- sizes
 
     def size(self, size: Any) -> Any:
-        """A size as an argument: an int, or the node that computes it."""
+        """Return a size as an argument: an int, or the node that computes it."""
         expr = size.node.expr if isinstance(size, torch.SymInt) else size
         if isinstance(expr, int) or expr.is_Integer:
             return int(expr)
@@ -271,9 +258,8 @@ class FunctionalGraph:
     def settle(self, settled: Callable[[Any], Any], new: Mapping[int, Any]) -> None:
         """Let sizes that turned out to be equal be one node, and values have their final types.
 
-        Args:
-            settled: expression of a size -> what it turned out to be.
-            new: id of a value among ``meta["val"]`` -> the value in its place.
+        ``settled`` gives what a size turned out to be, ``new`` the value in place of one with that
+        id among ``meta["val"]``.
         """
         self._sizes = {expr: node for expr, node in self._sizes.items() if not node._erased}
         order = {node: i for i, node in enumerate(self.graph.nodes)}
@@ -294,6 +280,19 @@ class FunctionalGraph:
                 node.meta["val"] = type(val)(new.get(id(x), x) for x in val)
             else:
                 node.meta["val"] = new.get(id(val), val)
+
+
+def _frame_of_model(*, exact: bool = False) -> FrameType | None:
+    """Return the model's innermost frame; unless ``exact``, of a ``forward`` if any runs."""
+    frame: FrameType | None = sys._getframe(2)
+    innermost: FrameType | None = None
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(NOT_OF_THE_MODEL):
+            if exact or frame.f_code.co_name == "forward":
+                return frame
+            innermost = innermost or frame
+        frame = frame.f_back
+    return innermost
 
 
 def _replace(node: fx.Node, by: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 
+from compiler.capture.rank_traces import Ranks
 from compiler.errors import MeshError
 from compiler.ir.mesh import Mesh, ReplicaGroups
 
@@ -33,13 +35,13 @@ class Resolved:
 
 
 def members(name: str) -> tuple[int, ...] | None:
-    """Ranks of the process group ``name`` in the default group, None if there is no such group."""
+    """Return the ranks of the process group ``name`` in the default group, None without it."""
     group = process_group(name)
     return None if group is None else tuple(dist.get_process_group_ranks(group))
 
 
 def process_group(name: str) -> ProcessGroup | None:
-    """This process's group of that name."""
+    """Return this process's group of that name."""
     if not dist.is_initialized():
         return None
     find: Callable[[str], ProcessGroup] = vars(c10d)["_resolve_process_group"]
@@ -50,66 +52,52 @@ def process_group(name: str) -> ProcessGroup | None:
 
 
 def label(name: str) -> str:
-    """The mesh dimension a process group belongs to, or what its creator called it, or nothing."""
+    """Return the mesh dimension of a process group, or what its creator called it, or nothing."""
     group = process_group(name)
     description = str(getattr(group, "group_desc", "") or "")
     return "" if description in UNSAID else description.removeprefix("mesh_")
 
 
-def resolve(
-    uses: Mapping[int, Sequence[str]],
-    groups: Mapping[int, Mapping[str, tuple[int, ...]]],
-    labels: Mapping[str, str],
-    *,
-    rank: int,
-    size: int,
-    mesh: Mesh | None,
-) -> Resolved:
-    """Put the ranks' own group names on one mesh.
-
-    Args:
-        uses: rank of the mesh -> group name of each collective, in order.
-        groups: rank of the mesh -> group name -> its members as ranks of the mesh; a name that
-            only ``mesh`` knows is left out.
-        labels: group name of this rank -> what to call the axis, where known.
-        rank: whose names ``Resolved.names`` has.
-        size: number of ranks.
-        mesh: the mesh to use; built from the groups if None.
+def resolve(where: Ranks, mesh: Mesh | None) -> Resolved:
+    """Put the ranks' own group names on ``mesh``, or on one that is built from the groups.
 
     Raises:
         MeshError: groups that do not partition the ranks, or that the mesh does not have.
     """
+    mine = where.descriptions[where.rank]
     replica_groups: dict[str, ReplicaGroups] = {}
     assumed: list[str] = []
     names: dict[str, str] = {}
-    for place, name in enumerate(uses[rank]):
-        if name in names or (name in replica_groups):
+    for place, name in enumerate(mine.uses):
+        if name in names or name in replica_groups:
             continue
-        if name not in groups[rank]:
+        if name not in where.groups[where.rank]:
             if mesh is None or name not in mesh.groups:
-                called = f" ({labels[name]})" if labels.get(name) else ""
+                called = f" ({mine.labels[name]})" if mine.labels.get(name) else ""
                 raise MeshError(
                     f"process group {name!r}{called} has ranks outside the group that compiles",
-                    found=f"the model uses it; {size} ranks compile",
+                    found=f"the model uses it; {where.size} ranks compile",
                     remedy="pass group= with all ranks that the model communicates with, or leave "
                     "it out: then it is all ranks of the job",
                 )
             names[name] = mesh.aliases(name)
             continue
-        group_of = {r: groups[r][u[place]] for r, u in uses.items() if u[place] in groups[r]}
-        replica_groups[name], inferred = partition(name, group_of, size)
+        uses = {rank: description.uses[place] for rank, description in where.descriptions.items()}
+        group_of = {r: where.groups[r][u] for r, u in uses.items() if u in where.groups[r]}
+        replica_groups[name], inferred = partition(name, group_of, where.size)
         if inferred:
-            assumed.append(f"group {name!r}: ranks {list(group_of[rank])} repeat over {size} ranks")
-    mesh = mesh or built_mesh(replica_groups, labels, size)
-    for name, groups_found in replica_groups.items():
-        names[name] = _name_on(mesh, name, groups_found)
+            ranks = list(group_of[where.rank])
+            assumed.append(f"group {name!r}: ranks {ranks} repeat over {where.size} ranks")
+    mesh = mesh or built_mesh(replica_groups, mine.labels, where.size)
+    for name, groups in replica_groups.items():
+        names[name] = _name_on(mesh, name, groups)
     return Resolved(mesh, names, tuple(assumed))
 
 
 def partition(
     name: str, group_of: Mapping[int, tuple[int, ...]], size: int
 ) -> tuple[ReplicaGroups, bool]:
-    """The replica groups that the known ranks' groups belong to, and whether others are inferred.
+    """Return the replica groups that ranks' groups belong to, and whether others are inferred.
 
     Ranks not asked are taken to form groups of the same stride, block after block.
 
@@ -118,15 +106,8 @@ def partition(
     """
     if set(range(size)) <= set().union(*group_of.values()):
         return ReplicaGroups.of(name, set(group_of.values()), size), False
-    first = next(iter(group_of.values()))
-    step = first[1] - first[0] if len(first) > 1 else 1
-    block = step * len(first)
-    repeated = [
-        tuple(range(start, start + block, step))
-        for corner in range(0, size, max(block, 1))
-        for start in range(corner, corner + step)
-    ]
-    if step < 1 or size % block or not set(group_of.values()) <= set(repeated):
+    repeated = _repeated(next(iter(group_of.values())), size)
+    if not set(group_of.values()) <= repeated:
         raise MeshError(
             f"the replica groups of {name!r} cannot be told from one rank",
             found=f"{sorted(set(group_of.values()))} of {size} ranks",
@@ -135,12 +116,29 @@ def partition(
     return ReplicaGroups.of(name, repeated, size), True
 
 
+def _repeated(group: tuple[int, ...], size: int) -> set[tuple[int, ...]]:
+    """Return the groups of the stride of ``group``, block after block; none if they do not fit."""
+    step = _step(group)
+    block = step * len(group)
+    if step < 1 or size % block:
+        return set()
+    return {
+        tuple(range(start, start + block, step))
+        for corner in range(0, size, block)
+        for start in range(corner, corner + step)
+    }
+
+
+def _step(group: tuple[int, ...]) -> int:
+    return group[1] - group[0] if len(group) > 1 else 1
+
+
 def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
     for name_on_mesh, groups in mesh.groups.items():
         if groups == wanted:
             return name_on_mesh
     raise MeshError(
-        f"the mesh has no group of the ranks behind process group {name!r}",
+        f"the mesh must have a group of the ranks behind process group {name!r}",
         found=f"{[list(g) for g in wanted.ranks]}; the mesh is {mesh!r}",
         remedy="pass the mesh the model was sharded on, or leave mesh= out",
     )
@@ -149,7 +147,7 @@ def _name_on(mesh: Mesh, name: str, wanted: ReplicaGroups) -> str:
 def built_mesh(
     replica_groups: Mapping[str, ReplicaGroups], labels: Mapping[str, str], size: int
 ) -> Mesh:
-    """A mesh with an axis for every group that is a dimension of one grid of the ranks.
+    """Build a mesh with an axis for every group that is a dimension of one grid of the ranks.
 
     Groups that are not (a product of axes, or no regular pattern) become explicit groups. Grid
     dimensions that no group spans become axes ``rest``, ``rest2``, ….
@@ -181,13 +179,14 @@ def built_mesh(
 
 def _fresh(name: str, taken: Iterable[str]) -> str:
     used = set(taken)
-    return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1 << 16))) if n not in used)
+    numbered = (f"{name}{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain((name,), numbered) if n not in used)
 
 
 def _grid(
     axes: Sequence[ReplicaGroups], size: int
 ) -> list[tuple[ReplicaGroups | None, int]] | None:
-    """Dimensions of a row-major grid of ranks, outermost first, that has ``axes`` among them."""
+    """Return dimensions of a row-major grid of ranks, outermost first, with ``axes`` among them."""
     strided = {groups: _stride(groups) for groups in axes}
     if None in strided.values():
         return None
@@ -205,11 +204,6 @@ def _grid(
 
 
 def _stride(groups: ReplicaGroups) -> int | None:
-    """Distance of neighbours if all groups are the same grid dimension, None otherwise."""
-    size, first = len(groups.group_of), groups.ranks[0]
-    try:
-        regular, _ = partition("", {0: first}, size) if len(groups.ranks) > 1 else (groups, False)
-    except MeshError:
-        return None
-    step = first[1] - first[0] if len(first) > 1 else 1
-    return step if regular == groups and first == tuple(range(0, step * len(first), step)) else None
+    """Return the distance of neighbours if all groups are one grid dimension, else None."""
+    first = groups.ranks[0]
+    return _step(first) if _repeated(first, len(groups.group_of)) == set(groups.ranks) else None

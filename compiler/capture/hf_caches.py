@@ -18,7 +18,7 @@ BASES = ("Cache", "CacheLayerMixin", "LinearAttentionCacheLayerMixin", "DummyLay
 
 @lru_cache(maxsize=1024)
 def is_cache_class(kind: type) -> bool:
-    """Whether objects of a class are caches or layers of caches, and hold all in ``__dict__``."""
+    """Return whether a class is that of caches or their layers, which hold all in ``__dict__``."""
     module = sys.modules.get("transformers.cache_utils")
     bases = tuple(getattr(module, name) for name in BASES if hasattr(module, name))
     return issubclass(kind, bases) and not any(vars(c).get("__slots__") for c in kind.__mro__)
@@ -26,7 +26,7 @@ def is_cache_class(kind: type) -> bool:
 
 @lru_cache(maxsize=1024)
 def counters(kind: type) -> frozenset[str]:
-    """Attributes of a cache that count tokens where they are ints: ``get_seq_length`` reads them.
+    """Return the attributes that count tokens where they are ints: ``get_seq_length`` reads them.
 
     Other ints, such as the size of a sliding window, are constants.
     """
@@ -37,7 +37,7 @@ def counters(kind: type) -> frozenset[str]:
 
 @lru_cache(maxsize=4096)
 def carrier(count: int, device: torch.device | None) -> torch.Tensor:
-    """A tensor without elements whose first size is ``count``: [count, 0], int64.
+    """Return a tensor without elements whose first size is ``count``: [count, 0], int64.
 
     As the size of an argument, a count becomes a symbol like any other size. Equal counts have one
     carrier, so they become one symbol: layers of a cache count the same tokens.

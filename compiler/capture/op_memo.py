@@ -42,7 +42,7 @@ class Op:
 
     @staticmethod
     def of(func: OpOverload) -> Op:
-        """The description of ``func``."""
+        """Describe ``func``."""
         name: str = func.name()  # type: ignore[no-untyped-call]
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(name, COMPOSITE)
         aliases: list[Any] = [argument.alias_info for argument in func._schema.arguments]
@@ -72,7 +72,7 @@ def _mentions_tensors(func: OpOverload) -> bool:
 
 
 def _functional(func: OpOverload, written: list[int]) -> Any:
-    """The op that computes what ``func`` writes to its first operand alone, None if none does."""
+    """Return the op that computes what ``func`` writes to its first operand alone, or None."""
     namespace, name = func._schema.name.split("::")
     if written != [0] or not name.endswith("_") or torch.Tag.inplace_view in func.tags:
         return None
@@ -114,7 +114,7 @@ class Memo:
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        """``mode`` has the symbols of sizes."""
+        """Know nothing yet; ``mode`` has the symbols of sizes."""
         self.mode = mode
         self.env: Any = mode.shape_env
         self.types: dict[tuple[Any, ...], Metadata] = {}
@@ -122,19 +122,19 @@ class Memo:
         self._ops: dict[OpOverload, Op] = {}
 
     def op(self, func: OpOverload) -> Op:
-        """What ``func`` does."""
+        """Return what ``func`` does."""
         if (op := self._ops.get(func)) is None:
             op = self._ops[func] = Op.of(func)
         return op
 
     def symint(self, expr: sympy.Basic) -> Any:
-        """A size."""
+        """Return a size."""
         if expr.is_Integer:
             return int(expr)
         return self.env.create_symintnode(expr, hint=None)
 
     def type_of(self, tensor: torch.Tensor) -> Metadata:
-        """The type of a tensor, which may have data."""
+        """Return the type of a tensor, which may have data."""
         shape, strides = _exprs(tensor.shape), _exprs(tensor.stride())
         is_param = isinstance(tensor, nn.Parameter)
         key = shape, strides, tensor.dtype, tensor.device, tensor.requires_grad, is_param
@@ -169,7 +169,7 @@ class Memo:
         return stand_in
 
     def tensor(self, value: Value) -> Any:
-        """A stand-in for ``value``, which the model computes with."""
+        """Return a stand-in for ``value``, which the model computes with."""
         stand_in = self._stand_in(value.metadata.elem, value.metadata.key)
         stand_in._value = value
         return stand_in
@@ -181,12 +181,10 @@ class Memo:
         if not self.env.replacements:
             return new
         for key, old in list(self.types.items()):
-            shape, strides = ([final(sympy.sympify(x)) for x in xs] for xs in key[:2])
-            if shape != list(key[0]) or strides != list(key[1]):
-                final_shape, final_strides = (
-                    [self.symint(x) for x in xs] for xs in (shape, strides)
-                )
-                val = self._stand_in(self._elem(final_shape, final_strides, key), key)
+            sizes = tuple(tuple(final(sympy.sympify(x)) for x in xs) for xs in key[:2])
+            if sizes != key[:2]:
+                shape, strides = ([self.symint(x) for x in xs] for xs in sizes)
+                val = self._stand_in(self._elem(shape, strides, key), key)
                 new[id(old.val)] = val
                 self.types[key] = Metadata(key, old.number, old.elem, val)
         return new

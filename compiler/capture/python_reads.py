@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ DEPTH = 3
 MAX_ITEMS = 1000
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
-TENSORS = ("_parameters", "_buffers")
-TABLES = (*TENSORS, "_modules")
+TABLES = {"_parameters": Kind.TENSORS, "_buffers": Kind.TENSORS, "_modules": Kind.ATTRIBUTES}
 MODULE_FILE = nn.Module.__init__.__code__.co_filename
 OWN = frozenset(vars(nn.Module())) - {"training"}
 """Attributes that every module has: hooks and tables, read by torch itself."""
@@ -55,7 +54,7 @@ class Reads:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Nothing is read yet; ``model`` names the modules."""
+        """Start with nothing read; ``model`` names the modules."""
         self.owners: dict[int, Owner] = {}
         self.unwatched: dict[str, str] = {}
         self._modules = {id(module): (module, name) for name, module in model.named_modules()}
@@ -70,15 +69,22 @@ class Reads:
             self.owner(hooks, "all modules", Kind.HOOKS, whole=True).values.update(hooks)
 
     def owner(self, target: Any, name: str, kind: Kind, *, whole: bool = False) -> Owner:
-        """The owner of ``target``, a new one where there is none."""
+        """Return the owner of ``target``, a new one where there is none."""
         owner_of_target = self.owners.setdefault(id(target), Owner(target, name, kind))
         owner_of_target.whole |= whole
         return owner_of_target
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Within it, what modules are asked for is noted; to be put around the model's forward."""
+        """Note what modules are asked for; to be put around the model's forward.
+
+        What Dynamo compiles meanwhile, as branches are, is left out: it refuses modules whose
+        attributes are read by Python code. Graphs with branches are refused anyway.
+        """
+        from torch._dynamo import callback  # compilers are imported where something is traced
+
         get, note, noted = nn.Module.__getattribute__, self._note, self._noted
+        handler: Any = callback.callback_handler
 
         def read(module: nn.Module, name: str) -> Any:
             if (id(module), name) not in noted:
@@ -92,23 +98,26 @@ class Reads:
             if "__getattribute__" in vars(nn.Module):
                 del nn.Module.__getattribute__
 
-        with ExitStack() as stack:
-            stack.callback(stop)
-            stack.enter_context(_while_compiling(stop, start))
-            start()
+        handler.register_start_callback(stop)
+        handler.register_end_callback(start)
+        start()
+        try:
             yield
+        finally:
+            stop()
+            handler.remove_start_callback(stop)
+            handler.remove_end_callback(start)
 
     def _note(self, module: nn.Module, name: str) -> None:
-        """One attribute of a module, looked up as Python and ``nn.Module`` do."""
+        """Note one attribute of a module, looked up as Python and ``nn.Module`` do."""
         if id(module) not in self._modules:
             return
         self._noted.add((id(module), name))
-        if name.startswith("__") and (name != "__dict__" or _is_read_by_torch(sys._getframe(2))):
-            return
-        attributes, (_, path) = (
-            object.__getattribute__(module, "__dict__"),
-            self._modules[id(module)],
-        )
+        reader = sys._getframe(2).f_code.co_filename
+        if name.startswith("__") and (name != "__dict__" or reader == MODULE_FILE):
+            return  # torch reads the dictionary to look one attribute up
+        attributes = object.__getattribute__(module, "__dict__")
+        path = self._modules[id(module)][1]
         if path not in self._types:
             self._types[path] = module
             self._read_class(type(module), "__call__")
@@ -126,8 +135,8 @@ class Reads:
             for hook in attributes[name].values():
                 self.visit(hook, owner.label(0))
         elif name in TABLES:
-            kind = Kind.TENSORS if name in TENSORS else Kind.ATTRIBUTES
-            self.owner(attributes[name], path, kind, whole=True).values.update(attributes[name])
+            owner = self.owner(attributes[name], path, TABLES[name], whole=True)
+            owner.values.update(attributes[name])
 
     def _read_value(
         self, own_attributes: dict[str, Any], path: str, module: nn.Module, name: str
@@ -138,11 +147,9 @@ class Reads:
             self.visit(value, attributes.label(name))
         elif self._read_class(type(module), name) is ABSENT:
             for table in [t for t in TABLES if name in own_attributes[t]] or TABLES:
-                kind = Kind.TENSORS if table in TENSORS else Kind.ATTRIBUTES
-                attributes.values[table] = own_attributes[table]
-                self.owner(own_attributes[table], path, kind).values[name] = own_attributes[
-                    table
-                ].get(name, ABSENT)
+                entries = attributes.values[table] = own_attributes[table]
+                owner = self.owner(entries, path, TABLES[table])
+                owner.values[name] = entries.get(name, ABSENT)
 
     def read_all(self, module: nn.Module) -> None:
         """Count all attributes of a module as read."""
@@ -155,7 +162,7 @@ class Reads:
         self.owners[id(attributes)].whole = True
 
     def _read_class(self, cls: type, name: str) -> Any:
-        """The attribute of a class, which any class before its own in the order could hide."""
+        """Read an attribute of a class, which any class before its own in the order could hide."""
         if (cls, name) not in self._class_reads:
             value: Any = ABSENT
             for base in cls.__mro__[:-1]:
@@ -208,7 +215,7 @@ class Reads:
             self.visit(item, owner.label(key), depth + 1)
 
     def _visit_module(self, module: nn.Module, name: str) -> None:
-        """A module that is held by other means than as a submodule."""
+        """Name a module that is held by other means than as a submodule."""
         if id(module) not in self._modules:
             for path, inner in module.named_modules():
                 self._modules[id(inner)] = inner, f"{name}.{path}" if path else name
@@ -260,7 +267,7 @@ class Reads:
             )
 
     def changes(self, owner: Owner) -> list[Change]:
-        """How ``owner`` differs from what was read of it."""
+        """Return how ``owner`` differs from what was read of it."""
         now, differences = owner.now(), list[Change]()
         for key, old in list(owner.values.items()):
             new = now.get(key, ABSENT)
@@ -279,7 +286,7 @@ class Reads:
         return differences
 
     def untied(self) -> list[Change]:
-        """Parameters that were one tensor when they were read, and are no longer."""
+        """Return parameters that were one tensor when they were read, and are no longer."""
         return [
             Change(f"{first.label(key)} is {other.label(name)}", True, False)
             for (first, key), *others in self._ties
@@ -288,12 +295,12 @@ class Reads:
         ]
 
     def bind(self, table: dict[str, Any], key: str) -> None:
-        """Any tensor of the same type may stand at ``key``: the graph gets it at every call."""
+        """Let any tensor of the same type stand at ``key``: the graph gets it at every call."""
         owner = self.owner(table, "", Kind.TENSORS)
         owner.values[key] = TensorType.of(table.get(key, ABSENT))
 
     def _equal(self, old: Any, new: Any) -> bool:
-        """Whether a container holds what another did when it was read."""
+        """Return whether a container holds what another did when it was read."""
         if same(old, new):
             return True
         if type(old) is not type(new) or type(old) not in (dict, *SEQUENCES):
@@ -305,30 +312,3 @@ class Reads:
         return before.keys() == after.keys() and all(
             self._equal(value, after[key]) for key, value in before.items()
         )
-
-
-def _is_read_by_torch(frame: types.FrameType) -> bool:
-    """Whether a module's dictionary is read to look one attribute up, and not by the model."""
-    return frame.f_code.co_filename == MODULE_FILE
-
-
-@contextmanager
-def _while_compiling(start: Callable[..., None], end: Callable[..., None]) -> Iterator[None]:
-    """Call ``start`` and ``end`` around what Dynamo compiles meanwhile, as branches are.
-
-    It refuses modules whose attributes are read by Python code. Graphs with branches are refused
-    anyway, so that nothing is missed.
-    """
-    from torch._dynamo import callback  # compilers are imported where something is traced
-
-    handler: Any = getattr(callback, "callback_handler", None)
-    if handler is None:
-        yield
-        return
-    handler.register_start_callback(start)
-    handler.register_end_callback(end)
-    try:
-        yield
-    finally:
-        handler.remove_start_callback(start)
-        handler.remove_end_callback(end)

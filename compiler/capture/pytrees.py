@@ -64,11 +64,11 @@ class Node:
 
     @property
     def is_cache(self) -> bool:
-        """Whether it is a cache, or a layer of one."""
+        """Return whether it is a cache, or a layer of one."""
         return isinstance(self.kind, type)
 
     def build(self, children: list[Any]) -> Any:
-        """A new container of these children."""
+        """Build a container of these children."""
         if not isinstance(self.kind, type):
             return pytree.tree_unflatten(children, self.kind)
         cache: Any = object.__new__(self.kind)
@@ -79,7 +79,7 @@ class Node:
         return cache
 
     def child_paths(self) -> list[tuple[str, ...]]:
-        """What leads to each child: the name of an attribute, a key, a position."""
+        """Return what leads to each child: the name of an attribute, a key, a position."""
         if self.names:
             return [(name,) for name in self.names]
         assert not isinstance(self.kind, type), "a cache without attributes has no children"
@@ -113,12 +113,12 @@ class Structure:
 
 
 def whole(spec: pytree.TreeSpec) -> Structure:
-    """The structure of a tree that pytree has flattened."""
+    """Return the structure of a tree that pytree has flattened."""
     return Structure((Node(spec, spec.num_leaves), *(None,) * spec.num_leaves))
 
 
 def paths(structure: Structure) -> list[tuple[str, ...]]:
-    """Per leaf, what leads to it: names of attributes, keys of dicts, positions."""
+    """Return per leaf what leads to it: names of attributes, keys of dicts, positions."""
     nodes = iter(structure.nodes)
     paths_of_leaves: list[tuple[str, ...]] = []
 
@@ -134,7 +134,7 @@ def paths(structure: Structure) -> list[tuple[str, ...]]:
 
 
 def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
-    """A container and its children; None if ``x`` is a leaf.
+    """Return a container and its children; None if ``x`` is a leaf.
 
     Args:
         x: anything.
@@ -161,22 +161,15 @@ def opened(x: Any, *, carry: bool = False) -> tuple[Node | None, list[Any]]:
 class Flattened:
     """Leaves and containers of what was added, in the order in which they are met.
 
-    Attributes:
-        leaves: tensors, constants, and an Alias for a tensor or container that was met before.
-        nodes: see ``Structure``.
-        objects: containers that may be changed in place.
-        cached: positions of leaves in caches.
+    The attributes are those of ``Structure`` and of ``call_form.Arguments``.
     """
 
     def __init__(
         self, leaves: Sequence[Any] = (), objects: Sequence[Any] = (), *, carry: bool = False
     ) -> None:
-        """Start behind leaves and objects that were met before, which count in all numbers.
+        """Start behind ``leaves`` and ``objects`` met before, which count in all numbers.
 
-        Args:
-            leaves: the tensors among them become aliases where they are met again.
-            objects: likewise.
-            carry: see ``opened``.
+        Objects, and tensors among the leaves, become aliases where they are met again.
         """
         self.leaves: list[Any] = []
         self.nodes: list[Node | None] = []
@@ -238,7 +231,7 @@ class Flattened:
 def rebuilt(
     structure: Structure, leaves: Sequence[Any], objects: list[Any], before: Sequence[Any] = ()
 ) -> Any:
-    """What was flattened, of new leaves; objects that are updated take their new contents.
+    """Rebuild what was flattened of new leaves; objects that are updated take new contents.
 
     Args:
         structure: of what was flattened.
@@ -272,7 +265,7 @@ UPDATED = (list, dict, OrderedDict, defaultdict, deque)
 
 
 def can_take(x: Any) -> bool:
-    """Whether ``take`` can update an object."""
+    """Return whether ``take`` can update an object."""
     return type(x) in UPDATED or (hasattr(x, "__dict__") and not isinstance(x, UPDATED))
 
 
@@ -290,7 +283,7 @@ def take(into: Any, contents: Any) -> None:
 
 
 def unchanged(before: Any, after: Any) -> bool:
-    """Whether two children of a container are the same object, or equal constants."""
+    """Return whether two children of a container are the same object, or equal constants."""
     if before is after:
         return True
     plain = type(before) is type(after) and isinstance(before, PLAIN)

@@ -8,9 +8,11 @@ constants. Symbols of sizes are numbered by first appearance; devices count with
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,15 +59,50 @@ class Description:
 
     @property
     def skeleton(self) -> str:
-        """Digest of what must be the same on all ranks."""
+        """Return a digest of what must be the same on all ranks."""
         text = "\n".join(row.text for row in self.rows)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What is known of the ranks of the mesh.
+
+    Attributes:
+        size: how many there are.
+        rank: this process's.
+        descriptions: rank of the mesh -> what it traced, of those that could be asked.
+        positions: rank of the default group -> rank of the mesh.
+    """
+
+    size: int
+    rank: int
+    descriptions: Mapping[int, Description]
+    positions: Mapping[int, int]
+
+    @cached_property
+    def groups(self) -> Mapping[int, Mapping[str, tuple[int, ...]]]:
+        """Return rank of the mesh -> group name -> its members, of groups within the mesh."""
+        return {
+            rank: {
+                name: tuple(self.positions[member] for member in members)
+                for name, members in description.groups.items()
+                if set(members) <= set(self.positions)
+            }
+            for rank, description in self.descriptions.items()
+        }
+
+    @cached_property
+    def constants(self) -> Mapping[Place, tuple[Number, ...] | None]:
+        """Return place -> every rank's number where they differ, None where it is not inferred."""
+        different = differing({rank: d.numbers for rank, d in self.descriptions.items()})
+        return {place: _of_all(values, self.size) for place, values in different.items()}
 
 
 def describe(
     graph: fx.Graph, groups: Mapping[str, tuple[int, ...]], labels: Mapping[str, str]
 ) -> Description:
-    """The description of a rank's graph with its resolved groups."""
+    """Describe a rank's graph with its resolved groups."""
     index = {node: i for i, node in enumerate(graph.nodes)}
     symbols: dict[str, str] = {}
     rows: list[Row] = []
@@ -88,21 +125,18 @@ def describe(
             uses.append(str(collectives.group_of(node)))
             call = access.with_argument(node, group, "group")
         written = fx.node.map_aggregate(call, leaf)
-        text = f"{node.op} {node.target} {written} -> {_type(node)}"
+        text = f"{node.op} {node.target} {written} -> {_type(node.meta.get('val'))}"
         rows.append(Row(_renumber(text, symbols), access.source_line(node)))
         numbers.append(tuple(in_row))
     return Description(tuple(rows), tuple(numbers), groups, labels, tuple(uses))
 
 
-def _type(node: fx.Node) -> str:
-    def one(value: Any) -> str:
-        if isinstance(value, torch.Tensor):
-            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        if isinstance(value, list | tuple):
-            return f"({', '.join(map(one, value))})"
-        return type(value).__name__
-
-    return one(node.meta.get("val"))
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_type, value))})"
+    return type(value).__name__
 
 
 def _renumber(text: str, symbols: dict[str, str]) -> str:
@@ -112,7 +146,7 @@ def _renumber(text: str, symbols: dict[str, str]) -> str:
 def gathered(
     exchange: Exchange, description: Description | None, failure: str, bail: str = ""
 ) -> dict[int, Description]:
-    """Every rank's description, rows only where they differ; all ranks take part, failed ones too.
+    """Gather all ranks' descriptions, rows only where they differ; failed ranks take part, too.
 
     Args:
         exchange: the ranks.
@@ -124,10 +158,11 @@ def gathered(
         NotRecordedError: a rank has a reason for ``bail``, and none has failed.
         CaptureError: a rank failed to trace the model, or the ranks traced different graphs.
     """
-    mine = None if description is None else (description.skeleton, _without_rows(description))
+    mine = None
+    if description is not None:
+        mine = description.skeleton, replace(description, rows=())
     everyone = exchange.gather((failure, bail, mine))
-    failed = {rank: text for rank, (text, _, _) in enumerate(everyone) if text}
-    if failed:
+    if failed := {rank: text for rank, (text, _, _) in enumerate(everyone) if text}:
         rank, text = next(iter(failed.items()))
         raise CaptureError(
             f"capture failed on {ranks_text(failed)}",
@@ -137,23 +172,15 @@ def gathered(
     if bailed := {rank: text for rank, (_, text, _) in enumerate(everyone) if text}:
         rank, text = next(iter(bailed.items()))
         raise NotRecordedError(text if len(bailed) == len(everyone) else f"{text} on rank {rank}")
-    summaries = {
-        rank: summary for rank, (*_, summary) in enumerate(everyone) if summary is not None
-    }
     assert description is not None, "a rank without a description reports a failure"
-    if len({skeleton for skeleton, _ in summaries.values()}) > 1:
+    summaries = [summary for *_, summary in everyone if summary is not None]
+    if len({skeleton for skeleton, _ in summaries}) > 1:
         check_rows(dict(enumerate(exchange.gather(description.rows))))
-    return {rank: summary for rank, (_, summary) in summaries.items()}
-
-
-def _without_rows(description: Description) -> Description:
-    return Description(
-        (), description.numbers, description.groups, description.labels, description.uses
-    )
+    return {rank: without_rows for rank, (_, without_rows) in enumerate(summaries)}
 
 
 def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
-    """Raise DivergenceError at the first place where ranks traced different ops.
+    """Refuse ranks that traced different ops, at the first place where they do.
 
     Args:
         rows: rank -> rows of its graph.
@@ -173,7 +200,7 @@ def check_rows(rows: Mapping[int, Sequence[Row]]) -> None:
 
 
 def by_value(values: Mapping[int, object]) -> str:
-    """``ranks 0, 2: this; rank 1: that`` for rank -> value, the most common value first."""
+    """Return ``ranks 0, 2: this; rank 1: that`` for rank -> value, the most common first."""
     ranks: dict[object, list[int]] = {}
     for rank, value in values.items():
         ranks.setdefault(value, []).append(rank)
@@ -182,7 +209,7 @@ def by_value(values: Mapping[int, object]) -> str:
 
 
 def ranks_text(ranks: Any) -> str:
-    """``rank 1`` or ``ranks 0, 2, 3``."""
+    """Return ``rank 1`` or ``ranks 0, 2, 3``."""
     listed = list(ranks)
     return f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
 
@@ -190,7 +217,7 @@ def ranks_text(ranks: Any) -> str:
 def differing(
     numbers: Mapping[int, Sequence[tuple[Number, ...]]],
 ) -> dict[Place, dict[int, Number]]:
-    """Place -> rank -> number, where ranks that run the same program differ in a number."""
+    """Find the numbers in which ranks that run the same program differ: place -> rank -> number."""
     (_, first), *others = numbers.items()
     numbers_of: dict[Place, dict[int, Number]] = {}
     for i, number in enumerate(first):
@@ -203,8 +230,14 @@ def differing(
     return numbers_of
 
 
+def _of_all(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
+    if len(numbers) == size:
+        return tuple(numbers[rank] for rank in range(size))
+    return affine(numbers, size)
+
+
 def affine(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | None:
-    """``a + b * rank`` for all ranks, through the known ones, or None if none fits exactly."""
+    """Return ``a + b * rank`` for all ranks, through the known ones; None if none fits."""
     (low, at_low), *_, (high, at_high) = sorted(numbers.items())
     step = (at_high - at_low) / (high - low)
     if all(isinstance(value, int) for value in numbers.values()):
@@ -215,28 +248,24 @@ def affine(numbers: Mapping[int, Number], size: int) -> tuple[Number, ...] | Non
     return values if all(values[rank] == value for rank, value in numbers.items()) else None
 
 
-def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number]]) -> None:
+def mark(graph: fx.Graph, rank: int, constants: Mapping[Place, Sequence[Number] | None]) -> None:
     """Replace numbers in place by rank constants; ``constants`` lists each rank's value."""
-    by_node: dict[int, dict[int, Sequence[Number]]] = {}
-    for (i, j), values in constants.items():
-        by_node.setdefault(i, {})[j] = values
+    marked = {i for i, _ in constants}
     for i, node in enumerate(graph.nodes):
-        if i in by_node:
-            _mark_node(node, rank, by_node[i])
+        if i in marked:
+            _mark_node(node, rank, (constants.get((i, j)) for j in itertools.count()))
 
 
-def _mark_node(node: fx.Node, rank: int, places: Mapping[int, Sequence[Number]]) -> None:
-    count = iter(range(1 << 30))
+def _mark_node(node: fx.Node, rank: int, places: Iterator[Sequence[Number] | None]) -> None:
+    """Replace those numbers of a node of which every rank's value is given."""
 
     def leaf(item: Any) -> Any:
         if not isinstance(item, int | float) or isinstance(item, bool):
             return item
-        values = places.get(next(count))
-        if values is None:
+        if (values := next(places)) is None:
             return item
         if isinstance(item, int):
             return RankInt(int(values[rank]), tuple(map(int, values)))
         return RankFloat(values[rank], tuple(map(float, values)))
 
-    convert: Callable[[Any], Any] = lambda tree: fx.node.map_aggregate(tree, leaf)  # noqa: E731
-    node.args, node.kwargs = convert(node.args), convert(node.kwargs)
+    node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), leaf)

@@ -7,11 +7,10 @@ time. What the recorder does not follow stops it, with a reason, before anything
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -23,48 +22,38 @@ from torch.overrides import TorchFunctionMode
 
 from compiler.capture.export_errors import model_line
 from compiler.capture.functionalize import FunctionalGraph, NotRecordedError, one_line
-from compiler.capture.lift_state import LiftedGraph, State, StateKind, placeholder_name, unused
+from compiler.capture.model_call import TensorCall, swapped, tensors_of
 from compiler.capture.op_memo import Memo
 from compiler.capture.recorder import Recorder
-from compiler.capture.trace import TensorCall, Traced, size_range
+from compiler.capture.trace import State, Traced, size_range, unused
 from compiler.errors import CommPlanError
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
-
-@dataclass
-class Shared:
-    """What recordings of one model as several ranks have in common; empty before the first.
-
-    Attributes:
-        memo: what is known of ops and types.
-        call: shape, strides, type and device of each tensor argument.
-        fakes: the arguments as fake tensors.
-    """
-
-    memo: Memo | None = None
-    call: tuple[Any, ...] = ()
-    fakes: list[torch.Tensor] = field(default_factory=list)
-
-    def arguments(self, tensors: list[torch.Tensor]) -> tuple[Memo, list[torch.Tensor]]:
-        """The memo, and fake tensors whose sizes of two and more are symbolic."""
-        call = tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors)
-        if self.memo is None or self.call != call:
-            from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-            mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
-            mode.cache_enabled = False  # the memo is one
-            self.memo, self.call = Memo(mode), call
-            self.fakes = [_fake(mode, i, tensor) for i, tensor in enumerate(tensors)]
-        return self.memo, self.fakes
+Shared = dict[tuple[Any, ...], tuple[Memo, list[torch.Tensor]]]
+"""Type of the tensor arguments -> what recordings of one model as several ranks have in common."""
 
 
-def _fake(mode: FakeTensorMode, i: int, tensor: torch.Tensor) -> torch.Tensor:
-    from torch._dynamo.source import ConstantSource
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+def _shared(shared: Shared, tensors: list[torch.Tensor]) -> tuple[Memo, list[torch.Tensor]]:
+    """Return the memo, and fake ``tensors`` whose sizes of two and more are symbolic."""
+    call = tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors)
+    if call not in shared:
+        from torch._dynamo.source import ConstantSource
+        from torch.fx.experimental.symbolic_shapes import (
+            DimDynamic,
+            ShapeEnv,
+            StatelessSymbolicContext,
+        )  # fmt: skip
 
-    sizes = [DimDynamic.DYNAMIC if n >= 2 else DimDynamic.STATIC for n in tensor.shape]
-    context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
-    return mode.from_tensor(tensor, source=ConstantSource(f"t{i}"), symbolic_context=context)
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
+        mode.cache_enabled = False  # the memo is one
+        fakes: list[torch.Tensor] = []
+        for i, tensor in enumerate(tensors):
+            sizes = [DimDynamic.DYNAMIC if n >= 2 else DimDynamic.STATIC for n in tensor.shape]
+            context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+            source = ConstantSource(f"t{i}")
+            fakes.append(mode.from_tensor(tensor, source=source, symbolic_context=context))
+        shared[call] = Memo(mode), fakes
+    return shared[call]
 
 
 def record(
@@ -73,27 +62,24 @@ def record(
     kwargs: Mapping[str, Any],
     shared: Shared | None = None,
 ) -> Traced:
-    """Record ``model`` as it runs on this rank; sizes of two and more are symbolic.
+    """Record ``model`` as it runs on this rank, as ``capture`` does; DTensors as local tensors.
 
-    Args:
-        model: the model. Its DTensors are recorded as their local tensors.
-        args: as in ``capture``.
-        kwargs: as in ``capture``.
-        shared: what to take from, and leave for, recordings as other ranks.
+    Sizes of two and more are symbolic. Recordings as other ranks take from, and leave for, each
+    other what is ``shared``.
 
     Raises:
         NotRecordedError: the recorder does not follow what the model does; the model is as it was.
         CaptureError: the call or a result cannot be captured by any tracer.
     """
-    call = TensorCall.of(model, args, kwargs)
+    call = TensorCall(model, args, kwargs)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            stack.enter_context(unlogged(FAKE_TENSORS))
-            return _Recording(call, shared or Shared()).traced()
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            warnings.catch_warnings(action="ignore"),
+            unlogged(FAKE_TENSORS),
+        ):
+            return _Recording(call, Shared() if shared is None else shared).traced()
     except (NotRecordedError, CommPlanError):
         raise
     except Exception as error:
@@ -105,8 +91,8 @@ class _Recording:
 
     def __init__(self, call: TensorCall, shared: Shared) -> None:
         self.call = call
-        self.memo, self.fakes = shared.arguments(call.tensors)
-        self.graph = FunctionalGraph(sys._getframe(), self.memo.symint)
+        self.memo, self.fakes = _shared(shared, call.tensors)
+        self.graph = FunctionalGraph(self.memo.symint)
         attributes = {
             id(x): f"{path}.{name}" if path else name
             for path, module in call.model.named_modules()
@@ -118,53 +104,46 @@ class _Recording:
         self.inputs: list[tuple[Any, torch.Tensor]] = []  # stand-in, tensor
 
     def traced(self) -> Traced:
-        """The trace."""
-        swaps = self._swaps()
-        names = [self._argument(*pair) for pair in zip(self.call.names, self.fakes, strict=True)]
-        arguments = [stand_in for stand_in, _ in self.inputs[-len(names) :]]
-        results = self._run(swaps, arguments)
+        """Return the trace."""
+        swaps = list(self._stand_ins())
+        names: list[str] = []
+        for name, fake, tensor in zip(self.call.names, self.fakes, self.call.tensors, strict=True):
+            names.append(unused(name, (*self.state, *names)))
+            stand_in = self.recorder.placeholder(names[-1], self.memo.type_of(fake))
+            self.inputs.append((stand_in, tensor))
+        results = self._run(swaps, [stand_in for stand_in, _ in self.inputs[-len(names) :]])
         mutations, outputs = self._written()
         indices = range(len(outputs), len(outputs) + len(results))
-        nodes = [self.recorder.node(x) for x in results]
-        self.graph.graph.output((*outputs, *nodes))
+        self.graph.graph.output((*outputs, *map(self.recorder.node, results)))
         self._finish()
-        state = self.state | self.recorder.constants
-        lifted = LiftedGraph(self.graph.graph, state, tuple(names), mutations, tuple(indices))
-        return self.call.traced(lifted, self._ranges())
+        env = self.memo.env
+        symbols = dict.fromkeys(map(env.replace, self.graph.sources))
+        trace = Traced(
+            graph=self.graph.graph,
+            state=self.state | self.recorder.constants,
+            arguments=tuple(names),
+            mutations=mutations,
+            results=tuple(indices),
+            out_spec=self.call.out_spec,
+            ranges={str(s): size_range(env.bound_sympy(s)) for s in symbols if s.is_Symbol},
+        )
+        return self.call.traced(trace)
 
-    # ---- inputs
-
-    def _swaps(self) -> list[tuple[dict[str, Any], str, Any, Any]]:
-        """Stand-ins for parameters and buffers: table, name, tensor, stand-in."""
-        swaps: list[tuple[dict[str, Any], str, Any, Any]] = []
+    def _stand_ins(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
+        """Yield what stands for parameters and buffers: table, name in it, stand-in."""
         stand_in_of: dict[int, Any] = {}
-        modules = list(self.call.model.named_modules())
-        for table_name, kind in (
-            ("_parameters", StateKind.PARAMETER),
-            ("_buffers", StateKind.BUFFER),
-        ):
-            for path, module in modules:
-                table: dict[str, Any] = vars(module)[table_name]
-                for name, tensor in table.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in stand_in_of:
-                        transient = name in module._non_persistent_buffers_set
-                        own = (
-                            StateKind.TRANSIENT if transient and table_name == "_buffers" else kind
-                        )
-                        key = f"{path}.{name}" if path else name
-                        stand_in_of[id(tensor)] = self._state_tensor(own, key, tensor)
-                    swaps.append((table, name, tensor, stand_in_of[id(tensor)]))
-        return swaps
+        for table, name, state in tensors_of(self.call.model):
+            if id(state.tensor) not in stand_in_of:
+                stand_in_of[id(state.tensor)] = self._stand_in(state)
+            yield table, name, stand_in_of[id(state.tensor)]
 
-    def _state_tensor(self, kind: StateKind, key: str, tensor: torch.Tensor) -> Any:
+    def _stand_in(self, state: State) -> Any:
+        tensor, key = state.tensor, state.key
         local = tensor._local_tensor.detach() if isinstance(tensor, DTensor) else tensor
         if type(local) not in (torch.Tensor, nn.Parameter):
             raise NotRecordedError(f"{key!r} is a {type(local).__qualname__}")
-        state = State(kind, key, local)
-        name = unused(placeholder_name(state), self.state)
-        self.state[name] = state
+        name = state.unused_name(self.state)
+        self.state[name] = replace(state, tensor=local)
         stand_in = self.recorder.placeholder(name, self.memo.type_of(local))
         self.inputs.append((stand_in, local))
         if not isinstance(tensor, DTensor):
@@ -173,48 +152,27 @@ class _Recording:
         whole._is_param = isinstance(tensor, nn.Parameter)
         return whole
 
-    def _argument(self, name: str, fake: torch.Tensor) -> str:
-        taken = (*self.state, *(stand_in._value.storage.source for stand_in, _ in self.inputs))
-        name = unused(name, taken)
-        tensor = self.call.tensors[len(self.inputs) - len(self.state)]
-        self.inputs.append((self.recorder.placeholder(name, self.memo.type_of(fake)), tensor))
-        return name
-
-    # ---- the run
-
-    def _run(self, swaps: Any, arguments: list[Any]) -> list[Any]:
-        model = self.call.model
-        recorder = self.recorder
+    def _run(self, swaps: list[tuple[dict[str, Any], str, Any]], arguments: list[Any]) -> list[Any]:
+        recorder, model = self.recorder, self.call.model
         try:
-            for table, name, _, stand_in in swaps:
-                table[name] = stand_in
-            with ExitStack() as stack:
-                stack.enter_context(_attributes_kept(model))
-                stack.enter_context(self.memo.mode)
-                stack.enter_context(_as_export_traces())
-                stack.enter_context(_AsEager())
-                stack.enter_context(_compilers_refused(recorder))
-                stack.enter_context(_module_paths(self.graph, model))
-                stack.enter_context(_sharding_unseen(recorder))
-                stack.enter_context(recorder)
-                results: list[Any] = self.call.module(*arguments)
+            with (
+                swapped(swaps), _attributes_kept(model), self.memo.mode, _as_export_traces(),
+                _AsEager(), _compilers_refused(recorder), _module_paths(self.graph, model),
+                _sharding_unseen(recorder), recorder,
+            ):  # fmt: skip
+                results = self.call.run(*arguments)
         except Exception:
             if recorder.bail is not None:
                 raise recorder.bail from None
             raise
-        finally:
-            for table, name, tensor, _ in swaps:
-                table[name] = tensor
         if recorder.bail is not None:  # the model caught it, and took another way
             raise recorder.bail
         if any(isinstance(x, DTensor) for x in results):
             raise NotRecordedError("a result is a DTensor")
         return results
 
-    # ---- the graph
-
     def _written(self) -> tuple[dict[int, str], list[fx.Node]]:
-        """Outputs that are written back: index -> placeholder, and the nodes."""
+        """Return the outputs that are written back: index -> placeholder, and the nodes."""
         memory = [tensor.untyped_storage()._cdata for _, tensor in self.inputs]
         mutations: dict[int, str] = {}
         outputs: list[fx.Node] = []
@@ -237,18 +195,13 @@ class _Recording:
         env = self.memo.env
         self.graph.settle(lambda expr: env.replace(sympy.sympify(expr)), self.memo.settled())
 
-    def _ranges(self) -> dict[str, tuple[int, int | None]]:
-        env = self.memo.env
-        symbols = dict.fromkeys(map(env.replace, self.graph.sources))
-        return {str(s): size_range(env.bound_sympy(s)) for s in symbols if s.is_Symbol}
-
 
 # ---- what surrounds the run
 
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Stop, with the attributes of all modules as they were, if any has changed meanwhile."""
+    """Stop if attributes of modules have changed meanwhile, and give them back."""
     before: list[tuple[Any, Any, str]] = []
     for path, module in model.named_modules():
         before.append((vars(module), dict(vars(module)), path))
@@ -280,7 +233,7 @@ def _same(now: Any, old: Any) -> bool:
 
 @contextmanager
 def _as_export_traces() -> Iterator[None]:
-    """What ``torch.export`` has around a non-strict trace: it decides which path models take."""
+    """Enter what ``torch.export`` has around a trace: it decides which path models take."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch._export import non_strict_utils
     from torch._export.utils import _compiling_state_context
@@ -289,15 +242,14 @@ def _as_export_traces() -> Iterator[None]:
 
     # Compositions stay one op; none of them takes gradients, so their arguments are not searched.
     kept, _ = programs._split_decomp_table_to_cia_and_python_decomp({})
-    whole = programs.autograd_not_implemented
-    programs.autograd_not_implemented = _below_autograd
-    with ExitStack() as stack:
-        stack.callback(setattr, programs, "autograd_not_implemented", whole)
-        stack.enter_context(programs._override_composite_implicit_decomp(kept))
-        stack.enter_context(non_strict_utils._NonStrictTorchFunctionHandler())
-        stack.enter_context(non_strict_utils._override_builtin_ops())
-        stack.enter_context(_compiling_state_context())
-        stack.enter_context(enable_python_dispatcher())
+    with (
+        _patched(programs, "autograd_not_implemented", lambda _: _below_autograd),
+        programs._override_composite_implicit_decomp(kept),
+        non_strict_utils._NonStrictTorchFunctionHandler(),
+        non_strict_utils._override_builtin_ops(),
+        _compiling_state_context(),
+        enable_python_dispatcher(),
+    ):
         yield
 
 
@@ -315,7 +267,7 @@ class _AsEager(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """The result of a call as the model gets it without a tracer."""
+        """Return the result of a call as the model gets it without a tracer."""
         named = kwargs or {}
         if func is nn.functional.dropout and _keeps_all(*args, **named):
             return args[0]  # itself: traced, it is a copy, and writes to one miss the other
@@ -330,63 +282,57 @@ def _keeps_all(input: Any, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 @contextmanager
-def _compilers_refused(recorder: Recorder) -> Iterator[None]:
-    """Within it, ops that trace Python functions, such as ``torch.cond``, stop the recording."""
-    whole = torch.compile
+def _patched(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Wrap what ``owner`` has by that name."""
+    original = getattr(owner, name)
+    setattr(owner, name, wrap(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _compilers_refused(recorder: Recorder) -> AbstractContextManager[None]:
+    """Stop the recording at ops that trace Python functions, such as ``torch.cond``."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         recorder.stop(recorder.graph.bail("an op that traces a function of the model's"))
 
-    setattr(torch, "compile", refuse)  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(torch, "compile", whole)  # noqa: B010
+    return _patched(torch, "compile", lambda _: refuse)
 
 
-@contextmanager
-def _module_paths(graph: FunctionalGraph, model: nn.Module) -> Iterator[None]:
-    """Within it, ``graph`` knows which modules of ``model`` run."""
+def _module_paths(graph: FunctionalGraph, model: nn.Module) -> AbstractContextManager[None]:
+    """Tell ``graph`` which modules of ``model`` run."""
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    whole = nn.Module.__call__
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if (name := names.get(id(self))) is None:
-            return whole(self, *args, **kwargs)
-        outer = graph.modules
-        graph.modules = {**outer, f"L['self'].{name}": (name, type(self))}
-        try:
-            return whole(self, *args, **kwargs)
-        finally:
-            graph.modules = outer
+    def wrap(original: Any) -> Callable[..., Any]:
+        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if (name := names.get(id(self))) is None:
+                return original(self, *args, **kwargs)
+            outer = graph.modules
+            graph.modules = {**outer, f"L['self'].{name}": (name, type(self))}
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                graph.modules = outer
 
-    setattr(nn.Module, "__call__", call)  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(nn.Module, "__call__", whole)  # noqa: B010
+        return call
+
+    return _patched(nn.Module, "__call__", wrap)
 
 
-@contextmanager
-def _sharding_unseen(recorder: Recorder) -> Iterator[None]:
-    """Within it, DTensor's computation of global shapes is not recorded."""
+def _sharding_unseen(recorder: Recorder) -> AbstractContextManager[None]:
+    """Leave out DTensor's computation of global shapes."""
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
-    name = "_propagate_tensor_meta_non_cached"
-    whole = getattr(ShardingPropagator, name, None)
-    if whole is None:
-        yield
-        return
+    def wrap(original: Any) -> Callable[..., Any]:
+        def unseen(*args: Any) -> Any:
+            recorder.paused += 1
+            try:
+                return original(*args)
+            finally:
+                recorder.paused -= 1
 
-    def unseen(*args: Any) -> Any:
-        recorder.paused += 1
-        try:
-            return whole(*args)
-        finally:
-            recorder.paused -= 1
+        return unseen
 
-    setattr(ShardingPropagator, name, unseen)
-    try:
-        yield
-    finally:
-        setattr(ShardingPropagator, name, whole)
+    return _patched(ShardingPropagator, "_propagate_tensor_meta_non_cached", wrap)

@@ -21,9 +21,10 @@ from compiler.capture.functionalize import (
     Value,
     View,
     aten,
+    one_line,
 )  # fmt: skip
-from compiler.capture.lift_state import CHECKS, State, StateKind, placeholder_name
 from compiler.capture.op_memo import COMPOSITE, Memo, Op, Result
+from compiler.capture.trace import CHECKS, State, StateKind
 from compiler.errors import CaptureError
 
 PLAIN = frozenset(
@@ -49,7 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # which would cost some microseconds per op
 
     def __init__(self, memo: Memo, graph: FunctionalGraph, attributes: Mapping[int, str]) -> None:
-        """``memo`` may know other traces; ``attributes`` names tensors of the model by their id."""
+        """Take a ``memo``, which may know other traces; ``attributes`` names tensors by id."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.memo, self.graph = memo, graph
         self.constants: dict[str, State] = {}
@@ -60,7 +61,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._default = torch.get_default_dtype()
 
     def placeholder(self, name: str, metadata: Metadata) -> Any:
-        """A stand-in for a new input."""
+        """Return a stand-in for a new input."""
         return self.memo.tensor(self.graph.placeholder(name, metadata))
 
     def __torch_dispatch__(
@@ -75,7 +76,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             op = self.memo.op(func)
             if DTensor in types:
                 # Asked above DTensor, which then issues local ops; it has no rule for compositions.
-                if not op.composite or func in _propagator().op_strategy_funcs:
+                propagator: Any = DTensor._op_dispatcher.sharding_propagator
+                if not op.composite or func in propagator.op_strategy_funcs:
                     return NotImplemented
                 return self._decomposed(func, args, kwargs or {})
             if op.composite and not op.kept:
@@ -98,7 +100,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func._op_dk(COMPOSITE, *args, **kwargs)
 
     def _recorded(self, func: Any, op: Op, args: tuple[Any, ...], kwargs: Any) -> Any:
-        key: list[Any] = [func, self._state()]
+        # What an op depends on besides its arguments.
+        state = (
+            torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+        )  # fmt: skip
+        key: list[Any] = [func, state]
         args = tuple([self._operand(x, key) for x in args])
         kwargs = {name: self._operand(x, key, name) for name, x in kwargs.items()}
         key_of_call = tuple(key)
@@ -150,14 +156,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # ---- arguments
 
-    def _state(self) -> tuple[Any, ...]:
-        """What an op depends on besides its arguments."""
-        return (
-            torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
-        )  # fmt: skip
-
     def _operand(self, x: Any, key: list[Any], name: str = "") -> Any:
-        """``x``, constants replaced by stand-ins; extends the key of a result."""
+        """Return ``x``, constants replaced by stand-ins, and extend the key of a result."""
         if name:
             key.append(name)
         kind = type(x)
@@ -177,7 +177,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise NotRecordedError(f"an argument of type {kind.__module__}.{kind.__qualname__}")
 
     def node(self, x: Any) -> Any:
-        """``x`` as an argument of a node."""
+        """Return ``x`` as an argument of a node."""
         if isinstance(x, torch.Tensor):
             return self.graph.read(x._value)  # type: ignore[attr-defined]
         if isinstance(x, SYMBOLIC):
@@ -185,7 +185,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return type(x)([self.node(one) for one in x]) if isinstance(x, list | tuple) else x
 
     def _constant(self, tensor: torch.Tensor) -> Any:
-        """The stand-in for a tensor with data that the model's code made or holds."""
+        """Return the stand-in for a tensor with data that the model's code made or holds."""
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         if type(tensor) not in (torch.Tensor, nn.Parameter) or wrapped:
             raise NotRecordedError(
@@ -194,7 +194,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(tensor) not in self._lifted:
             key = self._attributes.get(id(tensor), f"lifted_tensor_{len(self.constants)}")
             state = State(StateKind.CONSTANT, key, tensor)
-            stand_in = self.placeholder(placeholder_name(state), self.memo.type_of(tensor.detach()))
+            stand_in = self.placeholder(
+                state.unused_name(self.constants), self.memo.type_of(tensor.detach())
+            )
             stand_in._value.storage.frozen = "a write to a constant"
             self.constants[str(stand_in._value.storage.source)] = state
             self._lifted[id(tensor)] = tensor, stand_in
@@ -203,16 +205,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # ---- results
 
     def _result(self, func: Any, op: Op, args: tuple[Any, ...], kwargs: Any) -> Result:
-        """What the op gives, from running it on fake tensors."""
+        """Return what the op gives, from running it on fake tensors."""
         if op.target is None or op.kind not in ("pure", "view", "write"):
             raise NotRecordedError(op.kind)
         try:
             out = op.target(*args, **kwargs)
         except Exception as error:
-            text = str(error).strip().splitlines()
-            raise NotRecordedError(
-                f"{func}: {type(error).__name__}: {text[0] if text else ''}"
-            ) from error
+            raise NotRecordedError(f"{func}: {one_line(error)}") from error
         if func in CHECKS and out is None:
             return Result(())
         self._check_default_dtype(func, out, op, args, kwargs)
@@ -275,10 +274,6 @@ def _tensors(tree: Any) -> list[Any]:
 
 
 def _shares(outs: list[Any], operands: list[Any]) -> bool:
-    """Whether a result shares memory with an operand."""
+    """Return whether a result shares memory with an operand."""
     memory = {x.untyped_storage()._cdata for x in operands}
     return any(one.untyped_storage()._cdata in memory for one in outs if one is not None)
-
-
-def _propagator() -> Any:
-    return DTensor._op_dispatcher.sharding_propagator

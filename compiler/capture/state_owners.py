@@ -58,7 +58,7 @@ class TensorType:
 
     @staticmethod
     def of(value: Any) -> Any:
-        """The type of a tensor; other values, such as None, as they are."""
+        """Return the type of a tensor; other values, such as None, as they are."""
         if not isinstance(value, torch.Tensor):
             return value
         placements = (value.device_mesh, value.placements) if isinstance(value, DTensor) else None
@@ -89,7 +89,7 @@ class Owner:
     whole: bool = False
 
     def now(self) -> Mapping[Any, Any]:
-        """All that it holds."""
+        """Return all that it holds."""
         match self.kind:
             case Kind.CLASS:
                 return vars(cast(type, self.target))
@@ -106,7 +106,7 @@ class Owner:
                 )  # as it is stored
 
     def label(self, key: Any) -> str:
-        """How a reader of the model's code calls a value."""
+        """Return how a reader of the model's code calls a value."""
         match self.kind:
             case Kind.ITEMS | Kind.SEQUENCE:
                 return f"{self.name}[{key!r}]"
@@ -134,7 +134,7 @@ class Change:
 
     @property
     def releases_state(self) -> bool:
-        """Whether the model lets go of a module or tensor, which nobody should keep alive."""
+        """Return whether the model lets go of a module or tensor, to be kept alive by nobody."""
         return isinstance(self.old, nn.Module | torch.Tensor | TensorType)
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ class Change:
 
 
 def same(old: Any, new: Any) -> bool:
-    """Whether a graph that read ``old`` is right where ``new`` is: one object, or equal constants.
+    """Return whether a graph that read ``old`` is right for ``new``: itself or an equal constant.
 
     Floats are equal if they print alike: 0.0 and -0.0 differ, and NaN is itself.
     """
@@ -161,7 +161,7 @@ def same(old: Any, new: Any) -> bool:
 
 
 def summary(changes: Sequence[Change]) -> str:
-    """At most three changes, and how many others there are."""
+    """Return at most three changes, and how many others there are."""
     rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     return "; ".join(map(str, changes[:3])) + rest
 
@@ -176,12 +176,12 @@ def _short(value: Any) -> str | None:
 
 
 def is_opaque(function: types.FunctionType) -> bool:
-    """Whether a function is of torch or the standard library, whose code is taken to stay."""
+    """Return whether a function is of torch or the standard library, whose code stays."""
     return (function.__module__ or "").partition(".")[0] in OPAQUE_PACKAGES
 
 
 def cells(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """Names and contents of a function's closure; empty cells are left out."""
+    """Return names and contents of a function's closure, without empty cells."""
     variables = list[tuple[str, Any]]()
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -194,7 +194,7 @@ def cells(function: types.FunctionType) -> list[tuple[str, Any]]:
 def globals_of(
     code: types.CodeType, names: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Global names that code reads, through modules of the user's, too: namespace, name, value."""
+    """Yield global names that code reads, also in the user's modules: namespace, name, value."""
     space: dict[str, Any] | None = None
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_GLOBAL":

@@ -1,166 +1,154 @@
-"""What tracers get, the call of a model on tensors alone, and what they give."""
+"""What tracers give: a functional graph, its inputs and results, and the sizes that it is for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import sympy
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import fx
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from compiler.capture.call_form import Arguments, CallForm, check_leaf
-from compiler.capture.declared_placements import Cut
-from compiler.capture.lift_state import LiftedGraph
-from compiler.capture.model_call import OnTensors, Outcome, is_tensor, with_leaves
 from compiler.capture.python_reads import Reads
 from compiler.capture.pytrees import Structure
-from compiler.errors import CaptureError
 from compiler.ir import access
+from compiler.ir.placement import Placement
+
+Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
+"""Key of a DTensor -> per dimension of its device mesh, the process group and the placement."""
+
+CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+"""Ops that tracers leave out: they repeat what is already known of their operand."""
+
+
+class StateKind(StrEnum):
+    """What a lifted tensor is to the model."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    TRANSIENT = "non-persistent buffer"
+    CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A traced model, group names as this process has them.
+class State:
+    """A tensor of the model that became an input of the graph.
 
     Attributes:
-        lifted: the graph; its arguments and results are the leaves of the trees.
+        kind: what it is to the model.
+        key: its dotted name in the model; for parameters and persistent buffers, the key in its
+            state_dict.
+        tensor: the tensor; the local shard where the model holds a DTensor.
+    """
+
+    kind: StateKind
+    key: str
+    tensor: torch.Tensor
+
+    def unused_name(self, taken: Iterable[str]) -> str:
+        """Return a name for its placeholder that is not among ``taken``."""
+        letter = {StateKind.PARAMETER: "p", StateKind.CONSTANT: "c"}.get(self.kind, "b")
+        return unused(f"{letter}_{''.join(c if c.isalnum() else '_' for c in self.key)}", taken)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A leaf of arguments or results that is not a tensor: the value the graph was traced with."""
+
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCall:
+    """How a graph stands for a call of the model.
+
+    Attributes:
+        arguments: per leaf of the arguments, its placeholder, or the constant it was traced with.
+        cached: placeholders of arguments that are parts of caches.
+        mutations: graph output -> placeholder whose tensor it is written back to.
+        results: per leaf of the result, the graph output, or a constant.
         out_spec: structure of the result and of the arguments that the model updates.
-        ranges: symbol of a size -> its smallest and largest value (None: no limit).
-        guards: what else the sizes of a call must satisfy.
-        cut: the model's DTensors.
+        ranges: symbol of a size -> smallest and largest value; None is no limit.
+        guards: what else the sizes of a call must satisfy, over the same symbols.
         reads: the Python state that the trace read; None where no Python ran.
     """
 
-    lifted: LiftedGraph
+    arguments: tuple[str | Fixed, ...]
+    cached: frozenset[str] = frozenset()
+    mutations: Mapping[int, str] = field(default_factory=dict)
+    results: tuple[int | Fixed, ...]
     out_spec: Structure
-    ranges: Mapping[str, tuple[int, int | None]]
-    guards: tuple[sympy.Basic, ...]
-    cut: Cut = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    guards: tuple[sympy.Basic, ...] = ()
     reads: Reads | None = None
 
 
-@dataclass(frozen=True)
-class TensorCall:
-    """A call of a model as tracers make it: on tensors alone.
+@dataclass(frozen=True, kw_only=True)
+class Traced(GraphCall):
+    """A functional graph without attributes, group names as this process has them.
 
     Attributes:
-        model: the model.
-        given: the leaves of the arguments.
-        names: of the tensors among them.
-        tensors: what to trace with, one for each.
-        module: takes the tensors and returns the computed leaves of the result.
-        outcome: where it leaves the result.
+        graph: its inputs are the model's tensors and the tensor arguments; its outputs are what is
+            written back, then the computed leaves of the result.
+        state: placeholder -> tensor of the model.
+        cut: the model's DTensors.
     """
 
-    model: nn.Module
-    given: Arguments
-    names: tuple[str, ...]
-    tensors: list[torch.Tensor]
-    module: nn.Module
-    outcome: Outcome
-
-    @staticmethod
-    def of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TensorCall:
-        """The call of ``model`` with these arguments.
-
-        Raises:
-            CaptureError: the arguments do not fit the model, or none is a tensor.
-        """
-        form = CallForm.of(model)
-        arguments = form.flatten(args, kwargs)
-        named = tuple(zip(form.names(arguments), arguments.leaves, strict=True))
-        for name, leaf in named:
-            check_leaf(f"argument {name!r}", leaf)
-        names = tuple(name for name, leaf in named if is_tensor(leaf))
-        if not names:
-            raise CaptureError(
-                "a call without tensor arguments has nothing to capture",
-                found=", ".join(f"{name}={leaf!r}" for name, leaf in named) or "no arguments",
-                remedy="pass at least one tensor, such as the token ids",
-            )
-        tensors = _in_mode_of(model, [_plain(x) for x in arguments.leaves if is_tensor(x)])
-        outcome = Outcome(Reads(model))
-        return TensorCall(
-            model, arguments, names, tensors, OnTensors(model, arguments, outcome), outcome
-        )
-
-    def traced(self, lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]]) -> Traced:
-        """The trace whose graph, of ``module``, is ``lifted``.
-
-        Raises:
-            CaptureError: the forward changed Python state that it read.
-        """
-        self.outcome.reads.settle()
-        whole = with_leaves(lifted, self.given, self.outcome)
-        guards = guards_of(whole)
-        ranges = _narrowed(whole, ranges, guards)
-        return Traced(whole, self.outcome.spec, ranges, guards, reads=self.outcome.reads)
+    graph: fx.Graph
+    state: Mapping[str, State]
+    cut: Cut = field(default_factory=dict)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor like this one that is contiguous and no view: export reads its type alone.
-
-    The runtime passes contiguous tensors, too, so that one graph serves all strides.
-    """
-    if tensor.is_contiguous() and not tensor._is_view():
-        return tensor
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _in_mode_of(model: nn.Module, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """``tensors`` as fake ones if the model's own are, since the two kinds do not mix."""
-    own = (t for t in (*model.parameters(), *model.buffers()) if isinstance(t, FakeTensor))
-    if (fake := next(own, None)) is None:
-        return tensors
-    mode = fake.fake_mode
-    return [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in tensors]
+def unused(name: str, taken: Iterable[str]) -> str:
+    """Return ``name``, numbered if it is among ``taken``."""
+    names, unused_name, count = set(taken), name, 0
+    while unused_name in names:
+        count += 1
+        unused_name = f"{name}_{count}"
+    return unused_name
 
 
-def guards_of(lifted: LiftedGraph) -> tuple[sympy.Basic, ...]:
-    """Conditions on sizes under which the trace took the path it took."""
-    arguments = [x for x in lifted.arguments if isinstance(x, str)]
-    shapes = [
-        size
-        for node in access.node_of(lifted.graph, "placeholder")
-        if node.target in arguments and access.is_tensor(node)
-        for size in access.shape(node)
-        if isinstance(size, torch.SymInt)
-    ]
-    if not shapes:
+def symbolic_sizes(trace: Traced) -> list[torch.SymInt]:
+    """Return the symbolic sizes of the tensor arguments."""
+    arguments = {x for x in trace.arguments if isinstance(x, str)}
+    nodes = access.node_of(trace.graph, "placeholder")
+    shapes = (access.shape(n) for n in nodes if n.target in arguments and access.is_tensor(n))
+    return [size for shape in shapes for size in shape if isinstance(size, torch.SymInt)]
+
+
+def guards_of(trace: Traced) -> tuple[sympy.Basic, ...]:
+    """Return the conditions on sizes under which the trace took the path it took."""
+    sizes = symbolic_sizes(trace)
+    if not sizes:
         return ()
-    bound = {symbol for size in shapes for symbol in size.node.expr.free_symbols}
-    env = shapes[0].node.shape_env
+    bound = {symbol for size in sizes for symbol in size.node.expr.free_symbols}
+    env = sizes[0].node.shape_env
     # A size found equal to another since then is called by that one's name.
     guards = dict.fromkeys(env.replace(guard.expr) for guard in env.guards)
     return tuple(g for g in guards if g.free_symbols and g.free_symbols <= bound)
 
 
-def _narrowed(
-    lifted: LiftedGraph, ranges: Mapping[str, tuple[int, int | None]], guards: Sequence[sympy.Basic]
-) -> dict[str, tuple[int, int | None]]:
-    """``ranges``, ended where a guard on one symbol fails: values may hold what it specialized.
+def narrowed(trace: Traced, guards: Sequence[sympy.Basic]) -> dict[str, tuple[int, int | None]]:
+    """Return the ranges of ``trace``, ended where a guard on one symbol fails.
 
-    A loop that ran once because ``(s + 63) // 64`` was 1 is that of at most 64. The symbols of the
-    graph are told, whose ranges are what its checker reads.
+    Values may hold what the guard specialized: a loop that ran once because ``(s + 63) // 64`` was
+    1 is that of at most 64. The ranges of the graph's symbols, which the checker reads, end too.
     """
-    narrowed = dict(ranges)
-    for node in access.node_of(lifted.graph, "placeholder"):
-        sizes = access.shape(node) if access.is_tensor(node) else ()
-        for size in (size for size in sizes if isinstance(size, torch.SymInt)):
-            symbol = size.node.expr
-            if str(symbol) not in narrowed:
-                continue
-            lower, upper = narrowed[str(symbol)]
-            own = [g for g in guards if g.free_symbols == {symbol}]
-            last = min((x for g in own if (x := _last(g, symbol, int(size.node.hint)))), default=0)
-            if last and (upper is None or last < upper):
-                narrowed[str(symbol)] = lower, last
-                size.node.shape_env.constrain_symbol_range(symbol, lower, last)
-    return narrowed
+    ranges = dict(trace.ranges)
+    for size in symbolic_sizes(trace):
+        symbol = size.node.expr
+        if str(symbol) not in ranges:
+            continue
+        lower, upper = ranges[str(symbol)]
+        own = [g for g in guards if g.free_symbols == {symbol}]
+        last = min((x for g in own if (x := _last(g, symbol, int(size.node.hint)))), default=0)
+        if last and (upper is None or last < upper):
+            ranges[str(symbol)] = lower, last
+            size.node.shape_env.constrain_symbol_range(symbol, lower, last)
+    return ranges
 
 
 def size_range(bounds: ValueRanges[sympy.Expr]) -> tuple[int, int | None]:
@@ -179,7 +167,7 @@ FAR = 2**24
 
 
 def _last(guard: sympy.Basic, symbol: sympy.Symbol, hint: int) -> int | None:
-    """The last value from ``hint`` on, about, up to which ``guard`` holds; None if it does not end.
+    """Return about the last value from ``hint`` on at which ``guard`` holds; None: it has no end.
 
     Multiples of ``hint`` are tried, which satisfy what it does of remainders.
     """

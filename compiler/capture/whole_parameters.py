@@ -1,10 +1,9 @@
 """Parameters that cannot be shards, because a whole tensor of their size meets them.
 
 A parameter, or an elementwise function of the model's tensors alone, that meets a value which is
-the same on all ranks in an elementwise op, or as the weight of its norm, has the size of the whole,
-and so is not a block of a larger tensor. What is the same, ``analysis.replication`` says; a value
-of which only the size matters, ``zeros_like(x)``, is as small as a shard if ``x`` is one, so that
-nothing follows for a parameter that meets it.
+the same on all ranks in an elementwise op, or as the weight of its norm, has the size of the whole.
+What is the same, ``analysis.replication`` says; but ``zeros_like(x)``, of which only the size
+matters, is as small as a shard if ``x`` is one: nothing follows for a parameter that meets it.
 """
 
 from __future__ import annotations
@@ -14,18 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import fx
 
 from compiler.analysis.replication import replicated_axes, replication
-from compiler.ir import access, collectives, rules
+from compiler.ir import access, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules import BROADCAST, RESHAPE, Meaning
 
 Axes = frozenset[str]
 
-NORMS = tuple(
-    op
-    for name in ("rms_norm", "layer_norm", "native_layer_norm", "_fused_rms_norm")
-    for op in rules.RULES
-    if getattr(getattr(op, "overloadpacket", None), "__name__", "") == name
-)
+NORMS = frozenset({"rms_norm", "layer_norm", "native_layer_norm", "_fused_rms_norm"})
+"""Names of ops that multiply by a weight of the size of the normalized dimensions."""
 
 
 def met_by_same(graph: SpmdGraph, state: Mapping[str, bool]) -> dict[str, tuple[Axes, str]]:
@@ -61,7 +56,7 @@ def met_by_same(graph: SpmdGraph, state: Mapping[str, bool]) -> dict[str, tuple[
 
 
 def _whole(graph: SpmdGraph) -> dict[fx.Node, Axes]:
-    """Value -> axes along which it is the same, and not because nothing but sizes went into it."""
+    """Return value -> axes along which it is the same, and not because only sizes went into it."""
     classes, everywhere = replication(graph), frozenset(graph.mesh.axes)
     sized: dict[fx.Node, Axes] = {}
     whole: dict[fx.Node, Axes] = {}
@@ -78,8 +73,8 @@ def _whole(graph: SpmdGraph) -> dict[fx.Node, Axes]:
 def _meetings(
     node: fx.Node, meaning: Meaning, operands: Sequence[fx.Node]
 ) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Pairs of operands of which the first is as large as the whole of the second's dimensions."""
-    if node.target in NORMS:
+    """Yield pairs of operands of which the first is as large as the whole of the second."""
+    if getattr(getattr(node.target, "overloadpacket", None), "__name__", "") in NORMS:
         yield from ((weight, operands[0]) for weight in operands[1:])
     elif _is_elementwise(meaning):
         yield from ((a, b) for a in operands for b in operands if _has_size_of(a, b, node))
@@ -93,7 +88,7 @@ def _is_elementwise(meaning: Meaning) -> bool:
 
 
 def _has_size_of(value: fx.Node, other: fx.Node, node: fx.Node) -> bool:
-    """Whether every dimension of ``held`` meets one of the same size in ``other``."""
+    """Return whether every dimension of ``value`` meets one of the same size in ``other``."""
     if not (access.is_tensor(value) and access.is_tensor(other)):
         return False
     rank = len(access.shape(node))

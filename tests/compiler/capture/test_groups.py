@@ -1,6 +1,7 @@
 import pytest
 
 from compiler.capture.groups import built_mesh, partition, resolve
+from compiler.capture.rank_traces import Description, Ranks
 from compiler.errors import MeshError
 from compiler.ir.mesh import Mesh, ReplicaGroups
 
@@ -69,26 +70,24 @@ def test_no_group_at_all():
     assert built_mesh({}, {}, 1) == Mesh({"tp": 1})
 
 
+def ranks(groups, *, size, rank=0):
+    """Ranks of the mesh, each with a collective over its one group."""
+    traced = {r: Description((), (), named, {}, tuple(named)) for r, named in groups.items()}
+    return Ranks(size, rank, traced, {r: r for r in range(size)})
+
+
 def test_names_that_differ_between_ranks_are_one_group():
-    found = resolve(
-        {0: ["a"], 1: ["a"], 2: ["b"], 3: ["b"]},
-        {0: {"a": (0, 1)}, 1: {"a": (0, 1)}, 2: {"b": (2, 3)}, 3: {"b": (2, 3)}},
-        {},
-        rank=2,
-        size=4,
-        mesh=Mesh({"dp": 2, "tp": 2}),
-    )
+    groups = {0: {"a": (0, 1)}, 1: {"a": (0, 1)}, 2: {"b": (2, 3)}, 3: {"b": (2, 3)}}
+    found = resolve(ranks(groups, size=4, rank=2), Mesh({"dp": 2, "tp": 2}))
     assert found.names == {"b": "tp"}
     assert found.assumed == ()
 
 
 def test_what_one_rank_infers_of_others_is_listed():
-    found = resolve(
-        {0: ["a"]}, {0: {"a": (0, 1)}}, {}, rank=0, size=4, mesh=Mesh({"dp": 2, "tp": 2})
-    )
+    found = resolve(ranks({0: {"a": (0, 1)}}, size=4), Mesh({"dp": 2, "tp": 2}))
     assert found.assumed == ("group 'a': ranks [0, 1] repeat over 4 ranks",)
 
 
 def test_a_mesh_without_the_group_is_refused():
-    with pytest.raises(MeshError, match="no group of the ranks behind process group 'a'"):
-        resolve({0: ["a"]}, {0: {"a": (0, 1)}}, {}, rank=0, size=4, mesh=Mesh({"tp": 4}))
+    with pytest.raises(MeshError, match="must have a group of the ranks behind process group 'a'"):
+        resolve(ranks({0: {"a": (0, 1)}}, size=4), Mesh({"tp": 4}))

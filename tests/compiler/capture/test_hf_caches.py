@@ -30,7 +30,7 @@ def test_without_transformers_nothing_is_a_cache(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "transformers.cache_utils", raising=False)
     assert not is_cache_class(Cache)
     (leaf,) = FORM.flatten((Cache(),), {}).leaves
-    with pytest.raises(CaptureError, match="neither a tensor nor a plain constant"):
+    with pytest.raises(CaptureError, match="must be a tensor or a plain constant"):
         check_leaf("argument 'ids'", leaf)
 
 
@@ -113,4 +113,4 @@ def test_what_is_no_state_is_refused() -> None:
     named = dict(zip(FORM.names(given), given.leaves, strict=True))
     with pytest.raises(CaptureError) as caught:
         check_leaf("argument 'cache_stream'", named["cache_stream"])
-    assert caught.value.what == "argument 'cache_stream' is neither a tensor nor a plain constant"
+    assert caught.value.what == "argument 'cache_stream' must be a tensor or a plain constant"

@@ -11,9 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
-from compiler.capture.call_form import CallForm
-from compiler.capture.model_call import OnTensors, Outcome
-from compiler.capture.python_reads import Reads
+from compiler.capture.model_call import TensorCall
 from compiler.capture.pytrees import Alias, rebuilt
 from compiler.errors import CaptureError
 
@@ -29,24 +27,23 @@ class Calls(nn.Module):
         return self.function(x, state)
 
 
-def wrapped(function: Callable[..., Any], *args: Any) -> tuple[list[Any], Outcome, Any]:
-    """Computed leaves, outcome, and the result as a runtime makes it of them."""
-    model = Calls(function)
-    given, outcome = CallForm.of(model).flatten(args, {}), Outcome(Reads(model))
-    tensors = [x for x in given.leaves if isinstance(x, torch.Tensor)]
-    computed = OnTensors(model, given, outcome)(*tensors)
+def wrapped(function: Callable[..., Any], *args: Any) -> tuple[list[Any], TensorCall, Any]:
+    """Computed leaves, the call, and the result as a runtime makes it of them."""
+    call = TensorCall(Calls(function), args, {})
+    given = call.arguments
+    computed = call.run(*(x for x in given.leaves if isinstance(x, torch.Tensor)))
     following = iter(computed)
-    leaves = [next(following) if isinstance(x, torch.Tensor) else x for x in outcome.leaves]
-    result = rebuilt(outcome.spec, leaves, list(given.objects), given.leaves)
-    return computed, outcome, result
+    leaves = [next(following) if isinstance(x, torch.Tensor) else x for x in call.leaves]
+    result = rebuilt(call.out_spec, leaves, list(given.objects), given.leaves)
+    return computed, call, result
 
 
 def test_arguments_that_are_returned_are_not_computed() -> None:
     state = {"a": [Y]}
-    computed, outcome, result = wrapped(lambda x, state: (x, state["a"], state, x + 1), X, state)
-    assert outcome.leaves[:-1] == [Alias("leaf", 0), Alias("object", 2), Alias("object", 1)]
+    computed, call, result = wrapped(lambda x, state: (x, state["a"], state, x + 1), X, state)
+    assert call.leaves[:-1] == [Alias("leaf", 0), Alias("object", 2), Alias("object", 1)]
     assert len(computed) == 1
-    assert not outcome.spec.updated
+    assert not call.out_spec.updated
     assert result[0] is X
     assert result[1] is state["a"]
     assert result[2] is state
@@ -63,8 +60,8 @@ def test_containers_take_what_the_model_puts_into_them() -> None:
         del state["gone"]
         return x * 2
 
-    _, outcome, result = wrapped(update, X, state)
-    assert outcome.spec.updated == (1, 2)
+    _, call, result = wrapped(update, X, state)
+    assert call.out_spec.updated == (1, 2)
     assert torch.equal(result, X * 2)
     assert list(state) == ["inner", "count", "new"]
     assert state["inner"] is state["new"] is inner
@@ -90,8 +87,8 @@ def test_a_tensor_passed_twice_is_one_tensor() -> None:
         assert x is state[0]
         return x + state[0]
 
-    computed, outcome, _ = wrapped(update, X, [X])
-    assert len(computed) == len(outcome.leaves) == 1
+    computed, call, _ = wrapped(update, X, [X])
+    assert len(computed) == len(call.leaves) == 1
 
 
 def test_an_object_with_attributes_is_updated() -> None:
@@ -135,5 +132,5 @@ def test_an_object_that_cannot_be_updated_is_refused() -> None:
 
 
 def test_results_that_are_no_leaves_are_refused() -> None:
-    with pytest.raises(CaptureError, match="a result of the model is neither a tensor nor"):
+    with pytest.raises(CaptureError, match="a result of the model must be a tensor or"):
         wrapped(lambda x, state: (x, object()), X)

@@ -10,9 +10,9 @@ from compiler.capture import capture
 from compiler.capture.call_form import CallForm
 from compiler.capture.fake_ranks import fake_process_group
 from compiler.capture.functionalize import NotRecordedError
-from compiler.capture.lift_state import Fixed
 from compiler.capture.pytrees import rebuilt
 from compiler.capture.record import record
+from compiler.capture.trace import Fixed
 from compiler.errors import CaptureError
 from compiler.ir import access
 from tests.compiler.capture.models import HIDDEN, Stack
@@ -161,19 +161,18 @@ def test_a_recorded_graph_computes_what_the_model_does(function):
         expected_x = x.clone()
         with torch.no_grad():
             expected = eager(expected_x)
-        lifted = traced.lifted
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         inputs = {
-            name: state.get(one.key, one.tensor).detach() for name, one in lifted.state.items()
+            name: state.get(one.key, one.tensor).detach() for name, one in traced.state.items()
         }
         inputs["x"] = x
         arguments = CallForm.of(model).flatten((x,), {}).leaves
-        placeholders = access.node_of(lifted.graph, "placeholder")
+        placeholders = access.node_of(traced.graph, "placeholder")
         values = [inputs[str(node.target)] for node in placeholders]
-        outputs = fx.GraphModule({}, lifted.graph)(*values)
-        for i, name in lifted.mutations.items():
+        outputs = fx.GraphModule({}, traced.graph)(*values)
+        for i, name in traced.mutations.items():
             inputs[name].copy_(outputs[i])
-        leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in lifted.results]
+        leaves = [x.value if isinstance(x, Fixed) else outputs[x] for x in traced.results]
         made = rebuilt(traced.out_spec, leaves, [], arguments)
         results = made if isinstance(made, tuple) else (made,)
         listed = expected if isinstance(expected, tuple) else (expected,)
@@ -321,7 +320,9 @@ def test_export_takes_over_and_the_capture_says_why():
     assert not capture(Model(slices_are_written), (x,)).remarks
     with pytest.raises(CaptureError, match="cannot be recorded\n  found: a write through aten"):
         capture(Model(parts_are_written), (x,), capture="record")
-    with pytest.raises(CaptureError, match="there is no tracer 'fast'"):
+    with pytest.raises(
+        CaptureError, match="capture= must be one of auto, record, export, got 'fast'"
+    ):
         capture(Model(parts_are_written), (x,), capture="fast")
 
 
@@ -340,6 +341,6 @@ def test_hooks_run_and_modules_are_named():
     with fake_process_group(1, 4):
         model = Stack(inplace=True)
         model.layers[0].register_forward_hook(lambda module, args, result: result * 2)
-        graph = record(model, (torch.randn(6, HIDDEN),), {}).lifted.graph
+        graph = record(model, (torch.randn(6, HIDDEN),), {}).graph
     (hooked,) = (n for n in graph.nodes if n.target is torch.ops.aten.mul.Tensor and n.args[1] == 2)
     assert access.layer_path(hooked) in ("layers.0", "layers")

@@ -38,7 +38,7 @@ def rows(traced, views=True):
             return named[x]
         return (type(x).__name__, x) if isinstance(x, int | float) else str(x)
 
-    for node in traced.lifted.graph.nodes:
+    for node in traced.graph.nodes:
         val = node.meta.get("val")
         if node.target in SIZES and isinstance(val, torch.SymInt):
             named[node] = size(val)
@@ -72,8 +72,8 @@ def check_equal(recorded, exported, exactly=True):
     assert len(a) == len(b)
     assert sorted(recorded.ranges.values()) == sorted(exported.ranges.values())
     for field in ("mutations", "results"):
-        assert getattr(recorded.lifted, field) == getattr(exported.lifted, field)
-    assert recorded.lifted.state.keys() == exported.lifted.state.keys()
+        assert getattr(recorded, field) == getattr(exported, field)
+    assert recorded.state.keys() == exported.state.keys()
     assert flags(recorded) == flags(exported)
 
 
