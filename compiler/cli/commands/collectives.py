@@ -20,8 +20,9 @@ from compiler.cli.inputs.files import read_text
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, bad_option
 from compiler.cli.render.progress import Stages, stdout
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 from compiler.snapshot import Snapshot, changes, exceeded, rows
 
 Format = StrEnum("Format", ["TEXT", "JSON", "GITHUB", "MARKDOWN"])
@@ -53,9 +54,8 @@ def collectives(
     graph = load(model, InputOptions(mesh, groups, inputs, tp, settings, capture), stages).graph
     if optimized:
         with stages.stage("optimize"):
-            graph = optimize_spmd(
-                graph, policy=policy, verify=True, tokens=None, pipeline=Pipeline()
-            ).spmd
+            planner = Planner(graph, PlannerOptions(policy))
+            graph = optimize(planner, planner.decide(None)).spmd
     snapshot = Snapshot.of(graph)
     over = exceeded(snapshot, budget)
     if format is Format.JSON:
