@@ -274,7 +274,7 @@ def as_call(
     if isinstance(example_inputs, list | tuple):
         return tuple(example_inputs), {}
     raise CommPlanError(
-        "example_inputs is no call",
+        "example_inputs= must be the arguments of a call",
         found=type(example_inputs).__name__,
         remedy="pass a tuple of positional or a dict of keyword arguments",
     )

@@ -59,7 +59,7 @@ def machine_of(
         return named
     if not isinstance(named, str | Path):
         raise MachineError(
-            "machine= is no machine",
+            "machine= must be a machine",
             found=type(named).__name__,
             remedy='give a name, the path of a machine file, a Machine, None, or "auto"',
         )
@@ -95,7 +95,7 @@ def check_tokens(tokens: object) -> None:
     """Raise CommPlanError unless ``tokens`` is a count or None."""
     if tokens is not None and not _is_count(tokens, least=1):
         raise CommPlanError(
-            "tokens= is no count of tokens",
+            "tokens= must be a count of tokens",
             found=repr(tokens),
             remedy="an integer of >= 1, or None",
         )
@@ -105,13 +105,13 @@ def check_pipeline(observers: object, bisect_limit: object) -> None:
     """Raise CommPlanError unless passes can be told to these, and so many can be run."""
     if not isinstance(observers, Sequence) or not all(map(callable, observers)):
         raise CommPlanError(
-            "observers= is no sequence of functions",
+            "observers= must be a sequence of functions",
             found=repr(observers),
             remedy="functions of one PassRecord, as in observers=[print]",
         )
     if bisect_limit is not None and not _is_count(bisect_limit, least=0):
         raise CommPlanError(
-            "bisect_limit= is no number of passes",
+            "bisect_limit= must be a number of passes",
             found=repr(bisect_limit),
             remedy="an integer of >= 0, or None",
         )

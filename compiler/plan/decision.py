@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import fx
 
 from compiler.analysis.partial_forms import PartialAssignment
-from compiler.analysis.reductions import Reduction, number_of, reductions
+from compiler.analysis.reductions import Reduction, number_of
 from compiler.analysis.row_shards import RowAssignment
 from compiler.ir.collectives import collectives
 from compiler.ir.comm_plan import CommPlan
@@ -33,7 +33,7 @@ class RewrittenGraph:
 
     graph: SpmdGraph
     pipeline: Pipeline
-    placed: Mapping[object, int] = field(default_factory=dict)
+    placed: Mapping[Reduction, int] = field(default_factory=dict)
 
     @cached_property
     def work(self) -> GraphWork:
@@ -47,8 +47,7 @@ class RewrittenGraph:
         Placing one may make others, over its groups and orthogonal ones together.
         """
         count = number_of(self.graph)
-        every = reductions(self.graph)
-        return next((r for r in every if count[r.key] > self.placed.get(r.key, 0)), None)
+        return next((r for r in count if count[r] > self.placed.get(r, 0)), None)
 
 
 def sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:

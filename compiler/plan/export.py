@@ -1,7 +1,7 @@
 """Export assignments as numbered values.
 
 Nodes mean something in one graph of one process. Numbers mean the same in every copy of a graph:
-ranks compare them, files store them.
+ranks compare them, and files store them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from compiler.analysis.partial_forms import PartialAssignment
 from compiler.analysis.partial_values import PartialValues
 from compiler.analysis.reductions import ReductionFacts
 from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share
+from compiler.analysis.traversal import reached
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.comm_plan import PlacedReduction, RowStage, Stage
@@ -81,13 +82,7 @@ def _computed(node: fx.Node, values: PartialValues) -> fx.Node:
 
 def _merges(node: fx.Node, values: PartialValues) -> int:
     """Return how many of the author's all_reduces meet, Partial, in ``node``."""
-    cone: set[fx.Node] = set()
-    queue = [node]
-    while queue:
-        node = queue.pop()
-        if node not in cone:
-            cone.add(node)
-            queue += () if values[node].reduces else values[node].operands
+    cone = reached([node], lambda n: () if values[n].reduces else values[n].operands)
     return sum(values[n].reduces for n in cone)
 
 

@@ -202,8 +202,8 @@ class Planner:
         while (reduction := at.next_reduction) is not None:
             placement = self._placement(at, reduction, tokens)
             if (*path, placement) in self.withdrawn:
-                left = number_of(at.graph)[reduction.key]
-                at = replace(at, placed={**at.placed, reduction.key: left})
+                left = number_of(at.graph)[reduction]
+                at = replace(at, placed={**at.placed, reduction: left})
                 continue
             path = (*path, placement)
             at = self._after(path, at)
@@ -367,9 +367,9 @@ class Planner:
                 at, steps, lambda step, _: [step(last) if step is decided else step()]
             )
             if isinstance(last, PartialAssignment):
-                key = last.facts.reduction.key
-                count = number_of(rewritten.graph)[key]
-                rewritten = replace(rewritten, placed={**at.placed, key: count})
+                reduction = last.facts.reduction
+                count = number_of(rewritten.graph)[reduction]
+                rewritten = replace(rewritten, placed={**at.placed, reduction: count})
             self._written[path] = rewritten
             self.clock.lap("rewrite")
         return self._written[path]

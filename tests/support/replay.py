@@ -1,4 +1,4 @@
-"""Read assignments back from the numbers of a plan, on any copy of its graph."""
+"""Assignments by the numbers of values: of an exported plan, or of a case file."""
 
 from __future__ import annotations
 

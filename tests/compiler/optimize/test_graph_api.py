@@ -373,13 +373,13 @@ def test_errors() -> None:
          "  found: dimension 2 of a tensor of 2 dimensions\n"
          "  remedy: count dimensions from 0"),
         *(({"tokens": tokens}, CommPlanError,
-           f"tokens= is no count of tokens\n  found: {tokens!r}\n"
+           f"tokens= must be a count of tokens\n  found: {tokens!r}\n"
            "  remedy: an integer of >= 1, or None") for tokens in (-1, 0, "5", 1.5, True)),
         *(({"bisect_limit": limit}, CommPlanError,
-           f"bisect_limit= is no number of passes\n  found: {limit!r}\n"
+           f"bisect_limit= must be a number of passes\n  found: {limit!r}\n"
            "  remedy: an integer of >= 0, or None") for limit in (-1, "1", 1.5, True)),
         *(({"observers": observers}, CommPlanError,
-           f"observers= is no sequence of functions\n  found: {observers!r}\n"
+           f"observers= must be a sequence of functions\n  found: {observers!r}\n"
            "  remedy: functions of one PassRecord, as in observers=[print]")
           for observers in ([3], None, print)),
     ]  # fmt: skip
