@@ -43,7 +43,7 @@ def captured(layers: int, world_size: int, how: str = "record") -> tuple[Capture
 def measured(layers: int, world_size: int, repeats: int, export: bool) -> dict[str, Any]:
     """Seconds per stage, and what came out."""
     found, seconds = captured(layers, world_size)
-    runs = [optimize_captured(found, PlannerOptions())[0] for _ in range(repeats)]
+    runs = [optimize_captured(found, PlannerOptions()) for _ in range(repeats)]
     result = runs[0]
     exported = captured(layers, world_size, "export")[1] if export else None
     return {

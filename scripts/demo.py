@@ -56,7 +56,7 @@ def real_size(layers: int | None, experts: str, world_size: int) -> ModelReport:
     with stage(f"capturing {layers or 45} layers as two of {world_size} ranks"):
         captured = capture_ranks(factory, lambda: (made["args"], {}), world_size)
     with stage("planning, rewriting, proving"):
-        _, report = optimize_captured(captured, PlannerOptions(), config=made["model"].config)
+        report = optimize_captured(captured, PlannerOptions(), config=made["model"].config)
     return report
 
 

@@ -164,9 +164,9 @@ def optimized(
     model: Step3p5ForCausalLM, found: Capture, policy: str
 ) -> tuple[OptimizedModule, Callable[[int], tuple[Traffic, Traffic]], str]:
     """The optimized model, its collectives before and after by tokens, and the verdict."""
-    result, report = optimize_captured(found, PlannerOptions(policy), config=model.config)
+    result = optimize_captured(found, PlannerOptions(policy), config=model.config)
     ready = lower(result.spmd, found.groups, mutations=found.mutations)
-    report = replace(report, remarks=(*report.remarks, *ready.remarks))
+    report = replace(result, remarks=(*result.remarks, *ready.remarks))
     forms = TokenTable(1, (TokenRange(1, 1, ready),))
     prepared = GuardedGraph(forms, None, found, report, None)
 

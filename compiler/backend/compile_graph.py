@@ -29,7 +29,7 @@ from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
-from compiler.optimize.report import ModelReport
+from compiler.optimize.result import ModelReport
 from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.process_groups import ProcessGroups
@@ -160,7 +160,7 @@ def _planned(
     chosen = replace(chosen, allow_new_groups=groups.may_grow)
     traced, placements, written = source_of(gm, inputs)
     captured = capture(traced, exchange=exchange, inputs=placements)
-    result, report = optimize_captured(
+    result = optimize_captured(
         captured, chosen, verify=options.verify,
         may_fall_back=options.machine == AUTO,
     )  # fmt: skip
@@ -180,9 +180,9 @@ def _planned(
         for form in dict.fromkeys(tokens.plan for tokens in variants.ranges())
     }
     report = replace(
-        report,
-        remarks=(*report.remarks, *dict.fromkeys(remarks_of(variants))),
-        seconds={**report.seconds, "backend": time.perf_counter() - started},
+        result,
+        remarks=(*result.remarks, *dict.fromkeys(remarks_of(variants))),
+        seconds={**result.seconds, "backend": time.perf_counter() - started},
     )
     counted = _counted(captured.graph.mesh, captured.graph.inputs)
     name = chosen.machine and chosen.machine.name

@@ -11,7 +11,7 @@ from enum import StrEnum
 from compiler.analysis.statistics import Statistics
 from compiler.check import Verdict
 from compiler.ir.remark import Remark
-from compiler.optimize.report import ModelReport
+from compiler.optimize.result import ModelReport
 
 LOG = logging.getLogger("compiler.backend")
 """Switched on by ``TORCH_LOGS="+compiler.backend"``, or by ``COMMPLAN_LOGS=debug|info|…``."""

@@ -71,7 +71,7 @@ def grown(
         ValueError: the op does not take operands of these shapes.
     """
     copy = target.node_copy(node, operand)
-    state_sizes(copy, access.shape(node) if access.is_tensor(node) else (), dim)
+    state_sizes(copy, node, dim)
     try:
         evaluate(copy)
     except (RuntimeError, IndexError, TypeError) as error:
@@ -97,20 +97,20 @@ def evaluate(node: fx.Node) -> None:
             node.meta["val"] = node.target(*args, **kwargs)
 
 
-def state_sizes(node: fx.Node, shape: access.Shape, left_open: int | None = None) -> None:
+def state_sizes(node: fx.Node, like: fx.Node, left_open: int | None = None) -> None:
     """Write the sizes of its result that a call leaves to its op (-1), as far as they are numbers.
 
     Args:
         node: the call.
-        shape: of its result.
+        like: a call whose result has these sizes.
         left_open: the dimension whose size is left to the op.
     """
-    has_sizes = isinstance(node.target, OpOverload) and shape
+    has_sizes = isinstance(node.target, OpOverload) and access.is_tensor(like)
     for name in SIZE_ARGUMENTS if has_sizes else ():
         sizes = access.written_arguments(node).get(name)
-        if not isinstance(sizes, list | tuple):
+        if not isinstance(sizes, list | tuple) or not sizes:
             continue
-        pairs = zip(sizes, shape, strict=False)
+        pairs = zip(sizes, access.shape(like), strict=False)
         stated = [k if type(s) is int and s == -1 and isinstance(k, int) else s for s, k in pairs]
         if left_open is not None:
             stated[left_open] = -1

@@ -1,10 +1,10 @@
 """The composition root: optimize a graph or model, check two graphs against each other."""
 
-from compiler.optimize.graph_api import check_equivalence, optimize_graph
+from compiler.optimize.compare_graphs import check_equivalence
+from compiler.optimize.graph_api import optimize_graph
 from compiler.optimize.model_api import optimize_allreduce, optimize_captured
 from compiler.optimize.optimizer import optimize
-from compiler.optimize.report import ModelReport
-from compiler.optimize.result import OptimizationResult
+from compiler.optimize.result import ModelReport, OptimizationResult
 
 __all__ = [
     "ModelReport",

@@ -9,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
+from compiler.analysis.statistics import Statistics
 from compiler.capture import CallForm, Capture
 from compiler.capture.capture import capture as capture_model
 from compiler.capture.capture import tracers
 from compiler.cost import Machine, MachineError
 from compiler.errors import CommPlanError
+from compiler.ir.comm_plan import CommPlan
 from compiler.ir.declared_inputs import Inputs
+from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import Replicate, check_inputs
 from compiler.ir.rank_exchange import Exchange
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.optimizer import optimize
-from compiler.optimize.report import ModelReport
-from compiler.optimize.result import OptimizationResult
+from compiler.optimize.result import ModelReport, OptimizationResult, RangeResult
 from compiler.optimize.validation import AUTO, device_of, planner_options
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
-from compiler.plan.token_ranges import TokenTable
+from compiler.plan.token_ranges import LAST_TOKENS, TokenRange, TokenTable
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
@@ -127,7 +129,7 @@ def optimize_allreduce(
         captured = capture_model(
             model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs, capture=capture
         )
-        result, report = optimize_captured(
+        result = optimize_captured(
             captured, options, config=getattr(owner, "config", None), layers=layers, verify=verify,
             may_fall_back=machine == AUTO,
         )  # fmt: skip
@@ -142,16 +144,14 @@ def optimize_allreduce(
             variants=variants,
             symbol=result.symbol,
             captured=captured,
-            report=replace(report, remarks=(*report.remarks, *dict.fromkeys(said))),
+            report=replace(result, remarks=(*result.remarks, *dict.fromkeys(said))),
             compare_inputs=_comparison(exchange, captured) if exchange else None,
         )
 
     if everyone.size() == 1:
         why = "world size 1: no rank owes another a sum; the model runs as it is"
-        note = Remark(RemarkKind.NOTE, "", why)
-        return view_of(
-            OptimizedModule(owner, prepare, unchanged=ModelReport(None, (note,)), debug=debug)
-        )
+        unchanged = _unchanged(owner, policy, why)
+        return view_of(OptimizedModule(owner, prepare, unchanged=unchanged, debug=debug))
     optimized = OptimizedModule(owner, prepare, debug=debug)
     if example_inputs is not None:
         args, kwargs = as_call(example_inputs)
@@ -167,7 +167,7 @@ def optimize_captured(
     layers: Sequence[LayerMetadata | str] | None = None,
     verify: bool = True,
     may_fall_back: bool = False,
-) -> tuple[OptimizationResult, ModelReport]:
+) -> ModelReport:
     """Plan, rewrite and prove a captured model for all numbers of tokens.
 
     ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
@@ -190,7 +190,10 @@ def optimize_captured(
         notes.append("no single size counts tokens: one plan, made for the sizes of this call")
     remarks = (*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks)
     seconds = {"capture": captured.seconds, **result.seconds}
-    return result, ModelReport(result, remarks, metadata, captured.assumed, seconds)
+    return ModelReport(
+        result.table, result.symbol, result.tokens, result.before, remarks, seconds, metadata,
+        captured.assumed,
+    )  # fmt: skip
 
 
 def agree(
@@ -306,3 +309,11 @@ def _sizes(
     arguments = form.flatten(args, kwargs)
     named = zip(form.names(arguments), arguments.leaves, strict=True)
     return {name: tuple(x.shape) for name, x in named if isinstance(x, torch.Tensor)}
+
+
+def _unchanged(model: nn.Module, policy: str, why: str) -> ModelReport:
+    """The result for a model of which nothing is captured: that of an empty graph."""
+    nothing, graph = Statistics(()), SpmdGraph(model, fx.Graph(), Mesh({"world": 1}), {})
+    plan = RangeResult(CommPlan(policy, None), None, (), nothing, graph, (), None)
+    table = TokenTable(1, (TokenRange(1, LAST_TOKENS, plan),))
+    return ModelReport(table, None, None, nothing, (Remark(RemarkKind.NOTE, "", why),), {})

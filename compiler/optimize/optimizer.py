@@ -63,7 +63,13 @@ def optimize(
 
     results = table.map(result)
     return OptimizationResult(
-        results, symbol, tokens, statistics(planner.source.graph, tokens), planner.clock.seconds
+        results,
+        symbol,
+        tokens,
+        statistics(planner.source.graph, tokens),
+        results.plan(tokens or 1).remarks,
+        planner.clock.seconds,
+        tuple(planner.layers),
     )
 
 

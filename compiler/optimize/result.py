@@ -1,16 +1,19 @@
-"""What became of a graph."""
+"""What became of a graph, as data and as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
-from compiler.analysis.statistics import Statistics, statistics
+from compiler.analysis.layers import LayerMetadata, layer_index
+from compiler.analysis.statistics import CountedCollective, Statistics, statistics
 from compiler.check import Report, Verdict
+from compiler.cost.units import PS_PER_MS
 from compiler.ir.comm_plan import CommPlan
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark
@@ -19,6 +22,9 @@ from compiler.plan.spending import Totals
 from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.process_groups import bound
 from compiler.runtime.rank_agreement import ranks_of
+
+OUTSIDE = "outside layers"
+"""Kind of the collectives that belong to no layer: embedding, head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +63,25 @@ class OptimizationResult:
     Attributes:
         table: number of tokens -> what runs; one range where one plan serves for all.
         symbol: the size that counts tokens; None if there is no one such.
-        tokens: the count that the properties tell of; None: the sizes the graph was made with.
-        before: collectives of the source, at ``tokens``.
-        seconds: wall time per stage: canonicalize, plan, rewrite, check.
+        tokens: the count that the properties tell of: that of the call that was captured; None
+            for the sizes the graph was made with.
+        before: collectives as the author wrote them, at ``tokens``.
+        remarks: what was done, what was not and why, of capture and of all passes.
+        seconds: wall time per stage.
+        layers: metadata per decoder layer.
     """
 
     table: TokenTable[RangeResult]
     symbol: str | None
     tokens: int | None
     before: Statistics
+    remarks: tuple[Remark, ...]
     seconds: Mapping[str, float]
+    layers: tuple[LayerMetadata, ...] = ()
 
     @cached_property
     def after(self) -> Statistics:
-        """Collectives of the result, at ``tokens``."""
+        """Collectives of the graph that runs, at ``tokens``."""
         return statistics(self.spmd.graph, self.tokens)
 
     @property
@@ -97,11 +108,6 @@ class OptimizationResult:
     def verdict(self) -> Verdict:
         """The checker's verdict; UNPROVED where verification was switched off."""
         return self.at_tokens.verdict
-
-    @property
-    def remarks(self) -> tuple[Remark, ...]:
-        """What was done, what was not and why."""
-        return self.at_tokens.remarks
 
     @property
     def spmd(self) -> SpmdGraph:
@@ -162,6 +168,51 @@ class OptimizationResult:
         return _as_the_source(self.spmd.with_graph(module.graph, {}))
 
 
+@dataclass(frozen=True)
+class ModelReport(OptimizationResult):
+    """What was done to one graph of a model.
+
+    Attributes:
+        assumed: what was taken to be the same on all ranks without having been compared, and why.
+    """
+
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def check(self) -> Report | None:
+        """The checker's report; None if verification was switched off or not needed."""
+        return self.report
+
+    def by_layer_kind(self) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
+        """Kind of layer -> how many there are, their collectives before, and after."""
+        kinds = {layer.index: layer.kind for layer in self.layers}
+        counts: dict[str, tuple[int, Counter[str], Counter[str]]] = {
+            OUTSIDE: (0, Counter(), Counter())
+        }
+        for kind in dict.fromkeys(kinds.values()):
+            counts[kind] = (list(kinds.values()).count(kind), Counter(), Counter())
+        for collective in self.before.collectives:
+            counts[_kind(collective, kinds)][1][str(collective.kind)] += 1
+        for collective in self.after.collectives:
+            counts[_kind(collective, kinds)][2][str(collective.kind)] += 1
+        return counts
+
+    def __str__(self) -> str:
+        at = "" if self.tokens is None else f" at {self.tokens} tokens"
+        lines = [
+            f"{self.before.all_reduces} all_reduces before, {self.after.all_reduces} after; "
+            f"payload {self.before.payload_bytes} bytes before, {self.after.payload_bytes} after"
+            f"{at}; verdict {self.verdict}"
+        ]
+        for kind, (count, before, after) in self.by_layer_kind().items():
+            if before or after:
+                lines.append(f"  {count or ''} {kind}: {dict(before)} before, {dict(after)} after")
+        lines += _range_lines(self.table)
+        reasons = Counter((remark.kind, remark.reason) for remark in self.remarks)
+        lines += [f"  {kind}: {reason} ({n} times)" for (kind, reason), n in reasons.items()]
+        return "\n".join(lines)
+
+
 def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
     """A GraphModule with the source's parameters, buffers and calling convention."""
     root, like_source = graph.root, graph.module
@@ -185,3 +236,28 @@ def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
         else:
             owner.register_buffer(name, tensor)
     return like_source
+
+
+def _range_lines(table: TokenTable[RangeResult]) -> Iterator[str]:
+    """A line per range of token counts whose times are predicted."""
+    for i, token_range in enumerate(table.ranges()):
+        result = token_range.plan
+        if (at := result.totals) is None:
+            continue
+        count = at.tokens or token_range.first
+        last = "" if table.is_open(token_range) else token_range.last
+        which = ""
+        if table.ranks > 1:
+            no = "" if i < len(table.even) else "no "
+            which = f", {no}multiples of {table.ranks}"
+        yield (
+            f"  {token_range.first}..{last} tokens{which}: {dict(result.after.counts)}; "
+            f"at {count} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
+            f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written; "
+            f"verdict {result.verdict}"
+        )
+
+
+def _kind(collective: CountedCollective, kinds: Mapping[int, str]) -> str:
+    index = layer_index(collective.layer)
+    return kinds.get(index, OUTSIDE) if index is not None else OUTSIDE

@@ -18,7 +18,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from compiler.analysis.cache import cached
+from compiler.analysis.norm_regions import NormRegion, Recognizer
 from compiler.cost.tables import Fused
+from compiler.ir.collectives import Kind, collectives
+from compiler.ir.graph import SpmdGraph
 from compiler.plan.flow_network import NEVER, FlowNetwork
 from compiler.plan.prices import CostTerm, Prices
 
@@ -39,6 +43,19 @@ class NormBehind:
     def nodes(self) -> tuple[fx.Node, ...]:
         """All values that one kernel gives or makes unnecessary."""
         return (self.total, *self.inner)
+
+
+@cached
+def norms_behind(graph: SpmdGraph, group: str) -> list[NormBehind]:
+    """Sums over the ranks of a group with an addition and a norm that one kernel does with them."""
+    groups, recognizer, norms = graph.mesh.group(group), Recognizer(graph), []
+    for _, what in collectives(graph.graph):
+        if what.kind is not Kind.ALL_REDUCE or graph.mesh.group(what.group) != groups:
+            continue
+        norm = recognizer.fusable(what)
+        if isinstance(norm, NormRegion) and what.result is not None:
+            norms.append(NormBehind(what.result, norm.rows))
+    return norms
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
 from compiler.pipeline import Clock, Pass, Pipeline, Step
-from compiler.plan.alternatives import dispatches, norms_behind
 from compiler.plan.decision import Assignment, Decision, RewrittenGraph, sharing_groups
+from compiler.plan.fused_kernels import norms_behind
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.prices import Bytes, CostTable, CostTerm, LowerBounds, Times
 from compiler.plan.reduction_cut import place_reductions
-from compiler.plan.row_cut import Dispatch, RowChoice
+from compiler.plan.row_cut import Dispatch, RowChoice, dispatches
 from compiler.plan.spending import PredictedTime, Totals, predicted_time
 from compiler.plan.token_ranges import LAST_TOKENS, TokenRange, TokenTable, token_table
 from passes import (

@@ -24,10 +24,12 @@ from functools import cached_property
 
 from torch import fx
 
-from compiler.analysis.expert_regions import ExpertRegion
+from compiler.analysis.cache import cached
+from compiler.analysis.expert_regions import ExpertRegion, region
 from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share, row_forms
+from compiler.check.row_ownership import Owners, greatest_id, owners
 from compiler.ir import access
-from compiler.ir.collectives import Kind
+from compiler.ir.collectives import Kind, collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.row_ops import AUTHORED
 from compiler.plan.flow_network import NEVER, FlowNetwork
@@ -46,6 +48,31 @@ class Dispatch:
 
     region: ExpertRegion
     copies: Fraction
+
+
+@cached
+def dispatches(graph: SpmdGraph, group: str) -> tuple[dict[fx.Node, Dispatch], dict[fx.Node, str]]:
+    """All_reduces whose addends come from rows that may be sent to the ranks that need them.
+
+    And those of which rows are routed, but may not be sent, with the reason.
+    """
+    groups = graph.mesh.group(group)
+    regions, refused = dict[fx.Node, Dispatch](), dict[fx.Node, str]()
+    if groups.axis_size == 1:
+        return regions, refused
+    for _, what in collectives(graph.graph):
+        is_sum = what.kind is Kind.ALL_REDUCE and what.op == "sum" and what.result is not None
+        if not is_sum or graph.mesh.group(what.group) != groups or len(what.operand.users) != 1:
+            continue
+        inner = region(graph, what.operand, groups)
+        if inner is None or what.result is None or not any(map(greatest_id, inner.inputs)):
+            continue
+        ownership = owners(graph, groups, inner.inputs, inner.nodes)
+        if isinstance(ownership, Owners):
+            regions[what.result] = Dispatch(inner, ownership.copies)
+        else:
+            refused[what.result] = ownership
+    return regions, refused
 
 
 class RowChoice:

@@ -111,15 +111,13 @@ def planned(
     model: Step3p5ForCausalLM, found: Capture, machine: Machine, launch: Launch, ranks: Ranks
 ) -> Form:
     """Planned by time on ``machine``, a graph per range of token counts."""
-    result, report = optimize_captured(
-        found, PlannerOptions("cost", machine, launch), config=model.config
-    )
+    result = optimize_captured(found, PlannerOptions("cost", machine, launch), config=model.config)
     if len(set(ranks.gathered(result.digests))) > 1:
         raise PlanError("ranks hold different plans", found="the same machine on all of them")
     graphs = dict.fromkeys(each.spmd for each in result.ranges)
     forms = {g: lower(g, found.groups, mutations=found.mutations) for g in graphs}
     table = result.table.map(lambda tokens: forms[tokens.plan.spmd])
-    prepared = GuardedGraph(table, result.symbol, found, report, None)
+    prepared = GuardedGraph(table, result.symbol, found, result, None)
     verdicts = sorted({str(each.verdict) for each in result.ranges})
     return Form(
         OptimizedModule(model, lambda *_: prepared),

@@ -16,7 +16,7 @@ from compiler.capture.fake_ranks import fake_process_group
 from compiler.check.simulate import simulate
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.optimize import ModelReport, OptimizationResult, optimize_captured
+from compiler.optimize import OptimizationResult, optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from tests.families.families import Family
 from tests.families.sharding import WORLD_SIZE, Decoder, sharded
@@ -35,7 +35,6 @@ class Measured:
     Attributes:
         captured: the graph as its authors wrote it.
         result: what became of it.
-        report: the same, by layer.
         moved: largest difference between the two, all ranks in float64.
         sharded: largest difference of the first to the unsharded model, whose norms and softmax
             compute in single precision. Both are relative to the logits' root mean square.
@@ -43,7 +42,6 @@ class Measured:
 
     captured: Capture
     result: OptimizationResult
-    report: ModelReport
     moved: float
     sharded: float
 
@@ -90,7 +88,7 @@ def measured(family: Family, sizes: tuple[int, int] = PREFILL, **options: Any) -
     """Capture, optimize, check, and run before and after; options as of ``captured``."""
     ids = torch.randint(3, 64, sizes, generator=torch.Generator().manual_seed(1))
     found, shards = captured(family, ids, **options)
-    result, report = optimize_captured(found, PlannerOptions())
+    result = optimize_captured(found, PlannerOptions())
     before, after = (logits(found, g, shards, ids) for g in (found.graph, result.spmd))
     whole = Decoder(family.full(torch.bfloat16, "batched_mm").double())
     with torch.no_grad():
@@ -99,7 +97,6 @@ def measured(family: Family, sizes: tuple[int, int] = PREFILL, **options: Any) -
     return Measured(
         found,
         result,
-        report,
         moved=max(float((a - b).abs().max() / unit) for a, b in zip(after, before, strict=True)),
         sharded=max(float((x - wanted).abs().max() / unit) for x in before),
     )

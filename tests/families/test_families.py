@@ -70,18 +70,18 @@ def without_rule(graph: fx.Graph) -> Counter[str]:
 @pytest.mark.parametrize("name", MERGED)
 def test_sums_that_meet_are_merged(name: str) -> None:
     found = optimized(name)
-    assert (sums(found.report.before), sums(found.report.after)) == MERGED[name]
-    assert found.report.verdict is Verdict.EQUIVALENT
-    assert any(r.kind is RemarkKind.PASSED for r in found.report.remarks)
+    assert (sums(found.result.before), sums(found.result.after)) == MERGED[name]
+    assert found.result.verdict is Verdict.EQUIVALENT
+    assert any(r.kind is RemarkKind.PASSED for r in found.result.remarks)
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_sums_that_do_not_meet_stay_and_say_why(name: str) -> None:
     found = optimized(name)
     count = ALONE[name]
-    assert sums(found.report.before) == sums(found.report.after) == (count, count * SUM)
-    assert found.report.verdict is Verdict.EQUIVALENT
-    kept = [r.reason for r in found.report.remarks if r.kind is RemarkKind.MISSED]
+    assert sums(found.result.before) == sums(found.result.after) == (count, count * SUM)
+    assert found.result.verdict is Verdict.EQUIVALENT
+    kept = [r.reason for r in found.result.remarks if r.kind is RemarkKind.MISSED]
     assert len(kept) == count
     assert all(reason.startswith("all_reduce kept: ") for reason in kept)
 
@@ -106,8 +106,8 @@ def test_sizes_are_symbolic() -> None:
 
 def test_one_token_of_each_sequence() -> None:
     found = measured(FAMILIES["GLM4-MoE"], DECODE)
-    assert (sums(found.report.before)[0], sums(found.report.after)[0]) == (6, 5)
-    assert found.report.verdict is Verdict.EQUIVALENT
+    assert (sums(found.result.before)[0], sums(found.result.after)[0]) == (6, 5)
+    assert found.result.verdict is Verdict.EQUIVALENT
     assert found.sharded < 1e-5
 
 
@@ -149,7 +149,7 @@ def test_grouped_products_merge_alike(name: str) -> None:
     ids = torch.zeros(PREFILL, dtype=torch.int64)
     found, _ = captured(FAMILIES[name], ids, experts="grouped_mm")
     assert not without_rule(found.graph.graph)
-    _, report = optimize_captured(found, PlannerOptions())
+    report = optimize_captured(found, PlannerOptions())
     alone = (ALONE.get(name, 0), ALONE.get(name, 0) * SUM)
     assert (sums(report.before), sums(report.after)) == MERGED.get(name, (alone, alone))
     assert report.verdict is Verdict.EQUIVALENT

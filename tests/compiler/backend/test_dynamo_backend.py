@@ -89,7 +89,7 @@ def ranges(group: dist.ProcessGroup, inner: str) -> Any:
             torch.testing.assert_close(run(ids), model(ids), atol=1e-5, rtol=1e-4)
             found[tokens] = collectives(lambda: run(ids))  # noqa: B023
     report, *_ = compiler.reports()  # Inductor may ask for another where a share is one row
-    return found, len({each.spmd for each in report.model.result.ranges}), report.verdict
+    return found, len({each.spmd for each in report.model.ranges}), report.verdict
 
 
 @pytest.mark.parametrize("inner", ["eager", "inductor"])

@@ -76,10 +76,8 @@ def step3p5(
         patch.setattr(dispatch_rows, "capturing", lambda _: True)  # as a CUDA graph would have it
         again = optimized(ids, positions, model.make_cache(batch, 300))
     found["64 x 1, equal splits"] = float((want - again).float().abs().max() / scale)
-    found["verdicts"] = {
-        result.verdict for p in optimized.prepared for result in p.report.result.ranges
-    }
-    ranges = [result for p in optimized.prepared for result in p.report.result.ranges]
+    found["verdicts"] = {result.verdict for p in optimized.prepared for result in p.report.ranges}
+    ranges = [result for p in optimized.prepared for result in p.report.ranges]
     found["remarks"] = [str(r) for result in ranges for r in result.remarks]
     many = [p.variants.plan(4096) for p in optimized.prepared]
     found["calls"] = [[exchanges(form.eager), exchanges(form.module)] for form in many]

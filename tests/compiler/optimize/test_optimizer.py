@@ -163,9 +163,7 @@ def step3p5(group: dist.ProcessGroup, experts: str, launch: str) -> dict[str, An
         found[f"{batch} x {tokens}"] = float((logits[0] - logits[1]).abs().max() / scale)
         graph = optimized.graph_module(batch * tokens).graph
         found["counts"].add(sum("reduce_scatter" in str(n.target) for n in graph.nodes))
-    found["verdicts"] = {
-        result.verdict for p in optimized.prepared for result in p.report.result.ranges
-    }
+    found["verdicts"] = {result.verdict for p in optimized.prepared for result in p.report.ranges}
     return found
 
 
