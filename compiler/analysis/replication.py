@@ -96,21 +96,19 @@ def _after_collective(mesh: Mesh, node: fx.Node, classes: Mapping[fx.Node, Class
         return classes[access.operands(node)[0]]
     what = collective(node)
     assert what is not None, f"%{node.name} is not a collective"
-    operand, group_of = classes[what.operand], mesh.group(what.group).group_of
+    operand, groups = classes[what.operand], mesh.group(what.group).ranks
 
-    def label(rank: int) -> Hashable:
-        group: Sequence[int] = group_of[rank]
+    def content(group: Sequence[int]) -> Hashable:
         in_order = tuple(operand[r] for r in group)
-        match what.kind:
-            case Kind.ALL_REDUCE:
-                return tuple(sorted(in_order))
-            case Kind.REDUCE_SCATTER:
-                return tuple(sorted(in_order)), group.index(rank)
-            case Kind.ALL_GATHER:
-                return in_order
-            case Kind.ALL_TO_ALL:
-                return in_order, group.index(rank)
-            case Kind.BROADCAST:
-                return in_order[int(access.arguments(node)["src"])]
+        if what.kind is Kind.BROADCAST:
+            return in_order[int(access.arguments(node)["src"])]
+        adds = what.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
+        return tuple(sorted(in_order)) if adds else in_order
 
-    return numbered(label(rank) for rank in range(mesh.size))
+    deals = what.kind in (Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL)
+    labels = {
+        rank: (number, position if deals else 0)
+        for number, group in zip(numbered(map(content, groups)), groups, strict=True)
+        for position, rank in enumerate(group)
+    }
+    return numbered(labels[rank] for rank in range(mesh.size))

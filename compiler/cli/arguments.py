@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compiler.cli.entry import ExitCode
-from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions
+from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions, is_count
 
 VERSION = "0.1.0"
 POLICIES = ("cost", "merge", "boundary", "off")
@@ -104,7 +104,10 @@ def parser() -> Parser:
     check.add_argument("source", metavar="SOURCE", help="graph file that says what is right")
     check.add_argument("target", metavar="TARGET", help="graph file to hold against it")
 
-    add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
+    lint = add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
+    lint.add_argument("--require-coverage", metavar="PERCENT", type=at_least(0), nargs="?",
+                      const=100, default=0, help="end with exit code 2 unless placements are known "
+                      "of so much of the model, of all of it if no number is given")  # fmt: skip
 
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
     optimize.add_argument("file", metavar="FILE", help="graph file, .spmd or .pt2")
@@ -222,7 +225,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
     """Return a reader of whole numbers from ``minimum``, of at most 12 digits."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or len(text) > 12 or int(text) < minimum:
+        if not is_count(text, minimum):
             raise ArgumentTypeError(f"must be a whole number from {minimum}, of at most 12 digits")
         return int(text)
 
@@ -255,8 +258,9 @@ LINT = """\
 Find wrong reductions in MODEL: double, missing, over wrong ranks, of wrong terms.
 
 Partial sums are known by the placements that the model declares for its
-parameters, or that --input gives. Exit code 0: no finding. 1: findings. 3: there
-is no graph to look at."""
+parameters, or that --input gives; the coverage says of how much of the model they
+are known. Exit code 0: no finding. 1: findings. 2: less was looked at than
+--require-coverage asks for. 3: there is no graph to look at."""
 OPTIMIZE = """\
 Optimize the graph in FILE, check it, and write it in the same form.
 

@@ -27,7 +27,7 @@ from bench.measurements import (
 from compiler.cli.inputs.files import write_text
 from compiler.cli.render.collectives import bytes_text
 from compiler.cli.render.progress import Stages, print_json, stdout
-from compiler.cost import Machine, load_machine, machines
+from compiler.cost import Machine, MachineError, load_machine, machines
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
 
@@ -55,6 +55,13 @@ def show(name: str, ranks: int | None, format: str) -> int:
     """Show a machine's numbers with their sources."""
     one = load_machine(name)
     tables = [table for table in one.tables if ranks in (None, table.ranks)]
+    if ranks is not None and not tables:
+        counts = sorted({table.ranks for table in one.tables})
+        raise MachineError(
+            f"machine {one.name!r} has no tables of {ranks} ranks",
+            found=f"tables of {', '.join(map(str, counts)) or 'none'}",
+            remedy="name one of these, or leave --ranks out",
+        )
     if format == "json":
         print_json(machine_json(one, tables))
     else:
@@ -244,6 +251,12 @@ def measure(name: str, min_bytes: int, max_bytes: int | None, output: Path | Non
         largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)
         return [min_bytes << i for i in range((largest // min_bytes).bit_length())]
 
+    if max_bytes is not None and max_bytes < min_bytes:
+        raise MachineError(
+            "the largest payload is below the smallest",
+            where="--max-bytes",
+            found=f"{min_bytes} to {max_bytes} bytes",
+        )
     with ExitStack() as stack:
         data = measured_machine(
             name, sizes, lambda: stack.enter_context(Stages().stage("measure", name))
