@@ -100,6 +100,8 @@ def parser() -> Parser:
     dump.add_argument("--check-each", action="store_true",
                       help="prove every pass that changed something")  # fmt: skip
 
+    _add_output(add("capture", CAPTURE, _model()))
+
     check = add("check", CHECK, _files(), _format(TEXT_OR_JSON), run="check_graphs")
     check.add_argument("source", metavar="SOURCE", help="graph file that says what is right")
     check.add_argument("target", metavar="TARGET", help="graph file to hold against it")
@@ -248,6 +250,13 @@ whatever the checker would say of it; plan and check tell. Options that look at
 passes see those of planning, then those that make a planned graph run.
 
   commplan dump step3p5 --format html --layers 3-4 -o layers.html"""
+CAPTURE = """\
+Save a model's graph as text, so that other commands need not capture it again.
+
+Source lines, layers and names of values are kept: read again, the graph is
+planned, linted and printed as the model is. Weights are not in it.
+
+  commplan capture step3p5 -o step3p5.spmd; commplan plan step3p5.spmd"""
 CHECK = """\
 Say whether TARGET computes the same function as SOURCE on every rank.
 

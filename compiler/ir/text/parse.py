@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.text.origins import restore
+from compiler.ir.text.print import lines
 from compiler.ir.text.reader import Parsed, Reader
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def parse(text: str, *, rank: int = 0, file: str = "") -> Parsed:
         raise GraphError("the text is nested too deeply", where=file) from None
     finally:
         del rules.reader
+    graph = reader.parsed.graph.graph
+    restore(text, {line.number: line.nodes for line in lines(graph)})
     return reader.parsed
 
 
