@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table as Printed
+from rich.table import Column
 from rich.text import Text
 
 from bench.fit import MAXIMUM_TARGET, MEDIAN_TARGET
@@ -26,7 +25,7 @@ from bench.measurements import (
 )
 from compiler.cli.inputs.files import write_text
 from compiler.cli.render.collectives import bytes_text
-from compiler.cli.render.progress import Stages, print_json, stdout
+from compiler.cli.render.progress import Stages, new_table, number_column, print_json, stdout
 from compiler.cost import Machine, MachineError, load_machine, machines
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
@@ -38,16 +37,17 @@ def list_machines(format: str) -> int:
     """List the machines that come with the package."""
     every = {m: sorted({table.ranks for table in m.tables}) for m in map(load_machine, machines())}
     if format == "json":
-        rows = [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
-        print_json(rows)
+        print_json(
+            [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
+        )
         return 0
-    table = Printed("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s", box=SIMPLE)
+    rows = new_table("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s")
     for m, ranks in every.items():
         rates = m.memory_bytes_per_us / 1e6, m.matmul_flop_per_us(torch.bfloat16) / 1e6
-        table.add_row(
+        rows.add_row(
             m.name, m.title, ", ".join(map(str, ranks)), f"{rates[0]:.2f}", f"{rates[1]:.0f}"
         )
-    stdout().print(table)
+    stdout().print(rows)
     return 0
 
 
@@ -83,18 +83,16 @@ def quantities(one: Machine) -> dict[str, Quantity]:
 
 def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
     """Print the numbers, then the regimes of every table, then where the tables come from."""
-    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"))
-    numbers = Printed("", "", "", "source", box=SIMPLE)
+    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"), soft_wrap=True)
+    numbers = new_table("", "", "", "source")
     for name, number in quantities(one).items():
         numbers.add_row(name, f"{number.value:,}", number.unit, number.source)
     console.print(numbers)
     sources = list(dict.fromkeys(table.source for table in tables))
-    regimes = Printed(
-        "", "ranks", "library", "launch", "from", "alpha us", "GB/s", "median", "max", "source",
-        box=SIMPLE,
-    )  # fmt: skip
+    headings = "from", "alpha us", "GB/s", "median", "max", "source"
+    regimes = new_table("", *map(number_column, headings))
     for table in tables:
-        left = [str(table.kind), str(table.ranks), table.library, ", ".join(table.launches)]
+        left = [table_text(table.kind, table)]
         right = [percent(table.median_error), percent(table.maximum_error)]
         right.append(str(sources.index(table.source) + 1))
         for regime in table.curve.regimes:
@@ -112,7 +110,12 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
         ]
         lines.append(one.network.source)
     for text in lines:
-        console.print(text)
+        console.print(text, soft_wrap=True)
+
+
+def table_text(kind: str, one: Table | Measurements) -> str:
+    """Return ``all_reduce, 8 ranks, NCCL 2.29, eager``."""
+    return f"{kind}, {one.ranks} ranks, {one.library}, {', '.join(one.launches)}"
 
 
 def percent(share: float | None) -> str:
@@ -184,24 +187,21 @@ def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
 
 def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
     """Print a row per table: errors of the model, and of the table against itself."""
-    table = Printed(
-        "machine", "", "ranks", "library", "launch", "rows", "regimes", "median",
-        "max > 1 MiB", "interpolated: median", "max > 1 MiB", "max, any size", box=SIMPLE,
-    )  # fmt: skip
+    errors = "median", "max > 1 MiB", "max, any size", "interpolated: median", "max > 1 MiB"
+    first = Column("", min_width=24)
+    rows = new_table(first, *map(number_column, ("rows", "regimes", *errors)))
     missed = []
     for name, tables in fitted.items():
         for one in tables:
             m, e, y = one.measured, one.fit.errors, one.fit.yardstick
-            table.add_row(
-                name, m.kind, str(m.ranks), m.library, ", ".join(m.launches), str(len(m.points)),
-                str(len(one.fit.curve.regimes)), percent(e.median), percent(e.maximum_above_1mib),
-                percent(y.median), percent(y.maximum_above_1mib), percent(e.maximum),
-            )  # fmt: skip
-            name = ""
+            counts = len(m.points), len(one.fit.curve.regimes)
+            shares = e.median, e.maximum_above_1mib, e.maximum, y.median, y.maximum_above_1mib
+            text = f"{name}: {table_text(m.kind, m)}"
+            rows.add_row(text, *map(str, counts), *map(percent, shares))
             if not e.meets_targets:
                 missed.append(one)
-        table.add_section()
-    console.print(table)
+        rows.add_section()
+    console.print(rows)
     total = sum(map(len, fitted.values()))
     console.print(
         f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
@@ -220,7 +220,7 @@ def missed_text(one: FittedTable) -> str:
         f"{bytes_text(b)} takes {share:.2f} of the row before" for b, share in one.fit.falls
     )
     return (
-        f"missed: {m.gpu} {m.kind} {m.ranks} ranks {m.library} {', '.join(m.launches)}: "
+        f"missed: {m.gpu} {table_text(m.kind, m)}: "
         f"worst at {bytes_text(worst)} ({around}){'; ' * bool(falls)}{falls}"
     )
 
