@@ -106,6 +106,16 @@ def parser() -> Parser:
     check.add_argument("source", metavar="SOURCE", help="graph file that says what is right")
     check.add_argument("target", metavar="TARGET", help="graph file to hold against it")
 
+    formats = _format((*TEXT_OR_JSON, "github", "markdown"))
+    listed = add("collectives", COLLECTIVES, _model(), _policy(), formats)
+    listed.add_argument("--optimized", action="store_true", help="of the optimized graph")
+    listed.add_argument("--max", dest="most", metavar="KIND=N", action="append", default=[],
+                        help="end with exit code 1 if there are more of a kind, such as "
+                        "all_reduce=90; repeatable")  # fmt: skip
+    diff = add("diff", DIFF, _captured(), formats, module="collectives")
+    diff.add_argument("old", metavar="OLD", help="a list of commplan collectives, or as MODEL")
+    diff.add_argument("new", metavar="NEW", help="what to hold against it, likewise")
+
     lint = add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
     lint.add_argument("--require-coverage", metavar="PERCENT", type=at_least(0), nargs="?",
                       const=100, default=0, help="end with exit code 2 unless placements are known "
@@ -154,7 +164,9 @@ def _adder(program: Parser, module: str = "") -> Callable[..., Parser]:
     """Return a function that adds a command with its description and shared options."""
     commands = program.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, description: str, *parents: Parser, run: str = "") -> Parser:
+    def add(
+        name: str, description: str, *parents: Parser, module: str = module, run: str = ""
+    ) -> Parser:
         summary = description.split("\n", 1)[0]
         command: Parser = commands.add_parser(
             name, help=summary, description=description, parents=parents
@@ -183,11 +195,17 @@ def _files() -> Parser:
 
 def _model() -> Parser:
     """Return MODEL and its options."""
-    shared = Parser(add_help=False, parents=[_files()])
+    shared = Parser(add_help=False, parents=[_files(), _captured()])
     shared.add_argument("model", metavar="MODEL", help=f"{', '.join(ALIASES)}; any "
                         "module:factory, a callable that is called under an initialized process "
                         "group and returns (model, args) or (model, args, kwargs); or a graph "
                         "file, .spmd or .pt2")  # fmt: skip
+    return shared
+
+
+def _captured() -> Parser:
+    """Return the options of models that are captured."""
+    shared = Parser(add_help=False)
     shared.add_argument("--tp", metavar="N", type=at_least(1), help="world size under which a "
                         f"factory is called; {WORLD_SIZE} if left out")  # fmt: skip
     shared.add_argument("--capture", choices=("auto", "record", "export"), default="auto",
@@ -263,6 +281,15 @@ Say whether TARGET computes the same function as SOURCE on every rank.
 Inputs correspond by position, parameters by name; placements are those of SOURCE.
 Exit code 0: yes. 1: no, with a counterexample. 2: not shown either way. 3: the
 files cannot be compared."""
+COLLECTIVES = """\
+List the collectives of MODEL: kind, axis, operand on one rank, layers and line.
+
+The JSON is for commplan diff. Exit code 0: there they are. 1: more than --max
+allows. 3: there is no graph to look at."""
+DIFF = """\
+Say which collectives NEW has more and less than OLD, by layer and line of the model.
+
+Exit code 0: none. 1: some. 3: there is nothing to compare."""
 LINT = """\
 Find wrong reductions in MODEL: double, missing, over wrong ranks, of wrong terms.
 

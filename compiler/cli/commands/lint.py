@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from compiler.analysis.layers import layers_text
 from compiler.cli.entry import ExitCode, printable
 from compiler.cli.inputs.files import is_graph_file
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions
-from compiler.cli.render.collectives import layers_text
 from compiler.cli.render.progress import Stages, print_json, say
 from compiler.errors import DivergenceError
 from compiler.linter import Coverage, Finding, LintFacts, coverage, findings_of

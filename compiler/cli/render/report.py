@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compiler.analysis.layers import layers_text
 from compiler.check import Report
-from compiler.cli.render.collectives import layers_text
 from compiler.cli.render.progress import new_table, number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
