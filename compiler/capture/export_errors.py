@@ -155,6 +155,6 @@ def model_line(error: BaseException) -> str:
 
 
 def _is_standard(filename: str) -> bool:
-    """Return whether a file is Python's own, or typing_extensions, which wraps what is deprecated."""
+    """Return whether a file is Python's own, or typing_extensions, which wraps functions."""
     is_standard = filename.startswith(STANDARD_LIBRARY) and "site-packages" not in filename
     return is_standard or Path(filename).name == "typing_extensions.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,15 @@ LARGEST = 10**18
 
 class FieldError(Exception):
     """A field that is not what it must be: its name, that, and its value."""
+
+
+def check_name(name: str) -> None:
+    """Raise MachineError unless a machine file can have this name."""
+    try:
+        file_name(name, "the name of a machine")
+    except FieldError as error:
+        what, must, value = error.args
+        raise MachineError(f"{what} {must}", found=repr(value)) from None
 
 
 def check_fields(data: object, path: Path) -> None:
@@ -60,6 +70,12 @@ def text(value: Any, field: str) -> None:
     """Check a text that can be printed."""
     if not isinstance(value, str) or not value.isprintable():
         raise FieldError(field, "must be a printable text", value)
+
+
+def file_name(value: Any, field: str) -> None:
+    """Check the name of a machine, which files are called by."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]*", value):
+        raise FieldError(field, "must be of letters, digits, '.', '_', '+' and '-'", value)
 
 
 def flag(value: Any, field: str) -> None:
@@ -145,7 +161,7 @@ PROTOCOL = fields(
 NETWORK = fields({"protocols": items(PROTOCOL)}, {"link": QUANTITY, "source": text})
 OF_A_NODE = fields(
     {
-        "name": text,
+        "name": file_name,
         "title": text,
         "ranks_per_node": whole(1),
         "in_switch_reduction": flag,
@@ -162,4 +178,4 @@ OF_A_NODE = fields(
         "rows": items(fields(MEASURED | {"rows": items(items(share, 2))}, {})),
     },
 )
-OF_SEVERAL = fields({"name": text, "title": text, "node": text, "network": NETWORK}, {})
+OF_SEVERAL = fields({"name": file_name, "title": text, "node": text, "network": NETWORK}, {})

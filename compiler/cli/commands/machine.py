@@ -23,10 +23,11 @@ from bench.measurements import (
     read_measurements,
     refitted,
 )
-from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.files import make_folder, write_text
 from compiler.cli.render.collectives import bytes_text
 from compiler.cli.render.progress import Stages, new_table, number_column, print_json, stdout
 from compiler.cost import Machine, MachineError, load_machine, machines
+from compiler.cost.machine_fields import check_name
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
 
@@ -161,7 +162,7 @@ def fit_machines(
         parse_machine(data, path)
         fitted[data["name"]] = tables
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_text(folder / f"{data['name']}.json", machine_text(data))
     if format == "json":
         print_json(errors_json(fitted))
@@ -246,6 +247,7 @@ def print_unused(
 
 def measure(name: str, min_bytes: int, max_bytes: int | None, output: Path | None) -> int:
     """Measure this machine and write its file."""
+    check_name(name)
 
     def sizes(device: torch.device) -> list[int]:
         largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)

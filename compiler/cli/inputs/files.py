@@ -91,6 +91,19 @@ def warn_undeclared(graph: SpmdGraph, options: InputOptions) -> None:
         say(f"warning: {warning}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, unless it is there.
+
+    Raises:
+        CommPlanError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CommPlanError("cannot make the folder", where=str(folder), found=why) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all, as ``write_bytes``."""
     write_bytes(path, text.encode())

@@ -113,6 +113,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], mess
         ({"ranks_per_node": 0}, "ranks_per_node must be a whole number from 1 to 10**18", "0"),
         ({"ranks_per_node": True}, "ranks_per_node must be a whole number from 1", "True"),
         ({"ranks_per_node": 8.0}, "ranks_per_node must be a whole number from 1", "8.0"),
+        ({"name": "../m"}, "name must be of letters, digits, ", "'../m'"),
         ({"in_switch_reduction": 1}, "in_switch_reduction must be true or false", "1"),
         ({"title": "a\x1b[31m"}, "title must be a printable text", r"'a\x1b[31m'"),
         ({"tabels": []}, "tabels is not a field; there are name, title, ", "[]"),
