@@ -39,7 +39,7 @@ def lint(model: str, options: InputOptions, format: str, require_coverage: int) 
     if format == "json":
         print_json({"findings": rows, "coverage": extent and coverage_json(extent)})
     for one in results if format != "json" else ():
-        print(annotation(one, model) if format == "github" else str(one))
+        print(annotation(one, printable(model)) if format == "github" else str(one))
     severities = Counter(row["severity"] for row in rows)
     counts = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in severities.items())
     for note in notes:

@@ -1,5 +1,7 @@
 """Tables fit 80 columns off a terminal, and nothing in them is cut off."""
 
+import re
+
 import pytest
 
 
@@ -17,6 +19,7 @@ def test_tables_fit_80_columns(run, two_sums, monkeypatch, command, text):
     found = run(*command)
     assert found.code == 0
     assert text in found.out
-    assert "…" not in found.out
-    wide = [line for line in found.out.splitlines() if len(line) > 80]
-    assert all(line.startswith(("EQUIVALENT", "  rounding", "1: ", "2: ", "3: ")) for line in wide)
+    assert not re.search(r"\w…", found.out)
+    lines = found.out.splitlines()
+    wide = [line for line in lines if len(line) > 80 and not re.match(r"\d: ", line)]
+    assert {line.split()[0] for line in wide} <= {"EQUIVALENT", "rounding:"}
