@@ -33,10 +33,12 @@ from compiler.ir.torch_logging import FAKE_TENSORS, PROGRAMS, unlogged
 
 NAME = re.compile(r"[\w.:+*/ -]*")
 TARGET = re.compile(
-    r"torch(\.ops(\.(?!__)\w+){2,3}|\._?sym_\w+)|math\.\w+"
+    r"torch(\.ops(?!\.higher_order\.triton)(\.(?!__)\w+){2,3}|\._?sym_\w+)|math\.\w+"
     r"|_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos"
     r"|pow|rshift|sub|truediv|xor)"
 )
+TENSOR = re.compile(r"(weight|tensor)_\d+")
+"""Parts that are one tensor; PyTorch unpickles the others, whatever their names say."""
 FUNCTION = re.compile(r"[A-Z]\w*|floor|ceiling")
 IMPORTING = {"__enum__", "default_factory_module"}
 """Keys of tree specifications that make PyTorch import a module."""
@@ -101,7 +103,7 @@ def _unsafe(path: Path) -> Iterator[str]:
             if name.endswith("_config.json"):
                 for payload in content["config"].values():
                     part = os.path.join(os.path.dirname(name), payload["path_name"])
-                    if payload["path_name"].startswith(("custom_obj_", "opaque_obj_")):
+                    if not TENSOR.fullmatch(payload["path_name"]):
                         yield f"an object that is not a tensor, {part}"
                     elif payload["use_pickle"]:
                         yield from _pickles(part, reader.get_record(part))

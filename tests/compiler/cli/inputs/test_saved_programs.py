@@ -59,13 +59,13 @@ def write(path: Path, parts: Parts, folder: str = "model/") -> Path:
     return path
 
 
-def as_payload(kind: str, name: str) -> Callable[[Parts, bytes], None]:
+def as_payload(kind: str, name: str, use_pickle: bool = True) -> Callable[[Parts, bytes], None]:
     """A pickle in the place of the first weight or constant."""
 
     def plant(parts: Parts, evil: bytes) -> None:
         config = json.loads(parts[f"data/{kind}/model_{kind}_config.json"])
         payload = next(iter(config["config"].values()))
-        payload |= {"path_name": name, "use_pickle": True}
+        payload |= {"path_name": name, "use_pickle": use_pickle}
         parts[f"data/{kind}/model_{kind}_config.json"] = json.dumps(config).encode()
         parts[f"data/{kind}/{name}"] = evil
 
@@ -119,8 +119,8 @@ PICKLES = {
     "constants in the old form": as_part("data/constants/model.pt"),
     "a weight": as_payload("weights", "weight_0"),
     "a constant": as_payload("constants", "tensor_0"),
-    "a script object": as_payload("constants", "custom_obj_0"),
-    "an opaque object": as_payload("constants", "opaque_obj_0"),
+    "a script object": as_payload("constants", "custom_obj_0", use_pickle=False),
+    "an opaque object": as_payload("constants", "opaque_obj_0", use_pickle=False),
 }
 CODE = {
     "a size": in_json(expression),
