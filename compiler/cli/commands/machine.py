@@ -188,17 +188,17 @@ def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
 
 def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
     """Print a row per table: errors of the model, and of the table against itself."""
-    errors = "median", "max > 1 MiB", "max, any size", "interpolated: median", "max > 1 MiB"
-    first = Column("", min_width=24)
-    rows = new_table(first, *map(number_column, ("rows", "regimes", *errors)))
+    errors = "median", "max > MiB", "max", "own median", "own max"
+    first = Column("", min_width=22, overflow="fold")
+    note = "max > MiB: above 1 MiB of payload; own: of the table itself, interpolated"
+    rows = new_table(first, *map(number_column, errors), caption=note)
     missed = []
     for name, tables in fitted.items():
         for one in tables:
             m, e, y = one.measured, one.fit.errors, one.fit.yardstick
-            counts = len(m.points), len(one.fit.curve.regimes)
             shares = e.median, e.maximum_above_1mib, e.maximum, y.median, y.maximum_above_1mib
-            text = f"{name}: {table_text(m.kind, m)}"
-            rows.add_row(text, *map(str, counts), *map(percent, shares))
+            size = f"{len(m.points)} rows, {len(one.fit.curve.regimes)} regimes"
+            rows.add_row(f"{name}: {table_text(m.kind, m)}: {size}", *map(percent, shares))
             if not e.meets_targets:
                 missed.append(one)
         rows.add_section()
