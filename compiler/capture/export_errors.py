@@ -82,7 +82,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         "register it as a buffer and update that in place",
     ),
     (
-        r"reduction dim|must match|is invalid for input of size|cannot be multiplied|not divisible",
+        r"reduction dim|must match|same number of elements|invalid for input of size|not divisible",
         "the model cannot be exported",
         "see whether its sizes divide by the number of ranks, and whether the arguments have the "
         "shapes that forward takes",

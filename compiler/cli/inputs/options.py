@@ -125,7 +125,7 @@ def mesh_of(text: str, groups: Iterable[str] = ()) -> Mesh:
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, axis_size = map(str.strip, part.partition("="))
-        if not name or not is_count(axis_size) or name in axes:
+        if not name or not is_count(axis_size, 0) or name in axes:
             raise bad_option("--mesh", text, "write axes and their sizes, such as dp=2,tp=4")
         axes[name] = int(axis_size)
     mesh = Mesh(axes)
