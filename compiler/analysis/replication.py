@@ -11,12 +11,13 @@ Refuses    nothing: an op without a rule may read its rank in secret, so every r
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import compress
 
 from torch import fx
 
 from compiler.analysis.cache import cached
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
@@ -35,11 +36,8 @@ def numbered(labels: Iterable[Hashable]) -> Classes:
 
 def classes_of(mesh: Mesh, placements: Placements) -> Classes:
     """Ranks that differ in replicated axes alone hold the same."""
-    ranks: list[list[int]] = [[]]
-    for size, placement in zip(mesh.axes.values(), placements, strict=True):
-        indices = [0] * size if isinstance(placement, Replicate) else list(range(size))
-        ranks = [[*prefix, index] for prefix in ranks for index in indices]
-    return numbered(map(tuple, ranks))
+    varying = [not isinstance(placement, Replicate) for placement in placements]
+    return numbered(tuple(compress(indices, varying)) for indices in mesh.coordinates)
 
 
 def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
@@ -62,12 +60,13 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             classes[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
-        elif node.target is WAIT or node.target in OPS:
-            classes[node] = _after_collective(graph.mesh, node, classes)
+        elif node.target is WAIT:
+            classes[node] = classes[access.operands(node)[0]]
+        elif (what := collective(node)) is not None:
+            classes[node] = _after_collective(graph.mesh, node, what, classes[what.operand])
         elif (cut := all_slice(node)) is not None:
-            group_of = graph.mesh.group(cut.group).group_of
-            operand = classes[cut.operand]
-            classes[node] = numbered((operand[r], group_of[r].index(r)) for r in range(world))
+            operand, position = classes[cut.operand], graph.mesh.group(cut.group).position
+            classes[node] = numbered((operand[r], position[r]) for r in range(world))
         elif node.op == "call_function":
             rule = graph.meanings.get(node)
             if node in graph.meanings and (rule is None or rule.random):
@@ -91,17 +90,13 @@ def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
     return [operands[i] for i in reads]
 
 
-def _after_collective(mesh: Mesh, node: fx.Node, classes: Mapping[fx.Node, Classes]) -> Classes:
-    if node.target is WAIT:
-        return classes[access.operands(node)[0]]
-    what = collective(node)
-    assert what is not None, f"%{node.name} is not a collective"
-    operand, groups = classes[what.operand], mesh.group(what.group).ranks
+def _after_collective(mesh: Mesh, node: fx.Node, what: Collective, operand: Classes) -> Classes:
+    groups = mesh.group(what.group).ranks
 
-    def content(group: Sequence[int]) -> Hashable:
+    def content(group: Sequence[int]) -> Classes:
         in_order = tuple(operand[r] for r in group)
         if what.kind is Kind.BROADCAST:
-            return in_order[int(access.arguments(node)["src"])]
+            return (in_order[int(access.arguments(node)["src"])],)
         adds = what.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
         return tuple(sorted(in_order)) if adds else in_order
 

@@ -96,7 +96,7 @@ def parser() -> ArgumentParser:
     option(check, "target TARGET", "graph file to hold against it")
 
     formats = _format((*TEXT_OR_JSON, "github", "markdown"))
-    listed = add("collectives", COLLECTIVES, _model(), _policy(), formats)
+    listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), formats)
     option(listed, "--optimized", "of the optimized graph")
     option(listed, "--max KIND=N", "end with exit code 1 if there are more of a kind, such as "
            "all_reduce=90; repeatable", dest="most", **REPEATABLE)  # fmt: skip
@@ -153,7 +153,8 @@ def _adder(program: Parser, module: str = "") -> Callable[..., Parser]:
         command: Parser = commands.add_parser(
             name, help=summary, description=description, parents=parents
         )
-        command.set_defaults(run=f"{module or name}:{run or name}")
+        where = run if ":" in run else f"{module or name}:{run or name}"
+        command.set_defaults(run=where)
         return command
 
     return add
@@ -212,14 +213,15 @@ def _captured() -> Parser:
     return shared
 
 
-def _policy() -> Parser:
+def _policy(*, widen: bool = True) -> Parser:
     """Return the options of planning."""
     shared = Parser(add_help=False)
     option(shared, "--policy", "cost: reduce, and with --machine share rows between ranks, where "
            "it costs least; merge: reduce never before the author does; boundary: likewise, and "
            "share rows in sparse layers; off: move nothing", choices=POLICIES)  # fmt: skip
-    option(shared, "--widen", "let reductions move below conversions to a wider type, where that "
-           "pays")  # fmt: skip
+    if widen:
+        option(shared, "--widen", "let reductions move below conversions to a wider type, where "
+               "that pays")  # fmt: skip
     return shared
 
 

@@ -96,7 +96,7 @@ def check_inputs(inputs: object) -> None:
 def placements_on(
     mesh: Mesh, declared: Placement | Mapping[str, Placement], name: str
 ) -> Placements:
-    """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
+    """Return what is ``declared`` of ``name`` per axis; axes left out are Replicate.
 
     Raises:
         PlacementError: an axis the mesh does not have, one placement for several axes that is
@@ -129,7 +129,7 @@ def placements_on(
 
 
 def parse_placement(text: str) -> Placement:
-    """The inverse of ``str`` on placements.
+    """Return the placement whose ``str`` is ``text``.
 
     Raises:
         PlacementError: ``text`` is not one of R, V, P, P(op), S(dim).

@@ -46,7 +46,7 @@ def check_node(node: fx.Node) -> None:
 
 
 def _misfit(node: fx.Node, target: OpOverload) -> str:
-    """What is wrong with the names and the number of the arguments, empty if nothing is."""
+    """Return what is wrong with the names and the number of arguments, empty if nothing is."""
     positional, named, required = _parameters(target)
     count = len(node.args)
     if count > len(positional):
@@ -61,7 +61,7 @@ def _misfit(node: fx.Node, target: OpOverload) -> str:
 
 @lru_cache(maxsize=1 << 12)
 def _parameters(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of the arguments taken by position, of those by name alone, and of those required."""
+    """Return the names of arguments by position, of those by name alone, and of those required."""
     listed = target._schema.arguments
     return (
         tuple(a.name for a in listed if not a.kwarg_only),

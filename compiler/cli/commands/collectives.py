@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import read_text
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, bad_option, is_count
-from compiler.cli.render.progress import Stages, new_table, print_json, stdout
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.cli.render.progress import Stages, new_table, print_json, say, stdout
+from compiler.optimize.optimizer import optimize
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 from compiler.snapshot import Snapshot, changes, exceeded, rows
 
 COLUMNS = ("layers", "each", "collective", "line")
@@ -22,39 +22,39 @@ COLUMNS = ("layers", "each", "collective", "line")
 def collectives(
     model: str,
     options: InputOptions,
-    *,
     optimized: bool,
     policy: str,
-    widen: bool,
     most: Sequence[str],
     format: str,
 ) -> int:
-    """List the collectives of a model: kind, axis, operand on one rank, layers and line."""
+    """List the collectives of a model."""
     budget = dict(map(_budget, most))
     stages = Stages()
     graph = load(model, options, stages).graph
     if optimized:
         with stages.stage("optimize"):
-            graph = optimize_spmd(
-                graph, policy=policy, verify=True, tokens=None, pipeline=Pipeline(), widen=widen
-            ).spmd
+            planner = Planner(graph, PlannerOptions(policy))
+            graph = optimize(planner, planner.decide(None)).spmd
     snapshot = Snapshot.of(graph)
     over = exceeded(snapshot, budget)
-    if format == "json":
-        print(snapshot.to_json(), end="")
-    elif format == "markdown":
-        _print_markdown(COLUMNS, [tuple(map(str, row)) for row in rows(snapshot)])
-    elif format == "text":
-        table = new_table(*COLUMNS)
-        for row in rows(snapshot):
-            table.add_row(*map(str, row))
-        stdout().print(table)
-    _announce([f"{model}: {text}" for text in over], format, err=True)
+    match format:
+        case "json":
+            print(snapshot.to_json(), end="")
+        case "markdown":
+            _print_markdown(COLUMNS, [tuple(map(str, row)) for row in rows(snapshot)])
+        case "text":
+            table = new_table(*COLUMNS)
+            for row in rows(snapshot):
+                table.add_row(*map(str, row))
+            stdout().print(table)
+    for text in over:
+        line = f"{model}: {text}"
+        print(annotation(line)) if format == "github" else say(line)
     return ExitCode.FINDINGS if over else ExitCode.OK
 
 
 def diff(old: str, new: str, options: InputOptions, format: str) -> int:
-    """Say which collectives ``new`` has more and less than ``old``, by layer and line."""
+    """Say which collectives one graph has more and less than another."""
     stages = Stages()
 
     def snapshot(name: str) -> Snapshot:
@@ -70,16 +70,14 @@ def diff(old: str, new: str, options: InputOptions, format: str) -> int:
         case "markdown":
             _print_markdown(("collectives that changed",), [(text,) for text in differences])
         case _:
-            _announce(differences, format, err=False)
+            for line in differences:
+                print(annotation(line) if format == "github" else line)
     return ExitCode.FINDINGS if differences else ExitCode.OK
 
 
-def _announce(lines: Iterable[str], format: str, *, err: bool) -> None:
-    """Print lines, or annotations of GitHub, which reads them on standard output."""
-    for line in lines:
-        github = format == "github"
-        text = f"::error title=collectives::{escaped(line)}" if github else line
-        print(text, file=sys.stderr if err and not github else None)
+def annotation(line: str) -> str:
+    """Return an annotation as GitHub reads it."""
+    return f"::error title=collectives::{escaped(line)}"
 
 
 def _print_markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> None:

@@ -19,8 +19,10 @@ from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph, to_dot, to_json, value_count
-from compiler.optimize.graph_api import optimize_spmd
+from compiler.optimize import optimize
 from compiler.pipeline import Observer, PassRecord, Pipeline
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.lowering import run_passes
 from passes import LOWERING, PLANNING
 
@@ -59,14 +61,9 @@ def dump(
     if not before or observers or check_each:
         with stages.stage("optimize"):
             pipeline = Pipeline(observers, opt_bisect_limit, check_each)
-            result = optimize_spmd(
-                source.graph,
-                policy=policy,
-                verify=False,
-                tokens=None,
-                pipeline=pipeline,
-                widen=widen,
-            )
+            search = PlannerOptions(policy, allow_dtype_widening=widen)
+            planner = Planner(source.graph, search, pipeline=pipeline)
+            result = optimize(planner, planner.decide(None), verify=False)
             if observers or check_each:  # as on ranks that can run every fused op
                 lowering = replace(pipeline, records=list(result.records))
                 run_passes(result.spmd, lowering, why_unserved=lambda *_: None)

@@ -13,8 +13,9 @@ from compiler.cli.render.progress import Stages, say, stderr
 from compiler.cli.render.report import print_report
 from compiler.errors import CommPlanError
 from compiler.ir.text import print_graph
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimizer
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 
 
 def optimize(
@@ -38,15 +39,14 @@ def optimize(
         )
     files.warn_undeclared(source, options)
     with stages.stage("optimize"):
-        result = optimize_spmd(
-            source,
-            policy=policy,
-            verify=True,  # what cannot be proved is withdrawn
-            tokens=tokens,
-            pipeline=Pipeline(),
-            widen=widen,
-            join=program is None,  # a program runs with the groups that it names
+        search = PlannerOptions(
+            policy,
+            allow_dtype_widening=widen,
+            allow_new_groups=program is None,  # a program runs with the groups that it names
         )
+        planner = Planner(source, search)
+        # what cannot be proved is withdrawn
+        result = optimizer.optimize(planner, planner.decide(tokens), tokens=tokens)
     with stages.stage("check"):
         report = check(source, result.spmd)
     print_report(stderr(), report)

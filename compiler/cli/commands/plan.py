@@ -21,7 +21,8 @@ from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.remark import Remark
 from compiler.ir.text import value_count
-from compiler.optimize.graph_api import UNVERIFIED, OptimizationResult, finished
+from compiler.optimize import OptimizationResult, optimize
+from compiler.optimize.remarks import UNVERIFIED
 from compiler.plan.decision import Decision
 from compiler.plan.planner_options import PlannerOptions
 
@@ -113,10 +114,11 @@ class PlanResult:
 def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[PlanResult]:
     """Return the plans for ``counts``; counts with the same plan share one."""
     by_plan: dict[Decision, list[OptimizationResult]] = {}
-    for count in counts if plans.symbol or plans.is_symbolic else (None,):
+    planner = plans.planner
+    for count in counts if planner.symbol or plans.is_symbolic else (None,):
         with stages.stage("optimize", f"for {forecast.tokens_text((count,))}"):
-            decided = plans.plan_for(count)
-            result = finished(plans.planner, decided, tokens=count, verify=False)
+            decided = planner.plan_for(count)
+            result = optimize(planner, decided, tokens=count, verify=False)
         by_plan.setdefault(decided, []).append(result)
     graph, parts = plans.source.graph, []
     for results in by_plan.values():

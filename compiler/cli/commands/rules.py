@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 from compiler.cli.render.progress import new_table, print_json, say, stdout
@@ -56,10 +57,14 @@ def _name(op: Any) -> str:
 
 def rule_text(rule: Callable[..., Any]) -> str:
     """Return what the docstring of a rule says, or of the function that made it, and with what."""
-    maker = getattr(sys.modules[rule.__module__], rule.__qualname__.partition(".")[0])
+    inner, arguments = inspect.unwrap(rule), dict[str, object]()
+    for function in (inner, rule):
+        if isinstance(function, partial):
+            arguments |= function.keywords
+        else:
+            arguments |= inspect.getclosurevars(function).nonlocals
+    named = inner.func if isinstance(inner, partial) else inner
+    maker = getattr(sys.modules[named.__module__], named.__qualname__.partition(".")[0])
     text = (inspect.getdoc(maker) or "").partition("\n\nArgs:")[0]
-    arguments: dict[str, object] = {}
-    for function in (inspect.unwrap(rule), rule):
-        arguments |= inspect.getclosurevars(function).nonlocals
     settings = [f"{k} = {x}" for k, x in arguments.items() if isinstance(x, str | int | float)]
     return " ".join(text.split()) + (f" ({', '.join(settings)})" if settings else "")
