@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.fit import MIB, MIN_POINTS, Fit, fit
-from compiler.cost.tables import Launch, LibraryClass, MachineError
+from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError
+from compiler.ir.collectives import Kind
 
 COLUMNS = ("source", "gpu", "n_ranks", "library", "op", "bytes", "time_us", "notes")
+OPS = (*map(str, Kind), *map(str, Fused))
 ROUNDED = 4
 """Digits of the errors that machine files state."""
 
@@ -68,10 +71,10 @@ def read_measurements(path: Path) -> tuple[Measurements, ...]:
             if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
                 raise ValueError(f"no column {', '.join(missing)}")
             for row in table:
+                ranks, payload, time_us = _numbers(row, table.line_num)
                 launched = "graph" if row["notes"].endswith("CUDA graph") else "eager"
-                key = row["gpu"], int(row["n_ranks"]), row["library"], row["op"], launched
-                taken = float(row["time_us"]), row["source"]
-                rows.setdefault(key, {})[int(row["bytes"])] = taken
+                key = row["gpu"], ranks, row["library"], row["op"], launched
+                rows.setdefault(key, {})[payload] = time_us, row["source"]
             if not rows:
                 raise ValueError("no rows")
     except (OSError, TypeError, AttributeError, ValueError) as error:
@@ -98,6 +101,26 @@ def read_measurements(path: Path) -> tuple[Measurements, ...]:
             )
         )
     return tuple(tables)
+
+
+def _numbers(row: Mapping[str, str | None], line: int) -> tuple[int, int, float]:
+    """Return ranks, bytes and microseconds of a row.
+
+    Raises:
+        ValueError: it names the line and the column that is wrong.
+    """
+    if row["op"] not in OPS:
+        raise ValueError(f"line {line}: op must be one of {', '.join(OPS)}, not {row['op']!r}")
+    numbers = []
+    for column, least in (("n_ranks", 2), ("bytes", 1), ("time_us", 0)):
+        try:
+            number = float(row[column] or "nan")
+        except ValueError:
+            number = math.nan
+        if not (least <= number < 10**18 and number) or (least and number % 1):
+            raise ValueError(f"line {line}: {column} must be a number, got {row[column]!r}")
+        numbers.append(number)
+    return int(numbers[0]), int(numbers[1]), numbers[2]
 
 
 def rows_of(data: Mapping[str, Any]) -> tuple[Measurements, ...]:

@@ -10,7 +10,7 @@ Refuses    nothing: an op without a rule may read its rank in secret, so every r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import compress
 
 from torch import fx
@@ -91,20 +91,19 @@ def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
 
 
 def _after_collective(mesh: Mesh, node: fx.Node, what: Collective, operand: Classes) -> Classes:
-    groups = mesh.group(what.group)
+    groups = mesh.group(what.group).ranks
 
-    def label(rank: int) -> Hashable:
-        in_order = tuple(operand[r] for r in groups.group_of[rank])
-        match what.kind:
-            case Kind.ALL_REDUCE:
-                return tuple(sorted(in_order))
-            case Kind.REDUCE_SCATTER:
-                return tuple(sorted(in_order)), groups.position[rank]
-            case Kind.ALL_GATHER:
-                return in_order
-            case Kind.ALL_TO_ALL:
-                return in_order, groups.position[rank]
-            case Kind.BROADCAST:
-                return in_order[int(access.arguments(node)["src"])]
+    def content(group: Sequence[int]) -> Classes:
+        in_order = tuple(operand[r] for r in group)
+        if what.kind is Kind.BROADCAST:
+            return (in_order[int(access.arguments(node)["src"])],)
+        adds = what.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
+        return tuple(sorted(in_order)) if adds else in_order
 
-    return numbered(label(rank) for rank in range(mesh.size))
+    deals = what.kind in (Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL)
+    labels = {
+        rank: (number, position if deals else 0)
+        for number, group in zip(numbered(map(content, groups)), groups, strict=True)
+        for position, rank in enumerate(group)
+    }
+    return numbered(labels[rank] for rank in range(mesh.size))

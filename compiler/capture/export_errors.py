@@ -81,6 +81,12 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         "forward assigns to an attribute of the model",
         "register it as a buffer and update that in place",
     ),
+    (
+        r"reduction dim|must match|same number of elements|invalid for input of size|not divisible",
+        "the model cannot be exported",
+        "see whether its sizes divide by the number of ranks, and whether the arguments have the "
+        "shapes that forward takes",
+    ),
 )
 """Pattern of the exception's type and text -> what is wrong, remedy; the first match counts."""
 
@@ -143,4 +149,6 @@ def model_line(error: BaseException) -> str:
 
 
 def _is_standard(filename: str) -> bool:
-    return filename.startswith(STANDARD_LIBRARY) and "site-packages" not in filename
+    """Return whether a file is Python's own, or typing_extensions, which wraps functions."""
+    is_standard = filename.startswith(STANDARD_LIBRARY) and "site-packages" not in filename
+    return is_standard or Path(filename).name == "typing_extensions.py"

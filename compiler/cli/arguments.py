@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compiler.cli.entry import ExitCode
-from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions
+from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions, is_count
 
 VERSION = "0.1.0"
 POLICIES = ("cost", "merge", "boundary", "off")
 LAUNCHES = ("graph", "eager")
+REMARKS = ("all", "missed", "passed")
 TABLE_OR_JSON, TEXT_OR_JSON = ("table", "json"), ("text", "json")
 """Choices; of each the first is the default."""
+REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 
 EPILOG = """\
 Results go to standard output, progress and logs to standard error.
@@ -53,7 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return values.pop("run"), values | ({"options": InputOptions(**options)} if options else {})
 
 
-def parser() -> Parser:
+def parser() -> ArgumentParser:
     """Return the parser of the program."""
     program = Parser(
         prog="commplan",
@@ -64,68 +66,56 @@ def parser() -> Parser:
     add = _adder(program)
 
     plan = add("plan", PLAN, _model(), _policy(), _format(TABLE_OR_JSON))
-    plan.add_argument("--tokens", metavar="N,…", default="1,64,2048,16384",
-                      help="token counts to plan for")  # fmt: skip
-    plan.add_argument("--machine", metavar="NAME",
-                      help="plan by the time taken on a machine: a name of `commplan machine "
-                      "list`, or a file; without, by payload bytes")  # fmt: skip
-    plan.add_argument("--launch", choices=LAUNCHES, default=LAUNCHES[0],
-                      help="how kernels are launched on the machine")  # fmt: skip
-    plan.add_argument("--compare", metavar="NAME[:TP],…", default="",
-                      help="predict for these machines and world sizes too, and print only "
-                      "what they take")  # fmt: skip
-    plan.add_argument("--plot", metavar="FILE", type=Path,
-                      help="draw predicted times over tokens, .png or .svg")  # fmt: skip
-    plan.add_argument("--remarks", choices=("all", "missed", "passed"), default="all",
-                      help="remarks to print: what was done, what was not, or both")  # fmt: skip
-    plan.add_argument("--timing", action="store_true",
-                      help="print the time of every pass to standard error")  # fmt: skip
+    option(plan, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
+    option(plan, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
+           "machine list`, or a file; without, by payload bytes")  # fmt: skip
+    option(plan, "--launch", "how kernels are launched on the machine", choices=LAUNCHES)
+    option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
+           "print only what they take", default="")  # fmt: skip
+    option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
+    option(plan, "--remarks", "remarks on what was done, what not, or all", choices=REMARKS)
+    option(plan, "--timing", "print the time of every pass to standard error")
 
     dump = add("dump", DUMP, _model(), _policy(), _format(("text", "json", "dot", "html")))
-    dump.add_argument("--before", action="store_true", help="the graph as captured")
-    dump.add_argument("--after", action="store_true", help="the optimized graph; the default")
-    dump.add_argument("--both", action="store_true",
-                      help="both; the default, and side by side, in HTML")  # fmt: skip
-    dump.add_argument("--layers", metavar="A-B", default="",
-                      help="only these layers, as a graph of their own")  # fmt: skip
+    option(dump, "--before", "the graph as captured")
+    option(dump, "--after", "the optimized graph; the default")
+    option(dump, "--both", "both; the default, and side by side, in HTML")
+    option(dump, "--layers A-B", "only these layers, as a graph of their own", default="")
     _add_output(dump)
-    dump.add_argument("--print-after", metavar="all|changed|PASS", default="",
-                      help="print the graph after passes, to standard error")  # fmt: skip
-    dump.add_argument("--dump-dir", metavar="DIR", type=Path,
-                      help="write the graph after every pass to a file in DIR")  # fmt: skip
-    dump.add_argument("--opt-bisect-limit", metavar="N", type=at_least(0),
-                      help="run only the first N passes")  # fmt: skip
-    dump.add_argument("--verify-each", action="store_true",
-                      help="check that passes which report no change made none")  # fmt: skip
-    dump.add_argument("--check-each", action="store_true",
-                      help="prove every pass that changed something")  # fmt: skip
+    option(dump, "--print-after all|changed|PASS", "print the graph after passes, to standard "
+           "error", default="")  # fmt: skip
+    option(dump, "--dump-dir DIR", "write the graph after every pass to a file in DIR", type=Path)
+    option(dump, "--opt-bisect-limit N", "run only the first N passes", type=at_least(0))
+    option(dump, "--verify-each", "check that passes which report no change made none")
+    option(dump, "--check-each", "prove every pass that changed something")
+
+    _add_output(add("capture", CAPTURE, _model()))
 
     check = add("check", CHECK, _files(), _format(TEXT_OR_JSON), run="check_graphs")
-    check.add_argument("source", metavar="SOURCE", help="graph file that says what is right")
-    check.add_argument("target", metavar="TARGET", help="graph file to hold against it")
+    option(check, "source SOURCE", "graph file that says what is right")
+    option(check, "target TARGET", "graph file to hold against it")
 
-    add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
+    formats = _format((*TEXT_OR_JSON, "github", "markdown"))
+    listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), formats)
+    option(listed, "--optimized", "of the optimized graph")
+    option(listed, "--max KIND=N", "end with exit code 1 if there are more of a kind, such as "
+           "all_reduce=90; repeatable", dest="most", **REPEATABLE)  # fmt: skip
+    diff = add("diff", DIFF, _captured(), formats, module="collectives")
+    option(diff, "old OLD", "a list of commplan collectives, or as MODEL")
+    option(diff, "new NEW", "what to hold against it, likewise")
 
-    forms = _format(("text", "json", "github", "markdown"))
-    listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), forms)
-    listed.add_argument("--optimized", action="store_true", help="those of the optimized graph")
-    listed.add_argument("--max", dest="most", metavar="KIND=N", action="append", default=[],
-                        help="exit with 1 if there are more of a kind, such as all_reduce=90; "
-                        "repeatable")  # fmt: skip
-    diff = add("diff", DIFF, _captured(), forms, run="collectives:diff")
-    diff.add_argument("old", metavar="OLD", help="a list, .json, of `commplan collectives "
-                      "--format json`, or as MODEL")  # fmt: skip
-    diff.add_argument("new", metavar="NEW", help="what to hold against it, likewise")
+    lint = add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
+    option(lint, "--require-coverage PERCENT", "end with exit code 2 unless placements are known "
+           "of so much of the model, of all of it if no number is given", type=at_least(0),
+           nargs="?", const=100, default=0)  # fmt: skip
 
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
-    optimize.add_argument("file", metavar="FILE", help="graph file, .spmd or .pt2")
+    option(optimize, "file FILE", "graph file, .spmd or .pt2")
     _add_output(optimize, required=True)
-    optimize.add_argument("--tokens", metavar="N", type=at_least(1),
-                          help="what symbolic sizes count as")  # fmt: skip
+    option(optimize, "--tokens N", "what symbolic sizes count as", type=at_least(1))
 
     rules = add("rules", RULES, _format(TABLE_OR_JSON))
-    rules.add_argument("pattern", metavar="OP", nargs="?", default="",
-                       help="ops to list: part of a name, or a glob")  # fmt: skip
+    option(rules, "pattern OP", "ops to list: part of a name, or a glob", nargs="?", default="")
 
     _add_machine(_adder(add("machine", MACHINE), "machine"))
     return program
@@ -133,26 +123,22 @@ def parser() -> Parser:
 
 def _add_machine(add: Callable[..., Parser]) -> None:
     """Add the commands of ``commplan machine``."""
-    add("list", "List the machines that come with the package.", _format(TABLE_OR_JSON),
-        run="list_machines")  # fmt: skip
-    show = add("show", "Show a machine's numbers with their sources.", _format(TABLE_OR_JSON))
-    show.add_argument("name", metavar="MACHINE", help="a machine's name, or a machine file")
-    show.add_argument("--ranks", metavar="N", type=at_least(2),
-                      help="tables of this rank count alone")  # fmt: skip
-    fit = add("fit", "Fit machine files to a table of measurements and print the errors.",
-              _format(TABLE_OR_JSON), run="fit_machines")  # fmt: skip
-    fit.add_argument("measurements", metavar="CSV", type=Path,
-                     help="measured rows; docs/machines.md has the columns")  # fmt: skip
-    fit.add_argument("--machine", dest="names", action="append", metavar="NAME",
-                     help="a machine's name or file; repeatable, all if left out")  # fmt: skip
-    fit.add_argument("-o", "--output", dest="folder", type=Path, metavar="FOLDER",
-                     help="write the files here")  # fmt: skip
+    formats = _format(TABLE_OR_JSON)
+    add("list", "List the machines that come with the package.", formats, run="list_machines")
+    show = add("show", "Show a machine's numbers with their sources.", formats)
+    option(show, "name MACHINE", "a machine's name, or a machine file")
+    option(show, "--ranks N", "tables of this rank count alone", type=at_least(2))
+    fit = add("fit", FIT, formats, run="fit_machines")
+    option(fit, "measurements CSV", "measured rows; docs/machines.md has the columns", type=Path)
+    option(fit, "--machine NAME", "a machine's name or file; repeatable, all if left out",
+           dest="names", **REPEATABLE)  # fmt: skip
+    option(fit, "-o --output FOLDER", "write the files here", dest="folder", type=Path)
     measure = add("measure", MEASURE)
-    measure.add_argument("--name", metavar="NAME", default="measured", help="the machine's name")
-    measure.add_argument("--min-bytes", metavar="N", type=at_least(4), default=512,
-                         help="smallest payload; doubled from there")  # fmt: skip
-    measure.add_argument("--max-bytes", metavar="N", type=at_least(4),
-                         help="largest payload; on GPUs 256 MiB, on CPUs 4 MiB")  # fmt: skip
+    option(measure, "--name NAME", "the machine's name", default="measured")
+    option(measure, "--min-bytes N", "smallest payload; doubled from there", type=at_least(4),
+           default=512)  # fmt: skip
+    option(measure, "--max-bytes N", "largest payload; if left out, 256 MiB on GPUs, 4 MiB on CPUs",
+           type=at_least(4))  # fmt: skip
     _add_output(measure)
 
 
@@ -160,7 +146,9 @@ def _adder(program: Parser, module: str = "") -> Callable[..., Parser]:
     """Return a function that adds a command with its description and shared options."""
     commands = program.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, description: str, *parents: Parser, run: str = "") -> Parser:
+    def add(
+        name: str, description: str, *parents: Parser, module: str = module, run: str = ""
+    ) -> Parser:
         summary = description.split("\n", 1)[0]
         command: Parser = commands.add_parser(
             name, help=summary, description=description, parents=parents
@@ -172,76 +160,86 @@ def _adder(program: Parser, module: str = "") -> Callable[..., Parser]:
     return add
 
 
+def option(command: Parser, usage: str, help: str, **rest: Any) -> None:
+    """Add an option.
+
+    Args:
+        command: the parser of a command.
+        usage: as the command line has it, ``-o --output FILE``; without a value it is a flag, or
+            one of ``choices``, of which the first is the default.
+        help: what it does.
+        rest: further arguments of ``add_argument``.
+    """
+    *names, last = usage.split()
+    if not last.startswith("-"):
+        rest["metavar"] = last
+    else:
+        names.append(last)
+        rest |= {"default": rest["choices"][0]} if "choices" in rest else {"action": "store_true"}
+    command.add_argument(*names, help=help, **rest)
+
+
 def _files() -> Parser:
     """Return the options of graph files."""
     shared = Parser(add_help=False)
-    shared.add_argument("--mesh", metavar="AXIS=N,…", default="",
-                        help="mesh of a .pt2 file, such as dp=2,tp=4")  # fmt: skip
-    shared.add_argument("--group", dest="groups", metavar="NAME=AXIS,…", action="append",
-                        default=[], help="axes that a group name in a .pt2 file spans, such as "
-                        "0=tp; repeatable")  # fmt: skip
-    shared.add_argument("--input", dest="inputs", metavar="NAME=PLACEMENT", action="append",
-                        default=[], help="placement of an input of a .pt2 file or a model: R, V, "
-                        "P, P(op), S(dim), or per axis tp:S(0),dp:R; in a name, * stands for one "
-                        "part. Left out: arguments R, the model's own tensors as it declares "
-                        "them, else V; repeatable")  # fmt: skip
+    option(shared, "--mesh AXIS=N,…", "mesh of a .pt2 file, such as dp=2,tp=4", default="")
+    option(shared, "--group NAME=AXIS,…", "axes that a group name in a .pt2 file spans, such as "
+           "0=tp; repeatable", dest="groups", **REPEATABLE)  # fmt: skip
+    option(shared, "--input NAME=PLACEMENT", "placement of an input of a .pt2 file or a model: R, "
+           "V, P, P(op), S(dim), or per axis tp:S(0),dp:R; in a name, * stands for one part. Left "
+           "out: arguments R, the model's own tensors as it declares them, else V; repeatable",
+           dest="inputs", **REPEATABLE)  # fmt: skip
     return shared
 
 
 def _model() -> Parser:
     """Return MODEL and its options."""
     shared = Parser(add_help=False, parents=[_files(), _captured()])
-    shared.add_argument("model", metavar="MODEL", help=f"{', '.join(ALIASES)}; any "
-                        "module:factory, a callable that is called under an initialized process "
-                        "group and returns (model, args) or (model, args, kwargs); or a graph "
-                        "file, .spmd or .pt2")  # fmt: skip
+    option(shared, "model MODEL", f"{', '.join(ALIASES)}; any module:factory, a callable that is "
+           "called under an initialized process group and returns (model, args) or (model, args, "
+           "kwargs); or a graph file, .spmd or .pt2")  # fmt: skip
     return shared
 
 
 def _captured() -> Parser:
     """Return the options of models that are captured."""
     shared = Parser(add_help=False)
-    shared.add_argument("--tp", metavar="N", type=at_least(1), help="world size under which a "
-                        f"factory is called; {WORLD_SIZE} if left out")  # fmt: skip
-    shared.add_argument("--capture", choices=("auto", "record", "export"), default="auto",
-                        help="record: run the model once; export: torch.export; auto: record "
-                        "what can be")  # fmt: skip
-    shared.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],
-                        help="keyword argument of the factory, a Python literal or a string; "
-                        "repeatable")  # fmt: skip
+    option(shared, "--tp N", f"world size under which a factory is called; {WORLD_SIZE} if left "
+           "out", type=at_least(1))  # fmt: skip
+    option(shared, "--capture", "record: run the model once; export: torch.export; auto: record "
+           "what can be", choices=("auto", "record", "export"))  # fmt: skip
+    option(shared, "--set KEY=VALUE", "keyword argument of the factory, a Python literal or a "
+           "string; repeatable", dest="settings", **REPEATABLE)  # fmt: skip
     return shared
 
 
 def _policy(*, widen: bool = True) -> Parser:
     """Return the options of planning."""
     shared = Parser(add_help=False)
-    shared.add_argument("--policy", choices=POLICIES, default=POLICIES[0],
-                        help="cost: reduce, and with --machine share rows between ranks, where it "
-                        "costs least; merge: reduce never before the author does; boundary: "
-                        "likewise, and share rows in sparse layers; off: move nothing")  # fmt: skip
+    option(shared, "--policy", "cost: reduce, and with --machine share rows between ranks, where "
+           "it costs least; merge: reduce never before the author does; boundary: likewise, and "
+           "share rows in sparse layers; off: move nothing", choices=POLICIES)  # fmt: skip
     if widen:
-        shared.add_argument("--widen", action="store_true", help="let reductions move below "
-                        "conversions to a wider type, where that pays")  # fmt: skip
+        option(shared, "--widen", "let reductions move below conversions to a wider type, where "
+               "that pays")  # fmt: skip
     return shared
 
 
 def _format(choices: Sequence[str]) -> Parser:
     shared = Parser(add_help=False)
-    shared.add_argument("--format", choices=choices, default=choices[0],
-                        help="how to print the result")  # fmt: skip
+    option(shared, "--format", "how to print the result", choices=choices)
     return shared
 
 
 def _add_output(command: Parser, required: bool = False) -> None:
-    command.add_argument("-o", "--output", metavar="FILE", type=Path, required=required,
-                         help="write the result to FILE")  # fmt: skip
+    option(command, "-o --output FILE", "write the result to FILE", type=Path, required=required)
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """Return a reader of whole numbers from ``minimum``, of at most 12 digits."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or len(text) > 12 or int(text) < minimum:
+        if not is_count(text, minimum):
             raise ArgumentTypeError(f"must be a whole number from {minimum}, of at most 12 digits")
         return int(text)
 
@@ -264,31 +262,39 @@ whatever the checker would say of it; plan and check tell. Options that look at
 passes see those of planning, then those that make a planned graph run.
 
   commplan dump step3p5 --format html --layers 3-4 -o layers.html"""
+CAPTURE = """\
+Save a model's graph as text, so that other commands need not capture it again.
+
+Source lines, layers and names of values are kept: read again, the graph is
+planned, linted and printed as the model is. Weights are not in it.
+
+  commplan capture step3p5 -o step3p5.spmd; commplan plan step3p5.spmd"""
 CHECK = """\
 Say whether TARGET computes the same function as SOURCE on every rank.
 
 Inputs correspond by position, parameters by name; placements are those of SOURCE.
 Exit code 0: yes. 1: no, with a counterexample. 2: not shown either way. 3: the
 files cannot be compared."""
-LINT = """\
-Find wrong reductions in MODEL: double, missing, over wrong ranks, of wrong terms.
-
-Partial sums are known by the placements that the model declares for its
-parameters, or that --input gives. Exit code 0: no finding. 1: findings. 3: there
-is no graph to look at."""
-OPTIMIZE = """\
-Optimize the graph in FILE, check it, and write it in the same form.
-
-Nothing is written unless the result is shown to be equivalent."""
 COLLECTIVES = """\
 List the collectives of MODEL: kind, axis, operand on one rank, layers and line.
 
-Exit code 0: there they are. 1: more than --max allows. 3: there is no graph to
-look at."""
+The JSON is for commplan diff. Exit code 0: there they are. 1: more than --max
+allows. 3: there is no graph to look at."""
 DIFF = """\
 Say which collectives NEW has more and less than OLD, by layer and line of the model.
 
 Exit code 0: none. 1: some. 3: there is nothing to compare."""
+LINT = """\
+Find wrong reductions in MODEL: double, missing, over wrong ranks, of wrong terms.
+
+Partial sums are known by the placements that the model declares for its
+parameters, or that --input gives; the coverage says of how much of the model they
+are known. Exit code 0: no finding. 1: findings. 2: less was looked at than
+--require-coverage asks for. 3: there is no graph to look at."""
+OPTIMIZE = """\
+Optimize the graph in FILE, check it, and write it in the same form.
+
+Nothing is written unless the result is shown to be equivalent."""
 RULES = """\
 List the ops that have a rule, each with what its rule says.
 
@@ -298,6 +304,7 @@ rest is the same on every rank. Dimensions that are not needed whole can be shar
 
   commplan rules 'aten.index*'"""
 MACHINE = "Show, fit or measure what machines take for collectives and kernels."
+FIT = "Fit machine files to a table of measurements and print the errors."
 MEASURE = """\
 Measure this machine and write its file.
 

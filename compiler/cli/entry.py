@@ -139,10 +139,15 @@ class Stream:
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Make standard streams raise CannotWrite, at the latest when the body ends."""
+    """Make standard streams raise CannotWrite, at the latest when the body ends.
+
+    What their encoding lacks they write as escapes.
+    """
     names = {"stdout": "output", "stderr": "error"}
     streams = {name: Stream(names[name], s) for name in names if (s := getattr(sys, name))}
     for name, guarded in streams.items():
+        if hasattr(guarded.stream, "reconfigure"):
+            guarded.stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, guarded)
     try:
         yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cost.machine import NS_TO_PS, Machine
+from compiler.cost.machine_fields import check_fields
 from compiler.cost.regimes import Curve, Regime, is_monotone
 from compiler.cost.tables import (
     BYTES_PER_US,
@@ -65,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MachineError(
             "cannot read the machine file",
             where=str(path),
@@ -82,20 +83,9 @@ def parse_machine(data: Mapping[str, Any], path: Path) -> Machine:
     """The machine that a file describes.
 
     Raises:
-        MachineError: a field is missing, has another unit, or a curve falls.
+        MachineError: a field is missing, unknown or out of range, or a curve falls.
     """
-    try:
-        return _machine(data, path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise MachineError(
-            "not a machine file",
-            where=str(path),
-            found=f"{type(error).__name__}: {error}",
-            remedy="docs/machines.md lists the fields",
-        ) from None
-
-
-def _machine(data: Mapping[str, Any], path: Path) -> Machine:
+    check_fields(data, path)
     if "node" in data:
         node, name, title = load_machine(data["node"]), data["name"], data["title"]
         network = _network(data["network"], path)
@@ -103,22 +93,22 @@ def _machine(data: Mapping[str, Any], path: Path) -> Machine:
     return Machine(
         name=data["name"],
         title=data["title"],
-        ranks_per_node=int(data["ranks_per_node"]),
-        in_switch_reduction=bool(data["in_switch_reduction"]),
+        ranks_per_node=data["ranks_per_node"],
+        in_switch_reduction=data["in_switch_reduction"],
         link=_quantity(data.get("link"), BYTES_PER_US, path),
         memory=_quantity(data.get("memory"), BYTES_PER_US, path),
         matmul=_quantities(data.get("matmul", {}), FLOP_PER_US, path),
         launch={Launch(k): q for k, q in _quantities(data.get("launch", {}), NS, path).items()},
         tables=tuple(_table(table, path) for table in data["tables"]),
         network=_network(data["network"], path) if data.get("network") else None,
-        device=str(data.get("device", "")),
+        device=data.get("device", ""),
     )
 
 
 def _quantity(data: Mapping[str, Any] | None, unit: str, path: Path) -> Quantity | None:
     if data is None:
         return None
-    quantity = Quantity(int(data["value"]), data["unit"], data["source"])
+    quantity = Quantity(data["value"], data["unit"], data["source"])
     if quantity.unit != unit or quantity.value <= 0 or not quantity.source:
         raise MachineError(
             f"a quantity needs a value above zero in {unit}, and a source",
@@ -134,7 +124,7 @@ def _quantities(data: Mapping[str, Any], unit: str, path: Path) -> dict[str, Qua
 
 
 def _table(data: Mapping[str, Any], path: Path) -> Table:
-    regimes = tuple(Regime(*map(int, regime)) for regime in data["regimes"])
+    regimes = tuple(Regime(*regime) for regime in data["regimes"])
     kind = data["kind"]
     if not is_monotone(regimes):
         raise MachineError(
@@ -145,13 +135,13 @@ def _table(data: Mapping[str, Any], path: Path) -> Table:
         )
     return Table(
         kind=Fused(kind) if "+" in kind else Kind(kind),
-        ranks=int(data["ranks"]),
+        ranks=data["ranks"],
         library=data["library"],
         library_class=LibraryClass(data["class"]),
         launches=tuple(map(Launch, data["launches"])),
         curve=Curve(regimes),
-        min_bytes=int(data["min_bytes"]),
-        max_bytes=int(data["max_bytes"]),
+        min_bytes=data["min_bytes"],
+        max_bytes=data["max_bytes"],
         source=data["source"],
         median_error=data.get("median_error"),
         maximum_error=data.get("maximum_error_above_1mib"),

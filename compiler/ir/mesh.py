@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh  # noqa: TID251
 
 
+MAX_RANKS = 1 << 14
+"""Replica groups are lists of ranks, and their time and memory grow with them."""
+
+
 @dataclass(frozen=True)
 class ReplicaGroups:
     """A partition of the ranks 0 .. n - 1 into groups of one size; two names may denote equal ones.
@@ -138,7 +142,9 @@ class Mesh:
         if not axes:
             raise MeshError("a mesh needs at least one axis", remedy='for example Mesh({"tp": 8})')
         for name, axis_size in axes.items():
-            if not isinstance(axis_size, SupportsIndex):
+            if not name:
+                raise MeshError("an axis of a mesh must have a name", found=repr(dict(axes)))
+            if not isinstance(axis_size, SupportsIndex) or isinstance(axis_size, bool):
                 raise MeshError(
                     f"the size of axis {name!r} must be an integer",
                     found=repr(axis_size),
@@ -149,6 +155,12 @@ class Mesh:
                     f"axis {name!r} has no ranks", found=str(axis_size), remedy="a size of >= 1"
                 )
         self.axes: dict[str, int] = dict(axes)
+        if self.size > MAX_RANKS:
+            raise MeshError(
+                f"a mesh has at most {MAX_RANKS:,} ranks",
+                found=f"{self.size:,}" if self.size < 10**30 else "more than 10**30",
+                remedy="name the ranks that communicate; all groups of one size are alike",
+            )
         self.groups: dict[str, ReplicaGroups] = {name: self.along(name) for name in axes}
         for name, listed in (groups or {}).items():
             if isinstance(listed, str):

@@ -31,15 +31,15 @@ class Shard:
     """Rank i along the axis holds block i of the global tensor along ``dim`` (>= 0).
 
     Raises:
-        PlacementError: ``dim`` is not an integer.
+        PlacementError: ``dim`` is not an integer of 0 or more.
     """
 
     dim: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dim, int):
+        if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 0:
             raise PlacementError(
-                "the dimension of a Shard must be an integer",
+                "the dimension of a Shard must be an integer of 0 or more",
                 found=f"Shard({self.dim!r})",
                 remedy="count dimensions from 0, for example Shard(0)",
             )
@@ -124,12 +124,6 @@ def placements_on(
                 f"the placement of {name!r} is not a placement",
                 found=repr(placement),
                 remedy="use Replicate(), Shard(dim), Partial(op) or Varying()",
-            )
-        if isinstance(placement, Shard) and placement.dim < 0:
-            raise PlacementError(
-                f"the placement of {name!r} shards a negative dimension",
-                found=str(placement),
-                remedy="count dimensions from 0",
             )
     return per_axis
 

@@ -20,6 +20,13 @@ def check_node(node: fx.Node) -> None:
             op gives one; arguments that are missing, too many or not known to the op.
     """
     example = access.value(node) if access.has_result(node) else None
+    if isinstance(example, torch.Tensor) and example.layout is not torch.strided:
+        raise GraphError(
+            f"value %{node.name} must be a dense tensor",
+            where=access.source_line(node),
+            found=str(example.layout),
+            remedy="convert it with to_dense() before the graph, or keep it outside",
+        )
     if not isinstance(node.target, OpOverload):
         return
     if why := _misfit(node, node.target):

@@ -16,6 +16,7 @@ from torch import fx
 from compiler.ir.graph import SpmdGraph
 from compiler.linter.collective_sizes import collective_sizes
 from compiler.linter.collectives import misused_collectives
+from compiler.linter.coverage import Coverage, coverage
 from compiler.linter.facts import LintFacts
 from compiler.linter.finding import RULES, Finding, Severity
 from compiler.linter.misused_values import misused_values
@@ -31,7 +32,11 @@ def findings(
         written: output -> input that it is written back to.
         unsure: calls that may have other numbers on other ranks; ``graph`` has no rule for them.
     """
-    facts = LintFacts(graph, unsure)
+    return findings_of(LintFacts(graph, unsure), written)
+
+
+def findings_of(facts: LintFacts, written: Mapping[int, str] | None = None) -> tuple[Finding, ...]:
+    """Return the mistakes in the graph that ``facts`` are about, as ``findings``."""
     mistakes = [
         *misused_values(facts, written or {}),
         *misused_collectives(facts),
@@ -40,4 +45,13 @@ def findings(
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
 
 
-__all__ = ["RULES", "Finding", "Severity", "findings"]
+__all__ = [
+    "RULES",
+    "Coverage",
+    "Finding",
+    "LintFacts",
+    "Severity",
+    "coverage",
+    "findings",
+    "findings_of",
+]

@@ -91,7 +91,7 @@ class Snapshot:
                 mesh = {str(axis): int(size) for axis, size in state["mesh"].items()}
                 return cls(mesh, tuple(Entry(**row) for row in state["collectives"]))
             problem = f"schema {schema!r}"
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problem = f"{type(error).__name__}: {error}"
         raise CommPlanError(
             f"a list of collectives must be JSON of schema {SCHEMA!r}",

@@ -49,8 +49,20 @@ HEADING = ",".join(COLUMNS)
         ("a,b\n", "ValueError: no column source, gpu, n_ranks, library, op, bytes, time_us, notes"),
         ("gpu,n_ranks\na,2\n", "ValueError: no column source, library, op, bytes, time_us, notes"),
         (f"{HEADING}\n", "ValueError: no rows"),
-        (f"{HEADING}\na,b\n", "AttributeError: "),
-        (f"{HEADING}\na,b,x,c,d,8,1.0,\n", "ValueError: invalid literal for int()"),
+        (f"{HEADING}\na,b\n", "ValueError: line 2: op must be one of all_reduce, "),
+        (f"{HEADING}\na,b,2,c,d,8,1.0,\n", "ValueError: line 2: op must be one of all_reduce, "),
+        *(
+            (f"{HEADING}\na,b,{row},\n", f"ValueError: line 2: {column} must be a number, got ")
+            for row, column in (
+                ("x,c,all_reduce,8,1.0", "n_ranks"),
+                ("1,c,all_reduce,8,1.0", "n_ranks"),
+                ("2,c,all_reduce,8.5,1.0", "bytes"),
+                ("2,c,all_reduce,8,-1.0", "time_us"),
+                ("2,c,all_reduce,8,0", "time_us"),
+                ("2,c,all_reduce,8,nan", "time_us"),
+                ("2,c,all_reduce,8,inf", "time_us"),
+            )
+        ),
         ("\xff", "UnicodeDecodeError: "),
     ],
 )

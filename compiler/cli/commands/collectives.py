@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from rich.box import SIMPLE
-from rich.table import Table
 
 from compiler.cli.commands.lint import escaped
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import read_text
 from compiler.cli.inputs.load_model import load
-from compiler.cli.inputs.options import InputOptions, bad_option
-from compiler.cli.render.progress import Stages, say, stdout
+from compiler.cli.inputs.options import InputOptions, bad_option, is_count
+from compiler.cli.render.progress import Stages, new_table, print_json, say, stdout
 from compiler.optimize.optimizer import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
@@ -47,7 +43,7 @@ def collectives(
         case "markdown":
             _print_markdown(COLUMNS, [tuple(map(str, row)) for row in rows(snapshot)])
         case "text":
-            table = Table(*COLUMNS, box=SIMPLE)
+            table = new_table(*COLUMNS)
             for row in rows(snapshot):
                 table.add_row(*map(str, row))
             stdout().print(table)
@@ -70,7 +66,7 @@ def diff(old: str, new: str, options: InputOptions, format: str) -> int:
     differences = changes(before, after)
     match format:
         case "json":
-            print(json.dumps({"schema": "commplan.changes/1", "changes": differences}, indent=1))
+            print_json({"schema": "commplan.changes/1", "changes": differences})
         case "markdown":
             _print_markdown(("collectives that changed",), [(text,) for text in differences])
         case _:
@@ -91,6 +87,6 @@ def _print_markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> Non
 
 def _budget(text: str) -> tuple[str, int]:
     kind, _, number = text.partition("=")
-    if not number.isdecimal():
+    if not is_count(number, 0):
         raise bad_option("--max", text, "give KIND=N, such as all_reduce=90")
     return kind, int(number)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.analysis.placements import placements
-from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.files import make_folder, write_text
 from compiler.cli.inputs.graph_part import of_layers
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, layer_range
@@ -127,11 +127,7 @@ def _printer(which: str) -> Observer:
 
 
 def _writer(folder: Path) -> Observer:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise CommPlanError("cannot make the folder", where=str(folder), found=why) from None
+    make_folder(folder)
     return lambda record: write_text(
         folder / f"{record.index + 1:02}-{record.name}.spmd", _after(record)
     )

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table as Printed
+from rich.table import Column
 from rich.text import Text
 
 from bench.fit import MAXIMUM_TARGET, MEDIAN_TARGET
@@ -24,10 +23,11 @@ from bench.measurements import (
     read_measurements,
     refitted,
 )
-from compiler.cli.inputs.files import write_text
+from compiler.cli.inputs.files import make_folder, write_text
 from compiler.cli.render.collectives import bytes_text
-from compiler.cli.render.progress import Stages, print_json, stdout
-from compiler.cost import Machine, load_machine, machines
+from compiler.cli.render.progress import Stages, new_table, number_column, print_json, stdout
+from compiler.cost import Machine, MachineError, load_machine, machines
+from compiler.cost.machine_fields import check_name
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
 
@@ -38,16 +38,17 @@ def list_machines(format: str) -> int:
     """List the machines that come with the package."""
     every = {m: sorted({table.ranks for table in m.tables}) for m in map(load_machine, machines())}
     if format == "json":
-        rows = [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
-        print_json(rows)
+        print_json(
+            [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
+        )
         return 0
-    table = Printed("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s", box=SIMPLE)
+    rows = new_table("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s")
     for m, ranks in every.items():
         rates = m.memory_bytes_per_us / 1e6, m.matmul_flop_per_us(torch.bfloat16) / 1e6
-        table.add_row(
+        rows.add_row(
             m.name, m.title, ", ".join(map(str, ranks)), f"{rates[0]:.2f}", f"{rates[1]:.0f}"
         )
-    stdout().print(table)
+    stdout().print(rows)
     return 0
 
 
@@ -55,6 +56,13 @@ def show(name: str, ranks: int | None, format: str) -> int:
     """Show a machine's numbers with their sources."""
     one = load_machine(name)
     tables = [table for table in one.tables if ranks in (None, table.ranks)]
+    if ranks is not None and not tables:
+        counts = sorted({table.ranks for table in one.tables})
+        raise MachineError(
+            f"machine {one.name!r} has no tables of {ranks} ranks",
+            found=f"tables of {', '.join(map(str, counts)) or 'none'}",
+            remedy="name one of these, or leave --ranks out",
+        )
     if format == "json":
         print_json(machine_json(one, tables))
     else:
@@ -76,18 +84,16 @@ def quantities(one: Machine) -> dict[str, Quantity]:
 
 def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
     """Print the numbers, then the regimes of every table, then where the tables come from."""
-    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"))
-    numbers = Printed("", "", "", "source", box=SIMPLE)
+    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"), soft_wrap=True)
+    numbers = new_table("", "", "", "source")
     for name, number in quantities(one).items():
         numbers.add_row(name, f"{number.value:,}", number.unit, number.source)
     console.print(numbers)
     sources = list(dict.fromkeys(table.source for table in tables))
-    regimes = Printed(
-        "", "ranks", "library", "launch", "from", "alpha us", "GB/s", "median", "max", "source",
-        box=SIMPLE,
-    )  # fmt: skip
+    headings = "from", "alpha us", "GB/s", "median", "max", "source"
+    regimes = new_table("", *map(number_column, headings))
     for table in tables:
-        left = [str(table.kind), str(table.ranks), table.library, ", ".join(table.launches)]
+        left = [table_text(table.kind, table)]
         right = [percent(table.median_error), percent(table.maximum_error)]
         right.append(str(sources.index(table.source) + 1))
         for regime in table.curve.regimes:
@@ -105,7 +111,12 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
         ]
         lines.append(one.network.source)
     for text in lines:
-        console.print(text)
+        console.print(text, soft_wrap=True)
+
+
+def table_text(kind: str, one: Table | Measurements) -> str:
+    """Return ``all_reduce, 8 ranks, NCCL 2.29, eager``."""
+    return f"{kind}, {one.ranks} ranks, {one.library}, {', '.join(one.launches)}"
 
 
 def percent(share: float | None) -> str:
@@ -151,7 +162,7 @@ def fit_machines(
         parse_machine(data, path)
         fitted[data["name"]] = tables
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_text(folder / f"{data['name']}.json", machine_text(data))
     if format == "json":
         print_json(errors_json(fitted))
@@ -177,24 +188,21 @@ def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
 
 def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
     """Print a row per table: errors of the model, and of the table against itself."""
-    table = Printed(
-        "machine", "", "ranks", "library", "launch", "rows", "regimes", "median",
-        "max > 1 MiB", "interpolated: median", "max > 1 MiB", "max, any size", box=SIMPLE,
-    )  # fmt: skip
+    errors = "median", "max > MiB", "max", "own median", "own max"
+    first = Column("", min_width=22, overflow="fold")
+    note = "max > MiB: above 1 MiB of payload; own: of the table itself, interpolated"
+    rows = new_table(first, *map(number_column, errors), caption=note)
     missed = []
     for name, tables in fitted.items():
         for one in tables:
             m, e, y = one.measured, one.fit.errors, one.fit.yardstick
-            table.add_row(
-                name, m.kind, str(m.ranks), m.library, ", ".join(m.launches), str(len(m.points)),
-                str(len(one.fit.curve.regimes)), percent(e.median), percent(e.maximum_above_1mib),
-                percent(y.median), percent(y.maximum_above_1mib), percent(e.maximum),
-            )  # fmt: skip
-            name = ""
+            shares = e.median, e.maximum_above_1mib, e.maximum, y.median, y.maximum_above_1mib
+            size = f"{len(m.points)} rows, {len(one.fit.curve.regimes)} regimes"
+            rows.add_row(f"{name}: {table_text(m.kind, m)}: {size}", *map(percent, shares))
             if not e.meets_targets:
                 missed.append(one)
-        table.add_section()
-    console.print(table)
+        rows.add_section()
+    console.print(rows)
     total = sum(map(len, fitted.values()))
     console.print(
         f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
@@ -213,7 +221,7 @@ def missed_text(one: FittedTable) -> str:
         f"{bytes_text(b)} takes {share:.2f} of the row before" for b, share in one.fit.falls
     )
     return (
-        f"missed: {m.gpu} {m.kind} {m.ranks} ranks {m.library} {', '.join(m.launches)}: "
+        f"missed: {m.gpu} {table_text(m.kind, m)}: "
         f"worst at {bytes_text(worst)} ({around}){'; ' * bool(falls)}{falls}"
     )
 
@@ -239,11 +247,18 @@ def print_unused(
 
 def measure(name: str, min_bytes: int, max_bytes: int | None, output: Path | None) -> int:
     """Measure this machine and write its file."""
+    check_name(name)
 
     def sizes(device: torch.device) -> list[int]:
         largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)
         return [min_bytes << i for i in range((largest // min_bytes).bit_length())]
 
+    if max_bytes is not None and max_bytes < min_bytes:
+        raise MachineError(
+            "the largest payload is below the smallest",
+            where="--max-bytes",
+            found=f"{min_bytes} to {max_bytes} bytes",
+        )
     with ExitStack() as stack:
         data = measured_machine(
             name, sizes, lambda: stack.enter_context(Stages().stage("measure", name))

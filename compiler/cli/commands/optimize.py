@@ -8,6 +8,7 @@ from compiler.check import check
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs import files
 from compiler.cli.inputs.options import InputOptions
+from compiler.cli.inputs.saved_programs import program_bytes, read_program
 from compiler.cli.render.progress import Stages, say, stderr
 from compiler.cli.render.report import print_report
 from compiler.errors import CommPlanError
@@ -30,7 +31,7 @@ def optimize(
         )
     stages = Stages()
     with stages.stage("read", file):
-        program = files.read_program(Path(file)) if output.suffix == files.PROGRAM else None
+        program = read_program(Path(file)) if output.suffix == files.PROGRAM else None
         source = (
             files.program_graph(program, options, file)
             if program
@@ -54,7 +55,7 @@ def optimize(
     if program is None:
         files.write_text(output, print_graph(result.spmd))
     else:
-        files.write_bytes(output, files.program_bytes(program, result.graph_module))
+        files.write_bytes(output, program_bytes(program, result.graph_module))
     before, after = (sum(side.counts.values()) for side in (result.before, result.after))
     say(f"{output}: {before} collectives before, {after} after")
     return 0

@@ -16,7 +16,7 @@ from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, machines_of, token_counts
 from compiler.cli.render import collectives, forecast, report
 from compiler.cli.render.forecast import Plans
-from compiler.cli.render.progress import Stages, print_json, stderr, stdout
+from compiler.cli.render.progress import WIDTH_OF_FORECASTS, Stages, print_json, stderr, stdout
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.remark import Remark
@@ -66,7 +66,7 @@ def plan(
         if as_json:
             print_json(forecast.comparison_json(every, counts))
         else:
-            stdout().print(forecast.comparison_table(every, counts))
+            stdout(WIDTH_OF_FORECASTS).print(forecast.comparison_table(every, counts))
         return 0
     parts = results_of(plans, counts, stages)
     if plot is not None:
@@ -130,14 +130,15 @@ def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[Plan
 
 def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages) -> None:
     """Print a header, and per plan its collectives, predicted times, verdict and remarks."""
-    console, source, policy = stdout(), plans.source, plans.planner.options.policy
+    console, wide = stdout(), stdout(WIDTH_OF_FORECASTS)
+    source, policy = plans.source, plans.planner.options.policy
     title = f"  mesh {source.graph.mesh}  policy {policy}{plans.title}"
-    console.print(Text.assemble((source.name, "bold"), title))
+    console.print(Text.assemble((source.name, "bold"), title), soft_wrap=True)
     lines = [f"assumed: {text}" for text in report.assumptions(source.assumed)]
     for line in (*lines, *(f"note: {text}" for text in source.notes)):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     if plans.machine is not None:
-        console.print(forecast.ranges_table(plans))
+        wide.print(forecast.ranges_table(plans))
     before = value_count(source.graph.graph)
     for part in parts:
         tokens = forecast.tokens_text(part.tokens)
@@ -145,12 +146,12 @@ def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: S
         console.print(Text.assemble((f"\nPlan for {tokens}", "bold"), values))
         console.print(collectives.collectives_table(part.rows, part.tokens))
         for count in part.tokens if plans.machine is not None else ():
-            console.print(forecast.forecast_table(plans, count))
+            wide.print(forecast.forecast_table(plans, count))
         report.print_report(console, part.proof)
         if (table := report.remarks_table(part.remarks, shown)) is not None:
             console.print(table)
     seconds = (f"{stage} {spent:.1f}" for stage, spent in _seconds(parts, stages).items())
-    console.print("\nseconds: " + ", ".join(seconds))
+    console.print("\nseconds: " + ", ".join(seconds), soft_wrap=True)
 
 
 def _seconds(parts: Sequence[PlanResult], stages: Stages) -> dict[str, float]:

@@ -9,10 +9,7 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from compiler.cli.render.progress import print_json, say, stdout
+from compiler.cli.render.progress import new_table, print_json, say, stdout
 from compiler.errors import CommPlanError
 from compiler.ir.rules import RULES
 
@@ -23,10 +20,10 @@ def rules(pattern: str, format: str) -> int:
     if format == "json":
         print_json(rows)
     else:
-        table = Table("op", "rule", box=SIMPLE)
+        printed = new_table("op", "rule")
         for row in rows:
-            table.add_row(*row.values())
-        stdout().print(table)
+            printed.add_row(*row.values())
+        stdout().print(printed)
     say(f"{len(rows)} of {len(RULES)} ops")
     return 0
 

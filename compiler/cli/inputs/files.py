@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import os
-import warnings
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import torch
-from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind
+from torch.export.graph_signature import InputKind
 
 from compiler.analysis.undeclared_inputs import undeclared
 from compiler.cli.inputs.options import InputOptions, mesh_of
+from compiler.cli.inputs.saved_programs import read_program, unreadable
 from compiler.cli.render.progress import say
 from compiler.errors import CommPlanError, GraphError
-from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph_of, well_formed
 from compiler.ir.text import parse_graph
-from compiler.ir.torch_logging import FAKE_TENSORS, PROGRAMS, unlogged
 
 TEXT, PROGRAM = ".spmd", ".pt2"
 
@@ -61,26 +58,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-
-
-def read_program(path: Path) -> ExportedProgram:
-    """Return a saved program, made functional."""
-    try:
-        with warnings.catch_warnings(), unlogged(PROGRAMS, FAKE_TENSORS):
-            warnings.simplefilter("ignore")
-            program: ExportedProgram = torch.export.load(path).run_decompositions({})
-            return program
-    except Exception as error:  # a foreign file can fail anywhere in PyTorch's reader
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> CommPlanError:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    why = strerror or next(iter(str(error).strip().splitlines()), "")
-    return CommPlanError(
-        "cannot read the file", where=str(path), found=f"{type(error).__name__}: {why}"
-    )
+        raise unreadable(path, error) from None
 
 
 def program_graph(program: ExportedProgram, options: InputOptions, name: str) -> SpmdGraph:
@@ -113,42 +91,17 @@ def warn_undeclared(graph: SpmdGraph, options: InputOptions) -> None:
         say(f"warning: {warning}")
 
 
-def program_bytes(program: ExportedProgram, module: fx.GraphModule) -> bytes:
-    """Return the file of ``program`` with the graph of ``module``, which has the same signature.
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, unless it is there.
 
     Raises:
-        CommPlanError: PyTorch cannot write it.
+        CommPlanError: it cannot be made.
     """
-    names = (node.name for node in access.results(access.output(module.graph)))
-    outputs = [
-        # Constants have a value, and are not among the results of the graph.
-        spec
-        if hasattr(spec.arg, "value")
-        else replace(spec, arg=replace(spec.arg, name=next(names)))
-        for spec in program.graph_signature.output_specs
-    ]
-    rewritten = ExportedProgram(
-        root=module,
-        graph=module.graph,
-        graph_signature=ExportGraphSignature(program.graph_signature.input_specs, outputs),
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants=program.constants,
-    )
-    buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(rewritten, buffer)
-    except Exception as error:  # PyTorch's writer can fail anywhere
-        raise CommPlanError(
-            "PyTorch cannot save the optimized program",
-            found=f"{type(error).__name__}: {error}".splitlines()[0],
-            remedy="write the graph as text with commplan dump --format text",
-        ) from error
-    return buffer.getvalue()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CommPlanError("cannot make the folder", where=str(folder), found=why) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,19 +110,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; behind a link the file it names, to a device or pipe as is.
 
     Raises:
         CommPlanError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(partial, "xb") as file:
-            file.write(content)
-        os.replace(partial, path)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            _replace(Path(os.path.realpath(path)), content)
     except OSError as error:
         raise CommPlanError(
             "cannot write the file", where=str(path), found=error.strerror or str(error)
         ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    partial = path.with_name(f".{os.getpid()}.partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

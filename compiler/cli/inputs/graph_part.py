@@ -36,7 +36,7 @@ def of_layers(graph: SpmdGraph, selected: range) -> SpmdGraph:
             where=f"--layers {selected.start}-{selected.stop - 1}",
             found=f"layers {numbers[0]} to {numbers[-1]}"
             if numbers
-            else "no layers: graph files do not name the modules that values come from",
+            else "no layers: the text does not name modules; commplan capture keeps that",
             remedy="name layers of the graph, or leave --layers out",
         )
     return extract(graph, calls)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from compiler.capture import capture_ranks
+from compiler.cli.entry import printable
 from compiler.cli.inputs.files import ASSUMED, PROGRAM, is_graph_file, read_graph, warn_undeclared
 from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions, settings
 from compiler.cli.inputs.own_packages import NAMES, import_own, is_own, location
@@ -42,6 +43,7 @@ class Source:
         assumed: what was taken for granted.
         notes: what else a reader should know.
         written: output of the graph -> input that it is written back to.
+        keys: input -> its key in the model's state_dict, where it has one.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source:
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     written: Mapping[int, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(name: str, options: InputOptions, stages: Stages) -> Source:
@@ -63,7 +66,7 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
         with stages.stage("read", name):
             graph = read_graph(name, options)
         warn_undeclared(graph, options)
-        return Source(name, graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
+        return Source(printable(name), graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
     options.refuse("--mesh", "--group", of="model", name=name, remedy="pass --tp for its ranks")
     if name in ALIASES:
         import_own("models")
@@ -86,7 +89,8 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
             capture=options.capture,
         )
     notes = tuple(map(str, capture.remarks))
-    return Source(name, capture.graph, tuple(capture.assumed), notes, capture.mutations)
+    assumed = tuple(capture.assumed)
+    return Source(name, capture.graph, assumed, notes, capture.mutations, capture.state)
 
 
 def factory_of(name: str, keywords: Mapping[str, Any]) -> Callable[[], Any]:

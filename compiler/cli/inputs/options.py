@@ -62,13 +62,19 @@ class InputOptions:
 
 def bad_option(option: str, value: str, remedy: str) -> CommPlanError:
     """Return the error for an option whose value cannot be read."""
-    return CommPlanError(f"cannot read {option}", found=repr(value), remedy=remedy)
+    shown = value if len(value) <= 80 else f"{value[:76]} …"
+    return CommPlanError(f"cannot read {option}", found=repr(shown), remedy=remedy)
+
+
+def is_count(text: str, least: int = 1) -> bool:
+    """Return whether a text is a whole number from ``least``, of at most 12 digits."""
+    return text.isdecimal() and len(text) <= 12 and int(text) >= least
 
 
 def token_counts(text: str) -> tuple[int, ...]:
     """Return distinct counts, ascending, of ``1,64,2048``."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if not all(is_count(part.strip()) for part in parts):
         raise bad_option("--tokens", text, "write counts of tokens, such as 1,64,2048")
     return tuple(sorted(set(map(int, parts))))
 
@@ -80,7 +86,7 @@ def machines_of(text: str) -> list[tuple[Machine, int | None]]:
     machines = []
     for part in filter(None, text.split(",")):
         name, colon, ranks = part.partition(":")
-        if colon and not (ranks.isdecimal() and int(ranks)):
+        if colon and not is_count(ranks):
             raise bad_option("--compare", part, "write NAME or NAME:RANKS, such as h200x8:4")
         machines.append((load_machine(name), int(ranks) if colon else None))
     return machines
@@ -88,7 +94,7 @@ def machines_of(text: str) -> list[tuple[Machine, int | None]]:
 
 def layer_range(text: str) -> range:
     """Return the layers of ``3`` or ``3-4``."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last:
         raise bad_option("--layers", text, "write a layer or a range, such as 3 or 3-4")
@@ -104,7 +110,7 @@ def settings(texts: Iterable[str]) -> dict[str, Any]:
             raise bad_option("--set", text, "write key=value, such as --set experts=ep")
         try:
             values[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             values[key] = value
     return values
 
@@ -119,7 +125,7 @@ def mesh_of(text: str, groups: Iterable[str] = ()) -> Mesh:
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, axis_size = map(str.strip, part.partition("="))
-        if not name or not axis_size.isdecimal() or name in axes:
+        if not name or not is_count(axis_size, 0) or name in axes:
             raise bad_option("--mesh", text, "write axes and their sizes, such as dp=2,tp=4")
         axes[name] = int(axis_size)
     mesh = Mesh(axes)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from compiler.analysis.layers import layer_index, layer_metadata, ranges_text
 from compiler.analysis.statistics import CountedCollective, statistics
+from compiler.cli.render.progress import new_table, number_column
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.optimize import OptimizationResult
@@ -97,17 +97,16 @@ def by_section(calls: Sequence[CountedCollective], kinds: Mapping[int, str]) -> 
     return sections
 
 
-def number_column(heading: str) -> Column:
-    """Return a column of numbers."""
-    return Column(heading, justify="right", no_wrap=True)
-
-
 def collectives_table(rows: Sequence[Row], tokens: Sequence[int | None]) -> Table:
-    """Return counts per kind and payload per token count, before → after: per layer and in all."""
+    """Return counts per kind and payload, before → after: per layer and in all.
+
+    The payload is that of the largest number of tokens, with which it grows.
+    """
     sides = [side[0] for row in rows for side in (row.before, row.after)]
     kinds = dict.fromkeys(call.kind for side in sides for calls in side.values() for call in calls)
-    payloads = ["payload" if n is None else f"payload, {n} token{'s' * (n != 1)}" for n in tokens]
-    columns: list[Kind | int] = [*kinds, *range(len(tokens))]
+    largest = tokens[-1]
+    of_tokens = "" if largest is None else f", {largest} token{'s' * (largest != 1)}"
+    columns: list[Kind | int] = [*kinds, len(tokens) - 1]
 
     def each(row: Row) -> Iterator[str | Text]:
         for column in columns:
@@ -120,16 +119,16 @@ def collectives_table(rows: Sequence[Row], tokens: Sequence[int | None]) -> Tabl
             before = sum(_amounts(row.before, column).total() for row in rows)
             yield _change(before, sum(_amounts(r.after, column).total() for r in rows), column)
 
-    table = Table("", *map(number_column, [*map(str, kinds), *payloads]), box=SIMPLE)
+    printed = new_table("", *map(number_column, [*map(str, kinds), f"payload{of_tokens}"]))
     for row in rows:
         if row.layers:
-            table.add_row(f"{row.section} {ranges_text(row.layers)}, each", *each(row))
+            printed.add_row(f"{row.section} {ranges_text(row.layers)}, each", *each(row))
         if len(row.layers) != 1:
             name = f"  all {len(row.layers)}" if row.layers else row.section
-            table.add_row(name, *total([row]))
-    table.add_section()
-    table.add_row("total", *total(rows), style="bold")
-    return table
+            printed.add_row(name, *total([row]))
+    printed.add_section()
+    printed.add_row("total", *total(rows), style="bold")
+    return printed
 
 
 def _amounts(side: tuple[Layers, ...], column: Kind | int) -> Counter[int | None]:

@@ -17,8 +17,8 @@ from torch import fx
 from compiler.analysis.layers import layer_of
 from compiler.cli.inputs.load_model import Source
 from compiler.cli.render import collectives
-from compiler.cli.render.collectives import kinds_of_layers, number_column
-from compiler.cli.render.progress import Stages
+from compiler.cli.render.collectives import kinds_of_layers
+from compiler.cli.render.progress import Stages, number_column
 from compiler.cost import Machine, MachineError
 from compiler.cost.units import PS_PER_MS, PS_PER_US
 from compiler.errors import CommPlanError

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from compiler.cli.entry import printable
 
-WIDTH_OF_A_FILE = 160
+WIDTH_OF_A_FILE, WIDTH_OF_FORECASTS = 80, 160
 """Columns where standard output is not a terminal."""
 
 
@@ -23,10 +25,23 @@ def stderr() -> Console:
     return Console(stderr=True, markup=False, highlight=False)
 
 
-def stdout() -> Console:
-    """Return the console of results; texts are taken literally."""
-    width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
-    return Console(width=width, markup=False, highlight=False)
+def stdout(width: int = WIDTH_OF_A_FILE) -> Console:
+    """Return the console of results, of ``width`` off a terminal; texts are taken literally."""
+    return Console(width=None if sys.stdout.isatty() else width, markup=False, highlight=False)
+
+
+def new_table(*columns: Column | str, title: str = "", caption: str = "") -> Table:
+    """Return an empty table in the one style there is; no column is cut off."""
+    folded = [Column(c, overflow="fold") if isinstance(c, str) else c for c in columns]
+    return Table(
+        *folded, box=SIMPLE, title=title or None, title_justify="left",
+        caption=caption or None, caption_justify="left", pad_edge=False,
+    )  # fmt: skip
+
+
+def number_column(heading: str) -> Column:
+    """Return a column of numbers."""
+    return Column(heading, justify="right", overflow="fold")
 
 
 def say(text: str) -> None:

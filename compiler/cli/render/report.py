@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from compiler.analysis.layers import layers_text
 from compiler.check import Report
-from compiler.cli.render.collectives import number_column
+from compiler.cli.render.progress import new_table, number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
 
@@ -24,10 +23,12 @@ COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.N
 def print_report(console: Console, report: Report) -> None:
     """Print the verdict, its explanation, what rounds differently, and the counterexample."""
     colour = "green" if report.verdict.runs else "red"
-    console.print(Text(str(report.verdict), f"bold {colour}"), report.explanation, sep="  ")
+    console.print(
+        Text(str(report.verdict), f"bold {colour}"), report.explanation, sep="  ", soft_wrap=True
+    )
     for text, layers in _roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
-        console.print(f"  rounding: {len(layers)} x {text}{where}")
+        console.print(f"  rounding: {len(layers)} x {text}{where}", soft_wrap=True)
     if (example := report.counterexample) is not None:
         console.print(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
@@ -69,12 +70,12 @@ def layers_by_text(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def remarks_table(remarks: Sequence[Remark], shown: str) -> Table | None:
     """Return one row per reason, or None without any."""
-    table = Table("remark", number_column("count"), "reason", "where", box=SIMPLE)
+    rows = new_table("remark", number_column("count"), "reason", "where")
     for kind, alike in _by_kind(remarks, shown):
         for reason, layers in layers_by_text((r.layer, r.reason) for r in alike).items():
-            where = Text(layers_text(layers).replace("}, ", "},\n"))
-            table.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), Text(reason), where)
-    return table if table.row_count else None
+            where = layers_text(layers).replace("}, ", "},\n")
+            rows.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), reason, where)
+    return rows if rows.row_count else None
 
 
 def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:
@@ -111,10 +112,10 @@ def assumptions(texts: Iterable[str]) -> Iterator[str]:
 def pass_table(records: Sequence[PassRecord]) -> Table:
     """Return one row per pass that ran."""
     numbers = map(number_column, ("time_ms", "changed", "remarks"))
-    table = Table("#", "pass", *numbers, box=SIMPLE, title="passes", title_justify="left")
+    rows = new_table("#", "pass", *numbers, title="passes")
     for record in records:
         milliseconds, changed = f"{record.seconds * 1e3:.1f}", "yes" if record.changed else "no"
-        table.add_row(
+        rows.add_row(
             str(record.index), record.name, milliseconds, changed, str(len(record.remarks))
         )
-    return table
+    return rows

@@ -31,10 +31,11 @@ The grammar stands in ``grammar.lark``. What its forms mean:
   ``group_size`` is an attribute only where it is not that of the group.
 - ``rank(0, 16112)`` is a number that differs between ranks; each rank reads its own.
 - ``return x`` returns x itself, ``return x, y`` a tuple; ``return (x,)`` a tuple of one.
+- A comment ``// loc(model.py:26)  layers.0.attn  %add_197`` behind a value is its source line, its
+  layer and the name of its node, as far as they are known.
 
-Not in the text: names of nodes, source lines and layers (comments at best), values of parameters,
-defaults of inputs and the tree structure of the signature; a parsed graph takes and returns flat
-values. Equal calls of a parsed graph may share one fake tensor.
+Not in the text: values of parameters, defaults of inputs and the tree structure of the signature; a
+parsed graph takes and returns flat values. Equal calls of a parsed graph may share one fake tensor.
 """
 
 from compiler.ir.text.json_and_dot import to_dot, to_json

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.text.origins import restore
+from compiler.ir.text.print import lines
 from compiler.ir.text.reader import Parsed, Reader
 
 if TYPE_CHECKING:
@@ -53,13 +55,20 @@ def parse(text: str, *, rank: int = 0, file: str = "") -> Parsed:
     from lark import UnexpectedInput  # Here, because the command line starts without it.
 
     grammar, rules = _grammar()
-    reader = rules.reader = Reader(text, rank, file)
+    reader = Reader(text, rank, file)
+    if digits := re.search(r"\d{31}", text):
+        raise GraphError("a number of more than 30 digits", where=reader.place(digits.start()))
+    rules.reader = reader
     try:
         grammar.parse(text)
     except UnexpectedInput as error:
         raise _syntax_error(error, grammar, reader) from None
+    except RecursionError:
+        raise GraphError("the text is nested too deeply", where=file) from None
     finally:
         del rules.reader
+    graph = reader.parsed.graph.graph
+    restore(text, {line.number: line.nodes for line in lines(graph)})
     return reader.parsed
 
 
@@ -87,7 +96,9 @@ def _syntax_error(error: UnexpectedInput, grammar: Lark, reader: Reader) -> Grap
         what, remedy = "the string is not closed", "end it on its line"
         return GraphError(what, where=reader.place(offset), remedy=remedy)
     if token is None:
-        return GraphError(f"unexpected character {text[offset]!r}", where=reader.place(offset))
+        what = f"unexpected character {text[offset]!r}"
+        remedy = "" if "\n" in text[offset:] else "the text ends in this line: is it whole?"
+        return GraphError(what, where=reader.place(offset), remedy=remedy)
     at_end = token.type == "$END"
     return GraphError(
         f"expected {_alternatives(error, grammar)}",

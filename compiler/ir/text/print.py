@@ -16,6 +16,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
 from compiler.ir.text import spelling
+from compiler.ir.text.origins import origin
 from compiler.ir.text.spelling import result_of, sizes_text, strides_of, symbols, type_of
 
 WIDTH = 100
@@ -262,6 +263,7 @@ def print_graph(
     *,
     facts: Mapping[fx.Node, Placements] | None = None,
     source: bool = False,
+    names: bool = False,
     name: str = "main",
 ) -> str:
     """Return the text of ``graph``, which ``parse_graph`` reads back.
@@ -270,6 +272,7 @@ def print_graph(
         graph: the graph.
         facts: placements to print beside values; those of inputs come from the graph.
         source: whether to add source line and layer as comments.
+        names: whether to add names of nodes too; ``parse_graph`` reads all three.
         name: name of the function.
 
     Raises:
@@ -279,7 +282,8 @@ def print_graph(
     inputs: list[tuple[str, str]] = []
     body: list[tuple[str, str]] = []
     for line in lines(graph.graph):
-        remark = _remark(line) if source else ""
+        nodes = line.nodes if names else ()
+        remark = origin(line.source, line.layer, nodes) if source else ""
         if line.node.op == "placeholder":
             inputs.append((printer.declaration(line), remark))
         else:
@@ -328,11 +332,6 @@ def _shape_env(value: Any) -> Any:
         return next(env for env in map(_shape_env, value) if env is not None)
     sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
     return next((s.node.shape_env for s in sizes if isinstance(s, torch.SymInt)), None)
-
-
-def _remark(line: Line) -> str:
-    where = line.source and f"loc({line.source})"
-    return "  ".join(filter(None, (where, line.layer)))
 
 
 def _function(name: str, inputs: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:

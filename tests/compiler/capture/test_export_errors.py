@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import typing_extensions
 from torch import nn
 
 from compiler.capture import capture
@@ -33,6 +34,11 @@ class Leaves(nn.Module):
 class Unsupported(nn.Module):
     def forward(self, x):
         return torch.ops.aten._nested_tensor_from_tensor_list([x])
+
+
+class WrongSizes(nn.Module):
+    def forward(self, x):
+        return x @ torch.ones(4)
 
 
 class Asynchronous(nn.Module):
@@ -130,6 +136,7 @@ CASES = [
     (Objects, "no functional form", LINE + "(.|\n)*found: all_gather_object$", "use all_reduce, "),
     (Assigns, "assigns to an attribute", "last", "register it as a buffer"),
     (Raises, "cannot be exported", LINE + "raise ValueError", "torch.export.export"),
+    (WrongSizes, "cannot be exported", LINE + "return x @", "divide by the number of ranks"),
     (ReturnsOpaque, "a result of the model must be a tensor", "Opaque", "register_pytree_node"),
 ]
 
@@ -156,6 +163,14 @@ def test_a_folder_whose_name_begins_like_that_of_a_library_is_the_models(library
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     with pytest.raises(ZeroDivisionError) as caught:
         exec(compile("1 / 0", f"{Path(library).parent}titan/layer.py", "exec"))
+    assert model_line(caught.value) == "layer.py:1 in <module>"
+
+
+def test_what_wraps_deprecated_functions_is_not_the_models(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    inner = compile("1 / 0", typing_extensions.__file__, "exec")
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("exec(inner)", "/models/layer.py", "exec"), {"inner": inner})
     assert model_line(caught.value) == "layer.py:1 in <module>"
 
 

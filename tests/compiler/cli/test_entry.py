@@ -88,6 +88,17 @@ def test_an_interrupt_during_imports_is_silent(tmp_path):
     assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
 
 
+def test_what_the_encoding_lacks_is_written_as_escapes(two_sums):
+    name = os.fsdecode(b"\xff.spmd")
+    two_sums.rename(two_sums.parent / name)
+    how = {"cwd": two_sums.parent, "env": environment(PYTHONIOENCODING="ascii")}
+    found = run("plan", name, **how)
+    assert found.returncode == 0
+    assert found.stdout.startswith("\\udcff.spmd  mesh")
+    assert "2 \\u2192 1" in found.stdout
+    assert run("lint", name, "--format=github", **how).stdout.startswith("::notice title=coverage")
+
+
 @pytest.fixture
 def namesakes(tmp_path):
     """A working directory with packages ``models`` and ``passes``."""

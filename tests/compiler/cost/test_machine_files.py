@@ -26,7 +26,8 @@ def minimal() -> dict[str, Any]:
 
 def written(folder: Path, **changes: Any) -> Path:
     path = folder / "m.json"
-    path.write_text(machine_text(minimal() | changes))
+    base = {"name": "m", "title": "m"} if "network" in changes else minimal()
+    path.write_text(machine_text(base | changes))
     return path
 
 
@@ -79,22 +80,67 @@ LINK = {"value": 1, "unit": "bytes/us", "source": "x"}
         ({"memory": {"value": 1, "unit": "GB/s", "source": "x"}}, "above zero in bytes/us"),
         ({"memory": {"value": 0, "unit": "bytes/us", "source": "x"}}, "above zero in bytes/us"),
         ({"memory": {"value": 1, "unit": "bytes/us", "source": ""}}, "and a source"),
-        ({"launch": {"later": {"value": 1, "unit": "ns", "source": "x"}}}, "not a machine file"),
-        ({"tables": [{"kind": "all_reduce"}]}, "not a machine file"),
+        (
+            {"launch": {"later": {"value": 1, "unit": "ns", "source": "x"}}},
+            "a name in launch must be one of eager, graph\n.*\n  found: 'later'",
+        ),
+        ({"tables": [{"kind": "all_reduce"}]}, r"tables\[0\].ranks is missing"),
         ({"tables": [TABLE | {"regimes": [[0, 5, 1], [9, 1, 0]]}]}, "time falls between them"),
-        ({"tables": [TABLE | {"kind": "reduce"}]}, "not a machine file"),
-        ({"ranks_per_node": None}, "not a machine file"),
-        ({"node": "h100x8"}, "not a machine file"),
-        ({"node": "nope", "network": {}}, "no machine 'nope'"),
+        ({"tables": [TABLE | {"kind": "reduce"}]}, r"tables\[0\].kind must be one of all_reduce,"),
+        ({"ranks_per_node": None}, "ranks_per_node must be a whole number from 1"),
+        ({"node": "h100x8"}, "ranks_per_node is not a field"),
+        ({"node": "nope", "network": {"protocols": []}}, "no machine 'nope'"),
         ({"node": "h100x8", "network": {"link": LINK, "protocols": []}}, "link and a source"),
         ({"node": "h100x8", "network": {"source": "x", "protocols": []}}, "link and a source"),
-        ({"node": "h100x8", "network": {"source": "", "link": LINK}}, "link and a source"),
-        ({"node": "h100x8", "network": {"source": "x", "link": LINK}}, "not a machine file"),
+        (
+            {"node": "h100x8", "network": {"source": "", "link": LINK, "protocols": []}},
+            "link and a source",
+        ),
+        (
+            {"node": "h100x8", "network": {"source": "x", "link": LINK}},
+            "network.protocols is missing",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MachineError, match=message):
         load_machine(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "value"),
+    [
+        ({"ranks_per_node": 0}, "ranks_per_node must be a whole number from 1 to 10**18", "0"),
+        ({"ranks_per_node": True}, "ranks_per_node must be a whole number from 1", "True"),
+        ({"ranks_per_node": 8.0}, "ranks_per_node must be a whole number from 1", "8.0"),
+        ({"name": "../m"}, "name must be of letters, digits, ", "'../m'"),
+        ({"in_switch_reduction": 1}, "in_switch_reduction must be true or false", "1"),
+        ({"title": "a\x1b[31m"}, "title must be a printable text", r"'a\x1b[31m'"),
+        ({"tabels": []}, "tabels is not a field; there are name, title, ", "[]"),
+        ({"link": LINK | {"value": 10**400}}, "link.value must be a whole number from 0 to", "10"),
+        ({"link": LINK | {"value": float("nan")}}, "link.value must be a whole number", "nan"),
+        ({"link": LINK | {"value": True}}, "link.value must be a whole number", "True"),
+        ({"link": LINK | {"valu": 1}}, "link.valu is not a field", "1"),
+        ({"link": "x"}, "link must be an object", "'x'"),
+        ({"matmul": [1]}, "matmul must be an object", "[1]"),
+        ({"matmul": {"bfloat16": 5}}, "matmul.bfloat16 must be an object", "5"),
+        ({"tables": {}}, "tables must be a list", "{}"),
+        ({"tables": [3]}, "tables[0] must be an object", "3"),
+        ({"tables": [TABLE | {"ranks": 1}]}, "tables[0].ranks must be a whole number from 2", "1"),
+        ({"tables": [TABLE | {"regimes": [[1, 2]]}]},
+         "tables[0].regimes[0] must be a list of 3 numbers", "[1, 2]"),
+        ({"tables": [TABLE | {"median_error": "x"}]},
+         "tables[0].median_error must be a number from 0, or null", "'x'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named(
+    tmp_path: Path, changes: dict[str, Any], what: str, value: str
+) -> None:
+    path = written(tmp_path, **changes)
+    with pytest.raises(MachineError) as caught:
+        load_machine(path)
+    assert str(caught.value).startswith(what)
+    assert f"\n  where: {path}\n  found: {value}" in str(caught.value)
 
 
 def test_a_network_without_its_source(tmp_path: Path) -> None:
@@ -115,6 +161,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_machine(path)
     path.write_text("[]")
     with pytest.raises(MachineError, match="a machine file is a JSON object"):
+        load_machine(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(MachineError, match="RecursionError"):
         load_machine(path)
     path.write_text("{")
     with pytest.raises(MachineError, match="JSONDecodeError"):

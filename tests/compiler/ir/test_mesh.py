@@ -135,6 +135,16 @@ AXES = '  remedy: for example Mesh({"tp": 8})'
             {"tp": None},
             "the size of axis 'tp' must be an integer\n  found: None\n  remedy: a size of >= 1",
         ),
+        (
+            {"tp": True},
+            "the size of axis 'tp' must be an integer\n  found: True\n  remedy: a size of >= 1",
+        ),
+        ({"": 4}, "an axis of a mesh must have a name\n  found: {'': 4}"),
+        (
+            {"dp": 1 << 20, "tp": 1 << 20},
+            "a mesh has at most 16,384 ranks\n  found: 1,099,511,627,776\n"
+            "  remedy: name the ranks that communicate; all groups of one size are alike",
+        ),
     ],
 )
 def test_axes_that_are_none(axes: Any, text: str) -> None:

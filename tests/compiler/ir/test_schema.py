@@ -87,3 +87,15 @@ def test_what_fits() -> None:
     spmd_graph(module_with(aten.add.Tensor, 2.0, alpha=2), MESH)
     spmd_graph(module_with(c10d.all_reduce.default, reduce_op="sum", group_name="tp"), MESH)
     spmd_graph(module_with(aten.max.dim, val=((torch.empty(4), torch.empty(4)),), dim=1), MESH)
+
+
+def test_sparse_tensors() -> None:
+    sparse = torch.ones(2, 2).to_sparse()
+    with pytest.raises(GraphError) as caught:
+        spmd_graph(module_with(aten.neg.default, val=(sparse,)), MESH)
+    assert str(caught.value) == (
+        "value %neg_default must be a dense tensor\n"
+        "  where: model.py:5\n"
+        "  found: torch.sparse_coo\n"
+        "  remedy: convert it with to_dense() before the graph, or keep it outside"
+    )

@@ -69,18 +69,25 @@ def models(tmp_path, factories, monkeypatch):
 def test_no_finding(run, two_sums):
     found = run("lint", two_sums)
     assert (found.code, found.out) == (0, "")
-    assert found.err.endswith(f"{two_sums}: no findings\n")
+    assert found.err.endswith(
+        f"{two_sums}: no findings\n"
+        "coverage 0 %: placements known of 0 of 2 inputs, 0 of 0 products\n"
+        "  to declare with --input: x, y\n"
+    )
 
 
 def test_text(run, missing):
     found = run("lint", missing)
     assert (found.code, found.out) == (1, MESSAGE)
-    assert found.err.endswith(f"{missing}: 1 error\n")
+    assert found.err.endswith(
+        f"{missing}: 1 error\ncoverage 100 %: placements known of 3 of 3 inputs, 1 of 1 products\n"
+    )
 
 
 def test_json(run, missing, two_sums):
     found = run("lint", missing, "--format", "json")
-    (one,) = json.loads(found.out)
+    result = json.loads(found.out)
+    (one,) = result["findings"]
     assert found.code == 1
     assert one.pop("message") + "\n" == MESSAGE
     assert one == {
@@ -95,7 +102,17 @@ def test_json(run, missing, two_sums):
         "line": 0,
         "layer": "",
     }
-    assert json.loads(run("lint", two_sums, "--format=json").out) == []
+    assert result["coverage"]["percent"] == 100
+    assert json.loads(run("lint", two_sums, "--format=json").out) == {
+        "findings": [],
+        "coverage": {
+            "percent": 0,
+            "inputs": 2,
+            "unknown_inputs": ["x", "y"],
+            "products": 0,
+            "unknown_products": [],
+        },
+    }
 
 
 def test_annotations(run, missing):
@@ -112,9 +129,18 @@ def test_models_with_declared_placements(run, models):
     assert twice.out.startswith("double-reduction: all_reduce over ")
     assert "<-- from cli_lint_models.py:16" in twice.out
     options = ("--tp", 2, "--set", "sums=0", "--format=github")
-    assert run("lint", name, *options).code == 0
+    blind = run("lint", name, *options)
+    assert blind.code == 0
+    assert blind.out == (
+        "::notice title=coverage::coverage 33 %25: placements known of 1 of 2 inputs, "
+        "0 of 1 products%0A  missing reductions not looked for in down%0A"
+        "  to declare with --input: down.weight\n"
+    )
+    assert run("lint", name, *options, "--require-coverage", 33).code == 0
+    assert run("lint", name, *options, "--require-coverage", 34).code == 2
+    assert run("lint", name, *options, "--require-coverage").code == 2
     # Rows of the weight's input dimension, which the contraction runs over.
-    known = run("lint", name, *options, "--input", "down.weight=S(1)")
+    known = run("lint", name, *options, "--input", "d*.weight=S(1)", "--require-coverage")
     assert known.code == 1
     assert known.out.startswith("::error ")
 
@@ -130,6 +156,9 @@ def test_ranks_that_run_different_ops(run, models):
     found = run("lint", f"{models}:one_rank", "--tp", 2)
     assert found.code == 1
     assert found.out.startswith("rank-dependent-program: the ranks do not run the same program: ")
+    found = run("lint", f"{models}:one_rank", "--tp", 2, "--format=json", "--require-coverage")
+    assert found.code == 1
+    assert json.loads(found.out)["coverage"] is None
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_fit_names_the_rows_behind_a_miss(run, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("\n".join([header, *rows]))
     shown = run("machine", "fit", path, "--machine", "h100x8")
-    assert "missed: H100-SXM5-80GB (NVSwitch) all_reduce 8 ranks vllm 0.24.0 graph" in shown.out
+    assert "missed: H100-SXM5-80GB (NVSwitch) all_reduce, 8 ranks, vllm 0.24.0, graph" in shown.out
     assert "of the row before" in shown.out
     found = json.loads(run("machine", "fit", path, "--machine", "h100x8", "--format", "json").out)
     assert [one["meets_targets"] for one in found["h100x8"]].count(False) == 1

@@ -41,7 +41,7 @@ def test_a_rule_that_serves_several_ops_names_their_arguments(rows):
 
 def test_table_has_every_op(run):
     table = run("rules", "index_")
-    names = [line.split()[0] for line in table.out.splitlines() if line.startswith("  aten.")]
+    names = [line.split()[0] for line in table.out.splitlines() if line.startswith(" aten.")]
     assert table.code == 0
     assert names == [row["op"] for row in rules_of("index_")]
     assert f"{len(names)} of {len(RULES)} ops" in table.err

@@ -21,4 +21,4 @@ def test_unknown_layers(run, factories, two_sums):
     found = run("dump", f"{factories}:layers", "--tp", 2, "--layers", "2-9")
     assert found.code == 3
     assert "no such layers\n  where: --layers 2-9\n  found: layers 0 to 1" in found.err
-    assert "graph files do not name the modules" in run("dump", two_sums, "--layers", "0").err
+    assert "commplan capture keeps that" in run("dump", two_sums, "--layers", "0").err
