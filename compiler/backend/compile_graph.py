@@ -22,6 +22,7 @@ from compiler.backend.aot_graphs import restored
 from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
 from compiler.capture import Capture, capture
+from compiler.cost import Machine
 from compiler.errors import CommPlanError, ExchangeError
 from compiler.garbage import collection_paused
 from compiler.ir import access
@@ -193,7 +194,7 @@ class _Planning:
                 {"policy": options.policy, "launch": options.launch, "kernels": options.kernels,
                  "verify": options.verify, "inner": options.inner},
             )  # fmt: skip
-        forms, remarks = self._forms(captured, ranged, written, source.written)
+        forms, remarks = self._forms(captured, ranged, written, source.written, machine)
         report = replace(
             report,
             remarks=(*report.remarks, *remarks),
@@ -210,7 +211,12 @@ class _Planning:
         return dict(enumerate(written, outputs - len(written)))
 
     def _forms(
-        self, captured: Capture, ranged: Ranged, writes: dict[int, str], written: Sequence[str]
+        self,
+        captured: Capture,
+        ranged: Ranged,
+        writes: dict[int, str],
+        written: Sequence[str],
+        machine: Machine | None,
     ) -> tuple[TokenTable[fx.GraphModule], dict[Remark, None]]:
         """What runs for each number of tokens, and what lowering says of it."""
         eager = self.options.inner == "eager"
@@ -221,7 +227,8 @@ class _Planning:
             graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
             lowered = lower(
                 graph, self.groups.names(graph, captured.groups),
-                mutations=writes if eager else {}, kernels=self.options.kernels, most=most[at],
+                mutations=writes if eager else {}, kernels=self.options.kernels, machine=machine,
+                most=most[at],
             )  # fmt: skip
             forms[at] = restored(self.gm, captured, lowered, written, eager=eager)
             remarks |= dict.fromkeys(lowered.remarks)

@@ -151,7 +151,8 @@ def optimize_allreduce(
             graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
             forms[at] = lower(
                 graph, process_groups.names(graph, captured.groups),
-                mutations=captured.mutations, kernels=kernels, most=most[at],
+                mutations=captured.mutations, kernels=kernels, machine=search.machine,
+                most=most[at],
             )  # fmt: skip
         said = dict.fromkeys(_notes(captured, reason))
         said |= dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
