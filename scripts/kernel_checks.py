@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from compiler.runtime.kernels import reference
+from compiler.runtime.kernels import launch, reference
+from compiler.runtime.kernels.launch import Norm
 from compiler.runtime.kernels.rank_streams import StreamRanks
 from compiler.runtime.kernels.workspace import Workspace
 
@@ -70,6 +72,15 @@ def in_place_one_shot(o: Operands, rank: int) -> dict[str, torch.Tensor]:
     norm = (residual, o.weight, y, EPS, o.offset)
     OPS.one_shot_all_reduce_add_rms_norm_(o.xs[rank], *norm, *arguments(o, rank))
     return {"y": y, "h": residual}
+
+
+def in_place_whole(o: Operands, rank: int) -> dict[str, torch.Tensor]:
+    """In two shots, writes over the whole residual."""
+    residual, y = o.residual.clone(), poisoned(o.xs[0])
+    norm = Norm(residual, residual, o.weight, EPS, o.offset)
+    peers = o.ranks.workspaces[rank].peers
+    launch.two_shot(o.xs[rank].contiguous(), y, norm, peers, staged=True, whole=True)
+    return {"y of h": y, "h": residual}
 
 
 def in_place_two_shot(o: Operands, rank: int) -> dict[str, torch.Tensor]:
@@ -134,6 +145,7 @@ RUNS: dict[str, Run] = {
     "two-shot norm, whole": plain(
         "two_shot_all_reduce_add_rms_norm_whole", "y of h", "h", norm=True
     ),
+    "two-shot norm, whole, in place": in_place_whole,
     "two-shot norm, symmetric": in_place_two_shot,
     "two-shot": plain("two_shot_all_reduce", "sum"),
     "two-shot, symmetric": symmetric_two_shot,
@@ -215,6 +227,7 @@ def repeated(ranks: StreamRanks, *, launches: int, seed: int) -> int:
         for i, rows in enumerate((5, 64, 33))
     ]
     world, period = len(ranks.workspaces), len(names) * len(operands)
+    assert math.gcd(len(names), len(operands)) == 1, "every kernel meets all operands"
     assert period % 2, "an odd number of calls, so that a replay starts in the other slot"
     wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(world)]
     first: dict[tuple[str, int, int], dict[str, torch.Tensor]] = {}

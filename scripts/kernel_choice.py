@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -112,15 +112,16 @@ def machine_of(world_size: int, table: list[Times]) -> Machine:
     return parse_machine(machine_data("streams", source, world_size, hardware, rows), Path())
 
 
-def call_time_us(body: Callable[[], object], *, calls: int = 300) -> float:
-    """Median microseconds of the host in one eager call that waits for nothing."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        body()
-        times.append((time.perf_counter() - start) * 1e6)
-        torch.cuda.synchronize()
-    return statistics.median(times)
+def call_times_us(calls: Mapping[str, Callable[[], object]], *, rounds: int = 300) -> Times:
+    """Median microseconds of the host in eager calls that wait for nothing, taken in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e6)
+            torch.cuda.synchronize()
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def host(console: Console) -> Times:
@@ -146,7 +147,7 @@ def host(console: Console) -> Times:
             "NCCL all_reduce": lambda: dist.all_reduce(x),
             "ATen add, then rms_norm": lambda: add_norm(x, residual, weight),
         }
-        times = {name: call_time_us(call) for name, call in calls.items()}
+        times = call_times_us(calls)
         dist.destroy_process_group()
     peer = times["NCCL all_reduce"] + times["ATen add, then rms_norm"]
     times["NCCL and ATen / op"] = peer / times["the op that graphs call"]

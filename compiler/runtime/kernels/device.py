@@ -10,7 +10,7 @@ Memory, by rank p, all of it symmetric (the same layout on every rank):
 
 and local to the rank: ``state``, int64 [MAX_BLOCKS + 1]: for each block its progress; then a fault.
 
-Calls and barriers are counted as ``device_barrier`` says.
+Calls and barriers are counted as ``device_peers`` says.
 
 Why no data is overwritten while somebody still reads it:
 
@@ -21,34 +21,18 @@ Why no data is overwritten while somebody still reads it:
   writes into ``y`` only after the first barrier, when its owner has launched the call, hence run
   all that read the former ``y``; and the last barrier tells the owner that ``y`` is complete, and
   that ``x`` has been read.
-* A staged two-shot call writes its rows of the result over its own rows of its own slot: only the
-  owner of these rows read them there, one row at a time, before it wrote.
+* A staged two-shot call writes its rows of the result where its own slot has room for its own rows
+  of ``x``: these were never there, as only their owner reads them, in ``x`` itself.
 """
 
 import triton
 import triton.language as tl
 
-from compiler.runtime.kernels.device_barrier import advance, barrier, entries
+from compiler.runtime.kernels.device_peers import addresses, advance, at, barrier, entries, with_own
 
 # What integers may change from rank to rank or call to call without another compilation: a kernel
 # cannot be loaded while a kernel of another rank spins on the same device.
 RUNTIME = ["rank", "rows", "slot_bytes", "spin_limit"]
-
-
-@triton.jit
-def addresses(buffer_pointers, WORLD: tl.constexpr):
-    """The table as a tuple of scalars: read once, before the loops that store."""
-    found = ()  # type: ignore[assignment, unused-ignore]
-    for peer in tl.static_range(WORLD):
-        found = found + (tl.load(buffer_pointers + peer),)  # type: ignore  # noqa: RUF005
-    return found
-
-
-@triton.jit
-def at(address, offset_bytes, like):
-    """Pointer to elements like those of ``like``; both parts are multiples of 16 bytes."""
-    pointer = (address + offset_bytes).to(tl.pointer_type(like.dtype.element_ty))
-    return tl.multiple_of(pointer, 16)
 
 
 @triton.jit
@@ -64,12 +48,14 @@ def sum_over_ranks(
 
 
 @triton.jit
-def copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr):
-    """This block's rows of every shard, to where this block of the owners reads them."""
+def copy_in(
+    x, staged, rank, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """This block's rows of the others' shards, to where this block of the owners reads them."""
     for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
         for owner in tl.static_range(WORLD):
             row = owner * shard_rows + local
-            inside = mask & (row < rows)
+            inside = mask & (row < rows) & (owner != rank)
             values = tl.load(x + row * HIDDEN + cols, mask=inside)
             tl.store(staged + row * HIDDEN + cols, values, mask=inside)
 
@@ -262,7 +248,7 @@ def two_shot(
     rank takes of all rows as they arrive; else the norms, which their owners take.
 
     Args:
-        x: [rows, HIDDEN]; symmetric unless STAGED.
+        x: [rows, HIDDEN]; symmetric unless STAGED; at a multiple of 16 bytes.
         residual: [shard_rows, HIDDEN], the owned rows; with WHOLE all rows, of the dtype of ``x``;
             with NORM only.
         residual_out: like ``residual``, may be the same. Rows past the end become zero.
@@ -281,16 +267,17 @@ def two_shot(
     if STAGED:
         x_bytes = ((progress // 2) % 2) * slot_bytes
         staged = at(own, x_bytes, x)
-        copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN, WORLD)
+        copy_in(x, staged, rank, rows, shard_rows, cols, mask, HIDDEN, WORLD)
     else:
         x_bytes = x.to(tl.int64) - own
     if NORM:
         scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
     barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    sources = with_own(buffers, x.to(tl.int64) - x_bytes, rank, WORLD)
     for local in range(block, shard_rows, blocks):
         row = rank * shard_rows + local
         inside = mask & (row < rows)
-        total = sum_over_ranks(buffers, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
+        total = sum_over_ranks(sources, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
         if NORM:
             held = (row if WHOLE else local) * HIDDEN + cols
             total += tl.load(residual + held, mask=inside, other=0.0).to(tl.float32)

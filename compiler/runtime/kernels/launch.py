@@ -21,6 +21,8 @@ RESIDENT_WARPS, REGISTERS = 16, 128
 """Warps that fit a multiprocessor of 65,536 registers if no thread has more than REGISTERS."""
 ROW_BYTES_PER_WARP = 2048
 """Bytes of a row for each warp that adds and normalizes it: four times 16 for every thread."""
+ALIGNMENT = 16
+"""Bytes that a thread reads at a time."""
 LAUNCHES = Path(__file__).with_name("launches.json")
 """Written by ``python -m scripts.bench_kernels --only tune``."""
 
@@ -184,6 +186,8 @@ def two_shot(
     rows, width = (x.numel() // x.shape[-1], x.shape[-1]) if by_rows else flat(x)
     if rows == 0:
         return
+    if staged and x.data_ptr() % ALIGNMENT:
+        x = x.clone()
     shard_rows = -(-rows // peers.world_size)
     kernel = ("two_shot_whole_norm" if whole else "two_shot_norm") if norm else "two_shot"
     blocks, warps = launch or choose(kernel, shard_rows, width * x.element_size(), peers)
@@ -248,16 +252,17 @@ def run(
     """Starts the kernel ``device.<name>`` on the current stream.
 
     What Triton compiled is kept by all that it compiles for, as Triton takes longer to look it up
-    than the device to run it: constants, types of tensors, whether integers fit 32 bits. Tensors at
-    addresses that are not multiples of 16 are left to Triton.
+    than the device to run it: constants, types of tensors, whether integers fit 32 bits. Tensors
+    that are not aligned are left to Triton.
     """
     narrow = tuple(number < 2**31 for number in numbers)
     dtypes = tuple(tensor.dtype for tensor in tensors)
     key = name, warps, tensors[0].get_device(), dtypes, narrow, constants
     kernel = _compiled.get(key)
-    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    aligned = not any(address % ALIGNMENT for address in addresses)
     if kernel is not None and aligned:
-        kernel[blocks, 1, 1](*tensors, *numbers, *constants)
+        kernel[blocks, 1, 1](*addresses, *numbers, *constants)
         return
     from compiler.runtime.kernels import device
 

@@ -112,12 +112,15 @@ class Workspace:
         must order the replays among each other and with other calls, as for any memory that
         they write.
         """
-        stream = torch.cuda.current_stream(self.buffer.device)
         capturing = torch.cuda.is_current_stream_capturing()
         last = self._last.get(capturing)
-        if last is not None and last != stream and _is_capturing(last) == capturing:
-            stream.wait_stream(last)
-        self._last[capturing] = stream
+        # A stream object takes the host longer than all the rest.
+        current = torch._C._cuda_getCurrentRawStream(self.buffer.get_device())
+        if last is None or last.cuda_stream != current:
+            stream = torch.cuda.current_stream(self.buffer.device)
+            if last is not None and _is_capturing(last) == capturing:
+                stream.wait_stream(last)
+            self._last[capturing] = stream
         return self.arguments
 
     def refusal(self, rows: int, hidden: int, dtype: torch.dtype) -> str | None:

@@ -43,6 +43,8 @@ def test_operands_off_their_alignment() -> None:
         found = select.add_norm(*parts, weight, 1e-5, 0.0)
         exact = reference.add_rms_norm(*parts, weight, 1e-5, 0.0)
         assert max(map(reference.deviation, found, exact)) <= 1
+        space = ranks_for(1, 4096).workspaces[0]
+        assert torch.equal(OPS.two_shot_all_reduce(parts[0], *space.arguments), parts[0])
 
 
 def test_calls_and_replays_stay_right() -> None:

@@ -1,4 +1,4 @@
-"""How the kernels of several ranks wait for each other. Imported only where Triton is present.
+"""How ranks reach and await each other in kernels. Imported only where Triton is present.
 
 Protocol. Progress advances by 2 with every call, so it numbers the calls: call c = progress / 2.
 A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
@@ -77,3 +77,28 @@ def advance(state, progress, MAX_BLOCKS: tl.constexpr):
     if tl.program_id(0) == 0:
         places = tl.arange(0, MAX_BLOCKS)
         tl.store(state + places, progress + 2, mask=places >= tl.num_programs(0))
+
+
+@triton.jit
+def addresses(buffer_pointers, WORLD: tl.constexpr):
+    """The table as a tuple of scalars: read once, before the loops that store."""
+    found = ()  # type: ignore[assignment, unused-ignore]
+    for peer in tl.static_range(WORLD):
+        found = found + (tl.load(buffer_pointers + peer),)  # type: ignore  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def with_own(buffers, address, rank, WORLD: tl.constexpr):
+    """The tuple with ``address`` in the place of this rank's."""
+    found = ()  # type: ignore[assignment, unused-ignore]
+    for peer in tl.static_range(WORLD):
+        found = found + (tl.where(peer == rank, address, buffers[peer]),)  # type: ignore  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def at(address, offset_bytes, like):
+    """Pointer to elements like those of ``like``; both parts are multiples of 16 bytes."""
+    pointer = (address + offset_bytes).to(tl.pointer_type(like.dtype.element_ty))
+    return tl.multiple_of(pointer, 16)
