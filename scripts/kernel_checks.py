@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from compiler.runtime.kernels import launch, reference
+from compiler.runtime.kernels import launch
 from compiler.runtime.kernels.launch import Norm
-from compiler.runtime.kernels.rank_streams import StreamRanks
 from compiler.runtime.kernels.workspace import Workspace
+from scripts import kernel_reference as reference
+from scripts.kernel_streams import StreamRanks
 
 OPS = torch.ops.commplan
 EPS = 1e-5

@@ -15,8 +15,8 @@ from compiler.ir.fused_ops import ALL_REDUCE_NORM
 from compiler.runtime.kernels import launch as launching
 from compiler.runtime.kernels import select
 from compiler.runtime.kernels.launch import Launch, Norm
-from compiler.runtime.kernels.rank_streams import StreamRanks
 from scripts.kernel_checks import EPS, ranks_for
+from scripts.kernel_streams import StreamRanks
 
 Body = Callable[[int], object]
 

@@ -186,8 +186,8 @@ class _Planning:
         ranged, report = optimize_captured_ranges(
             captured, search, verify=options.verify, may_fall_back=options.machine == AUTO
         )
-        name = None if machine is None else machine.name
-        plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]}"
+        name, tables = (machine.name, machine.digest) if machine else (None, "")
+        plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]} {tables}"
         if self.exchange is not None:
             compare_plans(
                 self.exchange, plans, name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,6 +54,11 @@ class Machine:
             key = table.kind, table.ranks
             tables_of[key] = (*tables_of.get(key, ()), table)
         return tables_of
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the tables, which choose kernels: ranks must have the same."""
+        return hashlib.blake2b(repr(self.tables).encode(), digest_size=16).hexdigest()
 
     def tables_of(self, kind: Kind | Fused, ranks: int) -> tuple[Table, ...]:
         """The tables of a kind and rank count, none if it was not measured."""

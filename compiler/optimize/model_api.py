@@ -328,8 +328,8 @@ def _agree(
 ) -> None:
     """All ranks must hold the same plans before any of them runs one."""
     plans = [result.plan.digest for result in ranged.results]
-    name = None if search.machine is None else search.machine.name
-    compare_plans(exchange, f"{ranged.table} {plans}", name, options, sizes)
+    name, tables = (search.machine.name, search.machine.digest) if search.machine else (None, "")
+    compare_plans(exchange, f"{ranged.table} {plans} {tables}", name, options, sizes)
 
 
 def _nothing(policy: str, why: str) -> ModelReport:

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compiler.cost import Machine, MachineError
+from compiler.cost.fused_kernels import PARTS
 from compiler.cost.tables import Fused
 from compiler.cost.units import PS_PER_US
 from compiler.ir.collectives import Kind
 from scripts.multi_gpu.links import HIDDEN
 
-PARTS_OF = {
-    Fused.ALL_REDUCE_ADD_NORM: (Kind.ALL_REDUCE,),
-    Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER: (Kind.REDUCE_SCATTER, Kind.ALL_GATHER),
-}
-"""Collectives that a fused kernel stands for where its own time is not known."""
 Row = dict[str, Any]
 
 
@@ -26,7 +22,7 @@ def sent_us(machine: Machine, kind: str, payload_bytes: int, ranks: int, launch:
         MachineError: the machine does not tell.
     """
     group = (ranks, 1)
-    kinds: Sequence[Kind] = (Kind(kind),) if "+" not in kind else PARTS_OF[Fused(kind)]
+    kinds: Sequence[Kind] = (Kind(kind),) if "+" not in kind else PARTS[Fused(kind)]
     if "+" in kind:
         known = machine.fused_time_ps(Fused(kind), payload_bytes, group, launch=launch)
         if known is not None:

@@ -55,7 +55,7 @@ class Workspace:
         device_name: str = "",
         owner: object = None,
     ) -> None:
-        """Takes zeroed memory; ``rendezvous`` and ``StreamRanks`` provide it.
+        """Takes zeroed memory; ``rendezvous`` provides it.
 
         Args:
             buffer: uint8 [total_bytes] on a CUDA device, zero, symmetric.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compiler.errors import KernelError
-from compiler.runtime.kernels import reference, select
+from compiler.runtime.kernels import select
+from scripts import kernel_reference as reference
 from scripts.kernel_checks import DTYPES, RUNS, Operands, ranks_for, repeated, worst_deviation
 
 pytestmark = pytest.mark.gpu
