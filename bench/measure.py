@@ -16,21 +16,36 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from bench.fit import MIN_POINTS
 from bench.measurements import refitted
+from compiler.cost.fused_kernels import FusedKernel
 from compiler.cost.tables import (
     BYTES_PER_US,
     FLOP_PER_US,
     NS,
+    Fused,
     Launch,
     LibraryClass,
     MachineError,
 )
 from compiler.ir.collectives import Kind
+from compiler.runtime.kernels import ops
+from compiler.runtime.kernels.select import workspace_for
 
 KINDS = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER, Kind.ALL_TO_ALL)
 TARGET_S = 0.01
 """How long one repetition should take; short calls are timed in runs."""
 MAX_RUN, REPEATS, GRAPH_CALLS, LAUNCHES = 200, 5, 10, 200
+HIDDEN = 4096
+"""Width of the rows that fused kernels are measured on, bfloat16."""
+ROW_BYTES = HIDDEN * torch.bfloat16.itemsize
+WHOLE, SHARED = Fused
+FUSED = (
+    (FusedKernel.ONE_SHOT, WHOLE, ops.one_shot_all_reduce_add_rms_norm),
+    (FusedKernel.TWO_SHOT, WHOLE, ops.two_shot_all_reduce_add_rms_norm_whole),
+    (FusedKernel.TWO_SHOT, SHARED, ops.two_shot_all_reduce_add_rms_norm),
+)
+"""Kernels that reduce, add and normalize: name, what each does, how it is called."""
 
 Call = Callable[[], object]
 Told = Callable[[str], None]
@@ -87,6 +102,13 @@ def in_graph(call: Call, calls: int, device: torch.device) -> Call:
     return graph.replay
 
 
+def launched_us(call: Call, launch: Launch, device: torch.device, group: ProcessGroup) -> float:
+    """As ``time_us``, of a call launched so."""
+    if launch is Launch.EAGER:
+        return time_us(call, device, group)
+    return time_us(in_graph(call, GRAPH_CALLS, device), device, group) / GRAPH_CALLS
+
+
 def collective_call(
     kind: Kind, payload_bytes: int, group: ProcessGroup, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, Call]:
@@ -134,12 +156,7 @@ def measure_collectives(
             for size in sizes:
                 payload_bytes, call = collective_call(kind, size, group, device, dtype)
                 tell(f"{kind} over {group.size()} ranks, {launch}, {payload_bytes} bytes")
-                if launch is Launch.GRAPH:
-                    replay = in_graph(call, GRAPH_CALLS, device)
-                    taken = time_us(replay, device, group) / GRAPH_CALLS
-                else:
-                    taken = time_us(call, device, group)
-                times[payload_bytes] = round(taken, 3)
+                times[payload_bytes] = round(launched_us(call, launch, device, group), 3)
             rows.append(
                 {
                     "kind": str(kind),
@@ -152,6 +169,50 @@ def measure_collectives(
                 }
             )
     return rows
+
+
+def measure_fused(
+    group: ProcessGroup,
+    device: torch.device,
+    sizes: Sequence[int],
+    *,
+    source: str,
+    tell: Told = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Rows of this package's kernels that reduce, add and normalize, by which they are chosen.
+
+    None where the group has no workspace, or fewer payloads of whole rows than a curve needs.
+    Called on all ranks of the group; arguments as of ``measure_collectives``.
+    """
+    workspace = workspace_for(group)
+    if isinstance(workspace, str):
+        tell(f"fused kernels over {group.size()} ranks, none: {workspace}")
+        return []
+    x = torch.zeros(workspace.slot_bytes // ROW_BYTES, HIDDEN, dtype=torch.bfloat16, device=device)
+    payloads = [size for size in sizes if ROW_BYTES * group.size() <= size <= x.nbytes]
+    measured = []
+    for kernel, kind, op in FUSED if len(payloads) >= MIN_POINTS else ():
+        for launch in Launch:
+            points = []
+            for payload_bytes in payloads:
+                tell(f"{kernel} {kind} over {group.size()} ranks, {launch}, {payload_bytes} bytes")
+                rows = payload_bytes // ROW_BYTES
+                residual = x[: rows if kind is WHOLE else -(-rows // group.size())]
+                arguments = (x[:rows], residual, x[0], 1e-5, 1.0, *workspace.arguments)
+                taken = launched_us(lambda: op(*arguments), launch, device, group)  # noqa: B023
+                points.append([rows * ROW_BYTES, round(taken, 3)])
+            measured.append(
+                {
+                    "kind": str(kind),
+                    "ranks": group.size(),
+                    "library": str(kernel),
+                    "class": str(LibraryClass.CUSTOM),
+                    "launches": [str(launch)],
+                    "source": source,
+                    "rows": points,
+                }
+            )
+    return measured
 
 
 def measure_hardware(
@@ -305,6 +366,8 @@ def measured_node(
             rows += measure_collectives(
                 group, device, sizes, library=_library(device), source=source, tell=tell
             )
+            if device.type == "cuda":
+                rows += measure_fused(group, device, sizes, source=source, tell=tell)
     dist.barrier(everyone)
     if not first:
         return None

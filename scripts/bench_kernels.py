@@ -7,11 +7,13 @@ are those of all ranks together, and say what the kernels move, not what NVLink 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.errors import CommPlanError
-from compiler.runtime.kernels.launch import LAUNCHES
-from scripts import kernel_checks, kernel_timing, kernel_tuning
+from compiler.runtime.kernels.launch import LAUNCHES, _measured
+from scripts import kernel_checks, kernel_choice, kernel_timing, kernel_tuning
 from scripts.kernel_checks import DTYPES, RUNS, Operands, ranks_for, worst_deviation
 
-PARTS = ("check", "repeat", "time")
+PARTS = ("check", "repeat", "time", "host", "choice")
 HIDDEN, WORLD_SIZE = 4096, 8
 WIDTHS = (33, 2880, 5120, 16384)
 """Hidden sizes that are checked besides HIDDEN: odd, not powers of two, the largest."""
@@ -106,23 +108,30 @@ def repeat_all(console: Console) -> dict[str, int]:
     return found
 
 
-def tune_all(console: Console) -> list[list[Any]]:
-    """Measures grids and writes the table of launches."""
+def choice(console: Console, ranks: int | None) -> dict[str, Any]:
+    """Runs ``kernel_choice.choice`` for all world sizes or one."""
+    return {str(n): kernel_choice.choice(console, n) for n in ((ranks,) if ranks else (2, 4, 8))}
+
+
+def tune_all(console: Console, kernel: str | None = None) -> list[list[Any]]:
+    """Measures grids and writes the table of launches, or of one kernel its rows."""
     jobs = [(n, row_bytes) for n, widths in kernel_tuning.ROW_BYTES.items() for row_bytes in widths]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.starmap(_compile, jobs)
+    kept = [row for row in _measured() if kernel not in (None, row[0])]
+    with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
+        pool.starmap(_compile, [(*job, kernel) for job in jobs])
     rows: list[list[Any]] = []
     for world_size, row_bytes in jobs:
-        rows += kernel_tuning.tuned(world_size, row_bytes)
-        write_launches(rows)
+        rows += kernel_tuning.tuned(world_size, row_bytes, kernel)
+        write_launches([*kept, *rows])
         console.print(f"{world_size} ranks, {row_bytes} bytes a row: done")
         torch.cuda.empty_cache()
+    console.print(rows)
     return rows
 
 
-def _compile(world_size: int, row_bytes: int) -> None:
+def _compile(world_size: int, row_bytes: int, kernel: str | None) -> None:
     quiet()
-    kernel_tuning.tuned(world_size, row_bytes, compile_only=True)
+    kernel_tuning.tuned(world_size, row_bytes, kernel, compile_only=True)
 
 
 def write_launches(rows: list[list[Any]]) -> None:
@@ -150,8 +159,10 @@ def main() -> int:
         "--only",
         choices=(*PARTS, "time-small", "tune", "touch"),
         action="append",
-        help="default: check, repeat, time",
+        help=f"default: {', '.join(PARTS)}",
     )
+    parser.add_argument("--ranks", type=int, choices=(2, 4, 8), help="of choice; default: all")
+    parser.add_argument("--kernel", help="that tune measures; default: all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder; default: out")
     given = parser.parse_args()
     # Read when CUDA starts: with fewer queues one rank's kernel waits behind another's.
@@ -161,12 +172,14 @@ def main() -> int:
     try:
         if not torch.cuda.is_available():
             raise CommPlanError("there is no CUDA device", remedy="run it where one is")
-        parts = {
+        parts: dict[str, Callable[[Console], Any]] = {
             "check": check_all,
             "repeat": repeat_all,
             "time": kernel_timing.time_all,
             "time-small": kernel_timing.time_small,
-            "tune": tune_all,
+            "host": kernel_choice.host,
+            "choice": functools.partial(choice, ranks=given.ranks),
+            "tune": functools.partial(tune_all, kernel=given.kernel),
             "touch": touch,
         }
         results = {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from compiler.runtime.kernels import reference
-from compiler.runtime.kernels.rank_streams import StreamRanks
+from compiler.runtime.kernels import launch
+from compiler.runtime.kernels.launch import Norm
 from compiler.runtime.kernels.workspace import Workspace
+from scripts import kernel_reference as reference
+from scripts.kernel_streams import StreamRanks
 
 OPS = torch.ops.commplan
 EPS = 1e-5
@@ -72,6 +75,15 @@ def in_place_one_shot(o: Operands, rank: int) -> dict[str, torch.Tensor]:
     return {"y": y, "h": residual}
 
 
+def in_place_whole(o: Operands, rank: int) -> dict[str, torch.Tensor]:
+    """In two shots, writes over the whole residual."""
+    residual, y = o.residual.clone(), poisoned(o.xs[0])
+    norm = Norm(residual, residual, o.weight, EPS, o.offset)
+    peers = o.ranks.workspaces[rank].peers
+    launch.two_shot(o.xs[rank].contiguous(), y, norm, peers, staged=True, whole=True)
+    return {"y of h": y, "h": residual}
+
+
 def in_place_two_shot(o: Operands, rank: int) -> dict[str, torch.Tensor]:
     """Between symmetric tensors, writes over the residual."""
     residual = o.shard(o.residual, rank)
@@ -111,7 +123,8 @@ def plain(name: str, *results: str, norm: bool = False) -> Run:
     """A functional op on x."""
 
     def run(o: Operands, rank: int) -> dict[str, torch.Tensor]:
-        residual = o.residual if name.startswith("one_shot") else o.shard(o.residual, rank)
+        whole = name.startswith("one_shot") or name.endswith("_whole")
+        residual = o.residual if whole else o.shard(o.residual, rank)
         operands = (residual, o.weight, EPS, o.offset) if norm else ()
         found = getattr(OPS, name)(o.xs[rank], *operands, *arguments(o, rank))
         return dict(zip(results, found if norm else (found,), strict=True))
@@ -130,6 +143,10 @@ RUNS: dict[str, Run] = {
     "one-shot norm, in place": in_place_one_shot,
     "one-shot": plain("one_shot_all_reduce", "sum"),
     "two-shot norm": plain("two_shot_all_reduce_add_rms_norm", "y", "h shard", norm=True),
+    "two-shot norm, whole": plain(
+        "two_shot_all_reduce_add_rms_norm_whole", "y of h", "h", norm=True
+    ),
+    "two-shot norm, whole, in place": in_place_whole,
     "two-shot norm, symmetric": in_place_two_shot,
     "two-shot": plain("two_shot_all_reduce", "sum"),
     "two-shot, symmetric": symmetric_two_shot,
@@ -176,6 +193,10 @@ def agree(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
 def deviation(o: Operands, rank: int, found: dict[str, torch.Tensor]) -> float:
     """Of all results of one rank."""
     worst, exact = 0.0, expected(o)
+    if "y of h" in found:  # the norm of what the ranks exchanged, which is rounded
+        none = torch.zeros_like(o.residual)
+        y, _ = reference.add_rms_norm(found["h"], none, o.weight, EPS, o.offset)
+        exact["y of h"] = y
     for name, tensor in found.items():
         wanted = exact[name.removesuffix(" shard")]
         wanted = o.shard(wanted, rank) if name.endswith(" shard") else wanted
@@ -207,6 +228,7 @@ def repeated(ranks: StreamRanks, *, launches: int, seed: int) -> int:
         for i, rows in enumerate((5, 64, 33))
     ]
     world, period = len(ranks.workspaces), len(names) * len(operands)
+    assert math.gcd(len(names), len(operands)) == 1, "every kernel meets all operands"
     assert period % 2, "an odd number of calls, so that a replay starts in the other slot"
     wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(world)]
     first: dict[tuple[str, int, int], dict[str, torch.Tensor]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from compiler.cost import Machine
+from compiler.ir.fused_ops import ALL_REDUCE_NORM
 from compiler.runtime.kernels import launch as launching
+from compiler.runtime.kernels import select
 from compiler.runtime.kernels.launch import Launch, Norm
-from compiler.runtime.kernels.rank_streams import StreamRanks
 from scripts.kernel_checks import EPS, ranks_for
+from scripts.kernel_streams import StreamRanks
 
 Body = Callable[[int], object]
 
@@ -38,17 +40,6 @@ def graph_time_us(ranks: StreamRanks, body: Body, *, calls: int = 5, repeats: in
     return statistics.median(times)
 
 
-def call_time_us(body: Callable[[], object], *, calls: int = 300) -> float:
-    """Median microseconds of the host in one eager call that waits for nothing."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        body()
-        times.append((time.perf_counter() - start) * 1e6)
-        torch.cuda.synchronize()
-    return statistics.median(times)
-
-
 def copy_bandwidth_tb_s() -> float:
     """Of a copy of 1 GiB on the device, bytes read and written."""
     source = torch.randn(2**28, device="cuda")
@@ -62,6 +53,17 @@ def copy_bandwidth_tb_s() -> float:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end))
     return 2 * source.nbytes / statistics.median(times) / 1e9
+
+
+def group_of(rank: int) -> str:
+    """The name by which fused ops know the workspace of a rank of this process."""
+    return f"rank {rank} of streams"
+
+
+def serve(ranks: StreamRanks, machine: Machine | None) -> None:
+    """Has fused ops run on the workspaces of ``ranks``, their kernels chosen by ``machine``."""
+    for rank, workspace in enumerate(ranks.workspaces):
+        select.serve(group_of(rank), select.Served(workspace, machine, nccl=False))
 
 
 class Block:
@@ -103,6 +105,32 @@ class Block:
 
         return body
 
+    def two_shot_whole_norm(self, launch: Launch | None = None) -> Body:
+        """Fused, with a whole residual."""
+
+        def body(rank: int) -> None:
+            peers = self.ranks.workspaces[rank].peers
+            norm = self.norm(self.residual[rank])
+            x, out = self.x[rank], self.out[rank]
+            launching.two_shot(x, out, norm, peers, launch, staged=True, whole=True)
+
+        return body
+
+    def unfused(self) -> Body:
+        """The all_reduce alone, then addition and norm in one kernel."""
+        reduce = self.two_shot_staged()
+
+        def body(rank: int) -> None:
+            reduce(rank)
+            launching.add_norm(self.out[rank], self.y[rank], self.norm(self.residual[rank]))
+
+        return body
+
+    def op(self) -> Body:
+        """The op that graphs call, which chooses its kernel."""
+        op, norm = ALL_REDUCE_NORM, (self.weight, EPS, 0.0)
+        return lambda rank: op(self.x[rank], self.residual[rank], *norm, group_of(rank))
+
     def two_shot(self, launch: Launch | None = None, *, staged: bool = False) -> Body:
         """The all_reduce alone."""
         out = self.out if staged else self.y
@@ -112,6 +140,10 @@ class Block:
             launching.two_shot(self.x[rank], out[rank], None, peers, launch, staged=staged)
 
         return body
+
+    def two_shot_staged(self, launch: Launch | None = None) -> Body:
+        """The all_reduce alone, through the slots."""
+        return self.two_shot(launch, staged=True)
 
     def one_shot_norm(self, launch: Launch | None = None) -> Body:
         """Fused."""
@@ -178,9 +210,7 @@ def time_all(console: Console) -> dict[str, Any]:
     large = [large_row(ranks, rows, norms, bandwidth) for rows in LARGE_ROWS]
     print_rows(console, "two-shot, 8 ranks, hidden 4096, bf16: microseconds", large)
     small = time_small(console)
-    host = host_times_us()
-    console.print("host microseconds of one eager call:", host)
-    return {"copy_tb_s": bandwidth, "two_shot": large, "one_shot": small, "host_us": host}
+    return {"copy_tb_s": bandwidth, "two_shot": large, "one_shot": small}
 
 
 def time_small(console: Console) -> list[dict[str, float]]:
@@ -254,24 +284,6 @@ def small_row(
         "all_reduce, norm": unfused,
         "ratio": unfused / fused,
         "two-shot, fused": graph_time_us(ranks, block.two_shot_norm(), **times),
-    }
-
-
-def host_times_us() -> dict[str, float]:
-    """Of eager calls on a group of one rank, beside ATen's own norm."""
-    ranks = ranks_for(1, 8 * 4096 * 2)
-    block = Block(ranks, 8, 4096, torch.bfloat16)
-    arguments = ranks.workspaces[0].arguments
-    x, residual, weight = block.x[0], block.residual[0], block.weight
-    op = torch.ops.commplan.one_shot_all_reduce_add_rms_norm
-    launch = block.one_shot_norm()
-    op(x, residual, weight, EPS, 0.0, *arguments)
-    return {
-        "commplan::one_shot_all_reduce_add_rms_norm": call_time_us(
-            lambda: op(x, residual, weight, EPS, 0.0, *arguments)
-        ),
-        "its launch alone": call_time_us(lambda: launch(0)),
-        "aten add, then rms_norm": call_time_us(lambda: add_norm(x, residual, weight)),
     }
 
 

@@ -16,6 +16,7 @@ ROWS = {
     "one_shot_norm": (1, 2, 4, 8, 16, 32, 64, 256),
     "two_shot": (4, 32, 256, 4096),
     "two_shot_norm": (1, 8, 32, 128, 512, 2048),
+    "two_shot_whole_norm": (1, 8, 32, 128, 512, 2048),
 }
 """Kernel -> rows on each rank's grid."""
 ROW_BYTES = {8: (8192, 4096, 16384), 4: (8192, 16384), 2: (8192, 16384)}
@@ -43,16 +44,19 @@ def body_of(kernel: str, block: Block, launch: Launch) -> Body:
     return getattr(block, kernel)(launch)  # type: ignore[no-any-return]
 
 
-def tuned(world_size: int, row_bytes: int, *, compile_only: bool = False) -> list[list[Any]]:
-    """Rows of the table for one world size and width.
+def tuned(
+    world_size: int, row_bytes: int, kernel: str | None = None, *, compile_only: bool = False
+) -> list[list[Any]]:
+    """Rows of the table for one world size and width, of all kernels or one.
 
     With ``compile_only`` the kernels are compiled, which several processes can do at a time.
     """
     hidden = row_bytes // 2
-    kernels = ("one_shot_norm", "two_shot_norm")
+    kernels: tuple[str, ...] = ("one_shot_norm", "two_shot_norm", "two_shot_whole_norm")
     if hidden == FLAT_WIDTH:
         kernels += ("one_shot", "two_shot")
-    rows = 1 if compile_only else max(ROWS[kernels[-1]])
+    kernels = kernels if kernel is None else (kernel,)
+    rows = 1 if compile_only else max(ROWS[kernel][-1] for kernel in kernels)
     ranks = ranks_for(world_size, rows * world_size * row_bytes, alone=True)
     multiprocessors = ranks.workspaces[0].peers.multiprocessors
     table = []

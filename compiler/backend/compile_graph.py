@@ -173,7 +173,7 @@ def _planned(
     writes = dict(enumerate(written, outputs - len(written)))
     variants = lower_ranges(
         result, captured, groups,
-        mutations=writes if eager else {}, kernels=options.kernels,
+        mutations=writes if eager else {}, kernels=options.kernels, machine=chosen.machine,
     )  # fmt: skip
     forms = {
         form: restored(gm, captured, form, written, eager=eager)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._dynamo.guards import dict_version
 from torch._dynamo.source import GlobalStateSource
 from torch._guards import Guard, TracingContext
 from torch.nn.modules import module as nn_module
@@ -95,7 +94,9 @@ def unchanged(
     parents = dict.fromkeys(parent for c in classes for parent in c.__mro__ if parent is not object)
     tables = [gc.get_referents(vars(parent))[0] for parent in parents]
     defined = [dict(table) for table in tables]
-    counted, versions = RemovableHandle.next_id, list(map(dict_version, tables))
+    for table in tables:
+        dict_writes.watch(table)
+    counted, versions = RemovableHandle.next_id, list(map(dict_writes.version, tables))
 
     def check(_: Any) -> bool:
         nonlocal counted, versions
@@ -103,7 +104,7 @@ def unchanged(
             if any(hooks) or [list(table) for table in shared] != before:
                 return False
             counted = RemovableHandle.next_id
-        if (now := list(map(dict_version, tables))) != versions:
+        if (now := list(map(dict_writes.version, tables))) != versions:
             if not all(map(_same, tables, defined)):
                 return False
             versions = now

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from compiler.cost.regimes import ring_law
+from compiler.cost.regimes import Curve, ring_law
 from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Table
 from compiler.cost.units import FS_PER_PS, FS_PER_US
 from compiler.ir.collectives import Kind
@@ -221,6 +221,12 @@ def _candidates(
             derived=f"ring law from the tables of {below} and {above} ranks, not measured",
         ),
     )
+
+
+def library_curves(machine: Machine, kind: Kind, ranks: int) -> tuple[Curve, ...]:
+    """NCCL's times inside a node, in graphs; none where no table tells of so many ranks."""
+    tables = _candidates(machine, kind, ranks, Launch.GRAPH)
+    return tuple(table.curve for table in tables if table.library_class is LibraryClass.NCCL)
 
 
 def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Phase:

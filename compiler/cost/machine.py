@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -45,6 +47,11 @@ class Machine:
     tables: tuple[Table, ...] = field(repr=False)
     network: Network | None = None
     device: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the tables, which choose kernels: ranks must have the same."""
+        return hashlib.blake2b(repr(self.tables).encode(), digest_size=16).hexdigest()
 
     def tables_of(self, kind: Kind | Fused, ranks: int) -> tuple[Table, ...]:
         """The tables of a kind and rank count, none if it was not measured."""

@@ -137,8 +137,9 @@ def optimize_allreduce(
             sizes = _sizes(CallForm.of(owner), args, kwargs)
             agree(exchange, result, options, sizes, kernels=kernels, verify=verify)
         variants = lower_ranges(
-            result, captured, process_groups, mutations=captured.mutations, kernels=kernels
-        )
+            result, captured, process_groups,
+            mutations=captured.mutations, kernels=kernels, machine=options.machine,
+        )  # fmt: skip
         said = (*_notes(captured, reason), *remarks_of(variants))
         return GuardedGraph(
             variants=variants,
@@ -204,12 +205,13 @@ def agree(
     **settings: object,
 ) -> None:
     """Raise PlanError unless all ranks hold the same plans; before any of them runs one."""
-    name = None if options.machine is None else options.machine.name
+    machine = options.machine
+    name, tables = (None, "") if machine is None else (machine.name, machine.digest)
     named = {
         "policy": options.policy, "launch": str(options.launch),
         "widen": options.allow_dtype_widening, **settings,
     }  # fmt: skip
-    compare_plans(exchange, result.digests, name, named, sizes)
+    compare_plans(exchange, f"{result.digests} {tables}", name, named, sizes)
 
 
 def lower_ranges(
@@ -219,6 +221,7 @@ def lower_ranges(
     *,
     mutations: Mapping[int, str],
     kernels: str,
+    machine: Machine | None,
 ) -> TokenTable[Lowered]:
     """What this process runs for each number of tokens; all ranks call it together.
 
@@ -230,7 +233,7 @@ def lower_ranges(
     forms = {
         graph: lower(
             graph, groups.names(graph, captured.groups),
-            mutations=mutations, kernels=kernels, most=greatest[graph],
+            mutations=mutations, kernels=kernels, machine=machine, most=greatest[graph],
         )
         for graph in sorted(graphs, key=lambda graph: -tokens[graph])
     }  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
+from compiler.cost import Machine
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
@@ -60,6 +61,7 @@ def lower(
     *,
     mutations: Mapping[int, str],
     kernels: str = "auto",
+    machine: Machine | None = None,
     most: Mapping[str, int] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Lowered:
@@ -70,10 +72,11 @@ def lower(
         local_groups: group name in the graph -> name of the process group here.
         mutations: graph output -> placeholder whose tensor it is written back to.
         kernels: one of ``KERNELS``.
+        machine: whose tables choose kernels; None: see ``select.workspace_for``.
         most: size symbol -> its greatest value, by which workspaces are sized; any for others.
         observers: called after every pass.
     """
-    workspaces = _Workspaces(local_groups, most or {})
+    workspaces = _Workspaces(local_groups, most or {}, machine)
     fuse, remarks = _fuses(graph, kernels)
 
     def form(source: SpmdGraph) -> tuple[fx.GraphModule, frozenset[int], tuple[Remark, ...]]:
@@ -145,8 +148,10 @@ class _Workspaces:
         notes: what the workspaces serve.
     """
 
-    def __init__(self, local_groups: Mapping[str, str], most: Mapping[str, int]) -> None:
-        self._local, self._most = local_groups, most
+    def __init__(
+        self, local_groups: Mapping[str, str], most: Mapping[str, int], machine: Machine | None
+    ) -> None:
+        self._local, self._most, self._machine = local_groups, most, machine
         self.notes: list[str] = []
 
     def __call__(self, group_name: str, operands: Sequence[fx.Node]) -> str | None:
@@ -157,7 +162,7 @@ class _Workspaces:
         needed = [largest_bytes(node, self._most) for node in operands]
         largest = max((n for n in needed if n is not None), default=0)
         slot_bytes = SLOT_BYTES if None in needed else min(largest, SLOT_BYTES)
-        workspace = workspace_for(group, slot_bytes)
+        workspace = workspace_for(group, slot_bytes, self._machine)
         if isinstance(workspace, str):
             return workspace
         note = f"fused ops of group {group_name!r} have a workspace of {SLOTS} x "

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from bench import measure
-from bench.measurements import refitted
 from compiler.cost import Launch, Machine
 from compiler.cost.tables import Fused, LibraryClass
 from compiler.ir import fused_ops
@@ -38,14 +37,11 @@ def measured_links(ranks: Ranks, sizes: Sequence[int], name: str) -> dict[str, A
     groups = [dist.new_group(list(range(n))) for n in measure.group_sizes(ranks.size)]
     data = measure.measured_node(name, groups, ranks.device, sizes, by_table(ranks.tell))
     if ranks.cuda:
-        alone, fused = kernel_rows(ranks, sizes)
+        alone = kernel_rows(ranks, sizes)
     else:
-        alone, fused = [], []
+        alone = []
         ranks.skip("links: our kernels and CUDA graphs, as the ranks run on CPUs")
-    if data is None:
-        return {}
-    found, _ = refitted({**data, "rows": [*data["rows"], *fused]}, ())
-    return {"machine": found, "kernels": alone}
+    return {} if data is None else {"machine": data, "kernels": alone}
 
 
 def by_table(tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -61,16 +57,16 @@ def by_table(tell: Callable[[str], None]) -> Callable[[str], None]:
     return once
 
 
-def kernel_rows(ranks: Ranks, sizes: Sequence[int]) -> tuple[Rows, Rows]:
-    """Rows of our kernels over all ranks, and of the fused ops as graphs run them."""
+def kernel_rows(ranks: Ranks, sizes: Sequence[int]) -> Rows:
+    """Rows of our kernels without a norm, over all ranks."""
     workspace = select.workspace_for(ranks.group)
     if isinstance(workspace, str):
         ranks.skip(f"our kernels on the links: {workspace}")
-        return [], []
+        return []
     row_bytes = HIDDEN * torch.bfloat16.itemsize
     payloads = [n for n in sizes if row_bytes * ranks.size <= n <= workspace.slot_bytes]
     launches = tuple(Launch) if ranks.graphs else (Launch.EAGER,)
-    alone, fused = Rows(), Rows()
+    rows = Rows()
     for name, kind, make in CALLS:
         for launch in launches:
             ranks.tell(f"{name} kernel over {ranks.size} ranks, {launch}")
@@ -85,16 +81,13 @@ def kernel_rows(ranks: Ranks, sizes: Sequence[int]) -> tuple[Rows, Rows]:
                 "class": str(LibraryClass.CUSTOM), "launches": [str(launch)],
                 "source": f"bench_multi_gpu, torch {torch.__version__}", "rows": points,
             }  # fmt: skip
-            (fused if isinstance(kind, Fused) else alone).append(row)
-    return alone, fused
+            rows.append(row)
+    return rows
 
 
 def time_us(call: Callable[[], object], launch: Launch, ranks: Ranks) -> float:
     """Of one call, launched as said, on the slowest rank."""
-    if launch is Launch.EAGER:
-        return measure.time_us(call, ranks.device, ranks.group)
-    replay = measure.in_graph(call, measure.GRAPH_CALLS, ranks.device)
-    return measure.time_us(replay, ranks.device, ranks.group) / measure.GRAPH_CALLS
+    return measure.launched_us(call, launch, ranks.device, ranks.group)
 
 
 Made = Callable[[], object]
@@ -117,14 +110,14 @@ def _gather(rows: int, ranks: Ranks, arguments: tuple[Any, ...]) -> Made:
     return lambda: OPS.all_gather(x, rows, *arguments)
 
 
-def fused_all_reduce(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
+def fused_all_reduce(rows: int, ranks: Ranks) -> Made:
     """The op that graphs call, on zeros; it chooses its kernel by payload."""
     x, residual, weight = _zeros(rows, ranks), _zeros(rows, ranks), _zeros(1, ranks)[0]
     name = ranks.group.group_name
     return lambda: fused_ops.ALL_REDUCE_NORM(x, residual, weight, 1e-5, 1.0, name)
 
 
-def fused_shares(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
+def fused_shares(rows: int, ranks: Ranks) -> Made:
     """The op that graphs with shared rows call."""
     x, weight = _zeros(rows, ranks), _zeros(1, ranks)[0]
     residual = _zeros(-(-rows // ranks.size), ranks)
@@ -132,13 +125,11 @@ def fused_shares(rows: int, ranks: Ranks, _: tuple[Any, ...] = ()) -> Made:
     return lambda: fused_ops.SHARED_NORM(x, residual, weight, 1e-5, 1.0, size, name)
 
 
-CALLS: tuple[tuple[str, Kind | Fused, Callable[[int, Ranks, tuple[Any, ...]], Made]], ...] = (
+CALLS: tuple[tuple[str, Kind, Callable[[int, Ranks, tuple[Any, ...]], Made]], ...] = (
     ("one-shot", Kind.ALL_REDUCE, _reduction(OPS.one_shot_all_reduce)),
     ("two-shot", Kind.ALL_REDUCE, _reduction(OPS.two_shot_all_reduce)),
     ("two-shot", Kind.REDUCE_SCATTER, _reduction(OPS.reduce_scatter)),
     ("two-shot", Kind.ALL_GATHER, _gather),
-    ("fused", Fused.ALL_REDUCE_ADD_NORM, fused_all_reduce),
-    ("fused", Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER, fused_shares),
 )
 """Name, what it does, and how to make a call. There is not an all_to_all kernel."""
 

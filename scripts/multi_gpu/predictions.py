@@ -6,16 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compiler.cost import Machine, MachineError
+from compiler.cost.fused_kernels import PARTS
 from compiler.cost.tables import Fused
 from compiler.cost.units import PS_PER_US
 from compiler.ir.collectives import Kind
 from scripts.multi_gpu.links import HIDDEN
 
-PARTS_OF = {
-    Fused.ALL_REDUCE_ADD_NORM: (Kind.ALL_REDUCE,),
-    Fused.REDUCE_SCATTER_ADD_NORM_ALL_GATHER: (Kind.REDUCE_SCATTER, Kind.ALL_GATHER),
-}
-"""Collectives that a fused kernel stands for where its own time is not known."""
 Row = dict[str, Any]
 
 
@@ -26,7 +22,7 @@ def sent_us(machine: Machine, kind: str, payload_bytes: int, ranks: int, launch:
         MachineError: the machine does not tell.
     """
     group = (ranks, 1)
-    kinds: Sequence[Kind] = (Kind(kind),) if "+" not in kind else PARTS_OF[Fused(kind)]
+    kinds: Sequence[Kind] = (Kind(kind),) if "+" not in kind else PARTS[Fused(kind)]
     if "+" in kind:
         known = machine.fused_time_ps(Fused(kind), payload_bytes, group, launch=launch)
         if known is not None:
@@ -55,17 +51,20 @@ def predicted(part: str, what: str, predicted_us: float, measured_us: float) -> 
 
 
 def link_rows(machine: Machine, rows: Iterable[Row]) -> list[Row]:
-    """Every measured payload of every table beside the machine's time for it."""
-    found = []
+    """Every measured payload, by its fastest library, beside the machine's time for it."""
+    least = dict[tuple[str, int, str, int], float]()
     for one in rows:
-        launch = one["launches"][0]
         for payload_bytes, measured_us in one["rows"]:
-            what = f"{one['kind']}, {one['ranks']} ranks, {launch}, {payload_bytes} bytes"
-            try:
-                time_us = sent_us(machine, one["kind"], payload_bytes, one["ranks"], launch)
-            except MachineError:
-                continue
-            found.append(predicted("links", what, time_us, measured_us))
+            case = one["kind"], one["ranks"], one["launches"][0], payload_bytes
+            least[case] = min(measured_us, least.get(case, measured_us))
+    found = []
+    for (kind, ranks, launch, payload_bytes), measured_us in least.items():
+        what = f"{kind}, {ranks} ranks, {launch}, {payload_bytes} bytes"
+        try:
+            time_us = sent_us(machine, kind, payload_bytes, ranks, launch)
+        except MachineError:
+            continue
+        found.append(predicted("links", what, time_us, measured_us))
     return found
 
 

@@ -56,6 +56,18 @@ def test_two_ranks_write_a_machine_that_loads(gloo_pool: Any, tmp_path: Path) ->
     assert [row[0] for row in data["rows"][0]["rows"]] == [8, 4096, 65536]
 
 
+def measured_kernels(group: dist.ProcessGroup) -> Any:
+    told: list[str] = []
+    return measure.measure_fused(group, CPU, SIZES, source="test", tell=told.append), told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the kernels")
+def test_without_a_workspace_no_kernel_is_measured(gloo_pool: Any) -> None:
+    why = "no symmetric memory for this group: there is no CUDA device"
+    expected = ([], [f"fused kernels over 2 ranks, none: {why}"])
+    assert gloo_pool(2).run(measured_kernels) == [expected] * 2
+
+
 def measured_by_groups(everyone: dist.ProcessGroup) -> Any:
     first = dist.new_group([0, 1])  # all ranks of the pool take part
     return measure.measured_node("here", [first, everyone], CPU, SIZES)

@@ -10,13 +10,7 @@ Memory, by rank p, all of it symmetric (the same layout on every rank):
 
 and local to the rank: ``state``, int64 [MAX_BLOCKS + 1]: for each block its progress; then a fault.
 
-Protocol. Progress advances by 2 with every call, so it numbers the calls: call c = progress / 2.
-A barrier writes its number (progress + 1 or + 2) into ``signals[b, rank]`` of every peer, after
-all that the block wrote before, and waits until every entry of its own row has reached that number.
-Numbers only grow, so nothing is ever reset, and a peer that is already further on is not a mistake.
-The counters live on the device: a replayed graph goes on counting where the last call stopped. Each
-block keeps its own, which nobody else reads or writes during a call, so counting takes no atomics;
-block 0 advances those of the blocks that a call did not launch, and all agree between calls.
+Calls and barriers are counted as ``device_peers`` says.
 
 Why no data is overwritten while somebody still reads it:
 
@@ -27,98 +21,18 @@ Why no data is overwritten while somebody still reads it:
   writes into ``y`` only after the first barrier, when its owner has launched the call, hence run
   all that read the former ``y``; and the last barrier tells the owner that ``y`` is complete, and
   that ``x`` has been read.
-* A staged two-shot call writes its rows of the result over its own rows of its own slot: only the
-  owner of these rows read them there, one row at a time, before it wrote.
+* A staged two-shot call writes its rows of the result where its own slot has room for its own rows
+  of ``x``: these were never there, as only their owner reads them, in ``x`` itself.
 """
 
 import triton
 import triton.language as tl
 
+from compiler.runtime.kernels.device_peers import addresses, advance, at, barrier, entries, with_own
+
 # What integers may change from rank to rank or call to call without another compilation: a kernel
 # cannot be loaded while a kernel of another rank spins on the same device.
 RUNTIME = ["rank", "rows", "slot_bytes", "spin_limit"]
-
-
-@triton.jit
-def load_acquire(pointers):
-    """int64 values at ``pointers``; later reads see what their writers wrote before."""
-    return tl.inline_asm_elementwise(
-        "ld.acquire.sys.global.u64 $0, [$1];",
-        "=l,l",
-        [pointers.to(tl.int64)],
-        dtype=tl.int64,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def entries(signal_pointers, rank, WORLD: tl.constexpr, WORLD_POW2: tl.constexpr):
-    """Pointers to this block's entry in every rank's signals, and to its own row."""
-    peers = tl.minimum(tl.arange(0, WORLD_POW2), WORLD - 1)
-    row = tl.program_id(0) * WORLD
-    theirs = tl.load(signal_pointers + peers).to(tl.pointer_type(tl.int64)) + row + rank
-    own = tl.load(signal_pointers + rank).to(tl.pointer_type(tl.int64)) + row + peers
-    return theirs, own
-
-
-@triton.jit
-def barrier(
-    theirs,
-    own,
-    fault,
-    number,
-    spin_limit,
-    WORLD: tl.constexpr,
-    WORLD_POW2: tl.constexpr,
-    TIMED: tl.constexpr,
-):
-    """Meets this block of every other rank.
-
-    With TIMED, a peer that is not there after ``spin_limit`` looks is written to ``fault`` as
-    1 + its rank, and the block goes on: what it computes from here on is meaningless.
-    """
-    peers = tl.arange(0, WORLD_POW2)
-    tl.debug_barrier()  # all threads have written; one of them will say so
-    tl.atomic_xchg(theirs, number, mask=peers < WORLD, sem="release", scope="sys")
-    seen = load_acquire(own)
-    if TIMED:
-        looks = 0
-        while (tl.min(seen, 0) < number) & (looks < spin_limit):
-            seen = load_acquire(own)
-            looks += 1
-        missing = tl.min(tl.where(seen < number, peers, WORLD), 0)
-        if missing < WORLD:
-            tl.store(fault, (missing + 1).to(tl.int64))
-    else:
-        while tl.min(seen, 0) < number:
-            seen = load_acquire(own)
-    tl.debug_barrier()  # what one thread has seen, all may read
-
-
-@triton.jit
-def advance(state, progress, MAX_BLOCKS: tl.constexpr):
-    """Counts the call: for this block, and once for all that were not launched."""
-    tl.store(state + tl.program_id(0), progress + 2)
-    if tl.program_id(0) == 0:
-        places = tl.arange(0, MAX_BLOCKS)
-        tl.store(state + places, progress + 2, mask=places >= tl.num_programs(0))
-
-
-@triton.jit
-def addresses(buffer_pointers, WORLD: tl.constexpr):
-    """The table as a tuple of scalars: read once, before the loops that store."""
-    found = ()  # type: ignore[assignment, unused-ignore]
-    for peer in tl.static_range(WORLD):
-        found = found + (tl.load(buffer_pointers + peer),)  # type: ignore  # noqa: RUF005
-    return found
-
-
-@triton.jit
-def at(address, offset_bytes, like):
-    """Pointer to elements like those of ``like``; both parts are multiples of 16 bytes."""
-    pointer = (address + offset_bytes).to(tl.pointer_type(like.dtype.element_ty))
-    return tl.multiple_of(pointer, 16)
 
 
 @triton.jit
@@ -134,12 +48,14 @@ def sum_over_ranks(
 
 
 @triton.jit
-def copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr):
-    """This block's rows of every shard, to where this block of the owners reads them."""
+def copy_in(
+    x, staged, rank, rows, shard_rows, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
+):
+    """This block's rows of the others' shards, to where this block of the owners reads them."""
     for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
         for owner in tl.static_range(WORLD):
             row = owner * shard_rows + local
-            inside = mask & (row < rows)
+            inside = mask & (row < rows) & (owner != rank)
             values = tl.load(x + row * HIDDEN + cols, mask=inside)
             tl.store(staged + row * HIDDEN + cols, values, mask=inside)
 
@@ -167,6 +83,46 @@ def copy_out(
 
 
 @triton.jit
+def normalize(total, scale, eps, HIDDEN: tl.constexpr):
+    """Total * rsqrt(mean(total^2) + eps) * scale, all fp32."""
+    return total * tl.rsqrt(tl.sum(total * total, 0) / HIDDEN + eps) * scale
+
+
+@triton.jit
+def keep(total, residual_out, scale, mask, eps, HIDDEN: tl.constexpr):
+    """Writes one row of the sum with the residual, and returns its norm."""
+    tl.store(residual_out, total, mask=mask)
+    return normalize(total, scale, eps, HIDDEN)
+
+
+@triton.jit
+def norm_out(
+    buffers,
+    offset_bytes,
+    residual_out,
+    scale,
+    y,
+    rows,
+    shard_rows,
+    cols,
+    mask,
+    eps,
+    HIDDEN: tl.constexpr,
+    WORLD: tl.constexpr,
+):
+    """As ``copy_out``, into ``residual_out``; and the norms of these rows into ``y``."""
+    for local in range(tl.program_id(0), shard_rows, tl.num_programs(0)):
+        for owner in tl.static_range(WORLD):
+            row = owner * shard_rows + local
+            inside = mask & (row < rows)
+            source = at(buffers[owner], offset_bytes, y) + row * HIDDEN
+            total = tl.load(source + cols, mask=inside, other=0.0).to(tl.float32)
+            kept = residual_out + row * HIDDEN + cols
+            total = keep(total, kept, scale, inside, eps, HIDDEN)
+            tl.store(y + row * HIDDEN + cols, total, mask=inside)
+
+
+@triton.jit
 def push(
     buffers, offset_bytes, like, values, row, cols, mask, HIDDEN: tl.constexpr, WORLD: tl.constexpr
 ):
@@ -174,12 +130,6 @@ def push(
     for peer in tl.static_range(WORLD):
         target = at(buffers[peer], offset_bytes, like) + row * HIDDEN
         tl.store(target + cols, values, mask=mask)
-
-
-@triton.jit
-def normalize(total, scale, eps, HIDDEN: tl.constexpr):
-    """Total * rsqrt(mean(total^2) + eps) * scale, all fp32."""
-    return total * tl.rsqrt(tl.sum(total * total, 0) / HIDDEN + eps) * scale
 
 
 @triton.jit
@@ -200,8 +150,8 @@ def finish(
     """Writes one row: the sum, or with NORM the sum and the residual ``held``, and its norm."""
     if NORM:
         total += held.to(tl.float32)
-        tl.store(residual_out + row * HIDDEN + cols, total, mask=mask)
-        total = normalize(total, scale.to(tl.float32) + offset, eps, HIDDEN)
+        kept = residual_out + row * HIDDEN + cols
+        total = keep(total, kept, scale.to(tl.float32) + offset, mask, eps, HIDDEN)
     tl.store(y + row * HIDDEN + cols, total, mask=mask)
 
 
@@ -287,15 +237,20 @@ def two_shot(
     WORLD_POW2: tl.constexpr,
     MAX_BLOCKS: tl.constexpr,
     NORM: tl.constexpr,
+    WHOLE: tl.constexpr,
     GATHER: tl.constexpr,
     STAGED: tl.constexpr,
     TIMED: tl.constexpr,
 ):
     """Rank r reads the rows it owns, r * shard_rows and on, of all ranks; then all get them.
 
+    With WHOLE (and NORM, GATHER, STAGED) they get the sums with the residual, whose norms every
+    rank takes of all rows as they arrive; else the norms, which their owners take.
+
     Args:
-        x: [rows, HIDDEN]; symmetric unless STAGED.
-        residual: [shard_rows, HIDDEN], the owned rows; with NORM only.
+        x: [rows, HIDDEN]; symmetric unless STAGED; at a multiple of 16 bytes.
+        residual: [shard_rows, HIDDEN], the owned rows; with WHOLE all rows, of the dtype of ``x``;
+            with NORM only.
         residual_out: like ``residual``, may be the same. Rows past the end become zero.
         weight: [HIDDEN]; with NORM only.
         y: with GATHER [rows, HIDDEN], symmetric unless STAGED; else [shard_rows, HIDDEN].
@@ -312,21 +267,21 @@ def two_shot(
     if STAGED:
         x_bytes = ((progress // 2) % 2) * slot_bytes
         staged = at(own, x_bytes, x)
-        copy_in(x, staged, rows, shard_rows, cols, mask, HIDDEN, WORLD)
+        copy_in(x, staged, rank, rows, shard_rows, cols, mask, HIDDEN, WORLD)
     else:
         x_bytes = x.to(tl.int64) - own
     if NORM:
         scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + offset
     barrier(theirs, signals, fault, progress + 1, spin_limit, WORLD, WORLD_POW2, TIMED)
+    sources = with_own(buffers, x.to(tl.int64) - x_bytes, rank, WORLD)
     for local in range(block, shard_rows, blocks):
         row = rank * shard_rows + local
         inside = mask & (row < rows)
-        total = sum_over_ranks(buffers, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
+        total = sum_over_ranks(sources, x_bytes, x, row, cols, inside, HIDDEN, WORLD)
         if NORM:
-            held = local * HIDDEN + cols
+            held = (row if WHOLE else local) * HIDDEN + cols
             total += tl.load(residual + held, mask=inside, other=0.0).to(tl.float32)
-            tl.store(residual_out + held, total, mask=mask)
-            total = normalize(total, scale, eps, HIDDEN)
+            total = total if WHOLE else keep(total, residual_out + held, scale, mask, eps, HIDDEN)
         if not GATHER:
             tl.store(y + local * HIDDEN + cols, total, mask=mask)
         elif STAGED:
@@ -335,7 +290,22 @@ def two_shot(
             push(buffers, y.to(tl.int64) - own, y, total, row, cols, inside, HIDDEN, WORLD)
     if GATHER or not STAGED:
         barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
-    if GATHER and STAGED:
+    if WHOLE:
+        norm_out(
+            buffers,
+            x_bytes,
+            residual_out,
+            scale,
+            y,
+            rows,
+            shard_rows,
+            cols,
+            mask,
+            eps,
+            HIDDEN,
+            WORLD,
+        )
+    elif GATHER and STAGED:
         copy_out(buffers, x_bytes, y, rows, shard_rows, shard_rows, cols, mask, HIDDEN, WORLD)
     advance(state, progress, MAX_BLOCKS)
 
@@ -392,3 +362,25 @@ def all_gather(
             push(buffers, y.to(tl.int64) - own, y, values, row, cols, inside, HIDDEN, WORLD)
         barrier(theirs, signals, fault, progress + 2, spin_limit, WORLD, WORLD_POW2, TIMED)
     advance(state, progress, MAX_BLOCKS)
+
+
+@triton.jit
+def add_norm(
+    total,
+    residual,
+    residual_out,
+    weight,
+    y,
+    eps,
+    offset,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Addition and norm of one rank in one pass, a block a row; operands as of ``one_shot``."""
+    cols = tl.arange(0, BLOCK)
+    mask = cols < HIDDEN
+    row = tl.program_id(0).to(tl.int64)  # there may be more elements than int32 counts
+    values = tl.load(total + row * HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
+    held = tl.load(residual + row * HIDDEN + cols, mask=mask, other=0.0)
+    scale = tl.load(weight + cols, mask=mask, other=0.0)
+    finish(values, held, residual_out, scale, y, row, cols, mask, eps, offset, HIDDEN, True)

@@ -19,6 +19,10 @@ FLAT_WIDTH = 2048
 """Elements that one block takes at a time where rows mean nothing."""
 RESIDENT_WARPS, REGISTERS = 16, 128
 """Warps that fit a multiprocessor of 65,536 registers if no thread has more than REGISTERS."""
+ROW_BYTES_PER_WARP = 2048
+"""Bytes of a row for each warp that adds and normalizes it: four times 16 for every thread."""
+ALIGNMENT = 16
+"""Bytes that a thread reads at a time."""
 LAUNCHES = Path(__file__).with_name("launches.json")
 """Written by ``python -m scripts.bench_kernels --only tune``."""
 
@@ -50,6 +54,9 @@ class Peers(NamedTuple):
     def world_size(self) -> int:
         """Ranks in the group."""
         return self.buffer_pointers.numel()
+
+
+Constants = tuple[int, ...]
 
 
 class Launch(NamedTuple):
@@ -109,7 +116,7 @@ def choose(kernel: str, rows: int, row_bytes: int, peers: Peers) -> Launch:
     the nearest, in powers of two.
 
     Args:
-        kernel: "one_shot", "two_shot", "one_shot_norm" or "two_shot_norm".
+        kernel: "one_shot", "two_shot", "one_shot_norm", "two_shot_norm" or "two_shot_whole_norm".
         rows: that the grid divides among its blocks.
         row_bytes: that a block takes at a time.
         peers: of the rank.
@@ -128,7 +135,10 @@ def _nearest(kernel: str, world_size: int, row_bytes: int, rows: int) -> tuple[i
         world, width, count = (abs(math.log2(measured / wanted)) for measured, wanted in sizes)
         return width, world, count
 
-    nearest = min((row for row in _measured() if row[0] == kernel), key=distance)
+    measured = [row for row in _measured() if row[0] == kernel]
+    nearest = min(
+        measured or [row for row in _measured() if row[0] == "two_shot_norm"], key=distance
+    )
     return nearest[4], nearest[5]
 
 
@@ -154,24 +164,10 @@ def one_shot(
     rows, width = flat(x) if norm is None else (x.numel() // x.shape[-1], x.shape[-1])
     if rows == 0:
         return
-    from compiler.runtime.kernels import device
-
     kernel = "one_shot_norm" if norm else "one_shot"
     blocks, warps = launch or choose(kernel, rows, width * x.element_size(), peers)
-    device.one_shot[(min(blocks, rows),)](
-        x,
-        *(norm[:3] if norm else (x, x, x)),
-        y,
-        *peers[:4],
-        rows,
-        *(norm[3:] if norm else (0.0, 0.0)),
-        peers.slot_bytes,
-        peers.spin_limit,
-        NORM=norm is not None,
-        **constants(width, peers),
-        num_warps=warps,
-        maxnreg=REGISTERS,
-    )
+    constants = (*_constants(width, peers.world_size), norm is not None, peers.spin_limit > 0)
+    _start("one_shot", min(blocks, rows), warps, x, y, norm, peers, rows, constants)
 
 
 def two_shot(
@@ -183,33 +179,39 @@ def two_shot(
     *,
     staged: bool,
     gather: bool = True,
+    whole: bool = False,
 ) -> None:
     """Starts ``device.two_shot`` on the current stream."""
     by_rows = norm is not None or not gather
     rows, width = (x.numel() // x.shape[-1], x.shape[-1]) if by_rows else flat(x)
     if rows == 0:
         return
-    from compiler.runtime.kernels import device
-
+    if staged and x.data_ptr() % ALIGNMENT:
+        x = x.clone()
     shard_rows = -(-rows // peers.world_size)
-    kernel = "two_shot_norm" if norm else "two_shot"
+    kernel = ("two_shot_whole_norm" if whole else "two_shot_norm") if norm else "two_shot"
     blocks, warps = launch or choose(kernel, shard_rows, width * x.element_size(), peers)
-    device.two_shot[(blocks,)](
-        x,
-        *(norm[:3] if norm else (x, x, x)),
-        y,
-        *peers[:4],
-        rows,
-        *(norm[3:] if norm else (0.0, 0.0)),
-        peers.slot_bytes,
-        peers.spin_limit,
-        NORM=norm is not None,
-        GATHER=gather,
-        STAGED=staged,
-        **constants(width, peers),
-        num_warps=warps,
-        maxnreg=REGISTERS,
-    )
+    form = norm is not None, whole, gather, staged, peers.spin_limit > 0
+    constants = (*_constants(width, peers.world_size), *form)
+    _start("two_shot", blocks, warps, x, y, norm, peers, rows, constants)
+
+
+def _start(
+    name: str,
+    blocks: int,
+    warps: int,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    norm: Norm | None,
+    peers: Peers,
+    rows: int,
+    constants: Constants,
+) -> None:
+    """Starts a reduction, with or without a norm behind it."""
+    residual, residual_out, weight, eps, offset = norm or Norm(x, x, x, 0.0, 0.0)
+    tensors = (x, residual, residual_out, weight, y, *peers[:3])
+    numbers = (peers.rank, rows, eps, offset, peers.slot_bytes, peers.spin_limit)
+    run(name, blocks, warps, tensors, numbers, constants)
 
 
 def all_gather(
@@ -219,35 +221,59 @@ def all_gather(
     rows, width = y.shape
     if rows == 0:
         return
+    blocks, warps = launch or choose("two_shot", x.shape[0], width * x.element_size(), peers)
+    constants = (*_constants(width, peers.world_size), staged, peers.spin_limit > 0)
+    numbers = (peers.rank, rows, peers.slot_bytes, peers.spin_limit)
+    run("all_gather", blocks, warps, (x, y, *peers[:3]), numbers, constants)
+
+
+def add_norm(total: torch.Tensor, y: torch.Tensor, norm: Norm) -> None:
+    """Starts ``device.add_norm`` on the current stream."""
+    width = total.shape[-1]
+    rows = total.numel() // width
+    if rows:
+        warps = min(max(width * total.element_size() // ROW_BYTES_PER_WARP, 1), RESIDENT_WARPS)
+        warps = 1 << (warps.bit_length() - 1)
+        tensors = (total, norm.residual, norm.residual_out, norm.weight, y)
+        run("add_norm", rows, warps, tensors, (norm.eps, norm.offset), _constants(width, 1)[:2])
+
+
+_compiled: dict[tuple[object, ...], Any] = {}
+
+
+def run(
+    name: str,
+    blocks: int,
+    warps: int,
+    tensors: tuple[torch.Tensor, ...],
+    numbers: tuple[int | float, ...],
+    constants: Constants,
+) -> None:
+    """Starts the kernel ``device.<name>`` on the current stream.
+
+    What Triton compiled is kept by all that it compiles for, as Triton takes longer to look it up
+    than the device to run it: constants, types of tensors, whether integers fit 32 bits. Tensors
+    that are not aligned are left to Triton.
+    """
+    narrow = tuple(number < 2**31 for number in numbers)
+    dtypes = tuple(tensor.dtype for tensor in tensors)
+    key = name, warps, tensors[0].get_device(), dtypes, narrow, constants
+    kernel = _compiled.get(key)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    aligned = not any(address % ALIGNMENT for address in addresses)
+    if kernel is not None and aligned:
+        kernel[blocks, 1, 1](*addresses, *numbers, *constants)
+        return
     from compiler.runtime.kernels import device
 
-    blocks, warps = launch or choose("two_shot", x.shape[0], width * x.element_size(), peers)
-    device.all_gather[(blocks,)](
-        x,
-        y,
-        *peers[:4],
-        rows,
-        peers.slot_bytes,
-        peers.spin_limit,
-        STAGED=staged,
-        **constants(width, peers),
-        num_warps=warps,
-        maxnreg=REGISTERS,
-    )
-
-
-def constants(width: int, peers: Peers) -> dict[str, object]:
-    """What is compiled into every kernel."""
-    return _constants(width, peers.world_size, peers.spin_limit > 0)
+    options = {"num_warps": warps, "maxnreg": REGISTERS}
+    kernel = getattr(device, name)[(blocks,)](*tensors, *numbers, *constants, **options)
+    if aligned:
+        _compiled[key] = kernel
 
 
 @functools.cache
-def _constants(width: int, world_size: int, timed: bool) -> dict[str, object]:
-    return {
-        "HIDDEN": width,
-        "BLOCK": 1 << (width - 1).bit_length(),
-        "WORLD": world_size,
-        "WORLD_POW2": 1 << (world_size - 1).bit_length(),
-        "MAX_BLOCKS": MAX_BLOCKS,
-        "TIMED": timed,
-    }
+def _constants(width: int, world_size: int) -> Constants:
+    """HIDDEN, BLOCK, WORLD, WORLD_POW2, MAX_BLOCKS: the first constants of kernels."""
+    block, world = 1 << (width - 1).bit_length(), 1 << (world_size - 1).bit_length()
+    return width, block, world_size, world, MAX_BLOCKS

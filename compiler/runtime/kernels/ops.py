@@ -7,8 +7,9 @@ With n ranks, x_r the operand of rank r, fp32(·) exact and every operation on i
     residual_out = h, rounded once to the dtype of residual
     y            = h * rsqrt(mean(h * h) + eps) * (fp32(weight) + offset), rounded once to x's
 
-The mean is taken of h itself, not of the rounded residual_out. Without a norm, y is the sum,
-rounded once to the dtype of x.
+The mean is taken of h itself, not of the rounded residual_out; but
+two_shot_all_reduce_add_rms_norm_whole takes y of residual_out, which is what ranks exchange there,
+as ATen's add and rms_norm do. Without a norm, y is the sum, rounded once to the dtype of x.
 
 Rows are divided into shards of ceil(rows / n); rank r owns rows r * shard_rows and on. A shard has
 that shape on every rank: rows past the end are not read, and written as zeros.
@@ -121,6 +122,30 @@ def two_shot_all_reduce_add_rms_norm(
     return y, residual_out
 
 
+def two_shot_all_reduce_add_rms_norm_whole(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    *workspace: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y and residual_out, all [rows, hidden] of one dtype. For large payloads."""
+    x, residual = x.contiguous(), residual.contiguous()
+    y, residual_out = torch.empty_like(x), torch.empty_like(residual)
+    norm = Norm(residual, residual_out, weight, eps, offset)
+    peers = Peers(*workspace)
+    _check_whole_norm(x, y, norm, peers)
+    if residual.dtype != x.dtype:
+        raise KernelError(
+            "residual and x are exchanged in one slot, as one dtype",
+            found=f"residual {residual.dtype}, x {x.dtype}",
+            remedy="take the one-shot kernel",
+        )
+    launch.two_shot(x, y, norm, peers, staged=True, whole=True)
+    return y, residual_out
+
+
 def two_shot_all_reduce_add_rms_norm_(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -179,11 +204,15 @@ def all_gather_(x: torch.Tensor, y: torch.Tensor, *workspace: Any) -> None:
 
 
 def _one_shot_norm(x: torch.Tensor, y: torch.Tensor, norm: Norm, peers: Peers) -> None:
+    _check_whole_norm(x, y, norm, peers)
+    launch.one_shot(x, y, norm, peers)
+
+
+def _check_whole_norm(x: torch.Tensor, y: torch.Tensor, norm: Norm, peers: Peers) -> None:
     launch.refuse_unless_served(x, _rows(x), peers, staged=True)
     _require_shape("residual", norm.residual, x.shape)
     _require_shape("weight", norm.weight, x.shape[-1:])
     _require_shape("y", y, x.shape)
-    launch.one_shot(x, y, norm, peers)
 
 
 def _two_shot_norm(
@@ -254,6 +283,10 @@ OPS: dict[str, tuple[Callable[..., Tensors], Callable[..., Tensors]]] = {
     ),
     f"two_shot_all_reduce_add_rms_norm(Tensor x, {NORM}, {WORKSPACE}) -> (Tensor, Tensor)": (
         two_shot_all_reduce_add_rms_norm,
+        _fake_norm,
+    ),
+    f"two_shot_all_reduce_add_rms_norm_whole(Tensor x, {NORM}, {WORKSPACE}) -> (Tensor, Tensor)": (
+        two_shot_all_reduce_add_rms_norm_whole,
         _fake_norm,
     ),
     f"two_shot_all_reduce_add_rms_norm_(Tensor x, {NORM_IN_PLACE}, {WORKSPACE}) -> ()": (

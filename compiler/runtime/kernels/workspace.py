@@ -38,6 +38,7 @@ class Workspace:
         rank: this rank in the group.
         world_size: ranks in the group.
         slot_bytes: the largest payload of a staged call.
+        device_name: what the driver calls the GPU of rank 0.
         peers: what every kernel takes of it; ``arguments`` is the same as a tuple.
     """
 
@@ -51,9 +52,10 @@ class Workspace:
         multiprocessors: int,
         max_blocks: int = MAX_BLOCKS,
         spin_limit: int = 0,
+        device_name: str = "",
         owner: object = None,
     ) -> None:
-        """Takes zeroed memory; ``rendezvous`` and ``StreamRanks`` provide it.
+        """Takes zeroed memory; ``rendezvous`` provides it.
 
         Args:
             buffer: uint8 [total_bytes] on a CUDA device, zero, symmetric.
@@ -64,13 +66,14 @@ class Workspace:
                 because a block that waits for one which has no room waits forever.
             max_blocks: of one kernel; fewer leave room to kernels on other streams.
             spin_limit: how often a block looks for a peer before it records a fault; 0: forever.
+            device_name: what the driver calls the GPU of rank 0.
             owner: kept alive with the workspace.
         """
         assert multiprocessors > 0, "a rank without a multiprocessor"
         assert 0 < max_blocks <= MAX_BLOCKS, f"{max_blocks} blocks, and {MAX_BLOCKS} signals"
         assert slot_bytes % ALIGNMENT_BYTES == 0, f"a slot of {slot_bytes} bytes is not aligned"
         self.buffer, self.rank, self.world_size = buffer, rank, len(addresses)
-        self.slot_bytes = slot_bytes
+        self.slot_bytes, self.device_name = slot_bytes, device_name
         self._owner = owner
         self._last: dict[bool, torch.cuda.Stream] = {}  # that a call was captured on, or ran on
         self._free_from = self.signal_bytes(self.world_size) + SLOTS * slot_bytes
@@ -109,12 +112,15 @@ class Workspace:
         must order the replays among each other and with other calls, as for any memory that
         they write.
         """
-        stream = torch.cuda.current_stream(self.buffer.device)
         capturing = torch.cuda.is_current_stream_capturing()
         last = self._last.get(capturing)
-        if last is not None and last != stream and _is_capturing(last) == capturing:
-            stream.wait_stream(last)
-        self._last[capturing] = stream
+        # A stream object takes the host longer than all the rest.
+        current = torch._C._cuda_getCurrentRawStream(self.buffer.get_device())
+        if last is None or last.cuda_stream != current:
+            stream = torch.cuda.current_stream(self.buffer.device)
+            if last is not None and _is_capturing(last) == capturing:
+                stream.wait_stream(last)
+            self._last[capturing] = stream
         return self.arguments
 
     def refusal(self, rows: int, hidden: int, dtype: torch.dtype) -> str | None:
@@ -211,6 +217,7 @@ class Workspace:
             multiprocessors=min(shares),
             max_blocks=max_blocks,
             spin_limit=spin_limit,
+            device_name=everyone[0]["name"],
             owner=(handle, former),
         )
 
@@ -233,7 +240,7 @@ def _facts(device: torch.device | None, sizes: tuple[int, ...]) -> dict[str, Any
             return facts | {"refusal": f"there is no {module}"}
     properties = torch.cuda.get_device_properties(device)
     place = (str(properties.uuid), properties.multi_processor_count)
-    return facts | {"host": socket.gethostname(), "device": place}
+    return facts | {"host": socket.gethostname(), "device": place, "name": properties.name}
 
 
 def _compare(everyone: Sequence[dict[str, Any]]) -> None:

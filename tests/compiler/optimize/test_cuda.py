@@ -40,7 +40,7 @@ def measured(group: dist.ProcessGroup, dtype: torch.dtype, kernels: str) -> dict
         "verdict": optimized.report.verdict,
         "fused": [str(n.target) for n in optimized.graph_module(48).graph.nodes].count(FUSED),
         "fused that ran": after.fused["all_reduce"],
-        "workspaces": len(select._workspaces),
+        "workspaces": len(select._served),
         "remarks": [r.reason for r in optimized.report.remarks],
         "rewritten to written": gap(rewritten, written),
         "written to exact": gap(written, exact),

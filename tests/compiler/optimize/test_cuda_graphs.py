@@ -116,12 +116,12 @@ def in_every_range(group: dist.ProcessGroup) -> dict[str, Any]:
     model, oracle = Normed(group), Normed(group).double()
     optimized = optimize_allreduce(model, (tokens_of(5, 0),), machine=round_machine())
     reasons = [r.reason for r in optimized.report.remarks]
-    workspace = select._workspaces.get(str(group.group_name))
-    assert workspace is not None, reasons
+    served = select._served.get(str(group.group_name))
+    assert served is not None, reasons
     found: dict[str, Any] = {
         "verdict": optimized.report.verdict,
         "remarks": reasons,
-        "slot_bytes": workspace.slot_bytes,
+        "slot_bytes": served.workspace.slot_bytes,
         "ranges": {},
     }
     for count in counts_of(optimized):
@@ -150,7 +150,7 @@ def in_every_range(group: dist.ProcessGroup) -> dict[str, Any]:
             compiled = torch.compile(optimized, mode=mode, dynamic=False)
             here[mode] = max(gap(compiled(x).clone(), y) for x, y in zip(xs, exact, strict=True))
         found["ranges"][count] = here
-    found["slot_bytes after"] = select._workspaces[str(group.group_name)].slot_bytes
+    found["slot_bytes after"] = select._served[str(group.group_name)].workspace.slot_bytes
     return found
 
 

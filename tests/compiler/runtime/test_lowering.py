@@ -141,7 +141,7 @@ def test_a_workspace_is_sized_by_the_plan(
 ) -> None:
     sizes: list[int] = []
 
-    def made(group: dist.ProcessGroup, slot_bytes: int) -> SimpleNamespace:
+    def made(group: dist.ProcessGroup, slot_bytes: int, machine: None) -> SimpleNamespace:
         sizes.append(slot_bytes)
         return SimpleNamespace(slot_bytes=slot_bytes)
 

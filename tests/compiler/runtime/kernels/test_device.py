@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compiler.errors import KernelError
-from compiler.runtime.kernels import reference
+from compiler.runtime.kernels import select
+from scripts import kernel_reference as reference
 from scripts.kernel_checks import DTYPES, RUNS, Operands, ranks_for, repeated, worst_deviation
 
 pytestmark = pytest.mark.gpu
@@ -23,6 +24,28 @@ def test_against_float64(name: str, world_size: int, dtype: str) -> None:
     for rows in (0, 1, world_size + 1, 37):
         o = Operands(ranks, rows, 1000, DTYPES[dtype], offset=1.0, seed=rows)
         assert worst_deviation(ranks, RUNS[name], o) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 33), (37, 1000), (5, 16_384)])
+def test_addition_and_norm_of_one_rank(dtype: str, rows: int, hidden: int) -> None:
+    o = Operands(ranks_for(1, 1024), rows, hidden, DTYPES[dtype], offset=1.0)
+    found = select.add_norm(o.xs[0], o.residual, o.weight, 1e-5, o.offset)
+    exact = reference.add_rms_norm(o.xs[0], o.residual, o.weight, 1e-5, o.offset)
+    assert max(map(reference.deviation, found, exact)) <= 1
+
+
+def test_operands_off_their_alignment() -> None:
+    """Triton compiles for them; later calls on aligned ones must not run what it compiled."""
+    x, residual = torch.randn(2, 8 * 64 + 4, device="cuda").bfloat16()
+    weight = torch.randn(64, device="cuda").bfloat16()
+    for first in (0, 1, 0, 1):
+        parts = [one[first : first + 8 * 64].view(8, 64) for one in (x, residual)]
+        found = select.add_norm(*parts, weight, 1e-5, 0.0)
+        exact = reference.add_rms_norm(*parts, weight, 1e-5, 0.0)
+        assert max(map(reference.deviation, found, exact)) <= 1
+        space = ranks_for(1, 4096).workspaces[0]
+        assert torch.equal(OPS.two_shot_all_reduce(parts[0], *space.arguments), parts[0])
 
 
 def test_calls_and_replays_stay_right() -> None:

@@ -35,7 +35,10 @@ def test_payload_of_more_elements_than_an_index_holds() -> None:
     assert why == "2147483648 elements are not under 2**31"
 
 
-@pytest.mark.parametrize("kernel", ["one_shot", "two_shot", "one_shot_norm", "two_shot_norm"])
+KERNELS = ("one_shot", "two_shot", "one_shot_norm", "two_shot_norm", "two_shot_whole_norm")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("multiprocessors", [1, 16, 132])
 def test_all_blocks_fit_the_multiprocessors(kernel: str, multiprocessors: int) -> None:
     for world_size in (1, 2, 3, 8, 16):
@@ -51,7 +54,7 @@ def test_the_table_holds_what_was_measured() -> None:
     table = json.loads(launch.LAUNCHES.read_text())
     assert table["device"]
     for kernel, _, row_bytes, _, warps, blocks, *_ in table["launches"]:
-        assert kernel in ("one_shot", "two_shot", "one_shot_norm", "two_shot_norm")
+        assert kernel in KERNELS
         assert warps * blocks <= launch.RESIDENT_WARPS
         assert row_bytes >= 16 * 32 * warps, "a warp without work"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compiler.runtime.kernels.reference import add_rms_norm, deviation, sum_over_ranks
+from scripts.kernel_reference import add_rms_norm, deviation, sum_over_ranks
 
 
 def test_add_rms_norm_is_the_definition() -> None:
