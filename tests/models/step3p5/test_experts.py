@@ -45,7 +45,7 @@ def loop_over_rows(experts, x, ids, weights):
         h = x[row // ids.shape[1]].double()
         a, b = silu(gate @ h), up @ h
         rows.append(down @ (a.clamp(max=experts.limit) * b.clamp(-experts.limit, experts.limit)))
-    return torch.stack(rows) * weights.double().view(-1, 1)
+    return torch.stack(rows) * weights.to(x.device).double().view(-1, 1)
 
 
 @pytest.mark.parametrize(
