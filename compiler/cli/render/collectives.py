@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Column, Table
+from rich.text import Text
 
-from compiler.analysis.layers import layer_index, layer_metadata
+from compiler.analysis.layers import layer_index, layer_metadata, ranges_text
 from compiler.analysis.statistics import CountedCollective, statistics
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
@@ -110,13 +109,13 @@ def collectives_table(rows: Sequence[Row], tokens: Sequence[int | None]) -> Tabl
     payloads = ["payload" if n is None else f"payload, {n} token{'s' * (n != 1)}" for n in tokens]
     columns: list[Kind | int] = [*kinds, *range(len(tokens))]
 
-    def each(row: Row) -> Iterator[str]:
+    def each(row: Row) -> Iterator[str | Text]:
         for column in columns:
             before, after = _amounts(row.before, column), _amounts(row.after, column)
             pairs = {(before[layer], after[layer]) for layer in row.layers}
             yield _change(*pairs.pop(), column) if len(pairs) == 1 else "differs"
 
-    def total(rows: Sequence[Row]) -> Iterator[str]:
+    def total(rows: Sequence[Row]) -> Iterator[Text]:
         for column in columns:
             before = sum(_amounts(row.before, column).total() for row in rows)
             yield _change(before, sum(_amounts(r.after, column).total() for r in rows), column)
@@ -140,11 +139,13 @@ def _amounts(side: tuple[Layers, ...], column: Kind | int) -> Counter[int | None
     return Counter({i: sum(c.payload_bytes for c in calls) for i, calls in side[column].items()})
 
 
-def _change(before: int, after: int, column: Kind | int) -> str:
+def _change(before: int, after: int, column: Kind | int) -> Text:
     unit = 0 if isinstance(column, Kind) else _unit(max(before, after))
     texts = [_in_unit(amount, unit) for amount in (before, after)]
-    text = texts[0] if before == after else f"{texts[0]} → [green]{texts[1]}[/]"
-    return text if isinstance(column, Kind) else f"{text} {UNITS[unit]}"
+    text = Text(texts[0])
+    if before != after:
+        text.append(" → ").append(texts[1], "green")
+    return text if isinstance(column, Kind) else text.append(f" {UNITS[unit]}")
 
 
 def bytes_text(payload_bytes: int) -> str:
@@ -159,23 +160,3 @@ def _unit(payload_bytes: int) -> int:
 
 def _in_unit(amount: int, unit: int) -> str:
     return f"{amount / 1024**unit:.{1 if unit else 0}f}"
-
-
-def ranges_text(numbers: Iterable[int]) -> str:
-    """Return ``0-2, 5``."""
-    counted = enumerate(sorted(set(numbers)))
-    runs = [[n for _, n in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def layers_text(paths: Iterable[str]) -> str:
-    """Return ``model.layers.{3-44}.moe``: paths that differ in the layer alone are one."""
-    layers: dict[tuple[str, ...], list[int]] = {}
-    for path in filter(None, paths):
-        before, *rest = re.split(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path, maxsplit=1)
-        layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
-    texts = {ends: ranges_text(numbers) for ends, numbers in layers.items()}
-    return ", ".join(
-        ends[0] + (f"{{{text}}}" if len(set(layers[ends])) > 1 else text) + "".join(ends[1:])
-        for ends, text in texts.items()
-    )
