@@ -102,8 +102,8 @@ def blockwise(call: Call, rule: Meaning | None, read: Sequence[Value]) -> Blockw
             continue
         on_block, unit = _on_block(call, rule.dims, factor, value.unit)
         meaning = meaning_of(on_block)
-        if meaning is None or meaning.dims != rule.dims:
-            continue
+        if meaning is None or meaning.dims != rule.dims or not sympy.sympify(unit).is_Integer:
+            continue  # a fraction: blocks of [8 * tokens] need not hold whole tokens
         cut = tuple(x.index(factor) if factor in x else None for x in rule.dims.results)
         like = replace(value, unit=unit)
         act = Blockwise(on_block, meaning, cut, like, tuple(carrying))

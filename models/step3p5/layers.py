@@ -99,15 +99,21 @@ class MoE(Experts):
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return ids, weights * self.scaling_factor
 
+    def places(self, order: Tensor) -> Tensor:
+        """As in the base class; of whole experts, as a sort, which shows that rows stay apart.
+
+        A compiler may then send each row to the ranks that own its experts.
+        """
+        return torch.argsort(order) if self.by_expert else super().places(order)
+
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] to [tokens, hidden], both replicated."""
         ids, weights = self.route(x)
         if self.by_expert:
             local = ids - self.ranks.rank * self.num_experts
             owned = (local >= 0) & (local < self.num_experts)
-            rows = self.expert_rows(x, torch.where(owned, local, self.num_experts))
+            rows = self.expert_rows(x, torch.where(owned, local, self.num_experts), weights)
             rows = torch.where(owned.view(-1, 1), rows, 0)
         else:
-            rows = self.expert_rows(x, ids)
-        rows = rows.view(*ids.shape, -1) * weights.unsqueeze(-1)
-        return self.ranks.all_reduce(rows.sum(1).to(x.dtype))
+            rows = self.expert_rows(x, ids, weights)
+        return self.ranks.all_reduce(rows.view(*ids.shape, -1).sum(1))

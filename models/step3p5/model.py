@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from .attention import Attention, KVCache, Step, rotation, visible
+from .attention import Attention, KVCache, Step, band, rotation, visible
 from .config import Step3p5Config
 from .experts import GROUPED_ALIGNMENT_BYTES
-from .layer_config import FULL, SLIDING, SPARSE, LayerConfig
+from .layer_config import SPARSE, LayerConfig
 from .layers import MLP, GemmaRMSNorm, MoE
 from .parallel import ParallelError, RankGroup, Shard, VocabParallelEmbedding
 from .weights import random_tensor
@@ -92,16 +92,17 @@ class Step3p5Model(nn.Module):
         return self.norm(x)
 
     def _step(self, positions: Tensor, dtype: torch.dtype, cache: Sequence[KVCache] | None) -> Step:
-        keys = positions
-        if cache is not None:
-            max_tokens = cache[0][0].shape[1]
-            keys = torch.arange(max_tokens, device=positions.device)[None]
+        max_tokens = None if cache is None else cache[0][0].shape[1]
+        seen = None
+        if max_tokens is not None:
+            slots = torch.arange(max_tokens, device=positions.device)
+            seen = visible(positions, slots, None).unsqueeze(1)
         ropes = dict.fromkeys(layer.rope for layer in self.config.layers)
-        windows = {FULL: None, SLIDING: self.config.sliding_window}
         return Step(
             positions,
             {rope: rotation(rope, positions, dtype) for rope in ropes},
-            {kind: visible(positions, keys, window) for kind, window in windows.items()},
+            seen,
+            band(positions, self.config.sliding_window, max_tokens, dtype),
         )
 
 

@@ -16,7 +16,10 @@ from models.step3p5 import entry
 from tests.families.families import FAMILIES
 from tests.families.sharding import ON_DTENSORS, WORLD_SIZE, sharded
 
-SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.mul, operator.floordiv, operator.mod)
+SIZES = (
+    torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv,
+    operator.mod,
+)  # fmt: skip
 SAME = (torch.ops.aten.view.default, torch.ops.aten.clone.default)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.step3p5 import Step3p5Config
-from models.step3p5.attention import frequencies, rotate, rotation, visible
+from models.step3p5.attention import band, frequencies, rotate, rotation, visible
 from models.step3p5.layer_config import Rope
 
 
@@ -54,8 +54,34 @@ def test_rotation_is_a_rotation_by_position_of_the_first_dims():
 def test_window_counts_the_query_itself(window):
     positions = torch.arange(6)[None]
     seen = visible(positions, positions, window)
-    assert seen.shape == (1, 1, 6, 6)
+    assert seen.shape == (1, 6, 6)
     for i in range(6):
         expected = [j <= i and (window is None or i - window < j) for j in range(6)]
-        assert seen[0, 0, i].tolist() == expected
+        assert seen[0, i].tolist() == expected
         assert sum(expected) == (i + 1 if window is None else min(window, i + 1))
+
+
+@pytest.mark.parametrize("max_tokens", [None, 40])
+@pytest.mark.parametrize("window", [1, 4, 12])
+@pytest.mark.parametrize("length", [1, 2, 8, 13, 16])
+def test_blocks_of_a_band_see_every_key_of_every_window_once(length, window, max_tokens):
+    starts = torch.tensor([[0], [3]])
+    positions = starts + torch.arange(length)
+    if max_tokens is None:
+        positions = positions * 2  # tokens need not be neighbours
+    held = positions if max_tokens is None else torch.arange(max_tokens).expand(2, -1)
+    found = band(positions, window, max_tokens, torch.float32)
+    count, _, rows, columns = found.bias.shape
+    assert set(found.bias.unique().tolist()) <= {0, -math.inf}
+    queries = torch.arange(length) if found.queries is None else found.queries
+    sequences, keys = torch.broadcast_tensors(*found.keys)
+    assert keys.numel() == count * columns
+    seen = torch.zeros(2, length, held.shape[1], dtype=torch.int64)
+    for block in range(count):
+        sequence, first = divmod(block * rows, len(queries))
+        for row in range(min(rows, length - first)):
+            assert queries[first + row] == first + row
+            reached = keys.reshape(count, columns)[block][found.bias[block, 0, row] == 0]
+            assert (sequences.reshape(count, columns)[block] == sequence).all()
+            seen[sequence, first + row].index_add_(0, reached, torch.ones_like(reached))
+    assert torch.equal(seen, visible(positions, held, window).long())

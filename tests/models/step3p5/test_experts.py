@@ -30,10 +30,11 @@ def experts_of(dtype, device="cpu", limit=0.5):
 def example(top=NUM_EXPERTS, tokens=TOKENS):
     generator = torch.manual_seed(0)
     ids = torch.rand(tokens, top, generator=generator).argsort(-1)[:, :TOP_K]
-    return torch.randn(tokens, HIDDEN, generator=generator), ids
+    weights = torch.rand(tokens, TOP_K, generator=generator) + 0.1
+    return torch.randn(tokens, HIDDEN, generator=generator), ids, weights
 
 
-def loop_over_rows(experts, x, ids):
+def loop_over_rows(experts, x, ids, weights):
     """Every row on its own, in float64."""
     rows = []
     for row, expert in enumerate(ids.flatten().tolist()):
@@ -44,7 +45,7 @@ def loop_over_rows(experts, x, ids):
         h = x[row // ids.shape[1]].double()
         a, b = silu(gate @ h), up @ h
         rows.append(down @ (a.clamp(max=experts.limit) * b.clamp(-experts.limit, experts.limit)))
-    return torch.stack(rows)
+    return torch.stack(rows) * weights.to(x.device).double().view(-1, 1)
 
 
 @pytest.mark.parametrize(
@@ -53,32 +54,33 @@ def loop_over_rows(experts, x, ids):
 @pytest.mark.parametrize("unused", [0, 2], ids=["all experts used", "empty experts"])
 def test_both_paths_against_a_loop(dtype, tolerance, unused):
     experts = experts_of(dtype)
-    x, ids = example(NUM_EXPERTS - unused)
+    x, ids, weights = example(NUM_EXPERTS - unused)
     x = x.to(dtype)
-    found = experts.expert_rows(x, ids)
+    found = experts.expert_rows(x, ids, weights)
+    assert found.dtype is dtype
     torch.testing.assert_close(
-        found.double(), loop_over_rows(experts, x, ids), rtol=0, atol=tolerance
+        found.double(), loop_over_rows(experts, x, ids, weights), rtol=0, atol=tolerance
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_experts_elsewhere_leave_the_other_rows_alone(dtype):
     experts = experts_of(dtype)
-    x, ids = example()
+    x, ids, weights = example()
     x = x.to(dtype)
     elsewhere = ids.clone()
     elsewhere[::3, 1] = NUM_EXPERTS
     here = (elsewhere < NUM_EXPERTS).flatten()
-    found = experts.expert_rows(x, elsewhere)[here]
-    torch.testing.assert_close(found, experts.expert_rows(x, ids)[here])
+    found = experts.expert_rows(x, elsewhere, weights)[here]
+    torch.testing.assert_close(found, experts.expert_rows(x, ids, weights)[here])
     nowhere = torch.full_like(ids, NUM_EXPERTS)
-    assert experts.expert_rows(x, nowhere).shape == (TOKENS * TOP_K, HIDDEN)
+    assert experts.expert_rows(x, nowhere, weights).shape == (TOKENS * TOP_K, HIDDEN)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tokens(dtype):
-    x, ids = example(tokens=0)
-    assert experts_of(dtype).expert_rows(x.to(dtype), ids).shape == (0, HIDDEN)
+    x, ids, weights = example(tokens=0)
+    assert experts_of(dtype).expert_rows(x.to(dtype), ids, weights).shape == (0, HIDDEN)
 
 
 @pytest.mark.gpu
@@ -86,12 +88,12 @@ def test_no_tokens(dtype):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_grouped_path_on_cuda(elsewhere):
     experts = experts_of(torch.bfloat16, "cuda")
-    x, ids = example()
+    x, ids, weights = example()
     x = x.bfloat16().cuda()
-    expected = loop_over_rows(experts, x, ids).cuda()
+    expected = loop_over_rows(experts, x, ids, weights).cuda()
     here = torch.ones_like(ids, dtype=torch.bool)
     if elsewhere:
         here[::3, 1] = False
-    found = experts.expert_rows(x, torch.where(here, ids, NUM_EXPERTS).cuda())
+    found = experts.expert_rows(x, torch.where(here, ids, NUM_EXPERTS).cuda(), weights.cuda())
     here = here.flatten()
     torch.testing.assert_close(found[here].double(), expected[here], rtol=0, atol=0.02)

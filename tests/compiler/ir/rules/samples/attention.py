@@ -33,6 +33,7 @@ def attentions() -> Iterator[Sample]:
     yield sample(op, *heads(), reals(2, 1, 6, 8), scale=0.5)
     yield sample(op, *heads(), masks(2, 4, 6, 8) | torch.eye(6, 8, dtype=torch.bool))
     yield sample(op, *heads(kv=2), enable_gqa=True)
+    yield sample(op, *heads(kv=2, rows=8), None, 0.0, True, enable_gqa=True)
     cpu = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     if cpu is not None:
         yield sample(cpu.default, *(reals(2, 4, 6, 8) for _ in range(3)),
