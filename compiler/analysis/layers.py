@@ -7,8 +7,9 @@ off the graph: a layer that ranks the scores of its tokens (topk, sort) routes t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import fx
@@ -128,3 +129,23 @@ def _given(layers: Sequence[LayerMetadata | str], kinds: dict[int, str]) -> dict
             )
         stated[index] = kind
     return stated
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Return ``0-2, 5``."""
+    counted = enumerate(sorted(set(numbers)))
+    runs = [[n for _, n in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def layers_text(paths: Iterable[str]) -> str:
+    """Return ``model.layers.{3-44}.moe``: paths that differ in the layer alone are one."""
+    layers: dict[tuple[str, ...], list[int]] = {}
+    for path in filter(None, paths):
+        before, *rest = re.split(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path, maxsplit=1)
+        layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
+    texts = {ends: ranges_text(numbers) for ends, numbers in layers.items()}
+    return ", ".join(
+        ends[0] + (f"{{{text}}}" if len(set(layers[ends])) > 1 else text) + "".join(ends[1:])
+        for ends, text in texts.items()
+    )

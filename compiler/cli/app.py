@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from compiler.cli.commands.check import check_graphs
+from compiler.cli.commands.collectives import collectives, diff
 from compiler.cli.commands.dump import dump
 from compiler.cli.commands.lint import lint
 from compiler.cli.commands.machine import machine
@@ -55,6 +56,8 @@ app.command()(plan)
 app.command()(dump)
 app.command("check")(check_graphs)
 app.command()(lint)
+app.command()(collectives)
+app.command()(diff)
 app.command()(optimize)
 app.add_typer(machine, name="machine")
 app.command()(rules)

@@ -8,6 +8,8 @@ After     h = wait(all_gather(x.to("cpu")));  g = h.to(x.device)
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, fx
 
@@ -45,9 +47,9 @@ def gather_in_host_memory(graph: fx.Graph) -> int:
         if one.kind is not Kind.ALL_GATHER or not through_host(part, one.group):
             continue
         with graph.inserting_before(start):
-            moved = _moved(graph, one.operand, part.to(HOST))
+            moved = _moved(graph, one.operand, _on_host(part))
         start.replace_input_with(one.operand, moved)
-        whole, start.meta["val"] = access.tensor(start), access.tensor(start).to(HOST)
+        whole, start.meta["val"] = access.tensor(start), _on_host(access.tensor(start))
         if one.result is not None:
             with graph.inserting_after(one.result):
                 back = _moved(graph, one.result, whole)
@@ -55,6 +57,16 @@ def gather_in_host_memory(graph: fx.Graph) -> int:
             one.result.meta["val"] = start.meta["val"]
         count += 1
     return count
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """The type of a copy of ``x``; of a fake tensor, without PyTorch asking about its sizes.
+
+    It would ask whether rows of a rank are one, and hold all sizes to the answer.
+    """
+    env = getattr(getattr(x, "fake_mode", None), "shape_env", None)
+    with env.suppress_guards() if env else nullcontext():
+        return x.to(HOST)
 
 
 def _moved(graph: fx.Graph, x: fx.Node, to: Tensor) -> fx.Node:

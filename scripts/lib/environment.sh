@@ -33,6 +33,12 @@ constraints() {
     fi
 }
 
+# What pyproject.toml builds with. A new environment may come with an older one.
+build_requirement() {
+    "$VENV/bin/python" -c 'import tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])'
+}
+
 # What an installation depends on. A virtual environment cannot be moved, hence the path.
 installation_inputs() {
     echo "$VENV"
@@ -53,7 +59,7 @@ ensure_environment() {
     # The build backend is pinned too, so the build must not fetch another one for itself.
     local pip=("$VENV/bin/python" -m pip -qq --no-input --disable-pip-version-check)
     constraints >"$VENV/constraints.txt"
-    "${pip[@]}" install -c "$VENV/constraints.txt" setuptools || return
+    "${pip[@]}" install -c "$VENV/constraints.txt" "$(build_requirement)" || return
     "${pip[@]}" install -c "$VENV/constraints.txt" --no-build-isolation -e '.[test,hf,plot]' || return
     installation_inputs >"$stamp"
 }

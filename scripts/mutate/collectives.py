@@ -7,6 +7,7 @@ from torch import fx
 
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind
+from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.ir.row_ops import ALL_SLICE
 from scripts.mutate.draft import Draft, NothingToBreakError, c10d, is_float, same_type
 
@@ -129,6 +130,21 @@ def wrong_group(d: Draft) -> None:
     d.set(started, "group_name", d.pick(n for n in others if n != found.group))
 
 
+def fused_over_wrong_group(d: Draft) -> None:
+    """A reduction that is fused with its norm, over other ranks."""
+    node = d.pick(n for n in d.calls() if n.target in (ALL_REDUCE_NORM, SHARED_NORM))
+    group = access.written_arguments(node)["group_name"]
+    others = d.groups(d.group_size(group))
+    d.set(node, "group_name", d.pick(n for n in others if n != group))
+
+
+def fused_with_another_residual(d: Draft) -> None:
+    """A fused op that adds its own partial sum instead of the residual."""
+    node = d.pick(n for n in d.calls() if n.target in (ALL_REDUCE_NORM, SHARED_NORM))
+    x, residual, *_ = access.operands(node)
+    d.redirect(residual, x, only=node)
+
+
 def wrong_reduction(d: Draft) -> None:
     """A maximum or an average for a sum, a sum for an average."""
     wait, found = d.pick(d.waits(Kind.ALL_REDUCE, Kind.REDUCE_SCATTER))
@@ -243,9 +259,8 @@ def partial_output(d: Draft) -> None:
 MUTATIONS = (
     drop_collective, drop_gather, drop_scatter, duplicate_collective, reduce_part_twice,
     reduce_later, replicated_term_inside_sum, partial_sums_multiplied, reduce_earlier,
-    extra_collective, wrong_group, wrong_reduction, broadcast_for_reduction,
-    scatter_and_gather_apart, scatter_without_gather, first_block_everywhere,
-    gather_out_of_order, scatter_out_of_order, slice_among_other_ranks, padding_kept,
-    gather_along_another_dim, missing_wait,
-    partial_output,
+    extra_collective, wrong_group, fused_over_wrong_group, fused_with_another_residual,
+    wrong_reduction, broadcast_for_reduction, scatter_and_gather_apart, scatter_without_gather,
+    first_block_everywhere, gather_out_of_order, scatter_out_of_order, slice_among_other_ranks,
+    padding_kept, gather_along_another_dim, missing_wait, partial_output,
 )  # fmt: skip

@@ -27,7 +27,14 @@ from compiler.plan.prices import Bytes
 from compiler.plan.reduction_cut import place_reductions
 from compiler.plan.row_cut import shard_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
-from passes import Canonicalize, EliminateDeadCode, PlaceReductions, ShardRows
+from passes import (
+    Canonicalize,
+    EliminateDeadCode,
+    FuseReduceNorm,
+    PlaceReductions,
+    ScheduleCollectives,
+    ShardRows,
+)
 from scripts.mutate.judge import Pair
 from tests.support.graphs import Builder, aten
 from tests.support.random_graphs import anyhow
@@ -44,6 +51,14 @@ def optimized(graph: SpmdGraph, policy: str = "cost") -> SpmdGraph:
     return optimize_spmd(graph, policy=policy, verify=False, tokens=None, pipeline=Pipeline()).spmd
 
 
+def fused_and_scheduled(graph: SpmdGraph) -> SpmdGraph:
+    """What the runtime makes of a graph where kernels serve all groups."""
+    steps = FuseReduceNorm(lambda *_: None), EliminateDeadCode(), ScheduleCollectives()
+    for step in steps:
+        graph = Pipeline().run(step, graph)
+    return graph
+
+
 def in_random_order(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
     """The result of a random sequence of passes, the optimizer's own among them.
 
@@ -56,6 +71,7 @@ def in_random_order(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
         lambda g: optimized(g, rng.choice(POLICIES)),
         *[lambda g: _placed(g, rng)] * 3,
         *[lambda g: _shared(g, group, rng)] * 2,
+        fused_and_scheduled,
     ]
     for _ in range(rng.randint(2, 6)):
         graph = rng.choice(steps)(graph)
@@ -272,12 +288,34 @@ BY_HAND: tuple[Callable[[], SpmdGraph], ...] = (
 )  # fmt: skip
 
 
+def normalized_sums() -> SpmdGraph:
+    """Sums over ranks that are added to a residual and normalized: whole, and by rows."""
+    build = Builder(Mesh({"dp": 2, "tp": 2}))
+    rows, f32 = ("dp",), torch.float32
+    stream = build.input("x", 4, 4, dtype=f32, varies=rows)
+    scale = build.input("scale", 4, dtype=f32)
+    normed = build.call(aten.rms_norm.default, stream, [4], scale, 1e-5)
+    for layer in range(3):
+        up, down = (
+            build.input(f"{n}{layer}", 4, 4, dtype=f32, varies=("tp",)) for n in ("up", "down")
+        )
+        hidden = build.call(aten.silu.default, build.call(aten.mm.default, normed, up))
+        summed = build.all_reduce(build.call(aten.mm.default, hidden, down), "tp")
+        stream = build.call(aten.add.Tensor, summed, stream)
+        normed = build.call(aten.rms_norm.default, stream, [4], scale, 1e-5)
+    own = build.reduce_scatter(build.call(aten.mm.default, normed, down), "tp")
+    shared = build.all_gather(build.call(aten.rms_norm.default, own, [4], scale, 1e-5), "tp")
+    return build.finish(stream, build.call(aten.mm.default, shared, up))
+
+
 def pairs_by_hand() -> list[Pair]:
     """Every graph made by hand, and the optimizer's result."""
     found = []
     for make in BY_HAND:
         source = make()
         found.append(Pair(make.__name__, source, optimized(source), INDICES, TOKENS))
+    norms = normalized_sums()
+    found.append(Pair("fused", norms, fused_and_scheduled(norms), INDICES, TOKENS))
     open_ = open_tokens()
     found += [
         Pair(
@@ -338,6 +376,6 @@ def model_texts() -> dict[str, str]:
 
 
 def pair_of_text(name: str, text: str) -> Pair:
-    """A model read from its text, and the optimizer's result."""
+    """A model read from its text, and what the optimizer and the runtime make of it."""
     source = parse_graph(text)
-    return Pair(name, source, optimized(source), VOCABULARY, (LONGEST,))
+    return Pair(name, source, fused_and_scheduled(optimized(source)), VOCABULARY, (LONGEST,))

@@ -47,13 +47,21 @@ def read_graph(name: str, options: InputOptions) -> SpmdGraph:
         )
     remedy = "leave it out: the text states mesh, groups and placements"
     options.refuse("--mesh", "--group", "--input", of=f"{TEXT} file", name=name, remedy=remedy)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-    graph = parse_graph(text, file=name)
+    graph = parse_graph(read_text(path), file=name)
     well_formed(graph.graph)
     return graph
+
+
+def read_text(path: Path) -> str:
+    """Return the text in a file.
+
+    Raises:
+        CommPlanError: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
 
 
 def read_program(path: Path) -> ExportedProgram:

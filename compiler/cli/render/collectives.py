@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from compiler.analysis.layers import layer_index, layer_metadata
+from compiler.analysis.layers import layer_index, layer_metadata, ranges_text
 from compiler.analysis.statistics import CountedCollective, statistics
 from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
@@ -159,23 +157,3 @@ def _unit(payload_bytes: int) -> int:
 
 def _in_unit(amount: int, unit: int) -> str:
     return f"{amount / 1024**unit:.{1 if unit else 0}f}"
-
-
-def ranges_text(numbers: Iterable[int]) -> str:
-    """Return ``0-2, 5``."""
-    counted = enumerate(sorted(set(numbers)))
-    runs = [[n for _, n in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def layers_text(paths: Iterable[str]) -> str:
-    """Return ``model.layers.{3-44}.moe``: paths that differ in the layer alone are one."""
-    layers: dict[tuple[str, ...], list[int]] = {}
-    for path in filter(None, paths):
-        before, *rest = re.split(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path, maxsplit=1)
-        layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
-    texts = {ends: ranges_text(numbers) for ends, numbers in layers.items()}
-    return ", ".join(
-        ends[0] + (f"{{{text}}}" if len(set(layers[ends])) > 1 else text) + "".join(ends[1:])
-        for ends, text in texts.items()
-    )

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compiler.analysis.layers import layers_text
 from compiler.check import Report
-from compiler.cli.render.collectives import layers_text, number_column
+from compiler.cli.render.collectives import number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
 

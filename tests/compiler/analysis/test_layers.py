@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from compiler.analysis.layers import LayerMetadata, layer_index, layer_metadata
+from compiler.analysis.layers import (
+    LayerMetadata,
+    layer_index,
+    layer_metadata,
+    layers_text,
+    ranges_text,
+)
 from compiler.capture import capture
 from compiler.errors import CommPlanError
 
@@ -93,3 +99,12 @@ def test_the_caller_overrides_the_config(graph):
 def test_what_the_graph_does_not_have_is_refused(graph, layers, message):
     with pytest.raises(CommPlanError, match=message):
         layer_metadata(graph, layers=layers)
+
+
+def test_numbers_as_ranges():
+    assert ranges_text([5, 1, 0, 2, 7, 8]) == "0-2, 5, 7-8"
+
+
+def test_paths_that_differ_in_the_layer_are_one():
+    paths = ["m.layers.3.moe", "embed", "m.layers.4.moe", "", "m.layers.7"]
+    assert layers_text(paths) == "m.layers.{3-4}.moe, embed, m.layers.7"

@@ -10,8 +10,13 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )  # fmt: skip
+from torch.torch_version import TorchVersion
 
 from compiler import optimize_allreduce
+from compiler.errors import CaptureError
+
+SYMBOLIC = TorchVersion(torch.__version__) >= "2.13"
+"""Whether matrix products below DTensor can be recorded with symbolic sizes."""
 
 
 class Branch(nn.Module):
@@ -56,7 +61,10 @@ def parallelized(group: dist.ProcessGroup) -> dict[str, object]:
         parallelize_module(model, mesh, PLAN)
         eager = model(ids)
         optimized = optimize_allreduce(model, group=group)
-        result = optimized(ids)
+        try:
+            result = optimized(ids)
+        except CaptureError as error:
+            return {"refused": str(error)}
         longer = torch.arange(18).view(2, 9) % 12
         other = optimized(longer)
         return {
@@ -68,6 +76,10 @@ def parallelized(group: dist.ProcessGroup) -> dict[str, object]:
 
 def test_a_plan_of_parallelize_module_is_recorded_and_merged(gloo_pool):
     for found in gloo_pool(2).run(parallelized):
+        if not SYMBOLIC:
+            assert found["refused"].startswith("the model computes on DTensors")
+            assert found["refused"].endswith("which sees models below DTensor too")
+            continue
         assert found["close"] == [True, True, True]
         assert "torch.export" not in found["report"]
         assert found["report"].startswith("3 all_reduces before, 2 after")

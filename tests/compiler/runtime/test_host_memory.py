@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import fx
+from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from compiler.ir.collectives import insert_all_gather
 from compiler.runtime import host_memory
@@ -39,6 +41,25 @@ def test_what_is_gathered_moves_to_the_host_and_back(monkeypatch: pytest.MonkeyP
         ("aten._to_copy.default", "cuda:0"),
     ]
     assert [n.name for n in graph.output_node().all_input_nodes] == [calls[-1].name, "x"]
+
+
+def test_open_sizes_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env)
+    sizes = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    rows = mode.from_tensor(
+        torch.empty(2, 4), source=ConstantSource("t"), symbolic_context=sizes
+    ).shape[0]
+    graph, half = fx.Graph(), (rows + 1) // 2  # one row in the example
+    with mode:
+        x = graph.placeholder("x")
+        x.meta["val"] = torch.empty(half, 4, device="cuda:0")
+        whole = torch.empty(2 * half, 4, device="cuda:0")
+        graph.output(insert_all_gather(graph, x, "tp", 2, whole))
+    before = len(env.guards)
+    monkeypatch.setattr(host_memory, "through_host", lambda x, group: True)
+    assert gather_in_host_memory(graph) == 1
+    assert (len(env.guards), half.node.expr.free_symbols) == (before, rows.node.expr.free_symbols)
 
 
 def test_gathers_on_the_host_stay() -> None:
