@@ -16,6 +16,7 @@ from compiler.cli.commands.machine import machine
 from compiler.cli.commands.optimize import optimize
 from compiler.cli.commands.plan import plan
 from compiler.cli.commands.rules import rules
+from compiler.cli.commands.verify import verify
 from compiler.cli.entry import ExitCode
 from compiler.errors import CommPlanError, VerificationError
 
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command()(plan)
 app.command()(dump)
 app.command("check")(check_graphs)
+app.command()(verify)
 app.command()(lint)
 app.command()(collectives)
 app.command()(diff)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compiler.capture import capture_ranks
@@ -42,6 +43,7 @@ class Source:
         assumed: what was taken for granted.
         notes: what else a reader should know.
         written: output of the graph -> input that it is written back to.
+        constants: input -> tensor that the model's code made.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source:
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     written: Mapping[int, str] = field(default_factory=dict)
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def load(name: str, options: InputOptions, stages: Stages) -> Source:
@@ -86,7 +89,8 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
             capture=options.capture,
         )
     notes = tuple(map(str, capture.remarks))
-    return Source(name, capture.graph, tuple(capture.assumed), notes, capture.mutations)
+    assumed, written = tuple(capture.assumed), capture.mutations
+    return Source(name, capture.graph, assumed, notes, written, capture.constants)
 
 
 def factory_of(name: str, keywords: Mapping[str, Any]) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """Points at which dimensions are cut, handed on between them."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import sympy
 
@@ -20,7 +21,7 @@ def cut(size, *points):
     """One dimension that is cut at some rows."""
     cuts = Cuts()
     dim, ends = cuts.add(size), [0, *points, size]
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         cuts.relate(Range(dim, cuts.add(end - start), start, 0, end - start, cuts=True))
     return cuts, dim
 
