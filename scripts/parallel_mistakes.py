@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from compiler.ir.mesh import Mesh
 aten = torch.ops.aten
 
 
+Edit = Callable[[SpmdGraph, fx.Node], bool]
+"""Makes a mistake at a node; whether it could."""
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A wrong model.
@@ -26,23 +30,26 @@ class Mistake:
     Attributes:
         kind: what is wrong.
         where: the value or input that it is about.
-        graph: the graph.
+        right: the graph that is right.
         layouts: inputs of which ranks hold other shards than they should.
+        edit: what is done to the graph, if anything.
     """
 
     kind: str
     where: str
-    graph: SpmdGraph
-    layouts: Mapping[str, Layout]
+    right: SpmdGraph
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    edit: Edit | None = None
 
-
-Edit = Callable[[SpmdGraph, fx.Node], bool]
-"""Makes a mistake at a node; whether it could."""
-
-
-def _calls(graph: SpmdGraph, kind: Kind | None = None) -> list[fx.Node]:
-    nodes = [n for n in graph.graph.nodes if n.target in OPS]
-    return [n for n in nodes if kind is None or OPS[n.target] is kind]  # type: ignore[index]
+    def graph(self) -> SpmdGraph | None:
+        """The wrong graph; None where the mistake cannot be made there."""
+        if self.edit is None:
+            return self.right
+        copy = self.right.own_copy()
+        if self.edit is over_half:
+            copy = replace(copy, mesh=with_halves(copy.mesh))
+        index = [n.name for n in self.right.graph.nodes].index(self.where)
+        return copy if self.edit(copy, list(copy.graph.nodes)[index]) else None
 
 
 def _wait(start: fx.Node) -> fx.Node:
@@ -197,6 +204,7 @@ EDITS: Mapping[str, tuple[Edit, Kind | None]] = {
     "replicated term summed": (residual_on_every_rank, Kind.ALL_REDUCE),
     "wrong group": (over_half, Kind.ALL_REDUCE),
     "wrong dimension": (columns_for_rows, Kind.ALL_GATHER),
+    "numbers of another rank": (numbers_of_next_rank, None),
 }
 
 
@@ -206,54 +214,44 @@ def with_halves(mesh: Mesh) -> Mesh:
     return Mesh(mesh.axes, {HALF: [range(half), range(half, mesh.size)]})
 
 
-def mistakes(graph: SpmdGraph, layouts: Mapping[str, Layout]) -> Iterator[Mistake]:
-    """Every mistake that can be seeded into ``graph``, whose inputs are held as ``layouts`` say."""
-    halved = with_halves(graph.mesh) if graph.mesh.size > 2 else graph.mesh
+def mistakes(graph: SpmdGraph, layouts: Mapping[str, Layout]) -> list[Mistake]:
+    """Every mistake that may be seeded into ``graph``, whose inputs are held as ``layouts`` say."""
+    every = []
     for kind, (edit, wanted) in EDITS.items():
-        if edit is over_half and halved is graph.mesh:
+        if edit is over_half and graph.mesh.size <= 2:
             continue
-        for number in range(len(_calls(graph, wanted))):
-            copy = graph.own_copy()
-            if edit is over_half:
-                copy = replace(copy, mesh=halved)
-            node = _calls(copy, wanted)[number]
-            if edit(copy, node):
-                yield Mistake(kind, node.name, copy, {})
-    rank_numbers = [n for n in graph.graph.nodes if n.op == "call_function" and _numbers(n)]
-    for number in range(len(rank_numbers)):
-        copy = graph.own_copy()
-        node = [n for n in copy.graph.nodes if n.op == "call_function" and _numbers(n)][number]
-        numbers_of_next_rank(copy, node)
-        yield Mistake("numbers of another rank", node.name, copy, {})
-    for name, layout in layouts.items():
-        if layout.dim is None or len(set(layout.segments)) < 2:
+        for node in _places(graph, wanted):
+            every.append(Mistake(kind, node.name, graph, edit=edit))
+    for name, own in layouts.items():
+        if own.dim is None or len(set(own.segments)) < 2:
             continue
-        turned = replace(layout, segments=(*layout.segments[1:], layout.segments[0]))
-        yield Mistake("shards in another order", name, graph, {name: turned})
-        if len(layout.segments[0]) > 1:
-            plain = [tuple((x * sum(s for _, s in own), sum(s for _, s in own)) for x in (r,))
-                     for r, own in enumerate(layout.segments)]  # fmt: skip
-            yield Mistake(
-                "packed as one", name, graph, {name: replace(layout, segments=tuple(plain))}
-            )
+        turned = replace(own, segments=(*own.segments[1:], own.segments[0]))
+        every.append(Mistake("shards in another order", name, graph, {name: turned}))
+        if len(own.segments[0]) > 1:
+            length = sum(n for _, n in own.segments[0])
+            plain = tuple(((r * length, length),) for r in range(len(own.segments)))
+            as_one = {name: replace(own, segments=plain)}
+            every.append(Mistake("parts sharded as one", name, graph, as_one))
+    return every
 
 
-def _numbers(node: fx.Node) -> bool:
-    return any(isinstance(x, access.RankInt) for x in access.rank_constants(node))
+def _places(graph: SpmdGraph, kind: Kind | None) -> list[fx.Node]:
+    """Collectives of one kind; where there is none, calls with numbers of ranks."""
+    if kind is not None:
+        return [n for n in graph.graph.nodes if n.target in OPS and OPS[n.target] is kind]
+    calls = [n for n in graph.graph.nodes if n.op == "call_function"]
+    return [
+        n for n in calls if any(isinstance(x, access.RankInt) for x in access.rank_constants(n))
+    ]
 
 
-def sampled(every: list[Mistake], count: int, seed: int) -> list[Mistake]:
-    """As many mistakes, drawn at random, kinds as evenly as can be."""
-    drawn = random.Random(seed)
+def drawn(every: list[Mistake], seed: int) -> list[Mistake]:
+    """All mistakes in random order, kinds in turn, so that the first few have all kinds."""
+    generator = random.Random(seed)
     by_kind: dict[str, list[Mistake]] = {}
     for one in every:
         by_kind.setdefault(one.kind, []).append(one)
     for listed in by_kind.values():
-        drawn.shuffle(listed)
-    chosen: list[Mistake] = []
-    while by_kind and len(chosen) < count:
-        for kind in list(by_kind):
-            chosen.append(by_kind[kind].pop())
-            if not by_kind[kind]:
-                del by_kind[kind]
-    return chosen[:count]
+        generator.shuffle(listed)
+    rounds = max(map(len, by_kind.values()), default=0)
+    return [own[i] for i in range(rounds) for own in by_kind.values() if i < len(own)]

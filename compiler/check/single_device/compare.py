@@ -29,6 +29,7 @@ from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.layouts import Declared, Layout, Packed, layout, listed
 from compiler.check.single_device.masked_writes import with_choices
 from compiler.check.single_device.relations import Dimensions
+from compiler.check.single_device.sorted_rows import with_rows_in_order
 from compiler.check.verdict import Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError, PlacementError
 from compiler.garbage import collection_paused
@@ -121,6 +122,16 @@ def check_single_device(
     )
 
 
+def layouts_of(
+    single: SpmdGraph, parallel: SpmdGraph, inputs: Mapping[str, Declared] | None = None
+) -> dict[str, Layout]:
+    """Return what ranks hold of each input, by name; arguments as of ``check_single_device``."""
+    cuts = Cuts()
+    before, after = Dimensions(single, cuts), Dimensions(parallel, cuts)
+    layouts = _input_layouts(before, after, inputs or {})
+    return {str(node.target): own for node, (_, own) in layouts.items()}
+
+
 def _prepared(side: str, graph: SpmdGraph) -> SpmdGraph:
     """Return a graph as the model reads it: compositions written out, over the reals."""
     try:
@@ -132,7 +143,7 @@ def _prepared(side: str, graph: SpmdGraph) -> SpmdGraph:
         raise
     except CommPlanError as error:
         raise CommPlanError(f"{side}: {error}") from error
-    return real_normal_form(with_choices(whole))
+    return real_normal_form(with_rows_in_order(with_choices(whole)))
 
 
 @dataclass(frozen=True)
@@ -207,13 +218,9 @@ class _Comparison:
                 return u, v
         return None
 
-    def input_layouts(self) -> dict[str, Layout]:
-        """Return what ranks hold of each input, by name."""
-        return {str(node.target): own for node, (_, own) in self.layouts.items()}
-
     def premises(self) -> tuple[str, ...]:
         """Return what the comparison takes for granted."""
-        named = self.input_layouts()
+        named = {str(node.target): own for node, (_, own) in self.layouts.items()}
         shown = [
             name for name, own in named.items() if " of each" in own.text or "blocks" in own.text
         ]

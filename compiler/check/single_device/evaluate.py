@@ -264,13 +264,13 @@ class Evaluation(GridInterpreter):
             index = self._defined(node, ids, offsets)
         if index is None or (own is not None and own.rows != len(self.dimensions.of(ids))):
             return None
-        data, exact = [], 0
+        data, exact, known = [], 0, 0
         for number, interval in enumerate(index.intervals):
             entries = self.data(ids) if own is None else own.data[number]
-            one, count = self._rows_of(node, table, entries, index, interval, offsets)
+            one, inside, outside = self._rows_of(node, table, entries, index, interval, offsets)
             data.append(one)
-            exact += count
-        if not exact and own is None:
+            exact, known = exact + inside, known + inside + outside
+        if not known and own is None:
             return None
         is_embedding = table_name == "weight"
         settled = is_embedding and exact == self.ranks * len(index.intervals)
@@ -299,14 +299,18 @@ class Evaluation(GridInterpreter):
         index: Index,
         interval: Interval,
         offsets: Sequence[Any],
-    ) -> tuple[Field, int]:
-        """Return the rows in one case, and on how many ranks they are those of one block."""
+    ) -> tuple[Field, int, int]:
+        """Return the rows in one case; on how many ranks they are a block's, on how many none's."""
         cells, vectors = self.data(table), self._vectors(entries)
         blocks = self.dimensions.blocks(table)[1:]
         ranks = max(len(cells), len(vectors))
         exact: dict[int, Field] = {}
+        outside: dict[int, Field] = {}
         for r in range(ranks):
             ends = span(vectors[r % len(vectors)], index, interval)
+            if ends is not None and (ends[1] <= 0 or ends[0] >= offsets[-1]):
+                name = self.key("undefined", id(self), node.name, r)
+                outside[r] = algebra.random_vectors([[name]])
             if ends is None or ends[1] - ends[0] != interval[1] - interval[0]:
                 continue
             if any(end not in offsets for end in ends):
@@ -319,13 +323,17 @@ class Evaluation(GridInterpreter):
             name = self.key("lookup", interval, sizes) + index.key
             return algebra.multilinear([[name]], [own])
 
+        sizes = [len(own) for own in self.dimensions.blocks(node)]
         rows = {r: grid.mapped(x[None], blocks, looked_up) for r, x in exact.items()}
-        if len(rows) < ranks:
+        every = {r: grid.shaped(x, sizes)[0] for r, x in rows.items()}
+        every |= {r: np.broadcast_to(x, (1, *sizes, *grid.CELL))[0] for r, x in outside.items()}
+        if len(every) < ranks:
             reads = [cells if x is table else entries for x in access.operands(node)]
             general = algebra.of_ranks(self.called(node, reads)[0], ranks)
-        sizes = [len(own) for own in self.dimensions.blocks(node)]
-        every = [grid.shaped(rows[r], sizes)[0] if r in rows else general[r] for r in range(ranks)]
-        return algebra.alike(np.stack(every)), len(rows) * self.ranks // ranks
+            every = {r: every.get(r, general[r]) for r in range(ranks)}
+        whole = np.stack([every[r] for r in range(ranks)])
+        times = self.ranks // ranks
+        return algebra.alike(whole), len(rows) * times, len(outside) * times
 
     def _added_up(self, node: fx.Node, result: int, cases: Cases) -> Field:
         """Return the sum over the cases of what a value is in each, where that is the case."""

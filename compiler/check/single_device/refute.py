@@ -9,6 +9,7 @@ from torch import fx
 
 from compiler.check.equivalence import SEEDS, SIMULATION_BYTES, difference, sampled
 from compiler.check.simulate import PerRank, draw_inputs, simulate
+from compiler.check.single_device.cases import LOOKUPS
 from compiler.check.single_device.layouts import Layout
 from compiler.check.verdict import Counterexample
 from compiler.errors import CommPlanError
@@ -67,15 +68,14 @@ def held(whole: object, own: Layout, ranks: int) -> PerRank:
 
 
 def _indices(graph: SpmdGraph, seed: int) -> dict[str, PerRank]:
-    """Return integers for the inputs that embeddings look up: all rows of the table may occur."""
+    """Return integers for the inputs by which tables are read: all of their rows may occur."""
     drawn: dict[str, PerRank] = {}
     for node in graph.graph.nodes:
-        if node.target is not torch.ops.aten.embedding.default:
+        if node.target not in LOOKUPS:
             continue
-        table, ids = access.operands(node)
-        rows = access.concrete(access.shape(table)[0])
-        if ids.op == "placeholder":
+        table, ids = access.operands(node)[:2]
+        if ids.op == "placeholder" and access.dtype(ids) is torch.int64:
+            rows, shape = access.concrete(access.shape(table)[0]), access.concrete_shape(ids)
             generator = torch.Generator().manual_seed(seed)
-            shape = access.concrete_shape(ids)
             drawn[str(ids.target)] = [torch.randint(rows, shape, generator=generator)]
     return drawn
