@@ -364,8 +364,8 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         except Exception as error:
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if not skipped[output] and (found := difference(seed, output, a, b)):
-                return found
+            if not skipped[output] and (refutation := difference(seed, output, a, b)):
+                return refutation
     return None
 
 

@@ -27,8 +27,8 @@ def constants_of(program: fx.GraphModule | ExportedProgram) -> dict[str, torch.T
     if not isinstance(program, ExportedProgram):
         return {}
     lifted = program.graph_signature.inputs_to_lifted_tensor_constants
-    made = {name: program.constants[key] for name, key in lifted.items()}
-    return {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: program.constants[key] for name, key in lifted.items()}
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
 def warn_undeclared(graph: SpmdGraph, inputs: Inputs | None) -> None:

@@ -30,8 +30,8 @@ def terms_of(rule: Meaning, call: Call, result: int) -> tuple[Term, ...] | None:
             return rule.terms
         return tuple(replace(t, map=("result", result, t.map)) for t in rule.terms)
     part = rule.parts[result]
-    known = part == RESHAPE or (isinstance(part, tuple) and part[0] == RANGE)
-    return (Term((0,), map=part if known else ("part", result, part)),)
+    names_elements = part == RESHAPE or (isinstance(part, tuple) and part[0] == RANGE)
+    return (Term((0,), map=part if names_elements else ("part", result, part)),)
 
 
 def term_on(on_cell: Call, rule: Meaning, result: int, number: int) -> Term:

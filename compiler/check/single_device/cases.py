@@ -98,9 +98,8 @@ class Indices:
 
     def of(self, x: Field) -> Index | None:
         """Return the index that ``x``, [ranks, 1, LANES, WIDTH], differs from by constants."""
-        found = {id(i): i for i in (self._indices.get(_up_to_constants(row[0])) for row in x)}
-        one = found.popitem()[1] if len(found) == 1 else None
-        return one
+        by_rank = [self._indices.get(_up_to_constants(row[0])) for row in x]
+        return by_rank[0] if all(index is by_rank[0] for index in by_rank) else None
 
 
 def _up_to_constants(data: Field) -> bytes:
@@ -190,8 +189,8 @@ def _logical(combine: Callable[[int, int], int], absorbing: int) -> Any:
 
 
 def _not(call: Call, spans: Sequence[Span], rank: int) -> Decision:
-    known = call.dtypes[0] is torch.bool and spans[0] in ((0, 1), (1, 2))
-    return ("constant", int(spans[0] == (0, 1))) if known else None
+    decides = call.dtypes[0] is torch.bool and spans[0] in ((0, 1), (1, 2))
+    return ("constant", int(spans[0] == (0, 1))) if decides else None
 
 
 def _converted(call: Call, spans: Sequence[Span], rank: int) -> Decision:
@@ -227,9 +226,9 @@ def _chosen(call: Call, name: str, spans: Sequence[Span], rank: int) -> Decision
 def _clamped(call: Call, spans: Sequence[Span], rank: int) -> Decision:
     low, high = _number(call, "min", rank), _number(call, "max", rank)
     limits = [call.arguments.get(name) for name in ("min", "max")]
-    known = [limit is None or isinstance(limit, int) for limit in limits]
+    are_numbers = [limit is None or isinstance(limit, int) for limit in limits]
     x = spans[0]
-    if x is None or len(spans) != 1 or not all(known):
+    if x is None or len(spans) != 1 or not all(are_numbers):
         return None
     if (low is None or low <= x[0]) and (high is None or x[1] - 1 <= high):
         return "operand", 0

@@ -101,17 +101,17 @@ def check_single_device(
     try:
         if not simulates:
             raise CommPlanError("Not simulated: not asked for")
-        found = refute.counterexample(*graphs, comparison.layouts, comparison.outputs)
+        one = refute.counterexample(*graphs, comparison.layouts, comparison.outputs)
     except CommPlanError as error:
         why = f"output {number} differs: {where}. {error.what}"
         return report(Verdict.UNPROVED, why, premises=premises)
-    if found is not None:
+    if one is not None:
         return report(
             Verdict.NOT_EQUIVALENT,
-            f"output {found.output} on rank {found.rank} differs by {found.difference:.3g} "
-            f"(relative) for the inputs of seed {found.seed}: on one device {found.source}, "
-            f"here {found.target}. First difference: {where}",
-            counterexample=found,
+            f"output {one.output} on rank {one.rank} differs by {one.difference:.3g} (relative) for "
+            f"the inputs of seed {one.seed}: on one device {one.source}, here {one.target}. First "
+            f"difference: {where}",
+            counterexample=one,
             premises=premises,
         )
     return report(
@@ -180,8 +180,8 @@ class _Comparison:
         }
         results = [access.results(access.output(graph.graph)) for graph in (single, parallel)]
         if len(results[0]) != len(results[1]):
-            found = f"{len(results[0])} outputs on one device, {len(results[1])} on each rank"
-            raise CommPlanError("the models return different tensors", found=found)
+            counts = f"{len(results[0])} outputs on one device, {len(results[1])} on each rank"
+            raise CommPlanError("the models return different tensors", found=counts)
         outputs = [
             ((u, v), layout(f"output {i}", before.shape(u), after.shape(v), parallel.mesh))
             for i, (u, v) in enumerate(zip(*results, strict=True))
@@ -189,17 +189,19 @@ class _Comparison:
         for (u, v), own in [*(((s, t), own) for t, (s, own) in layouts.items()), *outputs]:
             _relate(cuts, before.of(u), after.of(v), own)
         cuts.solve()
-        made = [_made(graph, own) for graph, own in zip((single, parallel), constants, strict=True)]
+        tensors = [
+            _made(graph, own) for graph, own in zip((single, parallel), constants, strict=True)
+        ]
 
         def drawn(node: fx.Node) -> Field:
-            known = made[0].get(node)
-            return _drawn(before, node) if known is None else _constant(before, node, known)
+            tensor = tensors[0].get(node)
+            return _drawn(before, node) if tensor is None else _constant(before, node, tensor)
 
         source = Evaluation(before, drawn, shared, defines=True)
 
         def leaf(node: fx.Node) -> Field:
-            if (known := made[1].get(node)) is not None:
-                return _constant(after, node, known)
+            if (tensor := tensors[1].get(node)) is not None:
+                return _constant(after, node, tensor)
             if node not in layouts:
                 return _drawn_per_rank(after, node)
             twin, own = layouts[node]
@@ -260,14 +262,14 @@ def _drawn(dimensions: Dimensions, node: fx.Node) -> Field:
 
 def _made(graph: SpmdGraph, constants: Constants) -> dict[fx.Node, torch.Tensor]:
     """Return the inputs whose values are there: constants of the code, attributes."""
-    made: dict[fx.Node, torch.Tensor] = {}
+    tensors: dict[fx.Node, torch.Tensor] = {}
     for node in graph.graph.nodes:
         value = constants.get(str(node.target)) if node.op == "placeholder" else None
         if node.op == "get_attr":
             value = attrgetter(str(node.target))(graph.root)
         if isinstance(value, torch.Tensor) and not is_fake(value):
-            made[node] = value
-    return made
+            tensors[node] = value
+    return tensors
 
 
 def _constant(dimensions: Dimensions, node: fx.Node, value: torch.Tensor) -> Field:

@@ -97,8 +97,8 @@ class Evaluation(GridInterpreter):
             if index == 1 and read[0].target is torch.ops.aten.topk.default:
                 self._choose(node, self._call_of(read[0]))
             return
-        if (known := self._in_range(node)) is not None:
-            self._data[node, 0] = known
+        if (decided_value := self._in_range(node)) is not None:
+            self._data[node, 0] = decided_value
             return
         cases = self._by_cases(node)
         if cases is not None:
@@ -117,8 +117,8 @@ class Evaluation(GridInterpreter):
     def _by_cases(self, node: fx.Node) -> list[Cases] | None:
         """Return a call's results by the cases of an index; None where there is none."""
         read, call = access.operands(node), self._call_of(node)
-        if node.target in LOOKUPS and (found := self._looked_up(node, call)) is not None:
-            return [found]
+        if node.target in LOOKUPS and (lookup := self._looked_up(node, call)) is not None:
+            return [lookup]
         own = {i: self._cases[x, 0] for i, x in enumerate(read) if (x, 0) in self._cases}
         if not own and node.target not in DECISIONS:
             return None
@@ -170,12 +170,12 @@ class Evaluation(GridInterpreter):
         read = access.operands(node)
         if node.target not in DECISIONS or any((x, 0) in self._cases for x in read):
             return None
-        found = [x for x in (self._near(x, self.shared.chosen) for x in read) if x is not None]
-        if not found:
+        ranges = [x for x in (self._near(x, self.shared.chosen) for x in read) if x is not None]
+        if not ranges:
             return None
         data = [self.data(x) for x in read]
-        (interval,) = found[0].intervals
-        return self._in_case(node, self._call_of(node), data, found[0], interval, all)
+        (interval,) = ranges[0].intervals
+        return self._in_case(node, self._call_of(node), data, ranges[0], interval, all)
 
     def _near(self, node: fx.Node, indices: Indices | None = None) -> Index | None:
         """Return the index that a value in one block differs from by a number on each rank."""
@@ -264,13 +264,13 @@ class Evaluation(GridInterpreter):
             index = self._defined(node, ids, offsets)
         if index is None or (own is not None and own.rows != len(self.dimensions.of(ids))):
             return None
-        data, exact, known = [], 0, 0
+        data, exact, spanned = [], 0, 0
         for number, interval in enumerate(index.intervals):
             entries = self.data(ids) if own is None else own.data[number]
             one, inside, outside = self._rows_of(node, table, entries, index, interval, offsets)
             data.append(one)
-            exact, known = exact + inside, known + inside + outside
-        if not known and own is None:
+            exact, spanned = exact + inside, spanned + inside + outside
+        if not spanned and own is None:
             return None
         is_embedding = table_name == "weight"
         settled = is_embedding and exact == self.ranks * len(index.intervals)
@@ -280,11 +280,11 @@ class Evaluation(GridInterpreter):
         data = grid.flat(self.data(ids))
         if data.shape[:2] != (1, 1) or not all(isinstance(n, int) for n in offsets):
             return None
-        known = self.shared.chosen.of(data)
+        choice = self.shared.chosen.of(data)
         if (
-            known is None
-            or known.intervals != ((0, offsets[-1]),)
-            or span(data[0, 0], known, known.intervals[0]) != (0, offsets[-1])
+            choice is None
+            or choice.intervals != ((0, offsets[-1]),)
+            or span(data[0, 0], choice, choice.intervals[0]) != (0, offsets[-1])
         ):
             premise = f"0 <= %{ids.name} < {offsets[-1]}, which %{node.name} looks up"
             self.shared.premises.append(premise)

@@ -52,8 +52,8 @@ def counterexample(
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for number, (a, b) in enumerate(zip(want, got, strict=True)):
             wanted = held(a[0], outputs[number][1], parallel.mesh.size)
-            if not skipped[number] and (found := difference(seed, number, wanted, b)):
-                return found
+            if not skipped[number] and (refutation := difference(seed, number, wanted, b)):
+                return refutation
     return None
 
 
