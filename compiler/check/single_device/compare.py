@@ -27,9 +27,9 @@ from compiler.check.single_device.cuts import Cuts, Range
 from compiler.check.single_device.difference import Difference, first_difference
 from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.layouts import Declared, Layout, Packed, layout, listed
-from compiler.check.single_device.masked_writes import with_choices
 from compiler.check.single_device.relations import Dimensions
 from compiler.check.single_device.sorted_rows import with_rows_in_order
+from compiler.check.single_device.writes import without_writes
 from compiler.check.verdict import Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError, PlacementError
 from compiler.garbage import collection_paused
@@ -108,9 +108,9 @@ def check_single_device(
     if one is not None:
         return report(
             Verdict.NOT_EQUIVALENT,
-            f"output {one.output} on rank {one.rank} differs by {one.difference:.3g} (relative) for "
-            f"the inputs of seed {one.seed}: on one device {one.source}, here {one.target}. First "
-            f"difference: {where}",
+            f"output {one.output} on rank {one.rank} differs by {one.difference:.3g} (relative) "
+            f"for the inputs of seed {one.seed}: on one device {one.source}, here {one.target}. "
+            f"First difference: {where}",
             counterexample=one,
             premises=premises,
         )
@@ -143,7 +143,7 @@ def _prepared(side: str, graph: SpmdGraph) -> SpmdGraph:
         raise
     except CommPlanError as error:
         raise CommPlanError(f"{side}: {error}") from error
-    return real_normal_form(with_rows_in_order(with_choices(whole)))
+    return real_normal_form(with_rows_in_order(without_writes(whole)))
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class _Comparison:
         layouts: input of the parallel graph -> input of the other, and what ranks hold of it.
         outputs: pairs of outputs, and what ranks hold of them.
         shared: what both evaluations share.
+        tensors: of the parallel graph, inputs whose values are there.
     """
 
     source: Evaluation
@@ -163,6 +164,7 @@ class _Comparison:
     layouts: Mapping[fx.Node, tuple[fx.Node, Layout]]
     outputs: list[tuple[tuple[fx.Node, fx.Node], Layout]]
     shared: Shared
+    tensors: Mapping[fx.Node, torch.Tensor]
 
     @staticmethod
     def of(
@@ -208,7 +210,7 @@ class _Comparison:
             return cut_out(source.data(twin), before, twin, own, parallel.mesh.size)
 
         target = Evaluation(after, leaf, shared, defines=False)
-        return _Comparison(source, target, layouts, outputs, shared)
+        return _Comparison(source, target, layouts, outputs, shared, tensors[1])
 
     def wrong_output(self) -> tuple[fx.Node, fx.Node] | None:
         """Return the first pair of outputs that is not shown equal."""
@@ -234,7 +236,7 @@ class _Comparison:
             lines.append(f"outputs likewise: {listed(outputs, outputs)}")
         alone = [
             str(n.target) for n in self.target.spmd.graph.nodes
-            if n.op in ("placeholder", "get_attr") and n not in self.layouts and n.users
+            if n.op in ("placeholder", "get_attr") and n.users and n not in self.layouts and n not in self.tensors
         ]  # fmt: skip
         if alone:
             lines.append(f"inputs that nothing on one device corresponds to: {', '.join(alone)}")
