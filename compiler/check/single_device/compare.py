@@ -234,12 +234,11 @@ class _Comparison:
         }
         if outputs:
             lines.append(f"outputs likewise: {listed(outputs, outputs)}")
-        alone = [
-            str(n.target) for n in self.target.spmd.graph.nodes
-            if n.op in ("placeholder", "get_attr") and n.users and n not in self.layouts and n not in self.tensors
-        ]  # fmt: skip
+        inputs = [n for n in self.target.spmd.graph.nodes if n.op in ("placeholder", "get_attr")]
+        alone = [n for n in inputs if n.users and n not in self.layouts and n not in self.tensors]
         if alone:
-            lines.append(f"inputs that nothing on one device corresponds to: {', '.join(alone)}")
+            names = ", ".join(str(n.target) for n in alone)
+            lines.append(f"inputs that nothing on one device corresponds to: {names}")
         return (*lines, *self.shared.premises, REALS)
 
 

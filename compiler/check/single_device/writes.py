@@ -94,6 +94,6 @@ def _range(node: fx.Node) -> tuple[int, int, int] | None:
     plain = all(x is None or type(x) is int for x in limits) and arguments.get("step", 1) == 1
     if not plain or not isinstance(shape[dim], int):
         return None
-    taken = range(shape[dim])[slice(*limits)]  # type: ignore[index]
+    taken = range(shape[dim])[slice(*limits)]
     same = access.dtype(access.written_arguments(node)["src"]) == access.dtype(node)
     return (dim, taken.start, taken.stop) if len(taken) and same else None
