@@ -256,7 +256,7 @@ def _divided(call: Call, spans: Sequence[Span], rank: int) -> Decision:
 def _remaining(call: Call, spans: Sequence[Span], rank: int) -> Decision:
     divisor = _other(call, spans, rank)
     quotient = _quotient(spans[0], divisor)
-    if quotient is None or divisor is None:
+    if quotient is None or divisor is None or call.shapes[0] != call.result:
         return None
     return "shifted", quotient * divisor[0]
 

@@ -30,6 +30,7 @@ from compiler.check.single_device.factors import factors_of, is_view, leading
 from compiler.check.single_device.grid import Permutations
 from compiler.check.single_device.interpret import GridInterpreter, Leaf
 from compiler.check.single_device.relations import Dimensions
+from compiler.check.verdict import UnprovedError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.rules import Call
@@ -73,7 +74,7 @@ class Evaluation(GridInterpreter):
         for node in self.spmd.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 if access.is_operand(node):
-                    self._data[node, 0] = leaf(node)
+                    self._keep(node, 0, leaf(node))
             elif node.op == "call_function" and access.is_operand(node):
                 self._compute(node)
 
@@ -98,7 +99,7 @@ class Evaluation(GridInterpreter):
                 self._choose(node, self._call_of(read[0]))
             return
         if (decided_value := self._in_range(node)) is not None:
-            self._data[node, 0] = decided_value
+            self._keep(node, 0, decided_value)
             return
         cases = self._by_cases(node)
         if cases is not None:
@@ -108,8 +109,14 @@ class Evaluation(GridInterpreter):
                 else:
                     self._cases[node, i] = one
         else:
-            results = self._called(node, [self.data(x) for x in read])
-            self._data.update({(node, i): one for i, one in enumerate(results)})
+            for i, data in enumerate(self._called(node, [self.data(x) for x in read])):
+                self._keep(node, i, data)
+
+    def _keep(self, node: fx.Node, result: int, data: Field) -> None:
+        """Keep a value, which must have the blocks that its dimensions have."""
+        if not grid.fits(data, self.dimensions.blocks(node, result)):
+            raise UnprovedError(f"%{node.name} is not cut as what it is computed from")
+        self._data[node, result] = data
 
     def _called(self, node: fx.Node, read: Sequence[Field]) -> list[Field]:
         return [self.communicated(node, read[0])] if node.target in OPS else self.called(node, read)

@@ -101,9 +101,8 @@ def spread(key: Key, x: Field, blocks: Blocks) -> Field:
         if len(sizes) == 1 or x.shape[1 + d] > 1:
             continue
         now: list[tuple[Any, ...]] = [
-            own if x.shape[1 + i] == len(own) else ("whole",) for i, own in enumerate(blocks)
+            own if x.shape[1 + i] == len(own) else (own,) for i, own in enumerate(blocks)
         ]
-        now[d] = ("whole",)
         source = flat(x)
         target = np.empty((len(x), source.shape[1], len(sizes), *CELL), np.uint64)
         for cell, numbers in by_size(now).items():

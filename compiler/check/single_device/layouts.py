@@ -72,7 +72,7 @@ def layout(
     """
     axes = [axis for axis, n in mesh.axes.items() if n > 1]
     if isinstance(declared, Layout):
-        return declared
+        return _checked(name, whole, part, mesh, declared)
     if isinstance(declared, Packed):
         return _cut(name, whole, part, mesh, _only(axes, name), declared.dim, declared.sizes)
     if declared is not None:
@@ -94,6 +94,22 @@ def layout(
     share = ratio(whole[dim], part[dim])
     fitting = [axis for axis in axes if share == mesh.axes[axis]] or axes
     return _cut(name, whole, part, mesh, _only(fitting, name), dim)
+
+
+def _checked(
+    name: str, whole: Sequence[Any], part: Sequence[Any], mesh: Mesh, own: Layout
+) -> Layout:
+    """Return a layout, whose ranges must be as long as what every rank holds."""
+    dim = own.dim
+    if dim is None:
+        return _replicated(name, whole, part)
+    ends = [end for ranges in own.segments for start, n in ranges for end in (start, start + n)]
+    lengths = {sum(length for _, length in ranges) for ranges in own.segments}
+    rest = [tuple(shape[:dim]) + tuple(shape[dim + 1 :]) for shape in (whole, part)]
+    fits = len(own.segments) == mesh.size and rest[0] == rest[1] and lengths == {part[dim]}
+    if not fits or min(ends) < 0 or max(ends) > whole[dim]:
+        raise _misfit(name, whole, part, "declare ranges of as many ranks as there are")
+    return own
 
 
 def _only(axes: Sequence[str], name: str) -> str:

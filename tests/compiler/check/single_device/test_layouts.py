@@ -53,6 +53,10 @@ def test_the_axis_whose_size_fits_is_taken():
         ((9, 2), (3, 2), None),
         ((16, 2), (4, 2), Packed(0, (8, 4))),
         ((8, 2), (4, 2), Packed(0, (7, 1))),
+        ((8, 2), (2, 2), Layout(0, (((0, 2),),) * 3)),
+        ((8, 2), (2, 2), Layout(0, (((7, 2),),) * 4)),
+        ((8, 2), (2, 2), Layout(0, (((0, 1),),) * 4)),
+        ((8, 2), (2, 2), Layout()),
     ],
 )
 def test_shapes_that_do_not_fit(whole, part, declared):
