@@ -19,6 +19,9 @@ from compiler.ir.mesh import Mesh
 aten = torch.ops.aten
 
 
+Segments = tuple[tuple[tuple[int, int], ...], ...]
+"""Per rank, the ranges of a dimension that it holds."""
+
 Edit = Callable[[SpmdGraph, fx.Node], bool]
 """Makes a mistake at a node; whether it could."""
 
@@ -225,14 +228,21 @@ def mistakes(graph: SpmdGraph, layouts: Mapping[str, Layout]) -> list[Mistake]:
     for name, own in layouts.items():
         if own.dim is None or len(set(own.segments)) < 2:
             continue
-        turned = replace(own, segments=(*own.segments[1:], own.segments[0]))
-        every.append(Mistake("shards in another order", name, graph, {name: turned}))
+        for order in _other_orders(own.segments):
+            turned = replace(own, segments=order)
+            every.append(Mistake("shards in another order", name, graph, {name: turned}))
         if len(own.segments[0]) > 1:
             length = sum(n for _, n in own.segments[0])
             plain = tuple(((r * length, length),) for r in range(len(own.segments)))
             as_one = {name: replace(own, segments=plain)}
             every.append(Mistake("parts sharded as one", name, graph, as_one))
     return every
+
+
+def _other_orders(segments: Segments) -> list[Segments]:
+    """Shards turned by one rank, reversed, and with the first two exchanged, where they differ."""
+    orders = (*segments[1:], segments[0]), segments[::-1], (segments[1], segments[0], *segments[2:])
+    return [order for order in dict.fromkeys(orders) if order != segments]
 
 
 def _places(graph: SpmdGraph, kind: Kind | None) -> list[fx.Node]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from compiler.check.single_device.factors import CATS, SPLITS
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
 
@@ -21,12 +22,16 @@ def without_writes(graph: SpmdGraph) -> SpmdGraph:
     """Return a graph that computes the same without such writes; itself where it has none."""
     masks = {node: _mask(node) for node in graph.graph.nodes}
     joins = {node: _ranges(node) for node in graph.graph.nodes}
-    if not any(x is not None for x in (*masks.values(), *joins.values())):
+    wholes = {node: _split(node) for node in graph.graph.nodes}
+    if not any(x is not None for x in (*masks.values(), *joins.values(), *wholes.values())):
         return graph
     target, values = fx.Graph(), dict[fx.Node, fx.Node]()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         mask, ranges = masks[node], joins[node]
+        if (whole := wholes[node]) is not None:
+            values[node] = values[whole]
+            continue
         if mask is not None:
             written = access.written_arguments(node)
             read = _stretched(target, node, values[mask]), values[written["values"]]
@@ -97,3 +102,19 @@ def _range(node: fx.Node) -> tuple[int, int, int] | None:
     taken = range(shape[dim])[slice(*limits)]
     same = access.dtype(access.written_arguments(node)["src"]) == access.dtype(node)
     return (dim, taken.start, taken.stop) if len(taken) and same else None
+
+
+def _split(node: fx.Node) -> fx.Node | None:
+    """Return the tensor of which a ``cat`` joins all parts, in order; None for others."""
+    if node.target not in CATS:
+        return None
+    parts = access.operands(node)
+    calls = {access.computed_by(part) for part in parts}
+    split = calls.pop() if len(calls) == 1 else node
+    if split.target not in SPLITS or split in parts:
+        return None
+    dims = {int(access.arguments(x)["dim"]) % len(access.shape(node)) for x in (split, node)}
+    numbers = [access.projection(part) for part in parts]
+    whole: fx.Node = access.operands(split)[0]
+    same = len(dims) == 1 and numbers == list(range(len(access.value(split))))
+    return whole if same else None

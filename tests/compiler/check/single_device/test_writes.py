@@ -1,5 +1,7 @@
 """Writes are what is there afterwards: a choice, or what was written."""
 
+import operator
+
 import pytest
 import torch
 
@@ -71,5 +73,22 @@ def test_ranges_that_are_all_of_a_dimension_leave_nothing_of_it(places, whole):
     drawn = {"x": [torch.randn(3, 6, dtype=torch.float64)]}
     for i, place in enumerate(places):
         drawn[f"part{i}"] = [torch.randn(3, len(range(6)[slice(*place)]), dtype=torch.float64)]
+    before, after = (simulate(graph, drawn)[0][0] for graph in (source, target))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("order", "dim", "whole"),
+    [((0, 1, 2), 1, True), ((0, 1, 2), -1, True), ((0, 1), 1, False), ((0, 2, 1), 1, False),
+     ((0, 1, 2), 0, False)],
+)  # fmt: skip
+def test_all_parts_of_a_split_in_order_are_the_whole(order, dim, whole):
+    b = Builder(Mesh({"tp": 1}))
+    parts = b.call(aten.split.Tensor, b.input("x", 3, 6), 2, 1)
+    joined = b.call(aten.cat.default, [b.call(operator.getitem, parts, i) for i in order], dim)
+    source = b.finish(joined)
+    target = without_writes(source)
+    assert (aten.cat.default not in {n.target for n in target.graph.nodes}) is whole
+    drawn = {"x": [torch.arange(18, dtype=torch.float64).reshape(3, 6)]}
     before, after = (simulate(graph, drawn)[0][0] for graph in (source, target))
     assert torch.equal(before, after)
