@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -127,20 +128,29 @@ class Dimensions:
             self._relate_pieces(node, call, *taken)
 
     def _relate_pieces(self, node: fx.Node, call: Call, dim: int, ranges: Any) -> None:
-        is_cat = call.target in CATS
+        read, is_cat = access.operands(node), call.target in CATS
         if not is_cat and len(ranges) > 1:
-            whole = self.of(access.operands(node)[0])[dim]
+            whole = self.of(read[0])[dim]
             self._splits.append((whole, tuple(piece.length for piece in ranges)))
+        joins = is_cat and self._joins_columns(read, dim)
         for piece in ranges:
-            part = (self.of(access.operands(node)[piece.index]) if is_cat
-                    else self.of(node, piece.index))[dim]  # fmt: skip
-            whole = (self.of(node) if is_cat else self.of(access.operands(node)[0]))[dim]
-            if self.cuts.size(part) == self.cuts.size(whole):
+            tensors = (node, read[piece.index]) if is_cat else (read[0], node)
+            whole = self.of(tensors[0])[dim]
+            part = self.of(tensors[1], 0 if is_cat else piece.index)[dim]
+            length = self.cuts.size(part)
+            if length == self.cuts.size(whole):
                 self.cuts.unite((whole, part))
                 continue
             for start in set(piece.starts):
-                own = len(piece.starts) > 1
-                self.cuts.relate(Range(whole, part, start, 0, self.cuts.size(part), cuts=own))
+                own = joins or len(piece.starts) > 1
+                self.cuts.relate(Range(whole, part, start, 0, length, cuts=own))
+
+    def _joins_columns(self, parts: Sequence[fx.Node], dim: int) -> bool:
+        """Whether parts along another dimension are put side by side, as gathered columns are."""
+        calls = {access.computed_by(part) for part in parts}
+        split = calls.pop() if len(calls) == 1 else None
+        taken = None if split not in self.calls else pieces(self.calls[split])
+        return len(parts) > 1 and taken is not None and taken[0] != dim
 
     def _unite(self, before: Dims, after: Dims) -> None:
         for pair in zip(before, after, strict=True):

@@ -59,3 +59,17 @@ def test_splits_hand_on_what_is_cut_and_cut_nothing_themselves():
     x = b.input("x", 4, 8)
     first = b.call(operator.getitem, b.call(aten.split.Tensor, x, 4, 1), 0)
     assert cut(b, first, x, 0, 2).blocks(x) == [(2, 2), (8,)]
+
+
+def test_columns_that_are_put_side_by_side_cut_what_they_become():
+    b = Builder(Mesh({"tp": 1}))
+    x = b.input("x", 4, 3)
+    for dim, blocks in ((1, (3, 3)), (0, (4,))):
+        parts = b.call(aten.split.Tensor, x, 2, 0)
+        joined = b.call(aten.cat.default, [b.call(operator.getitem, parts, i) for i in (0, 1)], dim)
+        cuts = Cuts()
+        dimensions = Dimensions(b.finish(joined), cuts)
+        cuts.solve()
+        assert dimensions.blocks(joined)[dim] == blocks
+        b = Builder(Mesh({"tp": 1}))
+        x = b.input("x", 4, 3)
