@@ -28,12 +28,15 @@ from compiler.check.single_device.cases import (
 )
 from compiler.check.single_device.factors import factors_of, is_view, leading
 from compiler.check.single_device.grid import Permutations
-from compiler.check.single_device.interpret import GridInterpreter, Leaf
+from compiler.check.single_device.interpret import GridInterpreter
 from compiler.check.single_device.relations import Dimensions
 from compiler.check.verdict import UnprovedError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.rules import Call
+
+Leaf = Callable[[fx.Node], Field]
+"""The blocks of a placeholder or attribute."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Evaluation(GridInterpreter):
         self, dimensions: Dimensions, leaf: Leaf, shared: Shared, *, defines: bool
     ) -> None:
         """Compute every value, in program order."""
-        super().__init__(dimensions, leaf, shared.permutations)
+        super().__init__(dimensions, shared.permutations)
         self.shared, self.defines = shared, defines
         self._data: dict[tuple[fx.Node, int], Field] = {}
         self._cases: dict[tuple[fx.Node, int], Cases] = {}

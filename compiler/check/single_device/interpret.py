@@ -57,25 +57,20 @@ SHIFTS = {aten.add.Tensor: 1, aten.add.Scalar: 1, aten.sub.Tensor: -1, aten.sub.
 Groups = Sequence[Sequence[int]]
 """The ranks of every group."""
 
-Leaf = Callable[[fx.Node], Field]
-"""The blocks of a placeholder or attribute."""
-
 
 class GridInterpreter(Interpreter):
     """Blocks of one graph's values.
 
     Args:
         dimensions: of the graph, solved.
-        leaf: what ranks hold of the inputs.
         permutations: shared by graphs to compare.
     """
 
-    def __init__(self, dimensions: Dimensions, leaf: Leaf, permutations: Permutations) -> None:
-        """Interpret nothing before ``grids`` is asked for."""
+    def __init__(self, dimensions: Dimensions, permutations: Permutations) -> None:
+        """Compute nothing: calls are interpreted one at a time."""
         super().__init__(dimensions.graph, {}, None, Logarithms())
-        self.dimensions, self.cuts, self._leaf_of = dimensions, dimensions.cuts, leaf
+        self.dimensions, self.cuts = dimensions, dimensions.cuts
         self.permutations = permutations
-        self._arguments: dict[fx.Node, Mapping[str, Any]] = {}
 
     # -- calls ---------------------------------------------------------------------------------
 
