@@ -6,7 +6,7 @@ Passes never verify, print, time or log themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,20 @@ from compiler.ir import access
 from compiler.ir.collectives import check_groups
 from compiler.ir.graph import SpmdGraph, well_formed
 from compiler.ir.remark import PassResult, Remark, RemarkKind
+
+
+class Clock:
+    """Wall time per stage of the optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("canonicalize", "plan", "rewrite", "check"), 0.0)
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Adds the time since the last lap to ``stage``."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
 
 
 class Pass(Protocol):
@@ -29,12 +43,16 @@ class Pass(Protocol):
         """The rewritten graph; ``graph`` is left as it was."""
 
 
+Step = Callable[..., Pass]
+"""The class of a pass, called with its options."""
+
+
 @dataclass(frozen=True)
 class PassRecord:
     """One run of a pass.
 
     Attributes:
-        name: the pass.
+        rewrite: the pass.
         index: how many passes ran before it.
         seconds: wall time of the pass itself.
         changed: whether it returned another graph.
@@ -42,12 +60,17 @@ class PassRecord:
         graph: what it returned.
     """
 
-    name: str
+    rewrite: Pass
     index: int
     seconds: float
     changed: bool
     remarks: tuple[Remark, ...]
     graph: SpmdGraph
+
+    @property
+    def name(self) -> str:
+        """The pass, as on the command line."""
+        return self.rewrite.name
 
 
 Observer = Callable[[PassRecord], None]
@@ -89,13 +112,29 @@ class Pipeline:
             self._verify(rewrite, result.graph)
             if self.check_each:
                 result = self._proved(rewrite, graph, result)
-        record = PassRecord(
-            rewrite.name, index, seconds, result.changed, result.remarks, result.graph
-        )
+        record = PassRecord(rewrite, index, seconds, result.changed, result.remarks, result.graph)
         self.records.append(record)
         for observer in self.observers:
             observer(record)
         return result.graph
+
+    def run_all(
+        self,
+        steps: Iterable[Step],
+        graph: SpmdGraph,
+        passes_of: Callable[[Step, SpmdGraph], Iterable[Pass]],
+    ) -> SpmdGraph:
+        """The graph after all steps of ``passes.PLANNING`` or ``passes.LOWERING``.
+
+        Args:
+            steps: classes of passes, in the order in which they run.
+            graph: the graph before them.
+            passes_of: class, graph that it meets -> its passes, with their options: none, or more.
+        """
+        for step in steps:
+            for rewrite in passes_of(step, graph):
+                graph = self.run(rewrite, graph)
+        return graph
 
     @property
     def remarks(self) -> tuple[Remark, ...]:

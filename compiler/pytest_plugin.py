@@ -72,8 +72,8 @@ class CollectivesSnapshot:
         if not file.exists():
             pytest.fail(f"no list of collectives in {file}; {remedy}", pytrace=False)
         accepted = Snapshot.from_json(file.read_text(encoding="utf-8"), str(file))
-        if found := changes(accepted, snapshot):
-            pytest.fail("\n".join(("collectives changed:", *found, remedy)), pytrace=False)
+        if differences := changes(accepted, snapshot):
+            pytest.fail("\n".join(("collectives changed:", *differences, remedy)), pytrace=False)
 
 
 @pytest.fixture

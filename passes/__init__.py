@@ -11,16 +11,20 @@ from passes.schedule_collectives import ScheduleCollectives
 from passes.shard_rows import ShardRows
 from passes.unshard_rows import UnshardRows
 
-PLANNING = (
-    Canonicalize,
-    CanonicalizeSlices,
-    EliminateDeadCode,
-    UnshardRows,
-    RegroupSums,
-    PlaceReductions,
-    ShardRows,
-)
-"""What the planner runs, in this order; dead code is eliminated again after every decision."""
+CANONICALIZING = (Canonicalize, CanonicalizeSlices, EliminateDeadCode)
+"""What the planner runs on every graph."""
+
+REGROUPING = (UnshardRows, RegroupSums)
+"""Before decisions, if there are any: UnshardRows for each group of ranks that share rows."""
+
+PLACING = (PlaceReductions, EliminateDeadCode)
+"""For every placement of a reduction."""
+
+SHARDING = (ShardRows, EliminateDeadCode)
+"""For every choice of rows that a group of ranks shares."""
+
+PLANNING = (*CANONICALIZING, *REGROUPING, *PLACING, *SHARDING)
+"""What the planner runs, in this order."""
 
 LOWERING = (
     DispatchRows,
@@ -32,8 +36,12 @@ LOWERING = (
 """What the runtime runs on a planned graph, in this order."""
 
 __all__ = [
+    "CANONICALIZING",
     "LOWERING",
+    "PLACING",
     "PLANNING",
+    "REGROUPING",
+    "SHARDING",
     "Canonicalize",
     "CanonicalizeSlices",
     "DispatchRows",

@@ -69,7 +69,7 @@ def own_group(graph: SpmdGraph, node: fx.Node) -> str | None:
     if not isinstance(rows, int) or not isinstance(kept, int) or not kept or rows % kept:
         return None
     for name, groups in graph.mesh.groups.items():
-        own = [groups.group_of[r].index(r) * kept for r in range(graph.mesh.size)]
+        own = [groups.position[r] * kept for r in range(graph.mesh.size)]
         if groups.axis_size == rows // kept and own == list(start.values):
             return name
     return None

@@ -34,10 +34,11 @@ from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, resized
 from compiler.ir.rules.meaning import size_key
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
+from compiler.ir.scale_rows import state_sizes
 
 aten = torch.ops.aten
 
@@ -93,38 +94,35 @@ def _match(graph: SpmdGraph, node: fx.Node) -> Match | str:
 
 @dataclass
 class _Writer:
-    """Writes the graph with rows sent; ``values``: node of the source -> the same there."""
+    """Writes the graph with rows sent."""
 
     graph: SpmdGraph
     matches: Mapping[fx.Node, Match]
-    target: fx.Graph = field(default_factory=fx.Graph)
-    values: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    copy: GraphCopy = field(default_factory=GraphCopy)
 
     def written(self) -> SpmdGraph:
         """The target."""
-        origins: dict[fx.Node, fx.Node] = {}
         for node in self.graph.graph.nodes:
             if node in self.matches:
-                self.values[node] = self._exchange(node, self.matches[node])
+                self.copy.values[node] = self._exchange(node, self.matches[node])
             else:
-                self.values[node] = self.target.node_copy(node, self.values.__getitem__)
-                origins[self.values[node]] = node
-        return self.graph.with_graph(self.target, origins)
+                self.copy.add(node)
+        return self.graph.with_graph(self.copy.target, self.copy.origins)
 
     def _exchange(self, node: fx.Node, match: Match) -> fx.Node:
         """Writes rows sent, what is computed from them, and its sum, which it returns."""
         group, who, inputs = match.reduction.group, match.owners, match.region.inputs
         ranks, rows = len(who.first), access.shape(inputs[0])[0]
-        shares, total = list[fx.Node](), None
+        values, shares, total = self.copy.values, list[fx.Node](), None
         for x in inputs:
             share, end = _gathered(x, group) or (None, None)
             if share is None:
                 own = resized(access.tensor(x), 0, access.shape(node)[0])
-                shares.append(self._call(x, ALL_SLICE, own, self.values[x], 0, ranks, group))
-                total = total or self._size(self.values[x])
+                shares.append(self._call(x, ALL_SLICE, own, values[x], 0, ranks, group))
+                total = total or self._size(values[x])
             else:
-                shares.append(self.values[share])
-                total = total or (end and self.values[end])
+                shares.append(values[share])
+                total = total or (end and values[end])
         ids = shares[inputs.index(who.ids)]
         count = self._size(ids)
         total = total or self._call(node, operator.mul, rows, count, ranks)
@@ -148,11 +146,12 @@ class _Writer:
                 one = self._size(received[0])
                 scaled = access.value(x), one, times
                 values[x] = one if times == 1 else self._call(x, operator.mul, *scaled)
-            return values.get(x) or self.values[x]
+            return values.get(x) or self.copy.values[x]
 
         for node in inner.nodes:
-            values[node] = self.target.node_copy(node, read)
-            _state_sizes(values[node])
+            values[node] = self.copy.target.node_copy(node, read)
+            if access.is_tensor(node):
+                state_sizes(values[node], access.shape(node))  # -1 says nothing of no rows
         return values[inner.output]
 
     def _size(self, x: fx.Node) -> fx.Node:
@@ -161,7 +160,7 @@ class _Writer:
 
     def _call(self, origin: fx.Node, op: Any, gives: Any, *arguments: Any) -> fx.Node:
         """A call that comes from where ``origin`` does."""
-        node = self.target.call_function(op, arguments)
+        node = self.copy.target.call_function(op, arguments)
         node.meta = {**origin.meta, "val": gives}
         return node
 
@@ -177,16 +176,6 @@ def _gathered(node: fx.Node, group: str) -> tuple[fx.Node, fx.Node | None] | Non
     dim, start, end, step = list(access.written_arguments(node).values())[1:]
     from_first = (dim, start or 0, step) == (0, 0, 1)
     return (gather.operand, end) if from_first and isinstance(end, fx.Node) else None
-
-
-def _state_sizes(node: fx.Node) -> None:
-    """Writes sizes that the call leaves to the op (-1), which it cannot tell where no rows are."""
-    for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
-        sizes = access.written_arguments(node).get(name)
-        if isinstance(sizes, list | tuple) and -1 in sizes:
-            stated = [k if s == -1 and isinstance(k, int) else s
-                      for s, k in zip(sizes, access.shape(node), strict=True)]  # fmt: skip
-            access.set_argument(node, name, stated)
 
 
 def _times(size: Any, rows: int | torch.SymInt) -> int:

@@ -33,6 +33,7 @@ from compiler.ir import access
 from compiler.ir.collectives import Collective, Kind, collective, collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS
 from compiler.ir.rules.meaning import size_key
@@ -150,11 +151,10 @@ class _Writer:
     """Writes a graph with one call for every match."""
 
     def __init__(self, graph: SpmdGraph, matches: Sequence[Match]) -> None:
-        self.graph, self.target = graph, fx.Graph()
+        self.graph, self.copy = graph, GraphCopy()
+        self.values, self.target = self.copy.values, self.copy.target
         self.at = {match.region.addition: match for match in matches}
         self.shares = {m.region.y: m for m in matches if m.gather and len(m.region.y.users) > 1}
-        self.values: dict[fx.Node, fx.Node] = {}
-        self.origins: dict[fx.Node, fx.Node] = {}
 
     def written(self) -> SpmdGraph:
         """The target."""
@@ -167,13 +167,10 @@ class _Writer:
                 self._call(self.at[node])
             else:
                 self._copied(node)
-        return self.graph.with_graph(self.target, self.origins)
+        return self.graph.with_graph(self.target, self.copy.origins)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        if node not in self.values:
-            self.values[node] = self.target.node_copy(node, self.values.__getitem__)
-            self.origins[self.values[node]] = node
-        return self.values[node]
+        return self.values.get(node) or self.copy.add(node)
 
     def _call(self, match: Match) -> None:
         """Writes the call and its results: the norm, then the sum."""

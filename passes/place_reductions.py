@@ -29,7 +29,7 @@ from compiler.analysis.reduction_remarks import reduction_remarks
 from compiler.analysis.reductions import joint_groups, reduction_of
 from compiler.errors import PlanError
 from compiler.ir import access
-from compiler.ir.collectives import group_argument, insert_all_reduce, insert_reduce_scatter
+from compiler.ir.collectives import insert_all_reduce, insert_reduce_scatter
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult
@@ -127,18 +127,14 @@ class _Rewriter:
         def operand(x: fx.Node) -> fx.Node:
             return self.partial[x] if joint or x not in self.plain else self.plain[x]
 
-        copy = self.plain[node] = self.copy.add(node, operand)
+        self.plain[node] = self.copy.add(node, operand)
         if joint:
-            argument = group_argument(copy)
-            assert argument is not None, f"%{node.name} has no group"
-            access.set_argument(copy, argument, self._joint_name(node))
+            access.set_argument(self.plain[node], "group_name", self._joint_name(node))
 
     def _joint_name(self, node: fx.Node) -> str:
         """The name of both groups together, which the mesh knows from now on."""
-        groups = joint_groups(node, self.facts)
-        second = reduction_of(self.facts.graph, node)
+        groups, second = joint_groups(node, self.facts), reduction_of(self.facts.graph, node)
         assert groups is not None, f"%{node.name} reduces over groups that are not orthogonal"
         assert second is not None, f"%{node.name} does not reduce"
-        name = f"{self.reduction.group}*{second.group}"
-        self.mesh, name = self.mesh.including(groups, name)
+        self.mesh, name = self.mesh.including(groups, f"{self.reduction.group}*{second.group}")
         return name

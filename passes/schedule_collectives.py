@@ -26,6 +26,7 @@ from torch import fx
 
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.remark import PassResult
 
 
@@ -40,11 +41,9 @@ class ScheduleCollectives:
         order = schedule(graph.graph)
         if order == list(graph.graph.nodes):
             return PassResult(graph, (), changed=False)
-        target, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node in order:
-            copies[node] = target.node_copy(node, copies.__getitem__)
-        origins = {copy: node for node, copy in copies.items()}
-        return PassResult(graph.with_graph(target, origins), (), changed=True)
+        copy = GraphCopy()
+        copy.add_all(order)
+        return PassResult(graph.with_graph(copy.target, copy.origins), (), changed=True)
 
 
 def schedule(graph: fx.Graph) -> list[fx.Node]:

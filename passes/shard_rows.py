@@ -39,7 +39,7 @@ from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.redistribute import RowSharing
 from compiler.ir.remark import PassResult, Remark, RemarkKind
 from compiler.ir.row_ops import AUTHORED
-from compiler.ir.scale_rows import SIZE_ARGUMENTS
+from compiler.ir.scale_rows import state_sizes
 
 SCATTERED = "all_reduce became a reduce_scatter"
 KEPT = "reduce_scatter kept: rows stay shared as the author shares them"
@@ -69,19 +69,15 @@ class ShardRows:
             raise PlanError.misfit(why, f"rows shared over {assignment.group}")
         if not assignment.shards:
             return PassResult(graph, (), changed=False)
-        remarks = [
-            Remark(RemarkKind.PASSED, f"%{node.name}",
-                   _became(node, sent=assignment.dispatches(node)),
-                   access.layer_path(form.communicates.operand))
-            for node, form in assignment.forms.items()
-            if form.communicates is not None and form.communicates.kind is Kind.ALL_REDUCE
-        ]  # fmt: skip
+        remarks = list[Remark]()
+        for node, form in assignment.forms.items():
+            what = form.communicates
+            if what is not None and what.kind is Kind.ALL_REDUCE:
+                became = KEPT if AUTHORED in node.meta else SCATTERED
+                became = SENT if what.operand in assignment.dispatched else became
+                layer = access.layer_path(what.operand)
+                remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", became, layer))
         return PassResult(_Writer(assignment).written(), tuple(remarks), changed=True)
-
-
-def _became(node: fx.Node, *, sent: bool) -> str:
-    kept = KEPT if AUTHORED in node.meta else SCATTERED
-    return SENT if sent else kept
 
 
 class _Writer:
@@ -140,13 +136,8 @@ class _Writer:
         result = self.copy.target.node_copy(
             node, lambda x: self._own(x) if x in form.carrying else self._whole(x)
         )
-        for name in SIZE_ARGUMENTS if access.projection(node) is None else ():
-            sizes = access.written_arguments(result).get(name)
-            if isinstance(sizes, list | tuple) and sizes:
-                stated = list(access.shape(node))  # what another -1 stands for
-                left_open = [stated[d] if size == -1 else size for d, size in enumerate(sizes)]
-                left_open[rows_and_dim(node)[1]] = -1
-                access.set_argument(result, name, left_open)
+        if access.is_tensor(node):
+            state_sizes(result, access.shape(node), rows_and_dim(node)[1])
         result.meta = dict(node.meta, val=share_of(access.value(node), self.groups.axis_size))
         return result
 

@@ -18,7 +18,7 @@ Saves     nothing by itself: the second cut restores what the author shared unle
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import fx
@@ -54,46 +54,32 @@ class UnshardRows:
             return PassResult(graph, (), changed=False)
         every = shares(graph, graph.mesh.group(self.group))
         read = {x for share in every.values() for x in share.carrying}
-        writer = _Writer(
-            graph, self.group, {n: s for n, s in every.items() if n in read or not s.refusal}
-        )
+        needed = {node: x for node, x in every.items() if node in read or not x.refusal}
         remarks = [
             Remark(RemarkKind.MISSED, f"%{node.name}", f"{KEPT}: {share.refusal}",
                    access.layer_path(node))
             for node, share in every.items()
             if share.refusal not in ("", OWN_ROWS)
         ]  # fmt: skip
-        if not any(share.conversion for share in writer.shares.values()):
+        if not any(share.conversion for share in needed.values()):
             return PassResult(graph, tuple(remarks), changed=False)
+        writer = _Writer(graph, self.group, needed)
         target = writer.written()
         return PassResult(target, (*writer.remarks, *remarks), changed=True)
 
 
-@dataclass
 class _Writer:
-    """Writes the target graph.
+    """Writes the target: of a value all its rows, what ranks hold of it, or both."""
 
-    Attributes:
-        graph: the source.
-        group: name of the replica groups that share rows.
-        shares: the author's shares of which all rows are read.
-        whole: share -> all its rows, in the target.
-        own: value -> what ranks hold of it, in the target.
-        remarks: what became of reduce_scatters.
-    """
-
-    graph: SpmdGraph
-    group: str
-    shares: Mapping[fx.Node, Share]
-    copy: GraphCopy = field(default_factory=GraphCopy)
-    whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    own: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    remarks: list[Remark] = field(default_factory=list)
+    def __init__(self, graph: SpmdGraph, group: str, shares: Mapping[fx.Node, Share]) -> None:
+        self.graph, self.shares, self.groups = graph, shares, graph.mesh.group(group)
+        self.sharing, self.copy = RowSharing(group, self.groups.axis_size), GraphCopy()
+        self.whole: dict[fx.Node, fx.Node] = {}
+        self.own: dict[fx.Node, fx.Node] = {}
+        self.remarks: list[Remark] = []
 
     def written(self) -> SpmdGraph:
         """The target."""
-        self.groups = self.graph.mesh.group(self.group)
-        self.sharing = RowSharing(self.group, self.groups.axis_size)
         for node in self.graph.graph.nodes:
             share = self.shares.get(node)
             if share is not None and not share.refusal:
@@ -115,10 +101,10 @@ class _Writer:
 
     def _computed(self, node: fx.Node, share: Share) -> fx.Node:
         """All rows of a share."""
-        if isinstance(share.conversion, AllSlice):
-            return self._own(share.conversion.operand)
-        if share.conversion is not None:
-            what = share.conversion
+        what = share.conversion
+        if isinstance(what, AllSlice):
+            return self._own(what.operand)
+        if what is not None:
             result = insert_all_reduce(
                 self.copy.target, self._own(what.operand), what.op, what.group
             )
@@ -147,7 +133,6 @@ class _Writer:
     def _own(self, node: fx.Node) -> fx.Node:
         """What ranks hold of a value, cut out of the whole where that is computed."""
         if node not in self.own:
-            dim = self.shares[node].dim
-            whole = self.whole[node]
+            dim, whole = self.shares[node].dim, self.whole[node]
             self.own[node] = self.sharing.cut(whole, access.shape(whole)[dim], dim)
         return self.own[node]

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.capture import Capture, capture_ranks
-from compiler.optimize import optimize_capture
+from compiler.optimize import optimize_captured
+from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import entry
 
 OURS = ("canonicalize", "plan", "rewrite", "check")
@@ -42,7 +43,7 @@ def captured(layers: int, world_size: int, how: str = "record") -> tuple[Capture
 def measured(layers: int, world_size: int, repeats: int, export: bool) -> dict[str, Any]:
     """Seconds per stage, and what came out."""
     found, seconds = captured(layers, world_size)
-    runs = [optimize_capture(found)[0] for _ in range(repeats)]
+    runs = [optimize_captured(found, PlannerOptions())[0] for _ in range(repeats)]
     result = runs[0]
     exported = captured(layers, world_size, "export")[1] if export else None
     return {

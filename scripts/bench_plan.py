@@ -17,14 +17,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture
 from compiler.cost import load_machine, machines
 from compiler.cost.units import PS_PER_MS
 from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
-from compiler.optimize.ranged import decided_ranges, totals_of
-from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from scripts.bench_compile import captured
@@ -35,19 +32,18 @@ GRID_RATIO = 1.3
 
 def planned(found: Capture, name: str, counts: list[int]) -> dict[str, Any]:
     """Ranges, totals at ``counts``, and seconds on one machine."""
-    graph = found.graph
     start = time.perf_counter()
     search = PlannerOptions(machine=load_machine(name))
-    planner = Planner(graph, search, layer_metadata(graph), Pipeline())
+    planner = Planner(found.graph, search)
     middle = time.perf_counter()
-    symbol, table = decided_ranges(planner, {})
+    table = planner.table
     end = time.perf_counter()
-    if symbol is None:
+    if planner.symbol is None:
         raise CommPlanError("no single size counts tokens", where=name)
     ends = [count for r in table.ranges() for count in (r.first, r.last)]
     grid = [round(GRID_RATIO**i) for i in range(40)]
     checked = sorted({n for n in (*counts, *ends, *grid) if 1 <= n <= LAST_TOKENS})
-    totals = {n: totals_of(planner, table.plan(n), n) for n in checked}
+    totals = {n: planner.totals(table.plan(n), n) for n in checked}
     for n, t in totals.items():
         assert t.planned <= t.merged <= t.as_written, f"{name}, {n} tokens: {t}"
         assert t.bound is None or t.bound <= t.planned, f"{name}, {n} tokens: {t}"

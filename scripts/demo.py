@@ -25,7 +25,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from compiler.capture import capture_ranks
-from compiler.optimize import ModelReport, optimize_capture
+from compiler.optimize import ModelReport, optimize_captured
+from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import entry
 from scripts.ranks import Run, run_small
 
@@ -55,7 +56,7 @@ def real_size(layers: int | None, experts: str, world_size: int) -> ModelReport:
     with stage(f"capturing {layers or 45} layers as two of {world_size} ranks"):
         captured = capture_ranks(factory, lambda: (made["args"], {}), world_size)
     with stage("planning, rewriting, proving"):
-        _, report = optimize_capture(captured, config=made["model"].config)
+        _, report = optimize_captured(captured, PlannerOptions(), config=made["model"].config)
     return report
 
 

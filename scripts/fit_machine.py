@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print errors, write nothing")
     given = parser.parse_args()
     try:
-        return fit_machines(given.csv, folder=None if given.dry_run else FOLDER)
+        return fit_machines(given.csv, None, None if given.dry_run else FOLDER, "table")
     except CommPlanError as error:
         stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1

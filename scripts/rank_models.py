@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compiler.capture import Capture, capture
 from compiler.ir.collectives import Kind
-from compiler.optimize import optimize_capture
+from compiler.optimize import optimize_captured
+from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenRange, TokenTable
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.host_memory import through_host
@@ -163,7 +164,7 @@ def optimized(
     model: Step3p5ForCausalLM, found: Capture, policy: str
 ) -> tuple[OptimizedModule, Callable[[int], tuple[Traffic, Traffic]], str]:
     """The optimized model, its collectives before and after by tokens, and the verdict."""
-    result, report = optimize_capture(found, config=model.config, policy=policy)
+    result, report = optimize_captured(found, PlannerOptions(policy), config=model.config)
     ready = lower(result.spmd, found.groups, mutations=found.mutations)
     report = replace(report, remarks=(*report.remarks, *ready.remarks))
     forms = TokenTable(1, (TokenRange(1, 1, ready),))

@@ -18,8 +18,7 @@ from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.collectives import c10d
 from compiler.ir.row_ops import own_share
-from compiler.optimize.graph_api import finished
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
 from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
@@ -71,13 +70,13 @@ class Plans:
         self.model, self.found = model, found
         layers = layer_metadata(found.graph, config=model.config)
         search = PlannerOptions(machine=load_machine(machine))
-        self.planner = Planner(found.graph, search, layers, Pipeline())
+        self.planner = Planner(found.graph, search, layers)
 
     def at(self, tokens: int) -> Planned:
         """The plan for ``tokens`` tokens, proven, as it runs where there is but this rank."""
         planner = self.planner
         decided = planner.decide(tokens)
-        result = finished(planner, decided, tokens=tokens, verify=True)
+        result = optimize(planner, decided, tokens=tokens)
         ready = lower(result.spmd, self.found.groups, mutations=self.found.mutations)
         for module in (ready.module, ready.eager):
             stand_in(module.graph)

@@ -7,11 +7,13 @@ of being gathered, the checker says (``compiler.check.row_ownership``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx
 
 from compiler.analysis.replication import replicated_over, replication
+from compiler.analysis.traversal import reached
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.graph import SpmdGraph
@@ -40,33 +42,24 @@ class ExpertRegion:
 def region(graph: SpmdGraph, output: fx.Node, groups: ReplicaGroups) -> ExpertRegion | None:
     """The region that computes ``output``; None where it communicates, or reads no rows."""
     classes, rows = replication(graph), size_key(access.shape(output)[0])
-    inputs: dict[fx.Node, None] = {}
-    depends: dict[fx.Node, bool] = {}
 
     def is_input(node: fx.Node) -> bool:
-        if not access.is_tensor(node) or not access.shape(node):
-            return False
-        alike = replicated_over(classes[node], groups)
+        has_rows = access.is_tensor(node) and access.shape(node)[:1]
+        alike = bool(has_rows) and replicated_over(classes[node], groups)
         return alike and bool(size_key(access.shape(node)[0]) == rows)
 
-    waiting = [output]
-    while waiting:
-        node = waiting[-1]
-        if node not in depends and is_input(node):
-            inputs[node], depends[node] = None, True
-        elif node not in depends and (node.op != "call_function" or not access.is_operand(node)):
-            depends[node] = False
-        elif node not in depends and (
-            left := [x for x in node.all_input_nodes if x not in depends]
-        ):
-            if node.target is WAIT or node.target in OPS:
-                return None
-            waiting += left
+    def read(node: fx.Node) -> Iterable[fx.Node]:
+        computed = node.op == "call_function" and access.is_operand(node)
+        return node.all_input_nodes if computed and not is_input(node) else ()
+
+    nodes = reached([output], read)
+    inputs = tuple(filter(is_input, nodes))
+    inner: dict[fx.Node, None] = {}
+    for node in sorted(nodes):
+        if node in inputs or not read(node):
             continue
-        elif node not in depends:
-            depends[node] = any(depends[x] for x in node.all_input_nodes)
-        waiting.pop()
-    inner = {n for n, d in depends.items() if d and n not in inputs}
-    if output not in inner:
-        return None
-    return ExpertRegion(tuple(inputs), tuple(n for n in graph.graph.nodes if n in inner))
+        if node.target is WAIT or node.target in OPS:
+            return None
+        if any(x in inputs or x in inner for x in node.all_input_nodes):
+            inner[node] = None
+    return ExpertRegion(inputs, tuple(inner)) if output in inner else None

@@ -75,16 +75,9 @@ def layer_metadata(
     kinds |= {i: k for i, k in _from_config(config).items() if i in kinds}
     kinds |= _given(layers or (), kinds)
     order = sorted(kinds)
-    beside = {index: place for place, index in enumerate(order)}
-    return tuple(
-        LayerMetadata(
-            index,
-            kinds[index],
-            kinds[order[at - 1]] if (at := beside[index]) else None,
-            kinds[order[at + 1]] if at + 1 < len(order) else None,
-        )
-        for index in order
-    )
+    every = [None, *map(kinds.__getitem__, order), None]
+    beside = zip(order, every[1:-1], every[:-2], every[2:], strict=True)
+    return tuple(LayerMetadata(i, str(kind), before, after) for i, kind, before, after in beside)
 
 
 def _from_config(config: object) -> dict[int, str]:

@@ -8,11 +8,13 @@ reduce_scatter      moreover, ops that treat the rows of dimension 0 alike
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import fx
 
 from compiler.analysis.reductions import LINEAR_KINDS, ReductionFacts, reduction_of
+from compiler.analysis.row_shards import row_operands
 from compiler.ir import access
 from compiler.ir.row_ops import all_slice
 from compiler.ir.rules import Meaning, Term, elementwise, identity
@@ -115,16 +117,11 @@ def _row_refusal(
     node: fx.Node, rule: Meaning, partial: Sequence[fx.Node], facts: ReductionFacts
 ) -> str | None:
     """Why the rows of the result are not made of the same rows of ``partial`` alone."""
-    mixed = f"{node.target} needs more than this rank's rows"
-    if rule.dims is None:
-        return mixed
-    both = list(zip(access.operands(node), rule.dims.operands, strict=True))
-    factors = {labels[0] if labels else None for x, labels in both if x in partial}
-    factors |= {labels[0] if labels else None for labels in rule.dims.results}
-    if len(factors) > 1 or None in factors:
-        return mixed
-    for x, labels in both:
-        if x not in partial and factors & set(labels):
+    carrying = row_operands(node, rule, repeat(0))
+    if carrying is None or any(carrying.get(x) != 0 for x in partial):
+        return f"{node.target} needs more than this rank's rows"
+    for x in carrying:
+        if x not in partial:
             return f"{node.target} reads %{x.name} row by row, which has no rows of other ranks"
     if not grows(node, dict.fromkeys(partial, 0), facts.reduction.groups.axis_size):
         return f"{node.target} states how many rows there are"

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from torch import fx
 
-from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.analysis.replication import replicated_over, replication
+from compiler.analysis.row_shards import over, row_operands
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Collective, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import AllSlice, all_slice, divides
@@ -53,12 +55,12 @@ class Share:
 
 def shares(graph: SpmdGraph, groups: ReplicaGroups) -> dict[fx.Node, Share]:
     """The shares of rows that the author's all_gathers over ``groups`` read, in graph order."""
-    return _Sweep(graph, groups, replication(graph)).run()
+    return _Sweep(graph, groups).run()
 
 
 def gathered(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> fx.Node | None:
     """What ``node`` is the gathered rows of, None for all but results of all_gathers."""
-    what = _over(graph, node, groups)
+    what = over(graph, node, groups)
     return what.operand if what is not None and what.kind is Kind.ALL_GATHER else None
 
 
@@ -66,7 +68,7 @@ def shares_rows(graph: SpmdGraph, group: str) -> bool:
     """Whether ranks hold rows of their own of a sum, or of a whole value, by the author's will."""
     groups = graph.mesh.group(group)
     for node in graph.graph.nodes:
-        what, cut = _over(graph, node, groups), all_slice(node)
+        what, cut = over(graph, node, groups), all_slice(node)
         if what is not None and what.kind is Kind.REDUCE_SCATTER:
             return True
         if cut is not None and graph.mesh.group(cut.group) == groups:
@@ -74,17 +76,10 @@ def shares_rows(graph: SpmdGraph, group: str) -> bool:
     return False
 
 
-def _over(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> Collective | None:
-    """The collective over ``groups`` whose result ``node`` is."""
-    what = collective(node) if node.target is WAIT else None
-    return what if what is not None and graph.mesh.group(what.group) == groups else None
-
-
 @dataclass(frozen=True)
 class _Sweep:
     graph: SpmdGraph
     groups: ReplicaGroups
-    classes: Mapping[fx.Node, Classes]
 
     def run(self) -> dict[fx.Node, Share]:
         dims: dict[fx.Node, int] = {}
@@ -105,10 +100,10 @@ class _Sweep:
         return {node: shares[node] for node in self.graph.graph.nodes if node in shares}
 
     def _replicated(self, node: fx.Node) -> bool:
-        return replicated_over(self.classes[node], self.groups)
+        return replicated_over(replication(self.graph)[node], self.groups)
 
     def _share(self, node: fx.Node, dim: int) -> Share:
-        what, cut = _over(self.graph, node, self.groups), all_slice(node)
+        what, cut = over(self.graph, node, self.groups), all_slice(node)
         if what is not None and what.kind is Kind.REDUCE_SCATTER and dim == 0:
             if divides(self.groups.axis_size, access.shape(what.operand)[0]):
                 return Share(dim, conversion=what)
@@ -138,26 +133,14 @@ class _Sweep:
             return "has no rule"
         if rule.random or rule.rank_dependent:
             return "differs from rank to rank"
-        factors = {labels[dim] for labels in rule.dims.results} if rule.dims else {None}
-        if rule.dims is None or len(factors) > 1 or None in factors:
+        carrying = row_operands(node, rule, repeat(dim))
+        if carrying is None:
             return "needs more than this rank's rows"
-        (factor,) = factors
-        pairs = list(zip(access.operands(node), rule.dims.operands, strict=True))
-        for x, labels in pairs:
-            if factor not in labels and not self._replicated(x):
+        for x in access.operands(node):
+            if x not in carrying and not self._replicated(x):
                 return f"depends on %{x.name}, which differs between ranks"
-            if factor in labels and self._replicated(x):
+            if x in carrying and self._replicated(x):
                 return f"reads %{x.name} row by row, which has no rows of other ranks"
-        dims = [(x, labels.index(factor)) for x, labels in pairs if factor in labels]
-        return self._checked(node, dim, dict(dims), len(set(dims)))
-
-    def _checked(
-        self, node: fx.Node, dim: int, carrying: dict[fx.Node, int], count: int
-    ) -> dict[fx.Node, int] | str:
-        if not carrying:
-            return "makes rows of its own"
-        if len(carrying) != count:
-            return "needs more than this rank's rows"
         if any(size_key(s) != 1 for x, d in carrying.items() for s in _before(x, d)):
             return "counts rows behind a dimension that is not of size one"
         if not grows(node, carrying, self.groups.axis_size, dim):

@@ -29,7 +29,7 @@ from compiler.ir.collectives import Collective
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, why_unsupported
 from compiler.ir.graph import SpmdGraph, spmd_graph_of
 from compiler.ir.mesh import Mesh
-from compiler.ir.rules.meaning import size_key
+from compiler.ir.rules.meaning import shape_key, size_key
 
 aten = torch.ops.aten
 Emit = Callable[..., fx.Node]
@@ -92,15 +92,11 @@ class Recognizer:
         operand = access.tensor(reduction.operand)
         if why := why_unsupported(operand.shape[-1] if operand.dim() else 0, operand.dtype):
             return why
-        return self.behind(reduction.result)
-
-    def behind(self, total: fx.Node) -> NormRegion | str:
-        """The region that reads the sum ``total``, or why there is none."""
-        addition = self._addition(total)
+        addition = self._addition(reduction.result)
         if isinstance(addition, str):
             return addition
         left, right = access.operands(addition)
-        residual = right if left is total else left
+        residual = right if left is reduction.result else left
         for y in self._rows_computed_from(addition):
             if (region := _slice(y, addition)) is None:
                 continue
@@ -124,26 +120,26 @@ class Recognizer:
             return "the sum over ranks is not added to a residual"
         plain = all(len(t.operands) == 1 and not t.fixed and t.coefficient == 1 for t in rule.terms)
         # Sizes that a view computed are other expressions; adding makes them equal or refuses.
-        alike = len({(_hints(n), access.dtype(n)) for n in (*operands, addition)}) == 1
-        if not plain or not alike or operands[0] is operands[1]:
+        types = {(access.concrete_shape(n), access.dtype(n)) for n in (*operands, addition)}
+        if not plain or len(types) > 1 or operands[0] is operands[1]:
             return "the sum over ranks is not added to a residual of its shape and type"
         return addition
 
     def _rows_computed_from(self, addition: fx.Node) -> list[fx.Node]:
         """Values shaped and typed like ``addition`` that depend on it row by row, nearest first."""
         reached, waiting, like = {addition}, list(addition.users), []
-        kept = (_sizes(addition), (*_sizes(addition)[:-1], 1))
+        sizes = shape_key(access.tensor(addition))
+        kept = (sizes, (*sizes[:-1], 1))
         while waiting and len(reached) < MAX_NODES:
             node = waiting.pop(0)
             if node in reached or node.op != "call_function":
                 continue
-            is_tuple = isinstance(node.meta.get("val"), tuple)
-            if not is_tuple and (not access.is_tensor(node) or _sizes(node) not in kept):
+            value = node.meta.get("val")
+            if not isinstance(value, tuple) and shape_key(value) not in kept:
                 continue
             reached.add(node)
             waiting += list(node.users)
-            same = not is_tuple and _sizes(node) == kept[0]
-            if same and access.dtype(node) == access.dtype(addition):
+            if shape_key(value) == sizes and access.dtype(node) == access.dtype(addition):
                 like.append(node)
         return like
 
@@ -231,8 +227,8 @@ def _spelling(inner: tuple[fx.Node, ...], addition: fx.Node, weight: fx.Node) ->
     names = {addition: "h", weight: "w", **{node: str(i) for i, node in enumerate(inner)}}
     return (
         access.dtype(addition),
-        _sizes(addition)[-1],
-        len(_sizes(addition)),
+        size_key(access.shape(addition)[-1]),
+        len(access.shape(addition)),
         tuple(
             (n.target, str(fx.node.map_arg((n.args, n.kwargs), lambda x: names[x]))) for n in inner
         ),
@@ -246,11 +242,3 @@ def _numbers(node: fx.Node) -> list[float]:
     if node.target in RMS_NORMS:
         numbers.append(float(torch.finfo(access.dtype(access.operands(node)[0])).eps))
     return numbers
-
-
-def _sizes(node: fx.Node) -> tuple[Any, ...]:
-    return tuple(size_key(s) for s in access.shape(node))
-
-
-def _hints(node: fx.Node) -> tuple[int, ...]:
-    return tuple(access.concrete(s) for s in access.shape(node))

@@ -15,7 +15,7 @@ Refuses    assignments that no graph can compute, see ``PartialAssignment.misfit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,10 +37,6 @@ class Readers:
 
     linear: tuple[fx.Node, ...]
     others: bool
-
-    def demand_reduced(self, partial: Set[fx.Node]) -> bool:
-        """Return whether one of them reads the Replicate form, given what is Partial."""
-        return self.others or any(reader not in partial for reader in self.linear)
 
 
 @cached
@@ -102,7 +98,8 @@ class PartialAssignment:
 
     def demanded(self, node: fx.Node) -> bool:
         """Return whether the Replicate form of ``node`` is read."""
-        return readers(self.facts)[node].demand_reduced(self.partial)
+        reading = readers(self.facts)[node]
+        return reading.others or not self.partial.issuperset(reading.linear)
 
     @cached_property
     def joint(self) -> frozenset[fx.Node]:

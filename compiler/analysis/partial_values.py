@@ -20,6 +20,7 @@ Refuses    an op that does not commute with the reduction, see ``compiler.analys
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -28,12 +29,8 @@ from torch import fx
 
 from compiler.analysis.cache import cached
 from compiler.analysis.linearity import why_not_linear
-from compiler.analysis.reductions import (
-    ReductionFacts,
-    is_reduction,
-    joint_groups,
-    reads_shape,
-)
+from compiler.analysis.reductions import ReductionFacts, is_reduction, joint_groups, reads_shape
+from compiler.analysis.traversal import reached
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, collective
 
@@ -86,12 +83,12 @@ def partial_values(facts: ReductionFacts) -> PartialValues:
         partial = [x for x in access.operands(node) if x in values and not values[x].addend]
         if partial and access.is_operand(node) and why_not_linear(node, partial, facts) is None:
             values[node] = PartialValue(tuple(dict.fromkeys(partial)), addend=False)
-    for node, value in values.items():
-        users = () if value.addend else node.users
-        joint = tuple(u for u in users if joint_groups(u, facts))
-        values[node] = replace(value, joint=joint) if joint else value
-    order = {node: i for i, node in enumerate(graph.graph.nodes)}
-    return dict(sorted(values.items(), key=lambda item: order[item[0]]))
+
+    def joint(node: fx.Node) -> tuple[fx.Node, ...]:
+        users = () if values[node].addend else node.users
+        return tuple(user for user in users if joint_groups(user, facts))
+
+    return {node: replace(values[node], joint=joint(node)) for node in sorted(values)}
 
 
 def _add_addends(
@@ -101,12 +98,9 @@ def _add_addends(
 
     A value is pinned by what reads its elements, not by what reads its shape.
     """
-    queue = [addend(node) for node in sums]
     linear_in: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    while queue:
-        node = queue.pop()
-        if node in linear_in:
-            continue
+
+    def operands_of(node: fx.Node) -> tuple[fx.Node, ...]:
         partial = [x for x in access.operands(node) if not facts.replicated(x)]
         is_call = node.op == "call_function" and node.target is not WAIT
         rule = facts.graph.meanings.get(node)
@@ -114,7 +108,9 @@ def _add_addends(
         linear = bool(partial) and is_call and not fixed
         linear = linear and why_not_linear(node, partial, facts) is None
         linear_in[node] = tuple(dict.fromkeys(partial)) if linear else ()
-        queue += linear_in[node]
+        return linear_in[node]
+
+    reached(map(addend, sums), operands_of)
     for node, operands in linear_in.items():
         readers = [u for u in node.users if node not in linear_in.get(u, ())]
         pinned = any(
@@ -141,14 +137,10 @@ def exclusive_reduced_size(
         values: those of one reduction.
         size: what a tensor counts as, bytes or elements.
     """
-    uses: dict[fx.Node, int] = {value: 1}
-    queue = [value]
-    while queue:
-        for x in values[queue.pop()].operands:
-            queue += [] if x in uses else [x]
-            uses[x] = uses.get(x, 0) + 1
+    cone = reached([value], lambda node: values[node].operands)
+    uses = Counter(x for node in cone for x in values[node].operands)
     flow: dict[fx.Node, Fraction] = {}
-    for node in sorted(uses):
+    for node in sorted(cone):
         operands, flow[node] = values[node].operands, Fraction(0)
         if values[node].addend or sum(not reads_shape(user) for user in node.users) == 1:
             below = sum((flow[x] / uses[x] for x in operands), Fraction(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,9 @@ SELECTIVE_KINDS = ("max", "min", "product")
 """Reductions that commute with selections of elements."""
 
 
-Key = tuple[ReplicaGroups, str, bool]
-
-
 @dataclass(frozen=True)
 class Reduction:
-    """Which ranks reduce, and how.
+    """Which ranks reduce, and how; equal whatever their groups are called.
 
     Attributes:
         group: the name that the graph uses first.
@@ -37,15 +34,10 @@ class Reduction:
         scatters: each rank gets its block of rows (reduce_scatter), not everything (all_reduce).
     """
 
-    group: str
+    group: str = field(compare=False)
     kind: str
     groups: ReplicaGroups
     scatters: bool = False
-
-    @property
-    def key(self) -> Key:
-        """What tells reductions apart, whatever their groups are called."""
-        return self.groups, self.kind, self.scatters
 
     @property
     def collective(self) -> Kind:
@@ -93,29 +85,20 @@ def reduction_of(graph: SpmdGraph, node: fx.Node) -> Reduction | None:
     return Reduction(what.group, what.op, graph.mesh.group(what.group), scatters)
 
 
+def number_of(graph: SpmdGraph) -> Counter[Reduction]:
+    """Return how many collectives of the graph do each of its reductions, in graph order."""
+    starts = (reduction_of(graph, node) for node in graph.graph.nodes if node.target in OPS)
+    return Counter(reduction for reduction in starts if reduction is not None)
+
+
 def reductions(graph: SpmdGraph) -> tuple[Reduction, ...]:
-    """The reductions of the graph, one per collective, set of groups and kind."""
-    by_key: dict[Key, Reduction] = {}
-    for reduction in _every_reduction(graph):
-        by_key.setdefault(reduction.key, reduction)
-    return tuple(by_key.values())
-
-
-def number_of(graph: SpmdGraph) -> Counter[Key]:
-    """Key of a reduction -> how many collectives of the graph do it."""
-    return Counter(reduction.key for reduction in _every_reduction(graph))
-
-
-def _every_reduction(graph: SpmdGraph) -> Iterator[Reduction]:
-    for node in graph.graph.nodes:
-        if node.target in OPS and (reduction := reduction_of(graph, node)) is not None:
-            yield reduction
+    """Return the reductions of the graph, one per collective, set of groups and kind."""
+    return tuple(number_of(graph))
 
 
 def is_reduction(graph: SpmdGraph, node: fx.Node, reduction: Reduction) -> bool:
     """Whether ``node`` is the result of this reduction."""
-    own = reduction_of(graph, node) if node.target is WAIT else None
-    return own is not None and own.key == reduction.key
+    return node.target is WAIT and reduction_of(graph, node) == reduction
 
 
 def joint_groups(node: fx.Node, facts: ReductionFacts) -> ReplicaGroups | None:
@@ -127,9 +110,8 @@ def joint_groups(node: fx.Node, facts: ReductionFacts) -> ReplicaGroups | None:
     if other is None or other.scatters or mine.scatters or other.kind != mine.kind:
         return None
     groups = product(mine.groups, other.groups)
-    if groups and (facts.allow_new_groups or facts.graph.mesh.name_of(groups)):
-        return groups
-    return None
+    named = groups and (facts.allow_new_groups or facts.graph.mesh.name_of(groups))
+    return groups if named else None
 
 
 @cached

@@ -10,13 +10,14 @@ Refuses    nothing: an op without a rule may read its rank in secret, so every r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
+from itertools import compress
 
 from torch import fx
 
 from compiler.analysis.cache import cached
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.placement import Placements, Replicate
@@ -35,11 +36,8 @@ def numbered(labels: Iterable[Hashable]) -> Classes:
 
 def classes_of(mesh: Mesh, placements: Placements) -> Classes:
     """Ranks that differ in replicated axes alone hold the same."""
-    ranks: list[list[int]] = [[]]
-    for size, placement in zip(mesh.axes.values(), placements, strict=True):
-        indices = [0] * size if isinstance(placement, Replicate) else list(range(size))
-        ranks = [[*prefix, index] for prefix in ranks for index in indices]
-    return numbered(map(tuple, ranks))
+    varying = [not isinstance(placement, Replicate) for placement in placements]
+    return numbered(tuple(compress(indices, varying)) for indices in mesh.coordinates)
 
 
 def replicated_over(classes: Classes, groups: ReplicaGroups) -> bool:
@@ -62,12 +60,13 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             classes[node] = classes_of(graph.mesh, graph.inputs[str(node.target)])
-        elif node.target is WAIT or node.target in OPS:
-            classes[node] = _after_collective(graph.mesh, node, classes)
+        elif node.target is WAIT:
+            classes[node] = classes[access.operands(node)[0]]
+        elif (what := collective(node)) is not None:
+            classes[node] = _after_collective(graph.mesh, node, what, classes[what.operand])
         elif (cut := all_slice(node)) is not None:
-            group_of = graph.mesh.group(cut.group).group_of
-            operand = classes[cut.operand]
-            classes[node] = numbered((operand[r], group_of[r].index(r)) for r in range(world))
+            operand, position = classes[cut.operand], graph.mesh.group(cut.group).position
+            classes[node] = numbered((operand[r], position[r]) for r in range(world))
         elif node.op == "call_function":
             rule = graph.meanings.get(node)
             if node in graph.meanings and (rule is None or rule.random):
@@ -91,25 +90,20 @@ def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:
     return [operands[i] for i in reads]
 
 
-def _after_collective(mesh: Mesh, node: fx.Node, classes: Mapping[fx.Node, Classes]) -> Classes:
-    if node.target is WAIT:
-        return classes[access.operands(node)[0]]
-    what = collective(node)
-    assert what is not None, f"%{node.name} is not a collective"
-    operand, group_of = classes[what.operand], mesh.group(what.group).group_of
+def _after_collective(mesh: Mesh, node: fx.Node, what: Collective, operand: Classes) -> Classes:
+    groups = mesh.group(what.group)
 
     def label(rank: int) -> Hashable:
-        group: Sequence[int] = group_of[rank]
-        in_order = tuple(operand[r] for r in group)
+        in_order = tuple(operand[r] for r in groups.group_of[rank])
         match what.kind:
             case Kind.ALL_REDUCE:
                 return tuple(sorted(in_order))
             case Kind.REDUCE_SCATTER:
-                return tuple(sorted(in_order)), group.index(rank)
+                return tuple(sorted(in_order)), groups.position[rank]
             case Kind.ALL_GATHER:
                 return in_order
             case Kind.ALL_TO_ALL:
-                return in_order, group.index(rank)
+                return in_order, groups.position[rank]
             case Kind.BROADCAST:
                 return in_order[int(access.arguments(node)["src"])]
 

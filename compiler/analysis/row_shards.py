@@ -16,21 +16,23 @@ Refuses    an op that mixes rows, moves them to another dimension, or is told th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from compiler.analysis.cache import cached
-from compiler.analysis.replication import Classes, replicated_over, replication
+from compiler.analysis.replication import replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import AUTHORED, all_slice, resized, share
+from compiler.ir.rules import Meaning
 from compiler.ir.rules.meaning import size_key
 from compiler.ir.scale_rows import SIZE_ARGUMENTS
 
@@ -78,11 +80,6 @@ class RowAssignment:
         forms = row_forms(self.graph, self.groups)
         return {node: form for node, form in forms.items() if node in self.shards}
 
-    def dispatches(self, node: fx.Node) -> bool:
-        """Return whether rows are sent for the partial sum that the all_reduce ``node`` adds up."""
-        what = self.forms[node].communicates
-        return what is not None and what.operand in self.dispatched
-
     def misfit(self) -> str:
         """Return why no graph can compute this assignment, empty if one can."""
         if others := sorted(self.shards - self.forms.keys()):
@@ -102,18 +99,23 @@ def row_forms(graph: SpmdGraph, groups: ReplicaGroups) -> Mapping[fx.Node, RowFo
     classes = replication(graph)
     forms: dict[fx.Node, RowForm] = {}
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not _has_rows(node):
+        if node.op != "call_function" or node.target in OPS or not access.is_operand(node):
             continue
-        if not replicated_over(classes[node], groups):
+        if rows_of(node) in (None, 0) or not replicated_over(classes[node], groups):
             continue
-        form = (
-            _communicated(graph, node, groups, classes)
-            if node.target is WAIT
-            else _computed(graph, node, groups, classes, forms)
-        )
+        if node.target is WAIT:
+            form = _communicated(graph, node, groups)
+        else:
+            form = _computed(graph, node, groups, forms)
         if form is not None:
             forms[node] = form
     return forms
+
+
+def over(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> Collective | None:
+    """Return the collective over ``groups`` whose result ``node`` is."""
+    what = collective(node) if node.target is WAIT else None
+    return what if what is not None and graph.mesh.group(what.group) == groups else None
 
 
 def row_dim(value: Any) -> int | None:
@@ -139,7 +141,7 @@ def rows_and_dim(node: fx.Node) -> tuple[int | torch.SymInt, int]:
 
 
 def share_of(value: Any, ranks: int) -> Any:
-    """Empty tensors like ``held``, with the rows that each of ``ranks`` ranks holds of it."""
+    """Empty tensors like ``value``, with the rows that each of ``ranks`` ranks holds of it."""
     if isinstance(value, list | tuple):
         return type(value)(share_of(x, ranks) for x in value)
     dim = row_dim(value)
@@ -151,61 +153,60 @@ def _parts(node: fx.Node) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _has_rows(node: fx.Node) -> bool:
-    return access.is_operand(node) and node.target not in OPS and rows_of(node) not in (None, 0)
-
-
-def _communicated(
-    graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups, classes: Mapping[fx.Node, Classes]
-) -> RowForm | None:
-    what = collective(node)
-    if what is None or graph.mesh.group(what.group) != groups:
+def _communicated(graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups) -> RowForm | None:
+    what = over(graph, node, groups)
+    if what is None or what.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
         return None
-    if what.kind not in (Kind.ALL_REDUCE, Kind.ALL_GATHER):
-        return None
-    if what.kind is Kind.ALL_GATHER and row_dim(access.value(what.operand)) != 0:
-        return None
-    return RowForm((), communicates=what)
+    gathers_others = what.kind is Kind.ALL_GATHER and row_dim(access.value(what.operand)) != 0
+    return None if gathers_others else RowForm((), communicates=what)
 
 
 def _computed(
-    graph: SpmdGraph,
-    node: fx.Node,
-    groups: ReplicaGroups,
-    classes: Mapping[fx.Node, Classes],
-    forms: Mapping[fx.Node, RowForm],
+    graph: SpmdGraph, node: fx.Node, groups: ReplicaGroups, forms: Mapping[fx.Node, RowForm]
 ) -> RowForm | None:
     if access.projection(node) is not None:
         (source,) = access.operands(node)
         return RowForm((source,)) if source in forms else None
     rule = graph.meanings.get(node)
-    if rule is None or rule.dims is None or rule.random or rule.rank_dependent:
+    if rule is None or rule.random or rule.rank_dependent:
         return None
-    factors = {
-        labels[d]
-        for x, labels in zip(_parts(node), rule.dims.results, strict=True)
-        if (d := row_dim(x)) is not None
-    }
+    carrying = row_operands(node, rule, [row_dim(x) for x in _parts(node)])
+    if carrying is None or any(d != row_dim(access.value(x)) for x, d in carrying.items()):
+        return None
+    if any(rows_of(x) != rows_of(node) for x in carrying) or _told_rows(node):
+        return None
+    classes = replication(graph)
+    if not all(replicated_over(classes[x], groups) for x in access.operands(node)):
+        return None
+    return RowForm(tuple(carrying))
+
+
+def row_operands(
+    node: fx.Node, rule: Meaning, dims: Iterable[int | None]
+) -> dict[fx.Node, int] | None:
+    """Return the operands whose rows the rows of the results are made of, one by one.
+
+    Args:
+        node: a call.
+        rule: of its op.
+        dims: per result, the dimension that counts its rows; None for one without rows.
+
+    Returns:
+        Operand -> the dimension that counts its rows; None where the op mixes rows, makes some, or
+        reads one operand in two ways.
+    """
+    if rule.dims is None:
+        return None
+    counting = zip(rule.dims.results, dims, strict=False)
+    factors = {labels[d] if labels else None for labels, d in counting if d is not None}
     if len(factors) != 1 or None in factors:
         return None
     (factor,) = factors
-    pairs = list(zip(access.operands(node), rule.dims.operands, strict=True))
-    carrying = [x for x, labels in pairs if factor in labels]
-    if any(x in carrying for x, labels in pairs if factor not in labels):
-        return None
-    at_rows = [_row_label(x, labels) == factor for x, labels in pairs if factor in labels]
-    if not carrying or not all(at_rows):
-        return None
-    if any(rows_of(x) != rows_of(node) for x in carrying):
-        return None
-    if not all(replicated_over(classes[x], groups) for x, _ in pairs) or _told_rows(node):
-        return None
-    return RowForm(tuple(dict.fromkeys(carrying)))
-
-
-def _row_label(x: fx.Node, labels: Sequence[Any]) -> Any:
-    d = row_dim(access.value(x))
-    return None if d is None else labels[d]
+    read = zip(access.operands(node), rule.dims.operands, strict=True)
+    ways = [(x, labels.index(factor) if factor in labels else None) for x, labels in read]
+    dim_of = dict(ways)
+    carrying = {x: d for x, d in dim_of.items() if d is not None}
+    return carrying if carrying and len(dim_of) == len(set(ways)) else None
 
 
 def _told_rows(node: fx.Node) -> bool:
@@ -217,9 +218,7 @@ def _told_rows(node: fx.Node) -> bool:
     if any(_leaves_open(node, written.get(name)) for name in SIZE_ARGUMENTS):
         return True
     others = [x for name, x in written.items() if name not in SIZE_ARGUMENTS]
-    return any(
-        isinstance(x, fx.Node) and not access.is_operand(x) for x in _items(others)
-    )  # fmt: skip
+    return any(isinstance(x, fx.Node) and not access.is_operand(x) for x in tree_leaves(others))
 
 
 def _leaves_open(node: fx.Node, sizes: Any) -> bool:
@@ -229,14 +228,6 @@ def _leaves_open(node: fx.Node, sizes: Any) -> bool:
     rows = row_dim(access.value(node))
     pairs = enumerate(zip(sizes, access.shape(node), strict=True))
     return any(s == -1 and d != rows and not isinstance(size, int) for d, (s, size) in pairs)
-
-
-def _items(tree: Sequence[Any]) -> Iterator[Any]:
-    for item in tree:
-        if isinstance(item, list | tuple):
-            yield from _items(item)
-        else:
-            yield item
 
 
 def reads_share(graph: SpmdGraph, reader: fx.Node, groups: ReplicaGroups) -> bool:
@@ -255,14 +246,14 @@ def at_hand(
     Those of which nobody reads all rows, and those computed from nothing but gathered shares, as
     long as ranks share their rows evenly: padding costs.
     """
-    forms = {n: form for n, form in forms.items() if rows_of(n) % groups.axis_size == 0}
     gathered: set[fx.Node] = set()
     for node, form in forms.items():
         if form.communicates is None:
-            is_gathered = bool(form.carrying) and all(x in gathered for x in form.carrying)
+            is_gathered = bool(form.carrying) and gathered.issuperset(form.carrying)
         else:
             is_gathered = form.communicates.kind is Kind.ALL_GATHER
-        gathered.update([node] if is_gathered else [])
+        if is_gathered and rows_of(node) % groups.axis_size == 0:
+            gathered.add(node)
     return frozenset(gathered) | only_own_rows_read(graph, groups, by_author=True)
 
 

@@ -13,9 +13,7 @@ import torch
 
 from compiler.cost import Machine
 from compiler.errors import CommPlanError
-from compiler.optimize.graph_api import check_policy
-from compiler.optimize.validation import launch_of, machine_of
-from compiler.runtime.lowering import check_kernels
+from compiler.optimize.validation import planner_options
 
 INNER = ("inductor", "eager")
 ON_FAILURE = ("warn", "raise")
@@ -77,10 +75,7 @@ class BackendOptions:
 
     def check(self) -> None:
         """Raise CommPlanError, or MachineError, for a value that an option does not take."""
-        check_policy(self.policy)
-        launch_of(self.launch)
-        check_kernels(self.kernels)
-        machine_of(self.machine)
+        planner_options(self.policy, self.machine, self.launch, kernels=self.kernels)
         _check_one_of("inner", self.inner, INNER)
         _check_one_of("on_failure", self.on_failure, ON_FAILURE)
         if not isinstance(self.verify, bool):

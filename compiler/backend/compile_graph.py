@@ -21,25 +21,20 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.backend.aot_graphs import restored
 from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
-from compiler.capture import Capture, capture
+from compiler.capture import capture
 from compiler.errors import CommPlanError, ExchangeError
 from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
-from compiler.ir.remark import Remark
-from compiler.optimize.model_api import optimize_captured_ranges
-from compiler.optimize.ranged import Ranged
+from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.report import ModelReport
-from compiler.optimize.validation import AUTO, launch_of, machine_of
-from compiler.plan.planner_options import PlannerOptions
+from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
-from compiler.runtime.lowering import lower
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import (
     GroupExchange,
-    compare_plans,
     exchange_over,
     ranks_of_groups,
 )
@@ -96,15 +91,20 @@ def rewritten(
     everyone = ranks_of_groups(names) if names else None
     if everyone is None or everyone.size() == 1:
         return None
-    exchange = exchange_over(everyone, options.timeout)
-    if exchange is None:  # a fake group: there are no other ranks
-        with outside_tracing():
-            return _Planning(gm, inputs, options, None, ProcessGroups(everyone)).run()
-    exchange = exchange.during(f"compiling {title(gm)}")
+    exchange, groups = exchange_over(everyone, options.timeout), ProcessGroups(everyone)
     with outside_tracing():
-        return _together(
-            exchange, _Planning(gm, inputs, options, exchange, ProcessGroups(everyone))
-        )
+        if exchange is None:  # a fake group: there are no other ranks
+            return _planned(gm, inputs, options, None, groups)
+        exchange = exchange.during(f"compiling {title(gm)}")
+        try:
+            result = _planned(gm, inputs, options, exchange, groups)
+            exchange.gather(None)
+        except ExchangeError:
+            raise
+        except Exception as error:
+            _fail(exchange, error)
+            raise
+        return result
 
 
 def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> None:
@@ -129,19 +129,6 @@ def title(gm: fx.GraphModule) -> str:
     return f"a graph of {len(ops)} ops, digest {digest}"
 
 
-def _together(exchange: GroupExchange, planning: _Planning) -> Rewritten:
-    """The result, if all ranks have one."""
-    try:
-        result = planning.run()
-        exchange.gather(None)
-    except ExchangeError:
-        raise
-    except Exception as error:
-        _fail(exchange, error)
-        raise
-    return result
-
-
 def _fail(exchange: GroupExchange, error: Exception) -> None:
     """Let the other ranks fail too.
 
@@ -156,76 +143,53 @@ def _fail(exchange: GroupExchange, error: Exception) -> None:
             raise failure from error
 
 
-class _Planning:
-    """One graph on its way; ``exchange`` is None where there are no ranks to ask."""
-
-    def __init__(
-        self,
-        gm: fx.GraphModule,
-        inputs: Sequence[DynamoInput],
-        options: BackendOptions,
-        exchange: GroupExchange | None,
-        groups: ProcessGroups,
-    ) -> None:
-        self.gm, self.given, self.options = gm, inputs, options
-        self.exchange, self.groups = exchange, groups
-
-    @collection_paused()
-    def run(self) -> Rewritten:
-        """As ``rewritten``."""
-        started, options = time.perf_counter(), self.options
-        machine = machine_of(options.machine, _device(self.gm))
-        search = PlannerOptions(
-            options.policy, machine, launch_of(options.launch),
-            allow_new_groups=self.groups.may_grow, fuse=options.kernels != "off",
+@collection_paused()
+def _planned(
+    gm: fx.GraphModule,
+    inputs: Sequence[DynamoInput],
+    options: BackendOptions,
+    exchange: GroupExchange | None,
+    groups: ProcessGroups,
+) -> Rewritten:
+    """As ``rewritten``; ``exchange`` is None where there are no ranks to ask."""
+    started, eager = time.perf_counter(), options.inner == "eager"
+    chosen = planner_options(
+        options.policy, options.machine, options.launch,
+        device=_device(gm), kernels=options.kernels,
+    )  # fmt: skip
+    chosen = replace(chosen, allow_new_groups=groups.may_grow)
+    traced, placements, written = source_of(gm, inputs)
+    captured = capture(traced, exchange=exchange, inputs=placements)
+    result, report = optimize_captured(
+        captured, chosen, verify=options.verify,
+        may_fall_back=options.machine == AUTO,
+    )  # fmt: skip
+    if exchange is not None:
+        agree(
+            exchange, result, chosen,
+            kernels=options.kernels, verify=options.verify, inner=options.inner,
         )  # fmt: skip
-        source = source_of(self.gm, self.given)
-        captured = capture(source.traced, exchange=self.exchange, inputs=source.placements)
-        written = self._writes(captured, source.written)
-        ranged, report = optimize_captured_ranges(
-            captured, search, verify=options.verify, may_fall_back=options.machine == AUTO
-        )
-        name = None if machine is None else machine.name
-        plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]}"
-        if self.exchange is not None:
-            compare_plans(
-                self.exchange, plans, name,
-                {"policy": options.policy, "launch": options.launch, "kernels": options.kernels,
-                 "verify": options.verify, "inner": options.inner},
-            )  # fmt: skip
-        forms, remarks = self._forms(captured, ranged, written, source.written)
-        report = replace(
-            report,
-            remarks=(*report.remarks, *remarks),
-            seconds={**(report.seconds or {}), "backend": time.perf_counter() - started},
-        )
-        counted = _counted(captured.graph.mesh, captured.graph.inputs)
-        key = f"{plans} {name} {captured.groups} {captured.graph.mesh!r} "
-        key += f"{captured.graph.inputs} {options}"
-        return Rewritten(forms, ranged.symbol, report, counted, key)
-
-    def _writes(self, captured: Capture, written: Sequence[str]) -> dict[int, str]:
-        """Output of the functional graph -> the input that it is the new value of."""
-        outputs = len(access.results(access.output(captured.graph.graph)))
-        return dict(enumerate(written, outputs - len(written)))
-
-    def _forms(
-        self, captured: Capture, ranged: Ranged, writes: dict[int, str], written: Sequence[str]
-    ) -> tuple[TokenTable[fx.GraphModule], dict[Remark, None]]:
-        """What runs for each number of tokens, and what lowering says of it."""
-        eager = self.options.inner == "eager"
-        most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
-        tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
-        forms, remarks = dict[int, fx.GraphModule](), dict[Remark, None]()
-        for at in sorted(range(len(most)), key=lambda at: -tokens[at]):
-            graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
-            lowered = lower(
-                graph, self.groups.names(graph, captured.groups),
-                mutations=writes if eager else {}, kernels=self.options.kernels, most=most[at],
-            )  # fmt: skip
-            forms[at] = restored(self.gm, captured, lowered, written, eager=eager)
-            remarks |= dict.fromkeys(lowered.remarks)
-        return ranged.table.map(forms.__getitem__), remarks
+    outputs = len(access.results(access.output(captured.graph.graph)))
+    writes = dict(enumerate(written, outputs - len(written)))
+    variants = lower_ranges(
+        result, captured, groups,
+        mutations=writes if eager else {}, kernels=options.kernels,
+    )  # fmt: skip
+    forms = {
+        form: restored(gm, captured, form, written, eager=eager)
+        for form in dict.fromkeys(tokens.plan for tokens in variants.ranges())
+    }
+    report = replace(
+        report,
+        remarks=(*report.remarks, *dict.fromkeys(remarks_of(variants))),
+        seconds={**report.seconds, "backend": time.perf_counter() - started},
+    )
+    counted = _counted(captured.graph.mesh, captured.graph.inputs)
+    name = chosen.machine and chosen.machine.name
+    key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
+    key += f"{captured.graph.inputs} {options}"
+    table = variants.map(lambda tokens: forms[tokens.plan])
+    return Rewritten(table, result.symbol, report, counted, key)
 
 
 def _device(gm: fx.GraphModule) -> torch.device | None:

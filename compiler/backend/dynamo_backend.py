@@ -112,8 +112,8 @@ class _Graph:
         if not others:
             return compile_one(first, result.key)
         count = counts[str(result.symbol)]
-        compiled = {id(form): compile_one(form, result.key) for form in (first, *others)}
-        forms = result.forms.map(lambda form: compiled[id(form)])
+        compiled = {form: compile_one(form, result.key) for form in (first, *others)}
+        forms = result.forms.map(lambda tokens: compiled[tokens.plan])
         return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:

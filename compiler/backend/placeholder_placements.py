@@ -13,7 +13,7 @@ What is compared is so when the graph is compiled, by digest, as ``optimize_allr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,32 +63,22 @@ def _is_state(node: fx.Node, value: Any) -> bool:
     return "NN_MODULE" in getattr(getattr(source, "guard_source", None), "name", "")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A graph behind AOTAutograd, ready for capture.
+def source_of(
+    gm: fx.GraphModule, inputs: Sequence[DynamoInput]
+) -> tuple[Traced, dict[str, Placement], tuple[str, ...]]:
+    """The functional form of a graph behind AOTAutograd, ready for capture.
 
-    Attributes:
-        traced: its functional form.
-        placements: of inputs that are not asked about.
-        written: placeholders that the last outputs are written to.
-    """
-
-    traced: Traced
-    placements: Mapping[str, Placement]
-    written: tuple[str, ...]
-
-
-def source_of(gm: fx.GraphModule, inputs: Sequence[DynamoInput]) -> Source:
-    """The functional form of ``gm``, and what is known of its inputs.
+    Returns:
+        The form; placements of inputs that are not asked about; placeholders that the last outputs
+        are written to.
 
     Raises:
         CaptureError: the graph has no functional form.
     """
     module, written = functional(gm)
     lifted = lift_module(module)
-    attributes = {n: replace(s, kind=StateKind.CONSTANT) for n, s in lifted.state.items()}
-    state, cut = dict(attributes), dict[str, tuple[tuple[str, Placement], ...]]()
-    placements = dict[str, Placement]()
+    state = {n: replace(s, kind=StateKind.CONSTANT) for n, s in lifted.state.items()}
+    cut, placements = dict[str, tuple[tuple[str, Placement], ...]](), dict[str, Placement]()
     nodes = access.node_of(gm.graph, "placeholder")
     sizes = _sizes(nodes)
     for node in nodes:
@@ -97,28 +87,19 @@ def source_of(gm: fx.GraphModule, inputs: Sequence[DynamoInput]) -> Source:
             is_size = value.node.expr.free_symbols <= sizes
             placements[name] = Replicate() if is_size else Varying()
         elif isinstance(value, torch.Tensor):
-            placed = _found(node.meta.get("desc"), inputs) if name not in written else None
-            if placed is None:
+            compared = _compared(node.meta.get("desc"), inputs) if name not in written else None
+            if compared is None:
                 placements[name] = Varying()
             else:
-                state[name] = placed.state
-                cut |= placed.cut
+                state[name], dims = compared
+                cut |= dims
     lifted = replace(lifted, state=state)
     out_spec = whole_tree(pytree.tree_structure([0] * len(lifted.results)))
-    traced = Traced(lifted, out_spec, _ranges(nodes), (), cut)
-    return Source(traced, placements, written)
+    return Traced(lifted, out_spec, _ranges(nodes), (), cut), placements, written
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A tensor to be compared, and how it is cut if it belongs to a DTensor."""
-
-    state: State
-    cut: Cut
-
-
-def _found(description: object, inputs: Sequence[DynamoInput]) -> _Found | None:
-    """The tensor behind a placeholder, if it is to be compared."""
+def _compared(description: object, inputs: Sequence[DynamoInput]) -> tuple[State, Cut] | None:
+    """The tensor behind a placeholder, if ranks compare it, and how a DTensor cuts it."""
     if isinstance(description, descriptors.SubclassGetAttrAOTInput):
         base, attribute = description.base, description.attr
         whole = inputs[base.idx] if isinstance(base, descriptors.PlainAOTInput) else None
@@ -126,20 +107,16 @@ def _found(description: object, inputs: Sequence[DynamoInput]) -> _Found | None:
             return None
         key = f"{whole.name}.{attribute}"
         local = getattr(whole.value, attribute)
-        return _Found(State(StateKind.BUFFER, key, local.detach()), {key: dims_of(whole.value)})
+        return State(StateKind.BUFFER, key, local.detach()), {key: dims_of(whole.value)}
     if not isinstance(description, descriptors.PlainAOTInput):
         return None
-    dynamo_input = inputs[description.idx]
-    if not isinstance(dynamo_input.value, torch.Tensor) or isinstance(
-        dynamo_input.value, FakeTensor
-    ):
+    one = inputs[description.idx]
+    if not isinstance(one.value, torch.Tensor) or isinstance(one.value, FakeTensor):
         return None
-    if dynamo_input.is_state or not (
-        dynamo_input.value.is_floating_point() or dynamo_input.value.is_complex()
-    ):
-        kind = StateKind.PARAMETER if dynamo_input.is_state else StateKind.BUFFER
-        return _Found(State(kind, dynamo_input.name, dynamo_input.value.detach()), {})
-    return None
+    if not one.is_state and (one.value.is_floating_point() or one.value.is_complex()):
+        return None
+    kind = StateKind.PARAMETER if one.is_state else StateKind.BUFFER
+    return State(kind, one.name, one.value.detach()), {}
 
 
 def _sizes(nodes: Collection[fx.Node]) -> set[sympy.Symbol]:

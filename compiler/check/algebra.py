@@ -55,7 +55,7 @@ P: Field = np.array(PRIMES, np.uint64)[:, None]
 
 
 def element(number: Fraction) -> Field:
-    """The field elements of a rational number, shape [LANES, 1].
+    """Return the field elements of a rational number, shape [LANES, 1].
 
     Denominators are powers of two (floats), sizes or small: never a multiple of a prime.
     """
@@ -64,32 +64,32 @@ def element(number: Fraction) -> Field:
 
 
 def constant(number: Fraction) -> Field:
-    """The tensor whose elements all are ``number``."""
+    """Return the tensor whose elements all are ``number``."""
     return np.broadcast_to(element(number), (1, 1, LANES, WIDTH))
 
 
 def scaled(x: Field, number: Fraction) -> Field:
-    """``number * x``."""
+    """Return ``number * x``."""
     return x if number == 1 else cast(Field, x * element(number) % P)
 
 
 def added(x: Field, y: Field) -> Field:
-    """``x + y``."""
+    """Return ``x + y``."""
     return cast(Field, (x + y) % P)
 
 
 def product(x: Field, y: Field) -> Field:
-    """Elementwise ``x * y``."""
+    """Return ``x * y``, element by element."""
     return cast(Field, x * y % P)
 
 
 def of_ranks(x: Field, ranks: int) -> Field:
-    """``x`` with every rank written out."""
+    """Return ``x`` with every rank written out."""
     return np.broadcast_to(x, (ranks, *x.shape[1:]))
 
 
 def summed_over(x: Field, groups: Sequence[Sequence[int]]) -> Field:
-    """On every rank, the sum of x over the ranks of its group."""
+    """Return, on every rank, the sum of x over the ranks of its group."""
     members = np.asarray(groups)
     if len(x) == 1:
         return scaled(x, Fraction(members.shape[1]))
@@ -109,17 +109,17 @@ def _drawn(key: bytes, *shape: int) -> Field:
 
 
 def random_vectors(keys: Keys) -> Field:
-    """One random vector per rank and block; the same for the same key."""
+    """Draw one random vector per rank and block; the same for the same key."""
     return per_key(keys, lambda key: _drawn(key, LANES, WIDTH))
 
 
 def per_key(keys: Keys, draw: Callable[[bytes], Field]) -> Field:
-    """``draw`` of the key of every rank and block, stacked."""
+    """Stack ``draw`` of the key of every rank and block."""
     return np.stack([np.stack([draw(key) for key in row]) for row in keys])
 
 
 def multilinear(keys: Keys, factors: Sequence[Field]) -> Field:
-    """A random multilinear map, drawn from the key of every rank and block, of the factors."""
+    """Apply a random multilinear map, drawn from the key of every rank and block."""
     joint = factors[0]
     for factor in factors[1:]:
         outer = joint[..., :, None] * factor[..., None, :] % P[..., None]
@@ -134,7 +134,7 @@ def _mapped(maps: Field, x: Field) -> Field:
 
 @lru_cache(maxsize=1 << 12)
 def _keeping_constants(key: bytes, width: int) -> Field:
-    """A random matrix [LANES, WIDTH, width] whose rows add up to one."""
+    """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one."""
     matrix = _drawn(key, LANES, WIDTH, width).copy()
     excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
     matrix[..., 0] = (matrix[..., 0] + P - excess) % P
@@ -142,33 +142,33 @@ def _keeping_constants(key: bytes, width: int) -> Field:
 
 
 def stretched(key: bytes, x: Field) -> Field:
-    """A random linear map that keeps constants: broadcasting along given dimensions."""
+    """Broadcast along given dimensions: by a random linear map that keeps constants."""
     return _mapped(_keeping_constants(key, WIDTH), x)
 
 
 def joined(key: bytes, x: Field) -> Field:
-    """All blocks as one vector: a random linear map that keeps constants."""
+    """Return all blocks as one vector, by a random linear map that keeps constants."""
     ranks, blocks = x.shape[:2]
     together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
     return _mapped(_keeping_constants(key, blocks * WIDTH), together)
 
 
 def spread(keys: Sequence[bytes], x: Field) -> Field:
-    """One vector as blocks: random linear maps that keep constants, one per key."""
+    """Return one vector as blocks, by random linear maps that keep constants, one per key."""
     return _mapped(np.stack([_keeping_constants(key, WIDTH) for key in keys]), x)
 
 
 def summed_blocks(x: Field) -> Field:
-    """The sum of all blocks."""
+    """Return the sum of all blocks."""
     return cast(Field, x.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
 
 
 def alike(x: Field) -> Field:
-    """``x`` with one rank where all hold the same."""
+    """Return ``x`` with one rank where all hold the same."""
     return x[:1] if (x == x[:1]).all() else x
 
 
 def vectors(x: Field) -> list[list[bytes]]:
-    """The vectors of every rank and block as bytes."""
+    """Return the vectors of every rank and block as bytes."""
     x = np.ascontiguousarray(alike(x))
     return [[block.tobytes() for block in rank] for rank in x]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ from compiler.check import algebra
 from compiler.check.blocks import Value
 from compiler.check.sizes import divisible, padded_size
 from compiler.ir import access
-from compiler.ir.mesh import Mesh
+from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.rules import Call
 
 
 def sliced(
     call: Call, x: Value, ranks: int, cut: Callable[[tuple[Any, ...]], tuple[int | None, int]]
 ) -> Value | None:
-    """A slice that takes everything, cuts padding off, or takes blocks; None for any other.
+    """Return a slice that takes everything, cuts padding off, or takes blocks; None for others.
 
     Args:
         call: of ``aten.slice.Tensor`` or ``aten.narrow.default``.
@@ -41,46 +41,38 @@ def sliced(
         from_first = not isinstance(start, access.RankInt) and (start or 0) == 0
         cuts_padding = from_first and whole and everything == 0
         return replace(x, padded=False) if cuts_padding else None
-    if not all(isinstance(n, int) for n in (size, kept, start)) or size % x.count:
+    if not all(isinstance(n, int) for n in (size, kept, start)) or not isinstance(end, int | None):
         return None
-    block, sizes = size // x.count, (int(size), int(kept))
-    starts = _per_rank(start, ranks)
-    ends = _per_rank(size if end is None else end, ranks)
-    if isinstance(length := call.arguments.get("length"), int):
-        ends = [low + length if low >= 0 else size + low + length for low in starts]
-    taken = []
-    for r, (low, high) in enumerate(zip(starts, ends, strict=True)):
-        low, high = (min(max(b + sizes[0] * (b < 0), 0), sizes[0]) for b in (low, high))
-        if low % block or high % block or high - low != sizes[1] or not sizes[1]:
+    if not size or size % x.count:
+        return None
+    block, by_rank, taken = size // x.count, algebra.of_ranks(x.data, ranks), []
+    for rank in range(ranks):
+        low, high, _ = slice(*(access.on_rank(n, rank) for n in (start, end))).indices(size)
+        if isinstance(length := call.arguments.get("length"), int):
+            high = min(low + length, size)
+        if low % block or high % block or high - low != kept or not kept:
             return None
-        taken.append(algebra.of_ranks(x.data, ranks)[r, low // block : high // block])
+        taken.append(by_rank[rank, low // block : high // block])
     return replace(x, data=algebra.alike(np.stack(taken)))
 
 
-def sharing_groups(call: Call, mesh: Mesh) -> Sequence[Sequence[int]] | None:
-    """The groups of which a slice takes every rank's own share, None if there are none."""
+def sharing_groups(call: Call, mesh: Mesh) -> ReplicaGroups | None:
+    """Return the groups of which a slice takes every rank's own share, None if there are none."""
     start, kept = call.arguments.get("start"), call.result[call.dim()]
     rows = call.shapes[0][call.dim()]
     plain = isinstance(rows, int) and isinstance(kept, int) and call.arguments.get("step", 1) == 1
     if not plain or not kept or rows % kept or not isinstance(start, access.RankInt):
         return None
     for groups in mesh.groups.values():
-        own = [groups.group_of[rank].index(rank) * kept for rank in range(mesh.size)]
+        own = [groups.position[rank] * kept for rank in range(mesh.size)]
         if groups.axis_size * kept == rows and own == list(start.values):
-            return groups.ranks
+            return groups
     return None
 
 
 def padded(call: Call, x: Value) -> Value | None:
-    """pad_rows of rows in as many blocks as it pads to; None for any other."""
+    """Return pad_rows of rows in as many blocks as it pads to; None for any other."""
     dim, multiple = call.dim(), int(call.arguments["multiple"])
     if x.cut != (dim,) or x.count != multiple or x.unit != 1:
         return None
     return replace(x, padded=x.padded or not divisible(call.shapes[0][dim], multiple))
-
-
-def _per_rank(number: Any, ranks: int) -> list[int]:
-    """A static argument as every rank's integer."""
-    if isinstance(number, access.RankInt):
-        return list(number.values)
-    return [int(number)] * ranks if isinstance(number, int) else [-1] * ranks

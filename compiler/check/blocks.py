@@ -49,7 +49,7 @@ class Value:
 
 
 def aligned(value: Value, size: Any) -> bool:
-    """Whether every block of ``value`` holds as many rows, ``size`` rows in all."""
+    """Return whether every block of ``value`` holds as many rows, ``size`` rows in all."""
     return value.padded or divisible(sympy.cancel(sympy.sympify(size) / value.unit), value.count)
 
 
@@ -59,21 +59,21 @@ class Blockwise:
 
     Attributes:
         call: the call on one block.
-        found: its meaning.
+        rule: its meaning.
         cut: per result, the dimension cut into blocks; None where blocks are summed.
         like: an operand with the blocks that the result has.
         operands: whether each operand comes in blocks; otherwise it is needed whole.
     """
 
     call: Call
-    found: Meaning
+    rule: Meaning
     cut: tuple[int | None, ...]
     like: Value
     operands: tuple[bool, ...]
 
 
 def blockwise(call: Call, rule: Meaning | None, read: Sequence[Value]) -> Blockwise | None:
-    """How ``call`` acts on blocks, or None if it needs its operands whole.
+    """Return how ``call`` acts on blocks, or None if it needs its operands whole.
 
     There must be a factor that every operand which carries it is cut along, and that all results
     carry; or none do, and results are sums over blocks.
@@ -115,13 +115,13 @@ def blockwise(call: Call, rule: Meaning | None, read: Sequence[Value]) -> Blockw
 
 
 def _first_cut(act: Blockwise) -> int:
-    """Where several factors may be cut, source and target agree on the outermost of the result."""
+    """Return the outermost dimension that is cut: source and target agree on it."""
     return min(dim for dim in act.cut if dim is not None)
 
 
 @lru_cache(maxsize=1 << 12)
 def _on_block(call: Call, dims: Dims, factor: Any, unit: Any) -> tuple[Call, Any]:
-    """The call on one block, and the unit of its results."""
+    """Return the call on one block, and the unit of its results."""
 
     def sizes(shapes: Sequence[Any], labels: Sequence[Any]) -> list[Any]:
         both = zip(shapes, labels, strict=True)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 
-import sympy
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -25,7 +24,7 @@ from compiler.check.gathered_rows import with_gathered_rows
 from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
 from compiler.check.real_normal_form import real_normal_form
-from compiler.check.same_calls import same_calls
+from compiler.check.same_calls import identical, same_calls
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
 from compiler.check.sizes import RowSizes, renamed, symbols
@@ -48,13 +47,14 @@ SMALLEST_SCALE = 1e-3
 """Differences are relative to at least this: inputs are of order 1, and where they cancel out, what
 is left of the largest intermediate values is rounding."""
 
+Values = dict[fx.Node, Value]
 SEEDS = 3
 """Draws of inputs on which a counterexample is looked for."""
 
 
 @collection_paused()
 def check(source: SpmdGraph, target: SpmdGraph) -> Report:
-    """The verdict on ``target`` as a replacement of ``source``; see ``Verdict``.
+    """Return the verdict on ``target`` as a replacement of ``source``; see ``Verdict``.
 
     Both must have the same mesh, but for groups that only the target names, and the same placements
     of inputs: those of ``source`` count.
@@ -71,7 +71,7 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
             return report(Verdict.INVALID, why)
         target = _placed_alike(source, target)
         names = _attribute_names(source, target)
-        if _identical(source, target):
+        if identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
         if same_calls(source, target, names):
             check_metadata(source, target)
@@ -109,7 +109,7 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
 
 
 def _ill_formed(source: SpmdGraph, target: SpmdGraph) -> str:
-    """Why one of the two is not a graph to interpret, empty if both are."""
+    """Return why one of the two is not a graph to interpret, empty if both are."""
     for side, graph in (("source", source), ("target", target)):
         try:
             well_formed(graph.graph)
@@ -120,7 +120,7 @@ def _ill_formed(source: SpmdGraph, target: SpmdGraph) -> str:
 
 
 def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGraph]:
-    """Both graphs as the model reads them: compositions in the place of calls that stand for them.
+    """Write out compositions in both graphs, in the place of the calls that stand for them.
 
     What compositions say in few ops graphs say in many ways, so that both are brought to one form.
     """
@@ -139,36 +139,31 @@ def _outputs(graph: SpmdGraph) -> list[fx.Node]:
 
 def _compared(
     source: SpmdGraph, target: SpmdGraph, names: dict[str, str]
-) -> tuple[dict[fx.Node, Value], dict[fx.Node, Value], list[int]]:
-    """Values of both graphs, and which outputs are not equal; ``names``: ``_attribute_names``.
+) -> tuple[Values, Values, list[int]]:
+    """Interpret both in one random model; return their values, and which outputs are not equal.
 
     Tensors in one piece are quicker to interpret, and enough unless rows are cut or gathers moved.
+
+    Args:
+        source: the source.
+        target: the target.
+        names: see ``_attribute_names``.
     """
-    sizes = RowSizes.of((source, target))
-    outputs = list(zip(*map(_outputs, (source, target)), strict=True))
-
-    def compared(
-        in_blocks: RowSizes,
-    ) -> tuple[dict[fx.Node, Value], dict[fx.Node, Value], list[int]]:
-        before, after = _interpreted(source, target, names, in_blocks)
-        return before, after, [i for i, o in enumerate(outputs) if not _equal(before, after, *o)]
-
-    comparison = compared(sizes if sizes.cuts else RowSizes())
-    return compared(sizes) if comparison[2] and sizes.sizes and not sizes.cuts else comparison
-
-
-def _interpreted(
-    source: SpmdGraph, target: SpmdGraph, names: dict[str, str], sizes: RowSizes
-) -> tuple[dict[fx.Node, Value], dict[fx.Node, Value]]:
-    """Both graphs in one random model; ``names``: see ``_attribute_names``."""
-    logarithms = Logarithms.of((source, target))
-    before = Interpreter(source, {n: n for n in names}, sizes, logarithms).run()
-    return before, Interpreter(target, names, sizes, logarithms).run()
+    sizes, outputs = (
+        RowSizes.of((source, target)),
+        [*zip(_outputs(source), _outputs(target), strict=True)],
+    )
+    for in_blocks in (sizes,) if sizes.cuts or not sizes.sizes else (RowSizes(), sizes):
+        logarithms = Logarithms.of((source, target))
+        before = Interpreter(source, {n: n for n in names}, in_blocks, logarithms).run()
+        after = Interpreter(target, names, in_blocks, logarithms).run()
+        unequal = [i for i, pair in enumerate(outputs) if not _equal(before, after, *pair)]
+        if not unequal:
+            break
+    return before, after, unequal
 
 
-def _equal(
-    before: dict[fx.Node, Value], after: dict[fx.Node, Value], source: fx.Node, target: fx.Node
-) -> bool:
+def _equal(before: Values, after: Values, source: fx.Node, target: fx.Node) -> bool:
     if source not in before or target not in after:
         return source not in before and target not in after
     a, b = before[source], after[target]
@@ -177,7 +172,7 @@ def _equal(
 
 
 def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
-    """Why the two do not take and give the same tensors, empty if they do."""
+    """Return why the two do not take and give the same tensors, empty if they do."""
     if not target.mesh.extends(source.mesh):
         return f"the meshes differ: source {source.mesh!r}, target {target.mesh!r}"
     renamed = [symbols(source), symbols(target)]
@@ -199,19 +194,22 @@ def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
 
 
 def _placed_alike(source: SpmdGraph, target: SpmdGraph) -> SpmdGraph:
-    """The target, its inputs placed as the source says: by position, attributes by name."""
-    both = zip(
-        *(access.node_of(side.graph, "placeholder") for side in (source, target)), strict=True
-    )
-    placed = {str(twin.target): source.inputs[str(node.target)] for node, twin in both}
+    """Return the target with inputs placed as in the source: by position, attributes by name."""
+    placed = {twin: source.inputs[name] for name, twin in _placeholders(source, target).items()}
     attributes = [str(n.target) for n in access.node_of(target.graph, "get_attr")]
     placed |= {name: source.inputs.get(name, target.inputs[name]) for name in attributes}
     inputs = {**target.inputs, **placed}
     return target if inputs == target.inputs else replace(target, inputs=inputs)
 
 
+def _placeholders(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
+    """Return placeholder of the source -> that of the target in its position."""
+    sides = (access.node_of(side.graph, "placeholder") for side in (source, target))
+    return {str(node.target): str(twin.target) for node, twin in zip(*sides, strict=True)}
+
+
 def _structure(returned: object) -> str:
-    """How a graph nests what it returns, values as ``%``; a list is as good as a tuple."""
+    """Return how a graph nests what it returns, values as ``%``; a list is as good as a tuple."""
     if isinstance(returned, fx.Node):
         return "%"
     if isinstance(returned, dict):
@@ -225,20 +223,15 @@ def _structure(returned: object) -> str:
 def _type_text(node: fx.Node, names: dict[str, str]) -> str:
     value = access.value(node)
     if isinstance(value, torch.SymInt):
-        return f"size {_size_text(size_key(value), names)}"
+        return f"size {renamed(size_key(value), names)}"
     if not isinstance(value, torch.Tensor):
         return repr(value) if isinstance(value, int | float | str) else type(value).__name__
-    sizes = ", ".join(_size_text(size, names) for size in shape_key(value))
+    sizes = ", ".join(str(renamed(size, names)) for size in shape_key(value))
     return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]"
 
 
-def _size_text(size: int | sympy.Expr, names: dict[str, str]) -> str:
-    """A size with its symbols renamed before it is ordered and printed."""
-    return str(renamed(size, names))
-
-
 def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
-    """Attribute of either graph -> a name that two share only if they hold the same tensor."""
+    """Return attribute of either graph -> a name, the same only for the same tensor."""
     names = {str(n.target): str(n.target) for n in access.node_of(source.graph, "get_attr")}
     for node in access.node_of(target.graph, "get_attr"):
         name = str(node.target)
@@ -259,32 +252,10 @@ def _same_tensor(left: object, right: object) -> bool:
     return bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
-def _identical(source: SpmdGraph, target: SpmdGraph) -> bool:
-    """Whether both list the same nodes with the same arguments in the same order."""
-    if len(source.graph.nodes) != len(target.graph.nodes):
-        return False
-    numbers: dict[fx.Node, int] = {}
-    for i, (a, b) in enumerate(zip(source.graph.nodes, target.graph.nodes, strict=True)):
-        numbers[a] = numbers[b] = i
-        same_call = a.op == b.op and (a.op == "placeholder" or a.target == b.target)
-        if not same_call or _numbered(a, numbers) != _numbered(b, numbers):
-            return False
-    return True
-
-
-def _numbered(node: fx.Node, numbers: dict[fx.Node, int]) -> str:
-    args, kwargs = access.map_operands(node, lambda n: ("%", numbers[n]))  # type: ignore[arg-type, return-value]
-    constants = [c.values for c in access.rank_constants(node)]
-    return repr((args if node.op != "placeholder" else (), kwargs, constants))
-
-
 def _roundings(
-    source: SpmdGraph,
-    target: SpmdGraph,
-    before: dict[fx.Node, Value],
-    after: dict[fx.Node, Value],
+    source: SpmdGraph, target: SpmdGraph, before: Values, after: Values
 ) -> Iterator[str]:
-    """Reductions of the target whose operand no reduction of the source has."""
+    """Yield a line per reduction of the target whose operand no reduction of the source has."""
     reduced = {
         str(vectors(before[reduction.operand].data))
         for node in source.graph.nodes
@@ -296,7 +267,9 @@ def _roundings(
             continue
         if str(vectors(after[reduction.operand].data)) not in reduced:
             place = access.layer_path(reduction.operand) or f"%{node.name}"
-            takes = _computed(reduction.operand)
+            takes = reduction.operand
+            if takes.target is PAD_ROWS:  # added to share rows evenly
+                (takes,) = access.operands(takes)
             yield (
                 f"{place}: {reduction.kind} over {reduction.group} takes "
                 f"{takes.target} of {len(access.operands(takes))} operands: "
@@ -304,15 +277,8 @@ def _roundings(
             )
 
 
-def _computed(node: fx.Node) -> fx.Node:
-    """What ``node`` is but for rows that were added to share them evenly."""
-    return access.operands(node)[0] if node.target is PAD_ROWS else node
-
-
-def _divergence(
-    before: dict[fx.Node, Value], after: dict[fx.Node, Value], source: fx.Node, target: fx.Node
-) -> str:
-    """Follows differing operands from an output back to where the two graphs part."""
+def _divergence(before: Values, after: Values, source: fx.Node, target: fx.Node) -> str:
+    """Follow differing operands from an output back to where the two graphs part."""
     while source.target == target.target:
         pairs = list(zip(source.all_input_nodes, target.all_input_nodes, strict=False))
         unequal = [p for p in pairs if not _equal(before, after, *p)]
@@ -336,7 +302,7 @@ def _described(node: fx.Node) -> str:
 
 
 def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | None:
-    """Inputs on which an output differs by more than rounding, or None.
+    """Return inputs on which an output differs by more than rounding, or None.
 
     Raises:
         CommPlanError: the graphs cannot be simulated here.
@@ -352,12 +318,8 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         raise CommPlanError("Not simulated: every output depends on random numbers")
     for seed in range(SEEDS):
         inputs = draw_inputs(source, seed)
-        pairs = zip(
-            access.node_of(source.graph, "placeholder"),
-            access.node_of(target.graph, "placeholder"),
-            strict=True,
-        )
-        renamed = inputs | {str(twin.target): inputs[str(node.target)] for node, twin in pairs}
+        twins = _placeholders(source, target).items()
+        renamed = inputs | {twin: inputs[name] for name, twin in twins}
         try:
             want = simulate(source, inputs, exact=True)
             got = simulate(target, renamed, exact=True)
@@ -370,7 +332,7 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
 
 
 def sampled(graph: SpmdGraph) -> list[bool]:
-    """Per output, whether it depends on random numbers, which no two runs have in common."""
+    """Return, per output, whether it depends on random numbers, which differ in every run."""
     drawn: set[fx.Node] = set()
     for node in graph.graph.nodes:
         rule, operands = graph.meanings.get(node), access.operands(node)

@@ -10,6 +10,7 @@ from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.decompositions import FUSED, Composition
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.graph_copy import GraphCopy
 
 
 def expanded(
@@ -23,11 +24,10 @@ def expanded(
     Raises:
         GraphError: a call is read otherwise than result by result.
     """
-    values: dict[fx.Node, fx.Node] = {}
     if not any(node.target in compositions for node in graph.graph.nodes):
-        return graph, values
-    target, origins = fx.Graph(), dict[fx.Node, fx.Node]()
-    results: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        return graph, {}
+    copy, results = GraphCopy(), dict[fx.Node, tuple[fx.Node, ...]]()
+    values = copy.values
     for node in graph.graph.nodes:
         calls = [x for x in node.all_input_nodes if x in results]
         if node.target in compositions:
@@ -43,7 +43,6 @@ def expanded(
                 raise GraphError(f"%{node.name} reads no result of %{calls[0].name}")
             values[node] = results[calls[0]][index]
         else:
-            values[node] = target.node_copy(node, values.__getitem__)
-            origins[values[node]] = node
+            copy.add(node)
         values[node].meta = dict(node.meta)
-    return graph.with_graph(target, origins), values
+    return graph.with_graph(copy.target, copy.origins), values

@@ -26,29 +26,19 @@ from compiler.ir.rules.meaning import size_key
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Rows sent, what is computed from them, and what is sent back.
+    """Rows sent, and what is computed from them.
 
     Attributes:
         dispatch: sends rows.
-        combine: sends back what was computed, and adds it up.
         received: rows received -> which of those sent they are.
         inner: what depends on them, sizes too, but on nothing sent back.
+        partial: what is sent back.
     """
 
     dispatch: fx.Node
-    combine: fx.Node
     received: Mapping[fx.Node, int]
     inner: tuple[fx.Node, ...]
-
-    @property
-    def sent(self) -> dict[str, Any]:
-        """Arguments of the first call."""
-        return access.written_arguments(self.dispatch)
-
-    @property
-    def partial(self) -> fx.Node:
-        """What is sent back."""
-        return access.operands(self.combine)[0]
+    partial: fx.Node
 
 
 def with_gathered_rows(graph: SpmdGraph) -> SpmdGraph:
@@ -68,7 +58,7 @@ def with_gathered_rows(graph: SpmdGraph) -> SpmdGraph:
 
 
 def _exchange(graph: SpmdGraph, combine: fx.Node) -> _Exchange:
-    """The exchange that ``combine`` ends."""
+    """Return the exchange that ``combine`` ends."""
     read = access.written_arguments(combine)
     (dispatch,) = access.operands(read["places"])[:1] or (combine,)
     if dispatch.target is not DISPATCH_ROWS:
@@ -95,7 +85,7 @@ def _exchange(graph: SpmdGraph, combine: fx.Node) -> _Exchange:
         or read["group_name"] != sent["group_name"]
     ):
         raise UnprovedError(f"rows that %{dispatch.name} receives are read beside %{combine.name}")
-    return _Exchange(dispatch, combine, received, tuple(inner))
+    return _Exchange(dispatch, received, tuple(inner), read["partial"])
 
 
 def _check_owners(graph: SpmdGraph, exchange: _Exchange, values: Mapping[fx.Node, fx.Node]) -> None:
@@ -106,7 +96,8 @@ def _check_owners(graph: SpmdGraph, exchange: _Exchange, values: Mapping[fx.Node
         exchange: in the graph before.
         values: node of the graph before -> the same here.
     """
-    sent, received = exchange.sent, {i: values[n] for n, i in exchange.received.items()}
+    sent = access.written_arguments(exchange.dispatch)
+    received = {i: values[n] for n, i in exchange.received.items()}
     leading = exchange.inner[: exchange.inner.index(exchange.partial) + 1]
     region = [values[n] for n in leading if access.is_operand(n)]
     groups = graph.mesh.group(sent["group_name"])

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,11 @@ from compiler.check.blocks import Blockwise, Value, aligned, blockwise
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.sizes import RowSizes, divisible, renamed, symbols
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.placement import Replicate
-from compiler.ir.row_ops import ALL_SLICE, PAD_ROWS, all_slice
+from compiler.ir.row_ops import PAD_ROWS, AllSlice, all_slice
 from compiler.ir.rules import BROADCAST, RANGE, RESHAPE, Call, Meaning, Selection, Term, meaning_of
 from compiler.ir.rules.meaning import shape_key
 
@@ -66,7 +69,7 @@ class Interpreter:
         self._position = {n: i for i, n in enumerate(access.node_of(graph.graph, "placeholder"))}
 
     def run(self) -> dict[fx.Node, Value]:
-        """The value of every node that holds data."""
+        """Return the value of every node that holds data."""
         for node in self.spmd.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self.values[node] = self._leaf(node)
@@ -74,14 +77,14 @@ class Interpreter:
                 continue
             elif node.target is WAIT:
                 self.values[node] = self.values[access.operands(node)[0]]
-            elif node.target in OPS:
-                self.values[node] = self._collective(node)
+            elif (communication := collective(node)) is not None:
+                self.values[node] = self._collective(node, communication)
             elif node.op == "call_function" and access.is_operand(node):
                 self.values[node] = self._call(node)
         return self.values
 
     def key(self, *parts: object) -> bytes:
-        """``parts`` as the key of a random map, sizes renamed as in ``symbols``."""
+        """Return ``parts`` as the key of a random map, sizes renamed as in ``symbols``."""
         if parts not in self._keys_made:
             text = repr(parts)
             if self._renaming:
@@ -90,37 +93,34 @@ class Interpreter:
         return self._keys_made[parts]
 
     def _cut(self, shape: tuple[Any, ...]) -> tuple[int | None, int]:
-        """The dimension of a tensor that is cut, and into how many blocks."""
+        """Return the dimension of a tensor that is cut, and into how many blocks."""
         if shape not in self._cuts:
             self._cuts[shape] = self.sizes.cut([renamed(s, self._names) for s in shape])
         return self._cuts[shape]
 
     def _rows(self, size: Any) -> Any:
-        """A number of rows, to be divided."""
+        """Return a number of rows as what may be divided."""
         return self.sizes.in_steps(renamed(size, self._names))
 
     def _leaf(self, node: fx.Node) -> Value:
-        """Random vectors for each tensor that ranks may hold: the same for all where replicated."""
+        """Draw vectors for each tensor that ranks may hold: the same for all where replicated."""
         name: object = self._position.get(node, self.attributes.get(str(node.target)))
         placements = self.spmd.inputs[str(node.target)]
         varying = [not isinstance(p, Replicate) for p in placements]
-        where = np.indices(tuple(self.spmd.mesh.axes.values())).reshape(len(varying), -1).T
-        ranks_here = where[:, varying] if any(varying) else where[:1, varying]
-        shape = shape_key(node.meta.get("val"))
-        dim, count = self._cut(shape)
-        data = algebra.random_vectors(
-            [
-                [self.key("leaf", name, tuple(at.tolist()), i) for i in range(count)]
-                for at in ranks_here
-            ]
-        )
+        places = [tuple(compress(at, varying)) for at in self.spmd.mesh.coordinates]
+        dim, count = self._cut(shape_key(node.meta.get("val")))
+        keys = [
+            [self.key("leaf", name, place, i) for i in range(count)]
+            for place in (places if any(varying) else places[:1])
+        ]
+        data = algebra.random_vectors(keys)
         return Value(data, (dim,))
 
     def _call(self, node: fx.Node) -> Value:
         call = Call.of(node)
         read = [self.values[x] for x in access.operands(node)]
-        if node.target is ALL_SLICE:
-            return self._sliced_between_ranks(node, call, read[0])
+        if (own_slice := all_slice(node)) is not None:
+            return self._sliced_between_ranks(node, own_slice, read[0])
         if node.target is PAD_ROWS and (padded := block_slices.padded(call, read[0])) is not None:
             return padded
         if (index := access.projection(node)) is not None:
@@ -137,25 +137,25 @@ class Interpreter:
         return self._fresh(node) if any(x.padded for x in read) else self._whole(call, rule, read)
 
     def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
-        """The call on every block."""
+        """Evaluate the call on every block."""
         both = zip(read, act.operands, strict=True)
         operands = [x.data if cut else self._joined(x) for x, cut in both]
-        if act.found.parts:
-            return replace(act.like, data=operands[0], cut=act.cut, parts=act.found.parts)
-        data = self._evaluated(act.call, act.found, operands)
+        if act.rule.parts:
+            return replace(act.like, data=operands[0], cut=act.cut, parts=act.rule.parts)
+        data = self._evaluated(act.call, act.rule, operands)
         if act.cut[0] is None:
             return Value(algebra.summed_blocks(data), act.cut)
         return replace(act.like, data=data, cut=act.cut, parts=())
 
     def _whole(self, call: Call, rule: Meaning | None, read: Sequence[Value]) -> Value:
-        """The call on operands in one piece each."""
+        """Evaluate the call on operands in one piece each."""
         whole = [self._joined(x) for x in read]
         if rule is not None and rule.parts:
             return Value(whole[0], (None,) * len(call.result_shapes), parts=rule.parts)
         return self._spread(self._evaluated(call, rule, whole), call)
 
     def _evaluated(self, call: Call, rule: Meaning | None, operands: Sequence[Field]) -> Field:
-        """The call on vectors, block by block where operands have several."""
+        """Evaluate the call on vectors, block by block where operands have several."""
         if rule is None:
             return self._unknown(call, operands)
         data, chosen = self._computed(call, rule, operands), rule.selection
@@ -168,21 +168,13 @@ class Interpreter:
         return self.logarithms.selected(chosen, call.result_dtypes[0], operands, data, mapped)
 
     def _computed(self, call: Call, rule: Meaning, operands: Sequence[Field]) -> Field:
-        if rule.random:
-            return self._sampled(call, () if rule.fresh else operands)
+        if rule.random:  # a function drawn anew at every call, on every rank
+            self.random_calls += 1
+            static = self.key("random", call.key, call.shapes, self.random_calls)
+            return self._hashed(static, () if rule.fresh else operands, by_rank=True)
         if rule.terms is None:
             return self._uninterpreted(call, rule, operands)
         return self._summed(rule.terms, call, operands)
-
-    def _sampled(self, call: Call, operands: Sequence[Field]) -> Field:
-        """A function drawn anew at every call, on every rank."""
-        self.random_calls += 1
-        static = self.key("random", call.key, call.shapes, self.random_calls)
-        drawn = [algebra.vectors(x) for x in operands]
-        return algebra.random_vectors(
-            [[b"|".join((static, b"%d" % r, *(b for x in drawn for b in x[r % len(x)])))]
-             for r in range(self.ranks)]
-        )  # fmt: skip
 
     def _summed(self, terms: Sequence[Term], call: Call, operands: Sequence[Field]) -> Field:
         blocks = max((x.shape[1] for x in operands), default=1)
@@ -192,14 +184,14 @@ class Interpreter:
         return total
 
     def _joined(self, x: Value) -> Field:
-        """A value as one vector."""
+        """Return a value as one vector."""
         if set(x.cut) == {None}:
             return x.data
         key = self.key("join", x.count)
         return self._picked(x.data, lambda blocks: algebra.joined(key, blocks))
 
     def _spread(self, data: Field, call: Call) -> Value:
-        """One vector as the value of a call, in blocks where sizes say so."""
+        """Return one vector as the value of a call, in blocks where sizes say so."""
         cuts = [self._cut(shape) for shape in call.result_shapes]
         counts = {count for dim, count in cuts if dim is not None}
         if len(counts) != 1:
@@ -212,7 +204,7 @@ class Interpreter:
     def _blockwise(
         self, call: Call, rule: Meaning | None, read: Sequence[Value]
     ) -> Blockwise | None:
-        """As ``blockwise``; None too where rows of the result are shared, and the operands' not."""
+        """Return ``blockwise``; None too where rows of the result alone are shared."""
         if not self.sizes.sizes:
             return None
         act = blockwise(call, rule, read)
@@ -225,13 +217,13 @@ class Interpreter:
         return None if whole and is_shared else act
 
     def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
-        """``pick`` of a value, linear, and of its logarithms."""
+        """Apply ``pick``, which is linear, to a value and to its logarithms."""
         return self.logarithms.selected(
             PICKED, None, [data], pick(data), lambda picked: pick(picked[0])
         )
 
     def _projected(self, call: Call, x: Value, index: int) -> Value:
-        """One result of an op of several."""
+        """Return one result of an op of several."""
         dim = x.cut[index] if index < len(x.cut) else None
         data = x.data if dim is not None else self._joined(x)
         part = x.parts[index] if x.parts else ("result", index)
@@ -241,23 +233,17 @@ class Interpreter:
         return replace(x, data=picked, cut=(dim,), parts=())
 
     def _moved(self, part: object, x: Field) -> Field:
-        """The elements of a tensor that a map names alone."""
+        """Return the elements of a tensor that a map names alone."""
         return x if part == RESHAPE else algebra.multilinear([[self.key(part)]], [x])
 
     def _fresh(self, node: fx.Node) -> Value:
-        """A value that equals no other: it depends on padding, which may be anything."""
-        keys = [[self.key("padding", id(self), node.name, r)] for r in range(self.ranks)]
-        return Value(algebra.random_vectors(keys))
+        """Return a value that equals no other: it depends on padding, which may be anything."""
+        return Value(self._hashed(self.key("padding", id(self), node.name), (), by_rank=True))
 
     def _unknown(self, call: Call, operands: Sequence[Field]) -> Field:
         everything = [row for x in operands for rank in algebra.vectors(x) for row in rank]
-        static = self.key("unknown", call.key, call.shapes)
-        return algebra.random_vectors(
-            [
-                [b"|".join((static, *everything, bytes([r % 256, r // 256])))]
-                for r in range(self.ranks)
-            ]
-        )
+        static = b"|".join((self.key("unknown", call.key, call.shapes), *everything))
+        return self._hashed(static, (), by_rank=True)
 
     def _uninterpreted(self, call: Call, rule: Meaning, operands: Sequence[Field]) -> Field:
         if rule.pointwise:
@@ -270,14 +256,18 @@ class Interpreter:
             static = self.key("pointwise", call.key, tuple(map(str, whole)))
         else:
             static = self.key("function", call.key, call.shapes)
-        return algebra.random_vectors(self._keys(call, static, operands))
+        return self._hashed(static, operands, by_rank=call.rank_dependent)
 
-    def _keys(self, call: Call, static: bytes, fixed: Sequence[Field]) -> Keys:
-        """Per rank and block: the static part, what is held of ``fixed``, the rank's constants."""
+    def _hashed(self, static: bytes, fixed: Sequence[Field], *, by_rank: bool) -> Field:
+        """Apply a random function to ``fixed``."""
+        return algebra.random_vectors(self._keys(static, fixed, by_rank=by_rank))
+
+    def _keys(self, static: bytes, fixed: Sequence[Field], *, by_rank: bool) -> Keys:
+        """Return, per rank and block, ``static``, ``fixed`` there, and the rank if it matters."""
         fixed_vectors = [algebra.vectors(x) for x in fixed]
-        ranks = self.ranks if call.rank_dependent else max(map(len, fixed_vectors), default=1)
+        ranks = self.ranks if by_rank else max(map(len, fixed_vectors), default=1)
         blocks = max((len(x[0]) for x in fixed_vectors), default=1)
-        own = [b"%d" % r if call.rank_dependent else b"" for r in range(ranks)]
+        own = [b"%d" % r if by_rank else b"" for r in range(ranks)]
         return [
             [b"|".join((static, own[r], *(x[r % len(x)][b % len(x[0])] for x in fixed_vectors)))
              for b in range(blocks)]
@@ -294,31 +284,25 @@ class Interpreter:
         if not term.operands:
             return algebra.constant(term.coefficient)
         factors = [operands[i] for i in term.operands]
+        shapes = tuple(call.shapes[i] for i in term.operands)
         if term.map == RESHAPE or (isinstance(term.map, tuple) and term.map[0] == RANGE):
             value = self._moved(term.map, factors[0])
         elif term.map == BROADCAST:
-            shapes = tuple(call.shapes[i] for i in term.operands)
-            stretched = [
-                self._broadcast(x, s, call.result) for x, s in zip(factors, shapes, strict=True)
-            ]
-            value = stretched[0]
-            for other in stretched[1:]:
-                value = algebra.product(value, other)
+            both = zip(factors, shapes, strict=True)
+            value = reduce(algebra.product, [self._broadcast(*x, call.result) for x in both])
         else:
-            shapes = tuple(call.shapes[i] for i in term.operands)
             fixed_shapes = tuple(call.shapes[i] for i in term.fixed)
             static = self.key("map", term.map, shapes, fixed_shapes, call.result_shapes)
-            keys = self._keys(call, static, [operands[i] for i in term.fixed])
+            fixed = [operands[i] for i in term.fixed]
+            keys = self._keys(static, fixed, by_rank=call.rank_dependent)
             value = algebra.multilinear(keys, factors)
         return algebra.scaled(value, term.coefficient)
 
-    def _collective(self, node: fx.Node) -> Value:
-        communication = collective(node)
-        assert communication is not None, f"%{node.name} is not a collective"
+    def _collective(self, node: fx.Node, communication: Collective) -> Value:
         x = self.values[communication.operand]
-        groups = self.spmd.mesh.group(communication.group).ranks
+        groups = self.spmd.mesh.group(communication.group)
         rows = (shape_key(access.value(communication.operand)) or (1,))[0]
-        n, size = len(groups[0]), self._rows(rows)
+        n, size = groups.axis_size, self._rows(rows)
         if n == 1:
             return x
         match communication.kind:
@@ -330,7 +314,7 @@ class Interpreter:
             case Kind.ALL_GATHER if x.cut == (0,) and (x.count == 1 or aligned(x, size)):
                 by_rank = algebra.of_ranks(x.data, self.ranks)
                 whole = np.empty((self.ranks, n * x.count, *by_rank.shape[2:]), np.uint64)
-                for group in groups:
+                for group in groups.ranks:
                     whole[list(group)] = np.concatenate([by_rank[r] for r in group])
                 return replace(x, data=algebra.alike(whole))
             case _ if x.padded:
@@ -338,28 +322,23 @@ class Interpreter:
             case Kind.ALL_GATHER | Kind.ALL_TO_ALL | Kind.BROADCAST:
                 return self._spread(self._exchanged(node, self._joined(x), groups), Call.of(node))
 
-    def _reduced(self, reduction: Collective, x: Field, groups: Sequence[Sequence[int]]) -> Field:
-        """The reduction on every rank: sums in the field, others sums of logarithms."""
+    def _reduced(self, reduction: Collective, x: Field, groups: ReplicaGroups) -> Field:
+        """Reduce on every rank: sums in the field, others by sums of logarithms."""
         if reduction.op in ("sum", "avg"):
-            total, n = algebra.summed_over(x, groups), len(groups[0])
+            total, n = algebra.summed_over(x, groups.ranks), groups.axis_size
             if reduction.op == "sum":
                 return total
             if not access.dtype(reduction.operand).is_floating_point:  # divides with a remainder
-                static = self.key("avg", n)
-                keys = [[b"|".join((static, b)) for b in rank] for rank in algebra.vectors(total)]
-                return algebra.random_vectors(keys)
+                return self._hashed(self.key("avg", n), [total], by_rank=False)
             return algebra.scaled(total, Fraction(1, n))
         if not x.any():
             return x  # the log of zeros, which are slices of zeros too, is not a map of another log
-        logs = algebra.summed_over(self.logarithms.log(reduction.op, x), groups)
+        logs = algebra.summed_over(self.logarithms.log(reduction.op, x), groups.ranks)
         return self.logarithms.exp(reduction.op, logs)
 
-    def _shares(
-        self, node: fx.Node, x: Value, dim: int, size: Any, groups: Sequence[Sequence[int]]
-    ) -> Value:
-        """Each rank's share of the rows of a value, by its position in its group."""
-        n = len(groups[0])
-        position = {r: i for group in groups for i, r in enumerate(group)}
+    def _shares(self, node: fx.Node, x: Value, dim: int, size: Any, groups: ReplicaGroups) -> Value:
+        """Return each rank's share of the rows of a value, by its position in its group."""
+        n, position = groups.axis_size, groups.position
         if x.cut != (dim,) or x.count % n or not aligned(x, size):
             if x.padded:
                 return self._fresh(node)
@@ -370,29 +349,26 @@ class Interpreter:
         own = [by_rank[r, position[r] * k : (position[r] + 1) * k] for r in range(self.ranks)]
         return replace(x, data=np.stack(own))
 
-    def _sliced_between_ranks(self, node: fx.Node, call: Call, x: Value) -> Value:
-        """all_slice: this rank's share; rows are padded where ranks cannot share them evenly."""
-        own_slice = all_slice(node)
-        assert own_slice is not None
-        groups = self.spmd.mesh.group(own_slice.group).ranks
-        size = self._rows(call.shapes[0][own_slice.dim])
-        if x.cut == (own_slice.dim,) and x.count == len(groups[0]) and x.unit == 1:
+    def _sliced_between_ranks(self, node: fx.Node, own_slice: AllSlice, x: Value) -> Value:
+        """Return each rank's share; rows are padded where ranks cannot share them evenly."""
+        groups = self.spmd.mesh.group(own_slice.group)
+        size = self._rows(shape_key(access.tensor(own_slice.operand))[own_slice.dim])
+        if x.cut == (own_slice.dim,) and x.count == groups.axis_size and x.unit == 1:
             x = replace(x, padded=x.padded or not divisible(size, x.count))
         return self._shares(node, x, own_slice.dim, size, groups)
 
-    def _exchanged(self, node: fx.Node, x: Field, groups: Sequence[Sequence[int]]) -> Field:
-        """Data of all ranks of the group laid out by position: linear in every rank's tensor."""
+    def _exchanged(self, node: fx.Node, x: Field, groups: ReplicaGroups) -> Field:
+        """Lay out data of all ranks of the group by position: linear in every rank's tensor."""
         call = Call.of(node)
         static = (tuple(kv for kv in call.key[1] if kv[0] != "group_name"), call.shapes)
-        x, members = algebra.of_ranks(x, self.ranks), np.asarray(groups)
-        positions = {r: i for g in groups for i, r in enumerate(g)}
+        x, members = algebra.of_ranks(x, self.ranks), np.asarray(groups.ranks)
         total = algebra.constant(Fraction(0))
         for i in range(members.shape[1]):
             sent = np.empty_like(x)
             sent[members] = x[members[:, i]][:, None]
             mine = node.target is torch.ops._c10d_functional.all_to_all_single.default
             keys = [
-                [self.key(str(node.target), static, members.shape[1], i, positions[r] * mine)]
+                [self.key(str(node.target), static, members.shape[1], i, groups.position[r] * mine)]
                 for r in range(self.ranks)
             ]
             total = algebra.added(total, algebra.multilinear(keys, [sent]))

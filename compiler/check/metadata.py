@@ -22,6 +22,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses import fake_tensor
 
+from compiler.check.sizes import input_sizes
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
@@ -96,12 +97,12 @@ class _Result:
 
 def check_metadata(source: SpmdGraph, target: SpmdGraph) -> None:
     """Raise GraphError for the first false statement of either graph."""
-    verified = _known(source)
-    _raise_first(verified.found, verified.refused, "source")
-    nodes, names = verified.made.rewritten(target), tuple(_symbols(target))
-    for point in verified.points:  # inputs correspond by position, whatever their sizes are called
-        sizes = dict(zip(names, point.values(), strict=False))
-        _raise_first(_results(nodes, sizes), verified.refused, "target")
+    types, statements, points, results, refused = _known(source)
+    _raise_first(results, refused, "source")
+    nodes, symbols = _first_made(target, dict(types), set(statements)), tuple(_symbols(target))
+    for point in points:  # inputs correspond by position, whatever their sizes are called
+        sizes = dict(zip(symbols, point.values(), strict=False))
+        _raise_first(_results(nodes, sizes), refused, "target")
 
 
 def _raise_first(results: Iterable[_Result], refused: Set[_Failed], side: str) -> None:
@@ -117,27 +118,18 @@ def _raise_first(results: Iterable[_Result], refused: Set[_Failed], side: str) -
             )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is known of a source.
-
-    Attributes:
-        made: its statements.
-        points: sizes at which it runs: the hints, and others.
-        found: what its distinct calls give there.
-        refused: calls that their ops refuse.
-    """
-
-    made: _Made
-    points: list[Sizes]
-    found: list[_Result]
-    refused: frozenset[_Failed]
-
-
 @lru_cache(maxsize=4)  # every plan of a graph is checked against it
-def _known(source: SpmdGraph) -> _Source:
-    calls, symbols = _Made(), _symbols(source)
-    nodes = calls.first(source)
+def _known(
+    source: SpmdGraph,
+) -> tuple[dict[Hashable, int], set[Hashable], list[Sizes], list[_Result], frozenset[_Failed]]:
+    """Return what a source states, and what its ops give.
+
+    Returns:
+        Its types, numbered; its statements; sizes at which it runs: the hints, and others; what its
+        distinct calls give there; the calls that their ops refuse.
+    """
+    types, statements, symbols = dict[Hashable, int](), set[Hashable](), _symbols(source)
+    nodes = _first_made(source, types, statements)
     points: list[Sizes] = [{symbol: facts.hint for symbol, facts in symbols.items()}]
     results = _results(nodes, points[0])
     for sizes in _other_sizes(symbols):
@@ -147,49 +139,42 @@ def _known(source: SpmdGraph) -> _Source:
             results += more
             break
     refused = frozenset(x.given for x in results if isinstance(x.given, _Failed))
-    return _Source(calls, points, results, refused)
+    return types, statements, points, results, refused
 
 
 def _failing(results: Iterable[_Result]) -> set[fx.Node]:
     return {x.node for x in results if isinstance(x.given, _Failed)}
 
 
-class _Made:
-    """Statements that were made: calls, with the types of their operands and results."""
+def _first_made(
+    graph: SpmdGraph, types: dict[Hashable, int], statements: set[Hashable]
+) -> list[fx.Node]:
+    """Return a call for each statement of a graph that was not made before, and add those.
 
-    def __init__(self) -> None:
-        self._kinds: dict[Hashable, int] = {}
-        self._made: set[Hashable] = set()
-
-    def rewritten(self, target: SpmdGraph) -> list[fx.Node]:
-        """As ``first``, and nothing is added."""
-        other = _Made()
-        other._kinds, other._made = dict(self._kinds), set(self._made)
-        return other.first(target)
-
-    def first(self, graph: SpmdGraph) -> list[fx.Node]:
-        """A call for each statement of a graph that was not made before; it is, from now on."""
-        first_calls, kinds = [], dict[fx.Node, Any]()
-        for node in graph.graph.nodes:
-            if not access.has_result(node):
-                continue
-            kind = kinds[node] = self._kind(_plain(access.value(node)))
-            if node.op != "call_function":
-                continue
-            read = access.map_operands(node, kinds.__getitem__)
-            statement = node.target, repr((read, kind))  # as text, 1 and True differ
-            if statement not in self._made:
-                self._made.add(statement)
-                first_calls.append(node)
-        return first_calls
-
-    def _kind(self, hashable: Hashable) -> str:
-        key = (hashable, hashable.strides) if isinstance(hashable, _Typed) else hashable
-        return f"%{self._kinds.setdefault(key, len(self._kinds))}"
+    Args:
+        graph: what states it.
+        types: tensors and other values by their types -> numbers.
+        statements: calls, with the types of their operands and results.
+    """
+    first_calls, type_of = [], dict[fx.Node, Any]()
+    for node in graph.graph.nodes:
+        if not access.has_result(node):
+            continue
+        plain = _plain(access.value(node))
+        key = (plain, plain.strides) if isinstance(plain, _Typed) else plain
+        type_of[node] = f"%{types.setdefault(key, len(types))}"
+        if node.op != "call_function":
+            continue
+        read = access.map_operands(node, type_of.__getitem__)
+        statement = node.target, repr((read, type_of[node]))  # as text, 1 and True differ
+        if statement not in statements:
+            statements.add(statement)
+            first_calls.append(node)
+    return first_calls
 
 
 def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
-    """Per call of which something can be said."""
+    """Return a result per call of which something can be said."""
     results = []
     with fake_tensor.FakeTensorMode(), torch.no_grad(), unlogged(FAKE_TENSORS):
         for node in nodes:
@@ -203,7 +188,7 @@ def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
 
 
 def _given(op: Any, args: Any, kwargs: Any) -> Any:
-    """What the op gives, or that it fails."""
+    """Return what the op gives, or that it fails."""
     if not (isinstance(op, OpOverload) or op in PYTHON):
         raise _UnknownError
     try:
@@ -215,7 +200,7 @@ def _given(op: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors by their types, sizes by expressions, containers as tuples, all on the host."""
+    """Return tensors by their types, sizes by expressions, containers as tuples."""
     if isinstance(value, torch.Tensor):
         return _Typed(shape_key(value), value.dtype, tuple(map(size_key, value.stride())))
     if isinstance(value, dict):
@@ -228,7 +213,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sized(value: Any, sizes: Sizes) -> Any:
-    """What ``_plain`` gives, with numbers in the place of size symbols."""
+    """Return what ``_plain`` gives with numbers in the place of size symbols."""
     if isinstance(value, _Typed):
         shape, strides = _sized(value.shape, sizes), _sized(value.strides, sizes)
         return _Typed(shape, value.dtype, strides)
@@ -264,28 +249,26 @@ class _Symbol:
     step: int
 
     def near(self, size: int) -> int:
-        """A size that it may be."""
+        """Return a size that it may be."""
         within = min(max(size, self.least), self.most)
         above = -(-within // self.step) * self.step
         return above if above <= self.most else above - self.step
 
 
 def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
-    """The size symbols of a graph's inputs."""
+    """Return the size symbols of a graph's inputs."""
     symbol_of: dict[sympy.Symbol, _Symbol] = {}
-    for node in access.node_of(graph.graph, "placeholder"):
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, torch.Tensor) else [value]:
-            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
-                bounds = size.node.shape_env.var_to_range[size.node.expr]
-                least = int(bounds.lower) if bounds.lower.is_Integer else -sys.maxsize
-                most = int(bounds.upper) if bounds.upper.is_Integer else sys.maxsize
-                symbol_of[size.node.expr] = _Symbol(access.concrete(size), least, most, step(size))
+    for size in input_sizes(graph):
+        if size.node.expr.is_Symbol:
+            bounds = size.node.shape_env.var_to_range[size.node.expr]
+            least = int(bounds.lower) if bounds.lower.is_Integer else -sys.maxsize
+            most = int(bounds.upper) if bounds.upper.is_Integer else sys.maxsize
+            symbol_of[size.node.expr] = _Symbol(access.concrete(size), least, most, step(size))
     return symbol_of
 
 
 def _other_sizes(symbols: Mapping[sympy.Symbol, _Symbol]) -> Sequence[Sizes]:
-    """Sizes within their bounds, as many distinct ones as may be first."""
+    """Return sizes within their bounds, as many distinct ones as may be first."""
     points = []
     for n in OTHER_SIZES if symbols else ():
         numbered = enumerate(symbols.items(), 1)

@@ -64,7 +64,7 @@ def real_normal_form(graph: SpmdGraph) -> SpmdGraph:
 
 
 def _is_real(node: fx.Node) -> bool:
-    """Whether the node computes floating-point numbers from such alone."""
+    """Return whether the node computes floating-point numbers from such alone."""
     if node.op != "call_function" or not access.is_tensor(node):
         return False
     values = [x.meta.get("val") for x in (node, *access.operands(node))]
@@ -86,7 +86,7 @@ class _RealForm:
         self._tensors: dict[object, torch.Tensor] = {}
 
     def typed(self, node: fx.Node) -> dict[str, Any]:
-        """The node's ``meta`` with one type for real numbers: rules say less where types differ."""
+        """Return the node's ``meta`` with one type for all real numbers, where rules say most."""
 
         def as_real(x: Any) -> Any:
             if isinstance(x, list | tuple):
@@ -101,7 +101,7 @@ class _RealForm:
         return {**node.meta, "val": as_real(node.meta.get("val"))}
 
     def written(self, node: fx.Node) -> fx.Node | None:
-        """What ``node`` computes, in the form; None where no identity speaks of it."""
+        """Return what ``node`` computes, in the form; None where no identity speaks of it."""
         call = access.operands(node)[0] if access.projection(node) == 0 else node
         if call.target in RMS_NORMS:
             return self._rms_norm(call)
@@ -129,7 +129,7 @@ class _RealForm:
         return None
 
     def _rms_norm(self, call: fx.Node) -> fx.Node | None:
-        """H * (mean(h * h) + eps) ** (-1/2) * weight, over the last dimension."""
+        """Write h * (mean(h * h) + eps) ** (-1/2) * weight, over the last dimension."""
         args = access.written_arguments(call)
         source, eps = args["input"], args["eps"]
         if len(args["normalized_shape"]) != 1:
@@ -144,7 +144,7 @@ class _RealForm:
         return scaled if weight is None else self._call(h, MUL, scaled, self.values[weight])
 
     def _power(self, x: fx.Node, exponent: Fraction) -> fx.Node:
-        """``x ** exponent``, of the innermost base that it is known to be a power of."""
+        """Write ``x ** exponent``, of the innermost base that it is known to be a power of."""
         inner = scalar(x.args[1]) if x.target is POW else None
         if inner is not None and is_nonnegative(x.args[0]):
             both = inner * exponent
@@ -156,14 +156,14 @@ class _RealForm:
         return self._call(x, MUL, x, x) if square else self._call(x, POW, x, float(exponent))
 
     def _call(self, like: fx.Node, op: Any, *arguments: Any) -> fx.Node:
-        """A call whose result has the shape of ``like``."""
+        """Write a call whose result has the shape of ``like``."""
         node = self.graph.call_function(op, arguments)
         node.meta = self.typed(like)
         return node
 
 
 def is_nonnegative(x: Any) -> bool:
-    """Whether ``x`` is made of squares and numbers that are not negative so that it is neither."""
+    """Return whether ``x`` shows that it is not negative: made of squares and such numbers."""
     if isinstance(x, int | float):
         return x >= 0
     if not isinstance(x, fx.Node) or not x.args:

@@ -20,7 +20,7 @@ below the size of the dimension that ``topk`` chose them from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import comb, prod
@@ -110,7 +110,7 @@ class _RefusedError(Exception):
 def owners(
     graph: SpmdGraph, groups: ReplicaGroups, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node]
 ) -> Owners | str:
-    """Who needs which rows of a region, or why its rows cannot be sent.
+    """Return who needs which rows of a region, or why its rows cannot be sent.
 
     Args:
         graph: the graph.
@@ -140,6 +140,13 @@ class _RowStates:
         self.rows = size_key(access.shape(inputs[0])[0])
         if isinstance(self.rows, int):
             raise _RefusedError("its number of rows is fixed: sizes are written as numbers")
+        laws: list[tuple[Iterable[object], Callable[..., Rows]]] = [
+            (VIEWS, self._view), (ARGSORT, self._argsort), (GROUPED, self._grouped),
+            ([aten.index.Tensor], self._index), ([aten.searchsorted.Tensor], self._ends),
+            ([aten.repeat_interleave.self_int], self._repeated),
+            ([aten.floor_divide.default], self._divided), (WHERE, self._where),
+        ]  # fmt: skip
+        self.laws = {op: law for ops, law in laws for op in ops}
         self.states: dict[fx.Node, Rows] = {}
         for x in inputs:
             rule = graph.meanings.get(x)
@@ -151,26 +158,14 @@ class _RowStates:
     def _state(self, node: fx.Node) -> Rows:
         read = access.operands(node)
         for x in read:
-            if x not in self.states and self._mentions_rows(x):
+            if x not in self.states and any(map(self._counts_rows, shape_key(x.meta.get("val")))):
                 raise _RefusedError(f"%{node.name} reads %{x.name}, which differs between rows")
-        law = self._law(node)
+        law = self.laws.get(node.target, self._by_labels)
         state = law(node, *(self.states.get(x) for x in read))
         is_mask = access.is_tensor(node) and access.dtype(node) is torch.bool
         if is_mask and not state.role and state.mask is None and node.target not in VIEWS:
             state = replace(state, mask=node)
         return state
-
-    def _law(self, node: fx.Node) -> Callable[..., Rows]:
-        laws: list[tuple[Any, Callable[..., Rows]]] = [
-            (VIEWS, self._view), (ARGSORT, self._argsort), (GROUPED, self._grouped),
-            ({aten.index.Tensor}, self._index), ({aten.searchsorted.Tensor}, self._ends),
-            ({aten.repeat_interleave.self_int}, self._repeated),
-            ({aten.floor_divide.default}, self._divided), (WHERE, self._where),
-        ]  # fmt: skip
-        return next((law for targets, law in laws if node.target in targets), self._by_labels)
-
-    def _mentions_rows(self, x: fx.Node) -> bool:
-        return any(map(self._counts_rows, shape_key(x.meta.get("val"))))
 
     def _counts_rows(self, size: Any) -> bool:
         return bool(self.rows.free_symbols & getattr(size_key(size), "free_symbols", set()))
@@ -189,12 +184,9 @@ class _RowStates:
         (labels,) = rule.dims.results
         factor = labels[0] if labels else None
         carrying = [x for x in read if x is not None]
-        pairs = list(zip(read, rule.dims.operands, strict=True))
         apart = all(
-            (operand_state is not None and named[:1] == (factor,) and factor not in named[1:])
-            if operand_state is not None
-            else factor not in named
-            for operand_state, named in pairs
+            [d for d, label in enumerate(named) if label == factor] == ([] if x is None else [0])
+            for x, named in zip(read, rule.dims.operands, strict=True)
         )
         alike = len({(x.entries, x.order) for x in carrying}) == 1
         if factor is None or factor in labels[1:] or not apart or not alike:
@@ -287,7 +279,7 @@ class _RowStates:
 
 
 def _zero(node: fx.Node, rule: Meaning, read: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
-    """Masks without which every term of a multilinear op has a factor that is zero.
+    """Return masks without which every term of a multilinear op has a factor that is zero.
 
     Zero is zero in any type, so that products and conversions that round keep it too.
     """
@@ -301,21 +293,20 @@ def _zero(node: fx.Node, rule: Meaning, read: Sequence[Rows | None]) -> frozense
 
 
 def _any_zero(factors: Sequence[Rows | None]) -> frozenset[fx.Node] | None:
-    """Masks without which one factor is zero, and with it their product."""
+    """Return masks without which one factor is zero, and with it their product."""
     return next((x.zero for x in factors if x is not None and x.zero is not None), None)
 
 
 def _owned(
     graph: SpmdGraph, groups: ReplicaGroups, masks: Set[fx.Node], inputs: Sequence[fx.Node]
 ) -> Owners | str:
-    """The ids for which a mask is set, rank by rank."""
-    path: dict[fx.Node, None] = {}
-    id_nodes = set[fx.Node]()
-    for mask in (node for node in graph.graph.nodes if node in masks):
+    """Return the ids for which a mask is set, rank by rank; or why that cannot be said."""
+    path, id_nodes = dict[fx.Node, None](), set[fx.Node]()
+    for mask in sorted(masks):
         traced = _traced(graph, mask, frozenset(inputs), path)
-        if None in traced:
+        if traced is None:
             return f"%{mask.name} is not a function of single ids"
-        id_nodes.update(x for x in traced if x is not None)
+        id_nodes |= traced
     if len(id_nodes) != 1:
         return f"{len(id_nodes)} inputs hold ids"
     (ids,) = id_nodes
@@ -329,32 +320,33 @@ def _owned(
         return "groups deal out ids differently"
     intervals = by_group.pop()
     if any(x is None for x in intervals):
-        return "a rank's ids are no interval"
+        return "a rank's ids are not an interval"
     first, end = zip(*(x for x in intervals if x is not None), strict=True)
     return Owners(ids, first, end, greatest, prod(per_row))
 
 
 def _traced(
     graph: SpmdGraph, node: fx.Node, inputs: frozenset[fx.Node], path: dict[fx.Node, None]
-) -> list[fx.Node | None]:
-    """Inputs that ``node`` is computed from element by element; None for anything else."""
+) -> set[fx.Node] | None:
+    """Return what ``node`` is computed from element by element; None if not inputs alone."""
     if node in inputs:
-        return [node]
+        return {node}
     rule = graph.meanings.get(node) if node.op == "call_function" else None
     if rule is None or rule.random or not access.operands(node):
-        return [None, None]
+        return None
     if not rule.pointwise and not all(t.map is BROADCAST for t in rule.terms or (None,)):  # type: ignore[union-attr]
-        return [None, None]
+        return None
     sizes = {shape_key(x.meta["val"]) for x in (node, *access.operands(node))}
-    paths = [x for read in access.operands(node) for x in _traced(graph, read, inputs, path)]
+    traced = [_traced(graph, x, inputs, path) for x in access.operands(node)]
     path[node] = None
-    return paths if len(sizes) == 1 and None not in paths else [None, None]
+    sources = {x for each in traced for x in each or ()}
+    return sources if len(sizes) == 1 and None not in traced else None
 
 
 def _set_for(
     path: Mapping[fx.Node, None], ids: fx.Node, masks: Set[fx.Node], rank: int, greatest: int
 ) -> tuple[int, int] | None:
-    """The interval of ids below ``known`` for which a mask is set on ``rank``."""
+    """Return the interval of ids below ``greatest`` for which a mask is set on ``rank``."""
     values: dict[fx.Node, Any] = {ids: torch.arange(greatest, dtype=access.dtype(ids))}
 
     def read(item: Any) -> Any:
@@ -365,14 +357,12 @@ def _set_for(
         assert callable(node.target), f"%{node.name} is not a call"
         values[node] = node.target(*args, **kwargs)
     owned = torch.stack([values[mask] for mask in masks]).any(0).nonzero().flatten().tolist()
-    if not owned:
-        return 0, 0
-    first, end = owned[0], owned[-1] + 1
+    first, end = (owned[0], owned[-1] + 1) if owned else (0, 0)
     return (first, end) if end - first == len(owned) else None
 
 
 def greatest_id(node: fx.Node) -> int | None:
-    """What integers of this value stay below, read off the topk they come from; None: unknown."""
+    """Return what integers of this value stay below, by the topk they come from; None: unknown."""
     while node.op == "call_function":
         if access.projection(node) == 1 and access.operands(node)[0].target is aten.topk.default:
             (topk,) = access.operands(node)

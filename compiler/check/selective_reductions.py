@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 
 from compiler.check import algebra
@@ -41,21 +40,21 @@ class Logarithms:
 
     @staticmethod
     def of(graphs: Iterable[SpmdGraph]) -> Logarithms:
-        """Those that ``graphs`` need."""
+        """Return those that ``graphs`` need."""
         used = {reduction.op for graph in graphs for _, reduction in collectives(graph.graph)}
         return Logarithms(k for k in KINDS if k in used)
 
     def log(self, kind: str, x: Field) -> Field:
-        """The log of every vector of ``x``."""
+        """Return the log of every vector of ``x``."""
 
         def one(row: bytes) -> Field:
             drawn = algebra.random_vectors([[b"|".join((b"log", kind.encode(), row))]])[0, 0]
             return self._logs.setdefault((kind, row), drawn)
 
-        return np.stack([np.stack([one(row) for row in rank]) for rank in algebra.vectors(x)])
+        return algebra.per_key(algebra.vectors(x), one)
 
     def exp(self, kind: str, logs: Field) -> Field:
-        """The vectors that have these logs."""
+        """Return the vectors that have these logs."""
         exponents = algebra.vectors(logs)
         data = algebra.random_vectors(
             [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in exponents]
@@ -80,7 +79,7 @@ class Logarithms:
         data: Field,
         mapped: Callable[[Sequence[Field]], Field],
     ) -> Field:
-        """The result ``data`` of an op that selects, with its logs.
+        """Return the result ``data`` of an op that selects, and keep its logs.
 
         It is made of them where all it selects from is reduced.
 
@@ -103,6 +102,6 @@ class Logarithms:
         return data
 
     def reduced(self, kind: str, operands: Sequence[Field]) -> bool:
-        """Whether all vectors are results of this reduction, or made of such."""
+        """Return whether all vectors are results of this reduction, or made of such."""
         every = (row for x in operands for rank in algebra.vectors(x) for row in rank)
         return bool(operands) and all((kind, row) in self._exps for row in every)

@@ -8,7 +8,9 @@ what is compared is the function over the reals.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import fx
 
 from compiler.check.expand import expanded
 from compiler.ir import access
-from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
@@ -25,6 +27,11 @@ from compiler.ir.row_ops import AllSlice, all_slice, own_share
 
 PerRank = list[Any]
 """One value per rank."""
+
+COMBINE: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": torch.add, "avg": torch.add, "product": torch.mul, "max": torch.maximum,
+    "min": torch.minimum,
+}  # fmt: skip
 
 
 def simulate(
@@ -61,20 +68,20 @@ def simulate(
 def _called(
     graph: SpmdGraph, node: fx.Node, values: Mapping[fx.Node, PerRank], *, exact: bool
 ) -> PerRank:
-    """What a call gives on every rank."""
+    """Return what a call gives on every rank."""
     ranks = range(graph.mesh.size)
     if node.target is WAIT:
         return values[access.operands(node)[0]]
-    if node.target in OPS:
-        communication = collective(node)
-        assert communication is not None, f"%{node.name} is not a collective"
+    if (communication := collective(node)) is not None:
         return _communicate(graph, communication, node, values[communication.operand])
     if (cut := all_slice(node)) is not None:
         return _sliced(graph, cut, values[cut.operand])
+    read = [_read(node, values, r, exact=exact) for r in ranks]
     if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
         exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
-        return exchanged(graph, [_read(node, values, r, exact=exact)[0] for r in ranks])
-    return [_execute(node, values, r, exact=exact) for r in ranks]
+        return exchanged(graph, [args for args, _ in read])
+    assert callable(node.target), f"%{node.name} is not a call"
+    return [node.target(*args, **kwargs) for args, kwargs in read]
 
 
 def _widened(value: Any, *, exact: bool) -> Any:
@@ -88,7 +95,7 @@ def _widened(value: Any, *, exact: bool) -> Any:
 def _read(
     node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool
 ) -> tuple[Any, Any]:
-    """The arguments of a call on one rank."""
+    """Return the arguments of a call on one rank."""
 
     def read(item: Any) -> Any:
         if isinstance(item, fx.Node):
@@ -101,16 +108,10 @@ def _read(
     return args, kwargs
 
 
-def _execute(node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool) -> Any:
-    args, kwargs = _read(node, values, rank, exact=exact)
-    assert callable(node.target), f"%{node.name} is not a call"
-    return node.target(*args, **kwargs)
-
-
 def _communicate(
     graph: SpmdGraph, communication: Collective, node: fx.Node, operand: Sequence[torch.Tensor]
 ) -> PerRank:
-    """What each rank of each group gets from the collective."""
+    """Return what each rank of each group gets from the collective."""
     got: dict[int, torch.Tensor] = {}
     arguments = access.arguments(node)
     for group in graph.mesh.group(communication.group).ranks:
@@ -132,16 +133,16 @@ def _communicate(
 
 
 def _sliced(graph: SpmdGraph, own_slice: AllSlice, tensors: Sequence[torch.Tensor]) -> PerRank:
-    """Every rank's share of its own tensor."""
-    groups = graph.mesh.group(own_slice.group).group_of
+    """Return every rank's share of its own tensor."""
+    groups = graph.mesh.group(own_slice.group)
     return [
-        own_share(x, own_slice.dim, len(groups[r]), groups[r].index(r))
+        own_share(x, own_slice.dim, groups.axis_size, groups.position[r])
         for r, x in enumerate(tensors)
     ]
 
 
 def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
-    """What ``dispatch_rows`` gives on every rank, from its arguments on every rank."""
+    """Return what ``dispatch_rows`` gives on every rank, from its arguments on every rank."""
     got: dict[int, Any] = {}
     for group in graph.mesh.group(read[0][5]).ranks:
         wanted = {r: needed(read[r][1], read[r][2], read[r][3]) for r in group}
@@ -157,7 +158,7 @@ def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
 
 
 def _combined(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
-    """What ``combine_rows`` gives on every rank, from its arguments on every rank."""
+    """Return what ``combine_rows`` gives on every rank, from its arguments on every rank."""
     got: dict[int, Any] = {}
     for group in graph.mesh.group(read[0][4]).ranks:
         back = {r: torch.split(read[r][0], read[r][2][1].tolist()) for r in group}
@@ -168,25 +169,15 @@ def _combined(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
 
 
 def _reduced(op: str, sent: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The reduction in rank order."""
-    total = sent[0].clone()
-    for x in sent[1:]:
-        match op:
-            case "sum" | "avg":
-                total = total + x
-            case "product":
-                total = total * x
-            case "max":
-                total = torch.maximum(total, x)
-            case "min":
-                total = torch.minimum(total, x)
-            case _:
-                raise NotImplementedError(f"simulation of reduction {op!r}")
+    """Reduce in rank order."""
+    if op not in COMBINE:
+        raise NotImplementedError(f"simulation of reduction {op!r}")
+    total = reduce(COMBINE[op], sent)
     return total / len(sent) if op == "avg" else total
 
 
 def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[str, PerRank]:
-    """Random inputs that obey the graph's placements; symbolic sizes become ``tokens``.
+    """Draw inputs that obey the graph's placements; symbolic sizes become ``tokens``.
 
     Floating-point inputs are small multiples of 1/8, so that sums are exact; integers are 0 or 1.
     One draw per set of ranks that must hold the same; a real attribute keeps its own value where
@@ -203,26 +194,18 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
         if own is not None and not any(varying) and not is_fake(own):
             drawn[name] = [own] * graph.mesh.size
             continue
-        seeds = [f"{seed} {name} {_where(graph, r, varying)}" for r in range(graph.mesh.size)]
+        places = [[*compress(at, varying)][::-1] for at in graph.mesh.coordinates]
+        seeds = [f"{seed} {name} {place}" for place in places]
         once = {s: _draw(value, s, tokens) for s in dict.fromkeys(seeds)}
         drawn[name] = [once[s] for s in seeds]
     return drawn
 
 
 def is_fake(value: Any) -> bool:
-    """Whether it is a tensor without data."""
+    """Return whether it is a tensor without data."""
     return isinstance(value, torch.Tensor) and (
         value.is_meta or isinstance(value, torch._subclasses.FakeTensor)
     )
-
-
-def _where(graph: SpmdGraph, rank: int, varying: Sequence[bool]) -> list[int]:
-    places = []
-    for size, varies in reversed(list(zip(graph.mesh.axes.values(), varying, strict=True))):
-        rank, index = divmod(rank, size)
-        if varies:
-            places.append(index)
-    return places
 
 
 def _draw(value: Any, seed: str, tokens: int | None) -> Any:

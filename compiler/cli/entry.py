@@ -13,13 +13,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib import import_module
 from typing import Any, TextIO, cast
 
 from compiler.cli.inputs.own_packages import import_own
+from compiler.errors import CommPlanError, VerificationError
 from compiler.garbage import collection_paused
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     """Run the console script ``commplan``."""
     try:
         with guarded_streams():
-            run()
+            sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except CannotWrite as error:
@@ -47,23 +49,41 @@ def main() -> None:
             sys.exit(ExitCode.CLOSED_PIPE)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
+    finally:
+        gc.freeze()  # the process ends, and would look through all of it for garbage
 
 
 @collection_paused()
-def run() -> None:
-    """Import the commands, run one, and report an exception that none of them expects."""
+def run(arguments: Sequence[str]) -> int:
+    """Run one command, and return its exit code.
+
+    Arguments are read first: help, and what is wrong with them, needs no PyTorch.
+    """
+    from compiler.cli.arguments import parse
+
     try:
+        name, keywords = parse(arguments)
+        module, _, function = name.partition(":")
         with interrupts_end_the_process():
             import_own("bench")
             import_own("passes")
-            from compiler.cli.app import app
-        app(prog_name="commplan")
+            command = getattr(import_module(f"compiler.cli.commands.{module}"), function)
+        return command(**keywords) or ExitCode.OK
+    except CommPlanError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        failed = isinstance(error, VerificationError)
+        return ExitCode.NOT_EQUIVALENT if failed else ExitCode.BAD_INPUT
     except Exception:
         traceback.print_exc()
         print("commplan: internal error, please report it with the lines above", file=sys.stderr)
-        sys.exit(ExitCode.INTERNAL_ERROR)
-    finally:
-        gc.freeze()  # the process ends, and would look through all of it for garbage
+        return ExitCode.INTERNAL_ERROR
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters, and bytes that are not UTF-8, as escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 @contextmanager

@@ -1,21 +1,16 @@
 """Times of collectives and kernels on machines: a model with stated sources and validity."""
 
-from compiler.cost.collective_times import CollectiveTime, Group, Phase, Shape, shape_of
+from compiler.cost.collective_times import Shape, shape_of
 from compiler.cost.compute import Work, work
 from compiler.cost.machine import Machine
 from compiler.cost.machine_files import load_machine, machine_with, machines
-from compiler.cost.tables import Fused, Launch, LibraryClass, MachineError, Quantity
+from compiler.cost.tables import Fused, Launch, MachineError
 
 __all__ = [
-    "CollectiveTime",
     "Fused",
-    "Group",
     "Launch",
-    "LibraryClass",
     "Machine",
     "MachineError",
-    "Phase",
-    "Quantity",
     "Shape",
     "Work",
     "load_machine",

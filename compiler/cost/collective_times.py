@@ -18,7 +18,7 @@ all_gather, since it can be done that way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,15 +83,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class CollectiveTime:
-    """How long a collective takes, and the phases that take it one after the other."""
+    """The phases of a collective, one after the other."""
 
-    time_ps: int
     phases: tuple[Phase, ...]
 
-    @staticmethod
-    def of(*phases: Phase) -> CollectiveTime:
-        """The sum of phases."""
-        return CollectiveTime(sum(phase.time_ps for phase in phases), phases)
+    @property
+    def time_ps(self) -> int:
+        """How long they take together."""
+        return sum(phase.time_ps for phase in self.phases)
 
 
 def shape_of(group: Group, machine: Machine) -> Shape:
@@ -102,31 +101,14 @@ def shape_of(group: Group, machine: Machine) -> Shape:
             network.
     """
     pair = [one for one in group if isinstance(one, int)]
-    if len(pair) == 2:
-        return _checked(Shape(*pair), machine)
     shapes = {_spread(tuple(one), machine) for one in group if not isinstance(one, int)}
-    if len(shapes) != 1:
+    if len(shapes) > 1:
         raise MachineError(
             "the replica groups lie differently over nodes",
             found=f"(ranks per node, nodes): {sorted(map(tuple, shapes))}",
             remedy="ask for each group of ranks by itself",
         )
-    return _checked(shapes.pop(), machine)
-
-
-def _spread(members: tuple[int, ...], machine: Machine) -> Shape:
-    counts = Counter(rank // machine.ranks_per_node for rank in members)
-    if len(set(counts.values())) != 1:
-        raise MachineError(
-            "a group has more ranks on one node than on another",
-            where=f"ranks {list(members)} on nodes of {machine.ranks_per_node}",
-            found=f"ranks per node: {dict(sorted(counts.items()))}",
-            remedy="choose mesh axes that divide, or are divided by, the ranks of a node",
-        )
-    return Shape(next(iter(counts.values())), len(counts))
-
-
-def _checked(shape: Shape, machine: Machine) -> Shape:
+    shape = shapes.pop() if shapes else Shape(*pair)
     if not 1 <= shape.ranks_per_node <= machine.ranks_per_node or shape.nodes < 1:
         raise MachineError(
             f"no such group on machine {machine.name!r}",
@@ -142,70 +124,60 @@ def _checked(shape: Shape, machine: Machine) -> Shape:
     return shape
 
 
-def collective(
-    machine: Machine, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
-) -> CollectiveTime:
-    """What the best available library takes, phase by phase.
+def _spread(members: tuple[int, ...], machine: Machine) -> Shape:
+    counts = Counter(rank // machine.ranks_per_node for rank in members)
+    if len(set(counts.values())) != 1:
+        raise MachineError(
+            "a group has more ranks on one node than on another",
+            where=f"ranks {list(members)} on nodes of {machine.ranks_per_node}",
+            found=f"ranks per node: {dict(sorted(counts.items()))}",
+            remedy="choose mesh axes that divide, or are divided by, the ranks of a node",
+        )
+    return Shape(next(iter(counts.values())), len(counts))
 
-    Args:
-        machine: the machine.
-        kind: the collective.
-        payload_bytes: the larger of operand and result on one rank, >= 0.
-        group: replica groups, or (ranks per node, nodes).
-        launch: eager or in a CUDA graph.
 
-    Raises:
-        MachineError: nothing is known about this kind, rank count or launch.
-    """
-    assert payload_bytes >= 0, f"payload of {payload_bytes} bytes"
-    shape = shape_of(group, machine)
-    return _collective(machine, Kind(kind), payload_bytes, shape, Launch(launch))
+PHASES = {
+    Kind.ALL_REDUCE: (
+        ("node", Kind.REDUCE_SCATTER),
+        ("network", Kind.ALL_REDUCE),
+        ("node", Kind.ALL_GATHER),
+    ),
+    Kind.REDUCE_SCATTER: (("node", Kind.REDUCE_SCATTER), ("network", Kind.REDUCE_SCATTER)),
+    Kind.ALL_GATHER: (("network", Kind.ALL_GATHER), ("node", Kind.ALL_GATHER)),
+    Kind.ALL_TO_ALL: (("node", Kind.ALL_TO_ALL), ("network", Kind.ALL_TO_ALL)),
+}
+"""What is done at which level, beyond a node."""
 
 
 @lru_cache(maxsize=1 << 14)
-def _collective(
+def collective(
     machine: Machine, kind: Kind, payload_bytes: int, shape: Shape, launch: Launch
 ) -> CollectiveTime:
+    """``Machine.collective``, of a group that lies over nodes like this."""
+    assert payload_bytes >= 0, f"payload of {payload_bytes} bytes"
     if shape.ranks == 1:
-        return CollectiveTime.of()
-    time = CollectiveTime.of(*_phases(machine, kind, payload_bytes, shape, launch))
-    if kind is not Kind.ALL_REDUCE:
+        return CollectiveTime(())
+    time = CollectiveTime(tuple(_phases(machine, kind, payload_bytes, shape, launch)))
+    halves = (Kind.REDUCE_SCATTER, Kind.ALL_GATHER)
+    measured = {table.kind for table in machine.tables}.issuperset(halves)
+    if kind is not Kind.ALL_REDUCE or not (measured or shape.ranks_per_node == 1):
         return time
-    parts = [
-        _collective(machine, part, payload_bytes, shape, launch).phases
-        for part in (Kind.REDUCE_SCATTER, Kind.ALL_GATHER)
-        if _measured(machine, part, shape)
-    ]
-    split = CollectiveTime.of(*(phase for part in parts for phase in part))
-    return split if len(parts) == 2 and split.time_ps < time.time_ps else time
-
-
-def _measured(machine: Machine, kind: Kind, shape: Shape) -> bool:
-    """Whether any table of ``kind`` tells about a node's part of ``shape``."""
-    return shape.ranks_per_node == 1 or any(table.kind is kind for table in machine.tables)
+    parts = [collective(machine, half, payload_bytes, shape, launch) for half in halves]
+    split = CollectiveTime(tuple(phase for part in parts for phase in part.phases))
+    return min(time, split, key=lambda each: each.time_ps)
 
 
 def _phases(
     machine: Machine, kind: Kind, payload_bytes: int, shape: Shape, launch: Launch
-) -> list[Phase]:
-    inside, nodes = shape
-
-    def node(part: Kind) -> list[Phase]:
-        return [_in_node(machine, part, payload_bytes, inside, launch)] if inside > 1 else []
-
-    if nodes == 1:
-        return node(kind)
-    share = -(-payload_bytes // inside)
-    if kind is Kind.ALL_REDUCE:
-        between = _between(machine, kind, share, nodes)
-        return [*node(Kind.REDUCE_SCATTER), between, *node(Kind.ALL_GATHER)]
-    if kind is Kind.ALL_GATHER:
-        return [_between(machine, kind, share, nodes), *node(kind)]
-    if kind is Kind.REDUCE_SCATTER:
-        return [*node(kind), _between(machine, kind, share, nodes)]
-    if kind is Kind.ALL_TO_ALL:
-        return [*node(kind), _between(machine, kind, payload_bytes, nodes)]
-    raise _unknown(machine, kind, shape.ranks, launch)
+) -> Iterator[Phase]:
+    if shape.nodes > 1 and kind not in PHASES:
+        raise _unknown(machine, kind, shape.ranks, launch)
+    share = payload_bytes if kind is Kind.ALL_TO_ALL else -(-payload_bytes // shape.ranks_per_node)
+    for level, part in PHASES[kind] if shape.nodes > 1 else (("node", kind),):
+        if level == "network":
+            yield _between(machine, part, share, shape.nodes)
+        elif shape.ranks_per_node > 1:
+            yield _in_node(machine, part, payload_bytes, shape.ranks_per_node, launch)
 
 
 def _in_node(
@@ -259,18 +231,13 @@ def _candidates(
 def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Phase:
     """A ring over the network."""
     assert machine.network is not None, "several nodes have a network"
-    times = 2 if kind is Kind.ALL_REDUCE else 1
+    steps = (nodes - 1) * (2 if kind is Kind.ALL_REDUCE else 1)
     lines = [
-        (
-            p.base_ps + times * (nodes - 1) * p.step_ps,
-            times * (nodes - 1) * FS_PER_US // (nodes * p.bytes_per_us),
-            p.name,
-        )
+        (p.base_ps + steps * p.step_ps, steps * FS_PER_US // (nodes * p.bytes_per_us), p.name)
         for p in machine.network.protocols
     ]
     time_ps, (alpha_ps, beta, name) = min(
-        (alpha + beta * payload_bytes // FS_PER_PS, (alpha, beta, name))
-        for alpha, beta, name in lines
+        (line[0] + line[1] * payload_bytes // FS_PER_PS, line) for line in lines
     )
     return Phase(
         kind, "network", nodes, payload_bytes, time_ps, name, LibraryClass.NCCL, 0, alpha_ps,
@@ -279,9 +246,8 @@ def _between(machine: Machine, kind: Kind, payload_bytes: int, nodes: int) -> Ph
 
 
 def _unknown(machine: Machine, kind: Kind | Fused, ranks: int, launch: Launch) -> MachineError:
-    rank_counts = sorted(
-        {t.ranks for t in machine.tables if t.kind is kind and launch in t.launches}
-    )
+    tables = [t for t in machine.tables if t.kind is kind and launch in t.launches]
+    rank_counts = sorted({t.ranks for t in tables})
     return MachineError(
         f"machine {machine.name!r} does not tell what {kind} over {ranks} ranks takes",
         found=f"tables ({launch}) of {', '.join(map(str, rank_counts)) or 'no'} ranks",
@@ -290,7 +256,7 @@ def _unknown(machine: Machine, kind: Kind | Fused, ranks: int, launch: Launch) -
 
 
 def fused(
-    machine: Machine, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
+    machine: Machine, kind: Fused, payload_bytes: int, shape: Shape, launch: Launch
 ) -> CollectiveTime | None:
     """What a fused kernel takes, norm and addition included.
 
@@ -298,19 +264,14 @@ def fused(
         None where no measurement was published: for this machine, rank count or launch, or a
         payload outside the range that was measured. Fused kernels are never extrapolated.
     """
-    shape = shape_of(group, machine)
-    tables = machine.tables_of(Fused(kind), shape.ranks) if shape.nodes == 1 else ()
-    inside = [
-        t for t in tables if launch in t.launches and t.min_bytes <= payload_bytes <= t.max_bytes
-    ]
-    if not inside:
+    tables = machine.tables_of(kind, shape.ranks) if shape.nodes == 1 else ()
+    ranges = [(t.min_bytes, t.max_bytes) for t in tables if launch in t.launches]
+    if not any(least <= payload_bytes <= most for least, most in ranges):
         return None
-    return CollectiveTime.of(
-        _in_node(machine, Fused(kind), payload_bytes, shape.ranks, Launch(launch))
-    )
+    return CollectiveTime((_in_node(machine, kind, payload_bytes, shape.ranks, launch),))
 
 
-def lower_bound_ps(machine: Machine, kind: Kind, payload_bytes: int, group: Group) -> int:
+def lower_bound_ps(machine: Machine, kind: Kind, payload_bytes: int, shape: Shape) -> int:
     """Time below which no algorithm can be: bytes each rank must move, by link rate.
 
     Inside a node of r ranks (r - 1) / r of the payload, each way; all_reduce twice that, or the
@@ -320,7 +281,7 @@ def lower_bound_ps(machine: Machine, kind: Kind, payload_bytes: int, group: Grou
     Raises:
         MachineError: the machine does not state its link.
     """
-    inside, nodes = shape_of(group, machine)
+    inside, nodes = shape
     twice = 2 if kind is Kind.ALL_REDUCE else 1
     bound_ps = 0
     if inside > 1:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
@@ -29,6 +28,7 @@ from compiler.cost.units import PS_PER_US
 from compiler.ir import access
 from compiler.ir.rules import Call, Meaning, Term, meaning_of
 from compiler.ir.rules.builders import overloads
+from compiler.ir.rules.meaning import size_key
 
 Sizes = tuple[tuple[str, int], ...]
 """Values of the graph's size symbols, by name."""
@@ -157,8 +157,11 @@ def work(node: fx.Node) -> Work:
     """What the node's kernel does; nothing for inputs, outputs, views and numbers."""
     if not isinstance(node.target, OpOverload) or not access.is_operand(node):
         return FREE
-    layouts = tuple(access.strides(x) if access.is_tensor(x) else () for x in access.operands(node))
-    key = Call.of(node), _hashable(layouts)
+    operands, layouts = access.operands(node), list[tuple[Any, ...] | None]()
+    for i, x in enumerate(operands):
+        strides = tuple(map(size_key, access.strides(x))) if access.is_tensor(x) else ()
+        layouts.append(strides if operands.index(x) == i else None)
+    key = Call.of(node), tuple(layouts)
     if key not in _known:
         if len(_known) >= MOST_KNOWN:
             _known.clear()
@@ -166,26 +169,20 @@ def work(node: fx.Node) -> Work:
     return _known[key]
 
 
-def _hashable(layouts: tuple[tuple[int | torch.SymInt, ...], ...]) -> tuple[Any, ...]:
-    return tuple(
-        tuple(s if isinstance(s, int) else s.node.expr for s in layout) for layout in layouts
-    )
-
-
 def _work(node: fx.Node, call: Call, layouts: tuple[Any, ...]) -> Work:
+    """What a call does; ``layouts``: strides per operand, None for one that was listed before."""
     if call.target in ALLOCATIONS or _shares_storage(node):
         return FREE
     rule = meaning_of(call)
     picked = _picked(rule) if rule else frozenset()
     used = rule.reads if rule else None
-    operands = access.operands(node)
     reads: list[Extent] = []
     gathers: list[Extent] = []
-    for i, x in enumerate(operands):
+    for i, layout in enumerate(layouts):
         unread = used is not None and i not in used
-        if unread or operands.index(x) != i or call.dtypes[i] is None:
+        if unread or layout is None or call.dtypes[i] is None:
             continue
-        stored = zip(call.shapes[i], layouts[i], strict=True)
+        stored = zip(call.shapes[i], layout, strict=True)
         shape = tuple(size for size, stride in stored if stride != 0)
         (gathers if i in picked else reads).append(_box(call, shape, call.dtypes[i]))
     writes = [
@@ -259,15 +256,11 @@ def _contracted(call: Call, rule: Meaning, term: Term) -> list[Any]:
     else:
         return []
     size_of: dict[Any, Any] = {}
-    seen: dict[Any, int] = {}
+    shared: dict[Any, None] = {}
     for i, labels in zip(term.operands, factors, strict=True):
-        for name, size in zip(labels, call.shapes[i], strict=True):
-            size_of[name], seen[name] = size, seen.get(name, 0) + 1
-    return [
-        size_of[name]
-        for name, count in seen.items()
-        if count > 1 and name is not None and name not in result
-    ]
+        shared |= dict.fromkeys(x for x in labels if x in size_of)
+        size_of |= zip(labels, call.shapes[i], strict=True)
+    return [size_of[name] for name in shared if name is not None and name not in result]
 
 
 def _shares_storage(node: fx.Node) -> bool:
@@ -275,11 +268,14 @@ def _shares_storage(node: fx.Node) -> bool:
     stand_ins: list[torch.Tensor] = []
 
     def stand_in(x: fx.Node) -> Any:
-        if not access.is_tensor(x):
-            return _probe_size(access.value(x))
-        shape = [_probe_size(s) for s in access.shape(x)]
-        layout = [_probe_size(s) for s in access.strides(x)]
-        stand_ins.append(torch.empty_strided(shape, layout, dtype=access.dtype(x), device="meta"))
+        value = access.value(x)
+        if isinstance(value, torch.SymInt):
+            return access.concrete(value, PROBE_SIZE)
+        if not isinstance(value, torch.Tensor):
+            return value
+        every = value.shape, value.stride()
+        layout = [[access.concrete(size, PROBE_SIZE) for size in sizes] for sizes in every]
+        stand_ins.append(torch.empty_strided(*layout, dtype=value.dtype, device="meta"))
         return stand_ins[-1]
 
     args, kwargs = access.map_operands(node, stand_in)
@@ -292,10 +288,3 @@ def _shares_storage(node: fx.Node) -> bool:
     results = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
     storages = {x.untyped_storage()._cdata for x in stand_ins}
     return bool(results) and all(x.untyped_storage()._cdata in storages for x in results)
-
-
-def _probe_size(size: Any) -> Any:
-    if not isinstance(size, torch.SymInt):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, sympy.Integer(PROBE_SIZE))))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 
 from compiler.cost import collective_times
-from compiler.cost.collective_times import CollectiveTime, Group
+from compiler.cost.collective_times import CollectiveTime, Group, shape_of
 from compiler.cost.tables import Fused, Launch, MachineError, Network, Quantity, Table
 from compiler.ir.collectives import Kind
 
@@ -46,17 +45,9 @@ class Machine:
     network: Network | None = None
     device: str = ""
 
-    @cached_property
-    def _by_kind(self) -> dict[tuple[Kind | Fused, int], tuple[Table, ...]]:
-        tables_of: dict[tuple[Kind | Fused, int], tuple[Table, ...]] = {}
-        for table in self.tables:
-            key = table.kind, table.ranks
-            tables_of[key] = (*tables_of.get(key, ()), table)
-        return tables_of
-
     def tables_of(self, kind: Kind | Fused, ranks: int) -> tuple[Table, ...]:
         """The tables of a kind and rank count, none if it was not measured."""
-        return self._by_kind.get((kind, ranks), ())
+        return tuple(table for table in self.tables if (table.kind, table.ranks) == (kind, ranks))
 
     def known(self, quantity: Quantity | None, what: str) -> Quantity:
         """``quantity``.
@@ -100,7 +91,8 @@ class Machine:
         Raises:
             MachineError: nothing is known about this kind, rank count or launch.
         """
-        return collective_times.collective(self, kind, payload_bytes, group, launch=launch)
+        shape = shape_of(group, self)
+        return collective_times.collective(self, Kind(kind), payload_bytes, shape, Launch(launch))
 
     def collective_time_ps(
         self, kind: Kind, payload_bytes: int, group: Group, *, launch: Launch | str
@@ -112,9 +104,10 @@ class Machine:
         self, kind: Fused, payload_bytes: int, group: Group, *, launch: Launch | str
     ) -> int | None:
         """What a fused kernel takes, addition and norm included; None if nobody measured it."""
-        time = collective_times.fused(self, kind, payload_bytes, group, launch=launch)
+        shape = shape_of(group, self)
+        time = collective_times.fused(self, Fused(kind), payload_bytes, shape, Launch(launch))
         return None if time is None else time.time_ps
 
     def lower_bound_ps(self, kind: Kind, payload_bytes: int, group: Group) -> int:
         """Bytes each rank must move, by link rate: no algorithm is faster."""
-        return collective_times.lower_bound_ps(self, kind, payload_bytes, group)
+        return collective_times.lower_bound_ps(self, kind, payload_bytes, shape_of(group, self))

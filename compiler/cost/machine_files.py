@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,10 @@ def parse_machine(data: Mapping[str, Any], path: Path) -> Machine:
 
 
 def _machine(data: Mapping[str, Any], path: Path) -> Machine:
-    network = data.get("network")
     if "node" in data:
-        node = load_machine(data["node"])
-        return Machine(
-            data["name"], data["title"], node.ranks_per_node, node.in_switch_reduction, node.link,
-            node.memory, node.matmul, node.launch, node.tables, _network(data["network"], path),
-        )  # fmt: skip
+        node, name, title = load_machine(data["node"]), data["name"], data["title"]
+        network = _network(data["network"], path)
+        return replace(node, name=name, title=title, network=network, device="")
     return Machine(
         name=data["name"],
         title=data["title"],
@@ -112,7 +110,7 @@ def _machine(data: Mapping[str, Any], path: Path) -> Machine:
         matmul=_quantities(data.get("matmul", {}), FLOP_PER_US, path),
         launch={Launch(k): q for k, q in _quantities(data.get("launch", {}), NS, path).items()},
         tables=tuple(_table(table, path) for table in data["tables"]),
-        network=_network(network, path) if network else None,
+        network=_network(data["network"], path) if data.get("network") else None,
         device=str(data.get("device", "")),
     )
 

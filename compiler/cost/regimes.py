@@ -9,10 +9,8 @@ All numbers are integers, so that sums and comparisons of times are exact.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 from compiler.cost.units import FS_PER_PS
@@ -44,13 +42,9 @@ class Curve:
 
     regimes: tuple[Regime, ...]
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [regime.from_bytes for regime in self.regimes]
-
     def regime(self, payload_bytes: int) -> Regime:
         """The regime that holds for a payload."""
-        return self.regimes[bisect_right(self._starts, payload_bytes) - 1]
+        return next(r for r in reversed(self.regimes) if r.from_bytes <= payload_bytes)
 
     def time_ps(self, payload_bytes: int) -> int:
         """Time of one call; payloads beyond the last regime's data follow its line."""

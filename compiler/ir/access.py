@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import fx
@@ -22,7 +22,6 @@ from torch._ops import OpOverload
 from compiler.errors import GraphError
 
 Shape = tuple[int | torch.SymInt, ...]
-T = TypeVar("T")
 STATE_TYPES = (
     "set meta['val'] to a tensor of its shape and dtype on every node, "
     "for example with torch.fx.passes.fake_tensor_prop.FakeTensorProp"
@@ -31,46 +30,38 @@ STATE_TYPES = (
 
 
 def inside(folder: str | Path) -> str:
-    """What the paths of the files in a folder begin with, and those in ``{folder}2`` do not."""
+    """Return what paths of files in ``folder`` begin with, and those in ``{folder}2`` do not."""
     return os.path.join(folder, "")
 
 
 TORCH = inside(Path(torch.__file__).parent)
 
 
-class RankInt(int):
-    """An integer that code computed from its rank: this rank's value, and every rank's.
+class RankNumber:
+    """A number that code computed from its rank: this rank's value, and every rank's.
 
-    Behaves as this rank's integer wherever the graph runs; ``values[r]`` is the one of rank r.
+    Behaves as this rank's number wherever the graph runs; ``values[r]`` is the one of rank r.
     """
 
-    values: tuple[int, ...]
+    values: tuple[Any, ...]
 
-    def __new__(cls, value: int, values: tuple[int, ...]) -> RankInt:
-        """``value`` is this rank's entry of ``values``."""
-        self = super().__new__(cls, value)
+    def __new__(cls, value: float, values: tuple[float, ...]) -> Self:
+        """Take ``value``, this rank's entry of ``values``."""
+        self = super().__new__(cls, value)  # type: ignore[call-arg]
         self.values = values
         return self
 
-    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
-        """Copies and pickles keep every rank's value."""
-        return int(self), self.values
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep every rank's value in copies and pickles."""
+        return type(self), (self.real, self.values)  # type: ignore[attr-defined]
 
 
-class RankFloat(float):
-    """Like ``RankInt``, for a number that is not an integer."""
+class RankInt(RankNumber, int):
+    """An integer that differs between ranks."""
 
-    values: tuple[float, ...]
 
-    def __new__(cls, value: float, values: tuple[float, ...]) -> RankFloat:
-        """``value`` is this rank's entry of ``values``."""
-        self = super().__new__(cls, value)
-        self.values = values
-        return self
-
-    def __getnewargs__(self) -> tuple[float, tuple[float, ...]]:  # type: ignore[override]
-        """Copies and pickles keep every rank's value."""
-        return float(self), self.values
+class RankFloat(RankNumber, float):
+    """A float that differs between ranks."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Operand:
 
 
 def value(node: fx.Node) -> Any:
-    """What the node computes: a tensor (fake, meta or real), a number or SymInt, or a tuple.
+    """Return what the node computes: a tensor (fake, meta or real), a number or SymInt, or a tuple.
 
     Raises:
         GraphError: the node has no ``meta["val"]``.
@@ -96,29 +87,29 @@ def value(node: fx.Node) -> Any:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether the node computes one tensor."""
+    """Return whether the node computes one tensor."""
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def tensor(node: fx.Node) -> torch.Tensor:
-    """The tensor the node computes (fake, meta or real)."""
+    """Return the tensor the node computes (fake, meta or real)."""
     example = value(node)
     assert isinstance(example, torch.Tensor), f"%{node.name} is not one tensor: {type(example)}"
     return example
 
 
 def shape(node: fx.Node) -> Shape:
-    """Per-rank shape of the node's tensor."""
+    """Return the per-rank shape of the node's tensor."""
     return tuple(tensor(node).shape)
 
 
 def dtype(node: fx.Node) -> torch.dtype:
-    """Element type of the node's tensor."""
+    """Return the element type of the node's tensor."""
     return tensor(node).dtype
 
 
 def payload_bytes(node: fx.Node, tokens: int | None = None) -> int:
-    """Bytes of the node's tensor on one rank; symbolic sizes count as ``tokens`` or their hint."""
+    """Return the bytes of the node's tensor on one rank; symbols count ``tokens`` or their hint."""
     example, count = tensor(node), 1
     for size in example.shape:
         count *= size if isinstance(size, int) else concrete(size, tokens)
@@ -126,7 +117,7 @@ def payload_bytes(node: fx.Node, tokens: int | None = None) -> int:
 
 
 def concrete(size: int | torch.SymInt, tokens: int | None = None) -> int:
-    """``size`` with every symbol replaced by ``tokens``, or by its hint where that is None.
+    """Return ``size`` with every symbol replaced by ``tokens``, or by its hint where that is None.
 
     A size read out of data has no hint and then counts as 1: bytes of such a value are those of
     one row.
@@ -150,34 +141,18 @@ def _at(expression: Any, tokens: int) -> int:
 
 
 def strides(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    """Strides of the node's tensor, in elements."""
+    """Return the strides of the node's tensor, in elements."""
     return tuple(tensor(node).stride())
 
 
 def _leaves(node: fx.Node) -> list[Any]:
     leaves: list[Any] = []
-    _collect(node.args, leaves)
-    if node.kwargs:
-        _collect(node.kwargs.values(), leaves)
+    fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
 
 
-def _collect(tree: Any, leaves: list[Any]) -> None:
-    for item in tree:
-        if isinstance(item, fx.Node):
-            leaves.append(item)
-        elif isinstance(item, (list, tuple)):
-            _collect(item, leaves)
-        elif isinstance(item, dict):
-            _collect(item.values(), leaves)
-        elif isinstance(item, slice):
-            leaves += (item.start, item.stop, item.step)
-        else:
-            leaves.append(item)
-
-
 def has_result(node: fx.Node) -> bool:
-    """Whether the node computes something: assertions, outputs and export's guards do not."""
+    """Return whether the node has a result: assertions, outputs and export's guards have none."""
     if node.op == "call_module" and not node.users:
         return False
     schema = getattr(node.target, "_schema", None)
@@ -185,7 +160,7 @@ def has_result(node: fx.Node) -> bool:
 
 
 def is_operand(node: fx.Node) -> bool:
-    """Whether other nodes take this one as data: anything but a number derived from shapes."""
+    """Return whether other nodes take this one as data: all but numbers derived from shapes."""
     example = node.meta.get("val")
     if isinstance(example, torch.Tensor):
         return True
@@ -197,34 +172,34 @@ def is_operand(node: fx.Node) -> bool:
 
 
 def is_unbacked(symbol: str) -> bool:
-    """Whether PyTorch takes a symbol of this name for a number read out of a tensor."""
+    """Return whether PyTorch takes a symbol of this name for a number read out of a tensor."""
     return symbol.startswith(("u", "zuf"))
 
 
 def unbacked(number: object) -> frozenset[str]:
-    """Symbols of ``number`` that stand for data read out of a tensor, not for a shape."""
+    """Return the symbols of ``number`` that stand for data read out of a tensor."""
     if not isinstance(number, torch.SymInt | torch.SymFloat | torch.SymBool):
         return frozenset()
     return frozenset(filter(is_unbacked, map(str, number.node.expr.free_symbols)))
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The node's data operands in argument order, repeats included."""
+    """Return the node's data operands in argument order, repeats included."""
     return tuple([x for x in _leaves(node) if isinstance(x, fx.Node) and is_operand(x)])
 
 
-def rank_constants(node: fx.Node) -> tuple[RankInt | RankFloat, ...]:
-    """The node's arguments whose value depends on the rank."""
-    return tuple([x for x in _leaves(node) if isinstance(x, (RankInt, RankFloat))])
+def rank_constants(node: fx.Node) -> tuple[Any, ...]:
+    """Return the node's arguments whose value depends on the rank."""
+    return tuple([x for x in _leaves(node) if isinstance(x, RankNumber)])
 
 
 def on_rank(argument: Any, rank: int) -> Any:
-    """The static argument as it is on ``rank``."""
-    return argument.values[rank] if isinstance(argument, RankInt | RankFloat) else argument
+    """Return the static argument as it is on ``rank``."""
+    return argument.values[rank] if isinstance(argument, RankNumber) else argument
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """Schema argument name -> value, defaults filled in; data operands appear as ``Operand``.
+    """Return schema argument name -> value, with defaults; data operands appear as ``Operand``.
 
     Numbers derived from shapes appear as their SymInt or int. A target without a schema gets
     positional names ``0``, ``1``, …
@@ -254,7 +229,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 @lru_cache(maxsize=1 << 12)
 def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of the op's arguments, and the default values of those that have one."""
+    """Return the names of the op's arguments, and the default values of those that have one."""
     listed = target._schema.arguments
     defaults = {a.name: a.default_value for a in listed if a.has_default_value()}
     tuples = {name: tuple(x) if isinstance(x, list) else x for name, x in defaults.items()}
@@ -262,24 +237,20 @@ def _parameters(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def call(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments as the graph writes them."""
+    """Return positional and named arguments as the graph writes them."""
     return tuple(node.args), dict(node.kwargs)
 
 
 def written_arguments(node: fx.Node) -> dict[str, Any]:
-    """Schema argument name -> what the graph writes there, defaults filled in."""
+    """Return schema argument name -> what the graph writes there, defaults filled in."""
     assert isinstance(node.target, OpOverload), f"%{node.name} has no schema: {node.target}"
-    written: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if i < len(node.args):
-            written[argument.name] = node.args[i]
-        else:
-            written[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return written
+    names, defaults = _parameters(node.target)
+    written = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return dict.fromkeys(names) | defaults | written
 
 
 def with_argument(node: fx.Node, name: str, written: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The node's call, with ``written`` for schema argument ``name``."""
+    """Return the node's call with ``written`` for schema argument ``name``."""
     (args, kwargs), position = call(node), list(written_arguments(node)).index(name)
     if position < len(args):
         return (*args[:position], written, *args[position + 1 :]), kwargs
@@ -292,34 +263,34 @@ def set_argument(node: fx.Node, name: str, written: Any) -> None:
 
 
 def map_operands(node: fx.Node, convert: Callable[[fx.Node], fx.Node]) -> tuple[Any, Any]:
-    """``(args, kwargs)`` of the node with every node in them replaced by ``convert`` of it."""
+    """Return ``(args, kwargs)`` of the node with every node in them mapped by ``convert``."""
     return fx.node.map_arg(node.args, convert), fx.node.map_arg(node.kwargs, convert)
 
 
 def results(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The values a graph's output node returns, in order, numbers and None left out."""
+    """Return the values that an output node returns, in order, numbers and None left out."""
     return tuple(x for x in _leaves(node) if isinstance(x, fx.Node))
 
 
 def returned(graph: fx.Graph) -> Any:
-    """What the graph returns, nested as it is written: values, numbers and None."""
+    """Return what the graph returns, nested as it is written: values, numbers and None."""
     return output(graph).args[0]
 
 
 def projection(node: fx.Node) -> int | None:
-    """The index a ``getitem`` picks from a value of several results, or None for other nodes."""
+    """Return the index a ``getitem`` picks from several results, None for other nodes."""
     if node.target is not operator.getitem or not isinstance(node.args[1], int):
         return None
     return node.args[1]
 
 
 def computed_by(node: fx.Node) -> fx.Node:
-    """The op that ``node`` is a result of: ``node``, but for one of several results."""
+    """Return the op that ``node`` is a result of: ``node``, but for one of several results."""
     return node if projection(node) is None else operands(node)[0]
 
 
 def state_key(node: fx.Node) -> str:
-    """Key of the model's tensor that a placeholder stands for; empty if nothing says it is one.
+    """Return the key of the model's tensor that a placeholder stands for; empty if it is none.
 
     AOTAutograd, which also makes exported programs functional, describes every placeholder.
     """
@@ -331,7 +302,7 @@ def state_key(node: fx.Node) -> str:
 
 
 def layer_path(node: fx.Node) -> str:
-    """Dotted path of the module the node comes from, empty if capture recorded none."""
+    """Return the dotted path of the module the node comes from, empty if capture recorded none."""
     stack = node.meta.get("nn_module_stack") or {}
     entries = [entry for entry in stack.values() if isinstance(entry, tuple)]
     if not entries or str(entries[-1][0]).startswith("_empty_nn_module_stack"):
@@ -341,7 +312,7 @@ def layer_path(node: fx.Node) -> str:
 
 
 def source_location(node: fx.Node) -> tuple[str, int] | None:
-    """Path and line of the model code the node comes from, None if capture recorded none.
+    """Return path and line of the model code the node comes from, None if capture recorded none.
 
     The innermost frame outside torch counts: where the model calls a layer, not inside the layer.
     """
@@ -354,23 +325,23 @@ def source_location(node: fx.Node) -> tuple[str, int] | None:
 
 
 def source_line(node: fx.Node) -> str:
-    """``file.py:12`` of the model code the node comes from, empty if capture recorded none."""
+    """Return ``file.py:12`` where the node comes from, empty if capture recorded none."""
     location = source_location(node)
     return f"{Path(location[0]).name}:{location[1]}" if location else ""
 
 
 def place(node: fx.Node) -> str:
-    """The line of model code that the node comes from; the node as text if none is recorded."""
+    """Return the line of model code the node comes from; the node as text if none is recorded."""
     return source_line(node) or str(node.format_node())
 
 
 def node_of(graph: fx.Graph, op: str) -> tuple[fx.Node, ...]:
-    """All nodes of one kind (``placeholder``, ``get_attr``, ``output``, …), in order."""
+    """Return all nodes of one kind (``placeholder``, ``get_attr``, ``output``, …), in order."""
     return tuple(n for n in graph.nodes if n.op == op)
 
 
 def output(graph: fx.Graph) -> fx.Node:
-    """The graph's output node.
+    """Return the graph's output node.
 
     Raises:
         GraphError: it has none, or several.

@@ -65,7 +65,7 @@ class Collective:
 
 
 def collective(node: fx.Node) -> Collective | None:
-    """The collective that ``node`` starts or whose result it is, or None.
+    """Return the collective that ``node`` starts or whose result it is, or None.
 
     Raises:
         GraphError: a group that is not named by a string, or a reduction there is not.
@@ -101,18 +101,18 @@ def collective(node: fx.Node) -> Collective | None:
 
 
 def collectives(graph: fx.Graph) -> tuple[tuple[fx.Node, Collective], ...]:
-    """Every collective of the graph with the node that starts it, in program order."""
+    """Return every collective of the graph with the node that starts it, in program order."""
     calls = ((node, collective(node)) for node in graph.nodes if node.target in OPS)
     return tuple((node, c) for node, c in calls if c is not None)
 
 
 def group_names(graph: fx.Graph) -> tuple[str, ...]:
-    """Names of the groups the graph's collectives use, in order of first use."""
+    """Return the names of the groups the graph's collectives use, in order of first use."""
     return tuple(dict.fromkeys(c.group for _, c in collectives(graph)))
 
 
 def group_argument(node: fx.Node) -> str | None:
-    """The argument, positional or not, that gives a collective of any kind its group; or None."""
+    """Return the argument, positional or not, that gives a collective of any kind its group."""
     if getattr(node.target, "namespace", "") not in GROUP_NAMESPACES:
         return None
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -122,13 +122,13 @@ def group_argument(node: fx.Node) -> str | None:
 
 
 def given_group(node: fx.Node) -> str | None:
-    """The group a collective of any kind is given, None for other ops."""
+    """Return the group of a collective of any kind, None for other ops."""
     name = group_argument(node)
     return None if name is None else str(access.written_arguments(node)[name])
 
 
 def all_group_names(graph: fx.Graph) -> tuple[str, ...]:
-    """Names of the groups of collectives of every kind, in order of first use."""
+    """Return the names of the groups of collectives of every kind, in order of first use."""
     return tuple(dict.fromkeys(g for g in map(given_group, graph.nodes) if g is not None))
 
 
@@ -142,7 +142,7 @@ def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
 
 
 def starts(node: fx.Node) -> bool:
-    """Whether the node starts a collective, of any kind, whose result must be waited for."""
+    """Return whether the node starts a collective, of any kind, whose result must be waited for."""
     return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
 
 
@@ -192,7 +192,7 @@ def insert_all_reduce(graph: fx.Graph, operand: fx.Node, op: str, group: str) ->
 def insert_reduce_scatter(
     graph: fx.Graph, operand: fx.Node, op: str, group: str, axis_size: int, gives: torch.Tensor
 ) -> fx.Node:
-    """As ``insert_all_reduce``; ``gives`` is a tensor like the result."""
+    """Add like ``insert_all_reduce``; ``gives`` is a tensor like the result."""
     target = c10d.reduce_scatter_tensor.default
     return _inserted(graph, target, operand, op, axis_size, group, gives=gives)
 
@@ -200,7 +200,7 @@ def insert_reduce_scatter(
 def insert_all_gather(
     graph: fx.Graph, operand: fx.Node, group: str, axis_size: int, gives: torch.Tensor
 ) -> fx.Node:
-    """As ``insert_all_reduce``; ``gives`` is a tensor like the result."""
+    """Add like ``insert_all_reduce``; ``gives`` is a tensor like the result."""
     target = c10d.all_gather_into_tensor.default
     return _inserted(graph, target, operand, axis_size, group, gives=gives)
 

@@ -59,7 +59,7 @@ class Stage:
 
     @property
     def collective(self) -> Kind:
-        """The collective that does the reduction."""
+        """Return the collective that does the reduction."""
         return Kind.REDUCE_SCATTER if self.scatters else Kind.ALL_REDUCE
 
 
@@ -100,10 +100,10 @@ class CommPlan:
     rows: tuple[RowStage, ...] = ()
 
     def to_json(self) -> str:
-        """The plan as one JSON object, keys in a fixed order."""
+        """Return the plan as one JSON object, keys in a fixed order."""
         return json.dumps(asdict(self), indent=1)
 
     @property
     def digest(self) -> str:
-        """Hash that ranks compare before they run the plan."""
+        """Return the hash that ranks compare before they run the plan."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()

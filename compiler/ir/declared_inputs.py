@@ -21,14 +21,14 @@ LISTED = 12
 
 
 def pattern(text: str, ending: str = "") -> re.Pattern[str]:
-    """What the names match that ``text`` stands for, followed by the expression ``ending``."""
+    """Return what matches the names that ``text`` stands for, followed by ``ending``."""
     return re.compile(r"[^.]+".join(map(re.escape, text.split("*"))) + ending)
 
 
 def by_input(
     declared: Inputs, names: Mapping[str, str], owner: str
 ) -> dict[str, Placement | Mapping[str, Placement]]:
-    """What ``given`` declares of each input; those that it does not name are left out.
+    """Return what ``declared`` says of each input; those that it does not name are left out.
 
     Args:
         declared: the declarations.
@@ -62,7 +62,7 @@ def by_input(
 
 
 def named(text: str, names: Mapping[str, str]) -> set[str]:
-    """The inputs that ``text``, a name or a pattern, names; see ``by_input``."""
+    """Return the inputs that ``text``, a name or a pattern, names; see ``by_input``."""
     if text in names:
         return {names[text]}
     if "*" not in str(text):
@@ -72,7 +72,7 @@ def named(text: str, names: Mapping[str, str]) -> set[str]:
 
 
 def _near(unknown: Iterable[object], names: Mapping[str, str]) -> str:
-    """The names nearest to unknown ones; the first names where none is near."""
+    """Return the names nearest to unknown ones; the first names where none is near."""
     near = dict.fromkeys(n for text in unknown for n in get_close_matches(str(text), names))
     if near:
         return f"the nearest names are {list(near)}"

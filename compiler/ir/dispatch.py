@@ -36,7 +36,7 @@ COMBINE_ROWS = torch.ops.commplan.combine_rows.default
 
 
 def needed(ids: torch.Tensor, first: Sequence[int], end: Sequence[int]) -> torch.Tensor:
-    """Which rank needs which row: [ranks, rows], bool.
+    """Return which rank needs which row: [ranks, rows], bool.
 
     Args:
         ids: [rows, …], integers.
@@ -49,7 +49,7 @@ def needed(ids: torch.Tensor, first: Sequence[int], end: Sequence[int]) -> torch
 
 
 def added(back: torch.Tensor, places: torch.Tensor, ranks: int, rows: int) -> torch.Tensor:
-    """Results for rows, summed over the ranks that gave them; in float32 or wider, rank by rank.
+    """Sum results for rows over the ranks that gave them, in float32 or wider, rank by rank.
 
     Args:
         back: [rows sent, …].

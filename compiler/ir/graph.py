@@ -57,12 +57,12 @@ class SpmdGraph:
 
     @cached_property
     def module(self) -> fx.GraphModule:
-        """The graph as a module that runs."""
+        """Return the graph as a module that runs."""
         return fx.GraphModule(self.root, self.graph)
 
     @cached_property
     def meanings(self) -> Mapping[fx.Node, Meaning | None]:
-        """Meaning of every call that is not a collective; None where the op has no rule."""
+        """Return the meaning of every call but collectives; None where the op has no rule."""
         return {
             node: self.copied[node] if node in self.copied else meaning(node)
             for node in self.graph.nodes
@@ -73,7 +73,7 @@ class SpmdGraph:
         }
 
     def own_copy(self) -> SpmdGraph:
-        """The same graph with nodes of its own."""
+        """Return the same graph with nodes of its own."""
         copy = GraphCopy()
         copy.add_all(self.graph.nodes)
         return self.with_graph(copy.target, copy.origins)
@@ -81,7 +81,7 @@ class SpmdGraph:
     def with_graph(
         self, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], mesh: Mesh | None = None
     ) -> SpmdGraph:
-        """The same inputs and attributes with another FX graph.
+        """Return the same inputs and attributes with another FX graph.
 
         Args:
             graph: the other graph.
@@ -118,7 +118,7 @@ def spmd_graph(
     mesh: Mesh,
     inputs: Inputs | None = None,
 ) -> SpmdGraph:
-    """``module`` with checked groups and with a placement for every input; see ``spmd_graph_of``.
+    """Return ``module`` as an SPMD graph; see ``spmd_graph_of``.
 
     Raises:
         GraphError, MeshError, PlacementError: also of arguments of other types.
@@ -130,7 +130,7 @@ def spmd_graph(
 def spmd_graph_of(
     root: nn.Module, graph: fx.Graph, mesh: Mesh, inputs: Inputs | None = None
 ) -> SpmdGraph:
-    """``graph`` with checked groups and with a placement for every input.
+    """Return ``graph`` with checked groups and with a placement for every input.
 
     Args:
         root: holds the tensors behind the graph's attributes. Not changed.
@@ -169,7 +169,7 @@ def spmd_graph_of(
 
 
 def input_names(graph: fx.Graph) -> dict[str, str]:
-    """Every name of an input -> its target; a placeholder also has the key of its tensor."""
+    """Return every name of an input -> its target; a placeholder also has the key of its tensor."""
     nodes = (*access.node_of(graph, "placeholder"), *access.node_of(graph, "get_attr"))
     keys = {key: str(n.target) for n in nodes if (key := access.state_key(n))}
     return {str(n.target): str(n.target) for n in nodes} | keys
@@ -256,7 +256,7 @@ def _check_functional(node: fx.Node) -> None:
 
 
 def _before_wait(node: fx.Node) -> Iterator[fx.Node]:
-    """Who reads what a collective started, or one of several that it did, without waiting."""
+    """Yield what reads a collective, or one of several that it started, without waiting."""
     for user in node.users:
         if access.projection(user) is not None:
             yield from _before_wait(user)

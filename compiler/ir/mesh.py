@@ -35,7 +35,7 @@ class ReplicaGroups:
 
     @staticmethod
     def of(name: str, groups: Iterable[Sequence[int]], world_size: int) -> ReplicaGroups:
-        """Checked construction.
+        """Check ``groups`` and sort them.
 
         Raises:
             MeshError: these are not lists of ranks; a rank is missing, repeated or out of range;
@@ -45,7 +45,7 @@ class ReplicaGroups:
             ranks = tuple(sorted(tuple(map(operator.index, group)) for group in groups))
         except TypeError:
             raise MeshError(
-                f"the replica groups of {name!r} are no lists of ranks",
+                f"the replica groups of {name!r} must be lists of ranks",
                 found=repr(groups),
                 remedy="list the ranks of each group, for example [[0, 1], [2, 3]]",
             ) from None
@@ -66,18 +66,23 @@ class ReplicaGroups:
 
     @property
     def axis_size(self) -> int:
-        """Number of ranks in each group."""
+        """Return the number of ranks in each group."""
         return len(self.ranks[0])
 
     @cached_property
     def group_of(self) -> dict[int, tuple[int, ...]]:
-        """Rank -> the members of its group, in shard order."""
+        """Return rank -> the members of its group, in shard order."""
         return {rank: group for group in self.ranks for rank in group}
+
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Rank -> its place in its group."""
+        return {rank: i for group in self.ranks for i, rank in enumerate(group)}
 
 
 @lru_cache(maxsize=1 << 8)
 def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None:
-    """The groups over which one reduction does what two in sequence do; None if there are none.
+    """Return the groups over which one reduction does what two in sequence do, or None.
 
     They exist where the two are orthogonal: reducing over ``first``, then over ``second``, each
     rank's tensor reaches every rank of one set, and reaches it once.
@@ -98,16 +103,18 @@ def _as_sets(groups: ReplicaGroups) -> frozenset[frozenset[int]]:
 
 def _check_names(what: str, names: object, example: str) -> None:
     if not isinstance(names, Mapping):
-        raise MeshError(f"{what} are no mapping of names", found=repr(names), remedy=example)
+        raise MeshError(f"{what} must be a mapping of names", found=repr(names), remedy=example)
     if others := [name for name in names if not isinstance(name, str)]:
-        raise MeshError(f"{what} are not named by strings", found=repr(others[0]), remedy=example)
+        raise MeshError(f"{what} must be named by strings", found=repr(others[0]), remedy=example)
 
 
 def check_mesh(mesh: object) -> None:
     """Raise MeshError unless ``given`` is a mesh."""
     if not isinstance(mesh, Mesh):
         raise MeshError(
-            "mesh= is no mesh", found=repr(mesh), remedy='pass a Mesh, for example Mesh({"tp": 8})'
+            "mesh= must be a Mesh",
+            found=repr(mesh),
+            remedy='pass a Mesh, for example Mesh({"tp": 8})',
         )
 
 
@@ -137,7 +144,7 @@ class Mesh:
         for name, axis_size in axes.items():
             if not isinstance(axis_size, SupportsIndex):
                 raise MeshError(
-                    f"the size of axis {name!r} is no integer",
+                    f"the size of axis {name!r} must be an integer",
                     found=repr(axis_size),
                     remedy="a size of >= 1",
                 )
@@ -161,19 +168,24 @@ class Mesh:
 
     @property
     def size(self) -> int:
-        """World size: the number of ranks."""
+        """Return the world size: the number of ranks."""
         return math.prod(self.axes.values())
 
+    @property
+    def coordinates(self) -> Iterable[tuple[int, ...]]:
+        """Indices along all axes, rank by rank."""
+        return itertools.product(*map(range, self.axes.values()))
+
     def along(self, *names: str) -> ReplicaGroups:
-        """The groups of the ranks that agree in every axis but ``names``."""
+        """Return the groups of the ranks that agree in every axis but ``names``."""
         members: dict[tuple[int, ...], list[int]] = {}
-        for rank, where in enumerate(itertools.product(*map(range, self.axes.values()))):
+        for rank, where in enumerate(self.coordinates):
             key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
             members.setdefault(key, []).append(rank)
         return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))
 
     def group(self, name: str) -> ReplicaGroups:
-        """The replica groups that ``name`` denotes; ``a*b`` those of both, if they are orthogonal.
+        """Return the groups that ``name`` denotes; ``a*b`` those of both, if they are orthogonal.
 
         Raises:
             MeshError: the mesh knows no such group.
@@ -193,11 +205,11 @@ class Mesh:
         return self.groups[name]
 
     def axes_of(self, name: str) -> tuple[str, ...] | None:
-        """The axes that group ``name`` spans, or None if it is not a product of axes."""
+        """Return the axes that group ``name`` spans, or None if it is not a product of axes."""
         return self.axes_of_groups(self.group(name))
 
     def axes_of_groups(self, wanted: ReplicaGroups) -> tuple[str, ...] | None:
-        """The axes that span ``wanted``, or None if it is not a product of axes."""
+        """Return the axes that span ``wanted``, or None if it is not a product of axes."""
         for count in range(len(self.axes) + 1):
             for names in itertools.combinations(self.axes, count):
                 if self.along(*names) == wanted:
@@ -205,12 +217,12 @@ class Mesh:
         return None
 
     def name_of(self, groups: ReplicaGroups) -> str:
-        """The first name of ``groups``, in whatever order of ranks; empty if there is none."""
+        """Return the first name of ``groups``, in any order of ranks; empty if there is none."""
         wanted = _as_sets(groups)
         return next((name for name, g in self.groups.items() if _as_sets(g) == wanted), "")
 
     def including(self, groups: ReplicaGroups, name: str) -> tuple[Mesh, str]:
-        """A mesh with a name for ``groups``, and that name.
+        """Return a mesh with a name for ``groups``, and that name.
 
         Order within groups does not count. A name that this mesh has is used; else the axes that
         span the groups give it, ``dp*tp``; else it is ``name``.
@@ -225,20 +237,20 @@ class Mesh:
         return mesh, name
 
     def aliases(self, name: str) -> str:
-        """The first name of the ranks behind ``name``: an axis, if one spans them."""
+        """Return the first name of the ranks behind ``name``: an axis, if one spans them."""
         wanted = self.group(name)
         return next(
             (existing for existing, groups in self.groups.items() if groups == wanted), name
         )
 
     def extends(self, other: Mesh) -> bool:
-        """Whether it has the axes of ``other``, in their order, and all its groups."""
+        """Return whether it has the axes of ``other``, in their order, and all its groups."""
         (axes, groups), (same, required) = self._key, other._key
         return axes == same and required <= groups
 
     @property
     def _key(self) -> tuple[tuple[tuple[str, int], ...], frozenset[tuple[str, ReplicaGroups]]]:
-        """The order of axes counts, since placements are listed in it; that of groups does not."""
+        """Return axes, in the order in which placements are listed, and groups, in any order."""
         return tuple(self.axes.items()), frozenset(self.groups.items())
 
     def __eq__(self, other: object) -> bool:
@@ -256,13 +268,13 @@ class Mesh:
 
     @staticmethod
     def from_process_group(group: ProcessGroup, axis: str = "tp") -> Mesh:
-        """A one-axis mesh of the ranks of ``group``, numbered as in the group."""
+        """Return a one-axis mesh of the ranks of ``group``, numbered as in the group."""
         members = [list(range(group.size()))]
         return Mesh({axis: group.size()}, groups={group.group_name: members})
 
     @staticmethod
     def from_device_mesh(device_mesh: DeviceMesh) -> Mesh:
-        """The mesh of a ``DeviceMesh``; its unnamed dimensions become ``dim0`` and so on."""
+        """Return the mesh of a ``DeviceMesh``; its unnamed dimensions become ``dim0`` and so on."""
         sizes = tuple(device_mesh.mesh.shape)
         names = device_mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(len(sizes)))
         plain = Mesh(dict(zip(names, sizes, strict=True)))

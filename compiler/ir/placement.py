@@ -39,7 +39,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not isinstance(self.dim, int):
             raise PlacementError(
-                "the dimension of a Shard is no integer",
+                "the dimension of a Shard must be an integer",
                 found=f"Shard({self.dim!r})",
                 remedy="count dimensions from 0, for example Shard(0)",
             )
@@ -87,7 +87,7 @@ def check_inputs(inputs: object) -> None:
     """Raise PlacementError unless ``inputs`` is None or a mapping."""
     if not isinstance(inputs, Mapping | None):
         raise PlacementError(
-            "inputs= is no mapping of names to placements",
+            "inputs= must be a mapping of names to placements",
             found=repr(inputs),
             remedy='for example inputs={"weight": Shard(0)}',
         )
@@ -96,7 +96,7 @@ def check_inputs(inputs: object) -> None:
 def placements_on(
     mesh: Mesh, declared: Placement | Mapping[str, Placement], name: str
 ) -> Placements:
-    """``given`` for the value ``name``, as one placement per axis; axes left out are Replicate.
+    """Return what is ``declared`` of ``name`` per axis; axes left out are Replicate.
 
     Raises:
         PlacementError: an axis the mesh does not have, one placement for several axes that is
@@ -135,7 +135,7 @@ def placements_on(
 
 
 def parse_placement(text: str) -> Placement:
-    """The inverse of ``str`` on placements.
+    """Return the placement whose ``str`` is ``text``.
 
     Raises:
         PlacementError: ``text`` is not one of R, V, P, P(op), S(dim).

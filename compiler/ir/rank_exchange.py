@@ -12,11 +12,11 @@ class Exchange(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of ranks."""
+        """Return the number of ranks."""
 
     @property
     def rank(self) -> int:
-        """This process's rank in the mesh."""
+        """Return this process's rank in the mesh."""
 
     def gather(self, item: T) -> list[T]:
-        """Every rank's ``item``, by rank. All ranks must call it, in the same order."""
+        """Return every rank's ``item``, by rank. All ranks must call it, in the same order."""

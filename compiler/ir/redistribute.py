@@ -38,7 +38,7 @@ class RowSharing:
     sized: dict[str, tuple[fx.Node, int]] = field(default_factory=dict)
 
     def scatter(self, addends: fx.Node, rows: int | torch.SymInt, dim: int, op: str) -> fx.Node:
-        """The share of the sum of ``addends``, which has ``rows`` rows along ``dim``.
+        """Write this rank's share of the sum of ``addends``, which has ``rows`` rows along ``dim``.
 
         Args:
             addends: what each rank adds.
@@ -61,7 +61,7 @@ class RowSharing:
         dim: int,
         end: int | fx.Node | None = None,
     ) -> fx.Node:
-        """All ``rows`` rows along ``dim``, of which this rank holds ``own``.
+        """Write all ``rows`` rows along ``dim``, of which this rank holds ``own``.
 
         Args:
             own: this rank's share.
@@ -81,12 +81,12 @@ class RowSharing:
         return _called(x, aten.slice.Tensor, dim, 0, end)
 
     def cut(self, whole: fx.Node, rows: int | torch.SymInt, dim: int) -> fx.Node:
-        """The share of ``whole``, which has ``rows`` rows along ``dim``."""
+        """Write this rank's share of ``whole``, which has ``rows`` rows along ``dim``."""
         self.sized.setdefault(str(rows), (whole, dim))
         return _called(whole, ALL_SLICE, dim, self.ranks, self.group)
 
     def count(self, rows: int | torch.SymInt) -> fx.Node | None:
-        """The number of rows, read off a value in which they are whole.
+        """Write the number of rows, read off a value in which they are whole.
 
         None where it is a plain number, or no such value is known.
         """
@@ -99,19 +99,19 @@ class RowSharing:
 
 
 def _lowered(x: fx.Node, dim: int) -> fx.Node:
-    """``x`` without the dimensions of size one before ``dim``."""
+    """Drop the dimensions of size one before ``dim``."""
     return _called(x, aten.squeeze.dims, list(range(dim))) if dim else x
 
 
 def _raised(x: fx.Node, dim: int) -> fx.Node:
-    """``x`` with dimensions of size one before its first, which becomes ``dim``."""
+    """Add dimensions of size one before the first, which becomes ``dim``."""
     for _ in range(dim):
         x = _called(x, aten.unsqueeze.default, 0)
     return x
 
 
 def _called(x: fx.Node, op: Any, *arguments: Any) -> fx.Node:
-    """``op`` of ``x``; it comes from where ``x`` does."""
+    """Write ``op`` of ``x``, with the source line of ``x``."""
     call = x.graph.call_function(op, (x, *arguments))
     examples = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
     call.meta = {**x.meta, "val": op(access.tensor(x), *examples)}

@@ -42,7 +42,7 @@ class AllSlice:
 
 
 def all_slice(node: fx.Node) -> AllSlice | None:
-    """The all_slice that ``node`` calls, or None."""
+    """Return the all_slice that ``node`` calls, or None."""
     if node.target is not ALL_SLICE:
         return None
     arguments = access.arguments(node)
@@ -52,30 +52,30 @@ def all_slice(node: fx.Node) -> AllSlice | None:
 
 
 def divides(ranks: int, rows: int | torch.SymInt) -> bool:
-    """Whether ``ranks`` ranks share ``rows`` rows evenly, whatever the value of symbols."""
+    """Return whether ``ranks`` ranks share ``rows`` rows evenly, whatever the value of symbols."""
     return statically_known_true(rows % ranks == 0)
 
 
 def share(rows: int | torch.SymInt, ranks: int) -> int | torch.SymInt:
-    """Rows that each of ``ranks`` ranks holds of ``rows``: the quotient, rounded up."""
+    """Return how many of ``rows`` rows each of ``ranks`` ranks holds: the quotient, rounded up."""
     if divides(ranks, rows):
         return rows // ranks
     return (rows + (ranks - 1)) // ranks
 
 
 def resized(x: torch.Tensor, dim: int, size: int | torch.SymInt) -> torch.Tensor:
-    """An empty tensor like ``x`` with ``size`` rows along ``dim``."""
+    """Return an empty tensor like ``x`` with ``size`` rows along ``dim``."""
     return x.new_empty([size if d == dim % x.dim() else s for d, s in enumerate(x.shape)])
 
 
 def padded(x: torch.Tensor, dim: int, size: int | torch.SymInt) -> torch.Tensor:
-    """``x`` with zero rows at the end of ``dim``, ``size`` in all; ``x`` itself if it has them."""
+    """Return ``x`` with zero rows at the end of ``dim``, ``size`` in all; ``x`` if it has them."""
     missing = size - x.shape[dim]
     return torch.cat([x, torch.zeros_like(resized(x, dim, missing))], dim) if missing else x
 
 
 def own_share(x: torch.Tensor, dim: int, ranks: int, position: int) -> torch.Tensor:
-    """The rows of ``x`` that the rank at ``position`` of ``ranks`` holds, zero rows at the end."""
+    """Return the rows that the rank at ``position`` of ``ranks`` holds, zero rows at the end."""
     rows, size = x.shape[dim], share(x.shape[dim], ranks)
     start = min(position * size, rows)
     return padded(x.narrow(dim, start, min(size, rows - start)), dim, size)
@@ -86,7 +86,7 @@ def _all_slice(x: torch.Tensor, dim: int, group_size: int, group_name: str) -> t
 
 
 def padded_rows(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
-    """The kernel of ``pad_rows``; ``x`` itself where nothing is missing."""
+    """Run ``pad_rows``; return ``x`` itself where nothing is missing."""
     return padded(x, dim, share(x.shape[dim], multiple) * multiple)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from compiler.ir import access
 from compiler.ir.row_ops import resized
@@ -20,7 +21,7 @@ SIZE_ARGUMENTS = ("size", "shape")
 def grown(
     target: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node], dim: int = 0
 ) -> fx.Node:
-    """A copy of ``node`` in ``target`` on ``operand`` of what it reads, of more rows or as it was.
+    """Copy ``node`` to ``target``, on ``operand`` of what it reads, which may have more rows.
 
     The number of rows that it states is left to be inferred; ``meta["val"]`` is computed.
 
@@ -34,10 +35,7 @@ def grown(
         ValueError: the op does not take operands of these shapes.
     """
     copy = target.node_copy(node, operand)
-    schema = getattr(node.target, "_schema", None)
-    for i, argument in enumerate(schema.arguments[: len(node.args)] if schema else ()):
-        if argument.name in SIZE_ARGUMENTS:
-            copy.update_arg(i, _without_rows(copy.args[i], access.shape(node), dim))
+    state_sizes(copy, access.shape(node) if access.is_tensor(node) else (), dim)
     try:
         evaluate(copy)
     except (RuntimeError, IndexError, TypeError) as error:
@@ -63,18 +61,28 @@ def evaluate(node: fx.Node) -> None:
             node.meta["val"] = node.target(*args, **kwargs)
 
 
-def _without_rows(stated: Any, shape: access.Shape, dim: int) -> list[Any]:
-    """The sizes of a result of ``shape``, that of ``dim`` to be inferred."""
-    pairs = zip(stated, shape, strict=False)
-    sizes = [
-        size if type(size_given) is int and size_given == -1 else size_given
-        for size_given, size in pairs
-    ]
-    return [*sizes[:dim], -1, *sizes[dim + 1 :]]
+def state_sizes(node: fx.Node, shape: access.Shape, left_open: int | None = None) -> None:
+    """Write the sizes of its result that a call leaves to its op (-1), as far as they are numbers.
+
+    Args:
+        node: the call.
+        shape: of its result.
+        left_open: the dimension whose size is left to the op.
+    """
+    has_sizes = isinstance(node.target, OpOverload) and shape
+    for name in SIZE_ARGUMENTS if has_sizes else ():
+        sizes = access.written_arguments(node).get(name)
+        if not isinstance(sizes, list | tuple):
+            continue
+        pairs = zip(sizes, shape, strict=False)
+        stated = [k if type(s) is int and s == -1 and isinstance(k, int) else s for s, k in pairs]
+        if left_open is not None:
+            stated[left_open] = -1
+        access.set_argument(node, name, stated)
 
 
 def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) -> bool:
-    """Whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows, by one rule.
+    """Return whether ``node`` on ``times`` the rows of ``more`` gives as many times its rows.
 
     That is: its rows are cut out of the larger result as the operands are out of theirs.
 
@@ -102,7 +110,7 @@ def grows(node: fx.Node, more: Mapping[fx.Node, int], times: int, dim: int = 0) 
 
 
 def in_rows(example: Any, times: int, dim: int) -> Any:
-    """Tensors like ``held`` with ``times`` the rows along ``dim``."""
+    """Return tensors like ``example`` with ``times`` the rows along ``dim``."""
     if isinstance(example, list | tuple):
         return [in_rows(x, times, dim) for x in example]
     return resized(example, dim, example.shape[dim] * times)

@@ -31,7 +31,7 @@ def check_node(node: fx.Node) -> None:
         )
     if _gives_one_tensor(node.target) and not isinstance(example, torch.Tensor):
         raise GraphError(
-            f"meta['val'] of value %{node.name} is no tensor, and {node.target} gives one",
+            f"meta['val'] of value %{node.name} must be a tensor, as the result of {node.target}",
             where=access.source_line(node),
             found=type(example).__name__,
             remedy=access.STATE_TYPES,
@@ -39,7 +39,7 @@ def check_node(node: fx.Node) -> None:
 
 
 def _misfit(node: fx.Node, target: OpOverload) -> str:
-    """What is wrong with the names and the number of the arguments, empty if nothing is."""
+    """Return what is wrong with the names and the number of arguments, empty if nothing is."""
     positional, named, required = _parameters(target)
     count = len(node.args)
     if count > len(positional):
@@ -54,7 +54,7 @@ def _misfit(node: fx.Node, target: OpOverload) -> str:
 
 @lru_cache(maxsize=1 << 12)
 def _parameters(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of the arguments taken by position, of those by name alone, and of those required."""
+    """Return the names of arguments by position, of those by name alone, and of those required."""
     listed = target._schema.arguments
     return (
         tuple(a.name for a in listed if not a.kwarg_only),

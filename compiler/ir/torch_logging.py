@@ -12,7 +12,7 @@ FAKE_TENSORS, PROGRAMS = "torch._subclasses.fake_tensor", "torch.export"
 
 @contextmanager
 def unlogged(*names: str) -> Iterator[None]:
-    """Within it, the loggers of these names say nothing."""
+    """Silence the loggers of these names."""
     with ExitStack() as stack:
         for log in map(logging.getLogger, names):
             stack.callback(setattr, log, "disabled", log.disabled)
@@ -22,7 +22,7 @@ def unlogged(*names: str) -> Iterator[None]:
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """Within it, export does not print the graph that it had when it failed; models may print."""
+    """Keep export from printing the graph that it had when it failed; models may print."""
     import torch.export._trace  # and with it Dynamo, of which the rest of the compiler runs nothing
 
     names = vars(torch.export._trace)

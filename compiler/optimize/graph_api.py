@@ -1,100 +1,27 @@
-"""Optimize a graph."""
+"""Optimize a graph; check two graphs against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from torch import fx, nn
+from torch import fx
 from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
-from compiler.analysis.reductions import reduction_of
-from compiler.analysis.replication import replicated_over, replication
-from compiler.analysis.row_shards import only_own_rows_read
-from compiler.analysis.statistics import Statistics, statistics
 from compiler.check import Report, Verdict, check
-from compiler.cost import Launch, Machine
-from compiler.errors import CommPlanError, VerificationError
-from compiler.garbage import collection_paused
-from compiler.ir import access
-from compiler.ir.collectives import WAIT, Kind, check_numbers, collective
-from compiler.ir.comm_plan import CommPlan
+from compiler.cost import Machine
+from compiler.errors import CommPlanError, PlacementError
+from compiler.ir.collectives import check_numbers
 from compiler.ir.declared_inputs import Inputs
-from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
+from compiler.ir.graph import check_given, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh
-from compiler.ir.remark import Remark, RemarkKind
+from compiler.optimize.optimizer import optimize
+from compiler.optimize.result import OptimizationResult
 from compiler.optimize.source import functional, warn_undeclared
-from compiler.optimize.validation import launch_of, machine_of
-from compiler.pipeline import Observer, PassRecord, Pipeline
-from compiler.plan.decision import Decision
+from compiler.optimize.validation import check_pipeline, check_tokens, planner_options
+from compiler.pipeline import Observer, Pipeline
 from compiler.plan.planner import Planner
-from compiler.plan.planner_options import POLICIES, PlannerOptions
-from compiler.runtime.process_groups import bound
-from compiler.runtime.rank_agreement import ranks_of
-from passes import PlaceReductions
-
-UNVERIFIED = "verification was switched off: the graph is unproved"
-
-
-@dataclass(frozen=True)
-class OptimizationResult:
-    """What became of a graph.
-
-    Attributes:
-        plan: what was decided.
-        report: the checker's report; None if verification was switched off.
-        remarks: what was done, what was not and why.
-        before: collectives of the source.
-        after: collectives of the result.
-        spmd: the rewritten graph with its mesh and placements.
-        records: the passes that ran.
-        seconds: wall time per stage: canonicalize, plan, rewrite, check.
-    """
-
-    plan: CommPlan
-    report: Report | None
-    remarks: tuple[Remark, ...]
-    before: Statistics
-    after: Statistics
-    spmd: SpmdGraph
-    records: tuple[PassRecord, ...] = field(repr=False, default=())
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def graph_module(self) -> fx.GraphModule:
-        """The rewritten graph, a new module; attributes are shared with the source.
-
-        It runs in process groups of the names that it gives, with the numbers of one rank where it
-        has rank constants; ``bind`` makes it this rank's.
-        """
-        return _as_the_source(self.spmd)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The checker's verdict; UNPROVED where verification was switched off."""
-        return self.report.verdict if self.report else Verdict.UNPROVED
-
-    def bind(self, groups: Mapping[str, Any] | None = None, *, group: Any = None) -> fx.GraphModule:
-        """``graph_module`` with the groups and numbers of this rank, called as it is.
-
-        All ranks call it together.
-
-        Args:
-            groups: axis, or group name of the mesh -> process group; those left out are the
-                groups of that name, or are made.
-            group: process group of all ranks of the mesh, in its order; default: all ranks of the
-                job.
-
-        Raises:
-            MeshError: no process group, a name that does not resolve, or a process group of other
-                ranks than the mesh says.
-        """
-        module = bound(self.spmd, groups or {}, ranks_of(group))
-        return _as_the_source(self.spmd.with_graph(module.graph, {}))
 
 
 def optimize_graph(
@@ -148,234 +75,57 @@ def optimize_graph(
     Warns:
         UndeclaredInputs: nothing says which inputs differ between the ranks of a collective.
     """
-    check_policy(policy)
+    options = planner_options(policy, machine, launch, widen=widen)
     check_tokens(tokens)
     check_pipeline(observers, bisect_limit)
-    known_machine, how = machine_of(machine), launch_of(launch)
     source = spmd_graph(functional(gm), mesh, inputs)
     well_formed(source.graph)
     warn_undeclared(source, inputs)
     check_numbers(source.graph, source.mesh)
-    return optimize_spmd(
+    planner = Planner(
         source,
-        policy=policy,
-        verify=verify,
-        layers=layer_metadata(source, layers=layers),
-        machine=known_machine,
-        launch=how,
-        tokens=tokens,
+        options,
+        layer_metadata(source, layers=layers),
         pipeline=Pipeline(observers, bisect_limit, check_each),
-        widen=widen,
     )
+    return optimize(planner, planner.decide(tokens), tokens=tokens, verify=verify)
 
 
-def check_policy(policy: str) -> None:
-    """Raise CommPlanError for a policy there is not."""
-    if policy not in POLICIES:
-        raise CommPlanError(
-            "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
-        )
-
-
-def check_tokens(tokens: object) -> None:
-    """Raise CommPlanError unless ``tokens`` is a count or None."""
-    if tokens is not None and not _is_count(tokens, least=1):
-        raise CommPlanError(
-            "tokens= is no count of tokens",
-            found=repr(tokens),
-            remedy="an integer of >= 1, or None",
-        )
-
-
-def check_pipeline(observers: object, bisect_limit: object) -> None:
-    """Raise CommPlanError unless passes can be told to these, and so many can be run."""
-    if not isinstance(observers, Sequence) or not all(map(callable, observers)):
-        raise CommPlanError(
-            "observers= is no sequence of functions",
-            found=repr(observers),
-            remedy="functions of one PassRecord, as in observers=[print]",
-        )
-    if bisect_limit is not None and not _is_count(bisect_limit, least=0):
-        raise CommPlanError(
-            "bisect_limit= is no number of passes",
-            found=repr(bisect_limit),
-            remedy="an integer of >= 0, or None",
-        )
-
-
-def _is_count(number: object, *, least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
-
-
-def optimize_spmd(
-    source: SpmdGraph,
+def check_equivalence(
+    source: fx.GraphModule | ExportedProgram,
+    target: fx.GraphModule | ExportedProgram,
     *,
-    policy: str,
-    verify: bool,
-    tokens: int | None,
-    pipeline: Pipeline,
-    layers: Sequence[LayerMetadata] | None = None,
-    machine: Machine | None = None,
-    launch: Launch = Launch.GRAPH,
-    widen: bool = False,
-    join: bool = True,
-) -> OptimizationResult:
-    """As ``optimize_graph``, for a graph known to be well-formed; see ``PlannerOptions``."""
-    metadata = layer_metadata(source) if layers is None else layers
-    options = PlannerOptions(policy, machine, launch, widen, join)
-    with collection_paused():
-        planner = Planner(source, options, metadata, pipeline)
-        return finished(planner, planner.decide(tokens), tokens=tokens, verify=verify)
+    mesh: Mesh,
+    inputs: Inputs | None = None,
+) -> Report:
+    """Whether ``target`` computes the same function as ``source`` on every rank.
 
+    Args:
+        source: as in ``optimize_graph``.
+        target: likewise; placeholders correspond by position, attributes by name.
+        mesh: resolves the group names of both.
+        inputs: placements of the source's inputs, as in ``optimize_graph``.
 
-def finished(
-    planner: Planner, decided: Decision, *, tokens: int | None, verify: bool
-) -> OptimizationResult:
-    """The planned graph, written and proved.
-
-    A step that is not shown to be right is withdrawn, and what comes after it decided anew.
+    Returns:
+        The report; ``.verdict`` is one of IDENTICAL, EQUIVALENT, NOT_EQUIVALENT, UNPROVED and
+        INVALID. An ill-formed graph is a verdict, not an error.
 
     Raises:
-        VerificationError: not even the source could be shown equivalent to itself.
+        GraphError, MeshError: no graph modules, or no mesh.
+        PlacementError: ``inputs`` does not fit the source.
+
+    Warns:
+        UndeclaredInputs: as ``optimize_graph``.
     """
-    source, policy, clock = planner.source, planner.options.policy, planner.clock
-    written = planner.write(decided)
-    clock.lap("rewrite")
-    report = check(source, written.graph) if verify else None
-    clock.lap("check")
-    if report is not None and not report.verdict.runs:
-        records = written.pipeline.records
-        if not records:
-            raise VerificationError(
-                f"the rewritten graph is {report.verdict}: nothing was optimized",
-                found=report.explanation,
-                remedy="report this; policy='off' leaves the graph as it is",
-            )
-        wrong = _first_wrong(source, records)
-        why = f"{records[wrong].name} withdrawn: the graph would be "
-        why += f"{report.verdict}: {report.explanation}"
-        fewer = planner.without(decided, wrong)
-        result = finished(fewer, fewer.decide(tokens), tokens=tokens, verify=verify)
-        return replace(result, remarks=(*result.remarks, Remark(RemarkKind.MISSED, "", why)))
-    return OptimizationResult(
-        plan=decided.plan(policy, tokens),
-        report=report,
-        remarks=(
-            *_general_remarks(source, policy, verify=verify),
-            *_still_true(written.pipeline.records),
-            *(_of_the_same(written.graph) if policy != "off" else ()),
-            *(_unscattered(written.graph) if policy != "off" else ()),
-            *_unsent(planner, decided, tokens),
-        ),
-        before=statistics(source.graph, tokens),
-        after=statistics(written.graph.graph, tokens),
-        spmd=written.graph,
-        records=tuple(written.pipeline.records),
-        seconds=dict(clock.seconds),
-    )
-
-
-def _first_wrong(source: SpmdGraph, records: Sequence[PassRecord]) -> int:
-    """Position of a pass whose graph is not shown to be equivalent, but its operand is: bisected.
-
-    The graph after all passes is known not to be.
-    """
-    low, high = -1, len(records) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        runs = check(source, records[middle].graph).verdict.runs
-        low, high = (middle, high) if runs else (low, middle)
-    return high
-
-
-def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:
-    """The graph as a module that holds all that the source holds, and is called as it is."""
-    root, like_source = graph.root, graph.module
-    if isinstance(root, fx.GraphModule):
-        if type(root.graph._codegen) is not fx.graph.CodeGen:  # arguments are trees
-            like_source = graph.own_copy().module
-            like_source.graph.set_codegen(root.graph._codegen)
-            like_source.recompile()
-        like_source.meta.update(root.meta)
-    for path, tensor in root.state_dict(keep_vars=True).items():
-        owner: nn.Module = like_source
-        *modules, name = path.split(".")
-        for module in modules:
-            if not hasattr(owner, module):
-                owner.add_module(module, nn.Module())
-            owner = owner.get_submodule(module)
-        if hasattr(owner, name):
-            continue
-        if isinstance(tensor, nn.Parameter):
-            owner.register_parameter(name, tensor)
-        else:
-            owner.register_buffer(name, tensor)
-    return like_source
-
-
-def _still_true(records: Sequence[PassRecord]) -> Iterator[Remark]:
-    """Remarks of all passes, but of those reductions kept that a later one moved or scattered."""
-    moved: list[set[tuple[str, str]]] = [set()]
-    for record in reversed(records):
-        passed = {(r.value, r.layer) for r in record.remarks if r.kind is RemarkKind.PASSED}
-        moved.append(moved[-1] | passed)
-    for record, later in zip(records, reversed(moved[:-1]), strict=True):
-        for remark in record.remarks:
-            kept = record.name == PlaceReductions.name and remark.kind is RemarkKind.MISSED
-            if not kept or (remark.value, remark.layer) not in later:
-                yield remark
-
-
-def _of_the_same(graph: SpmdGraph) -> Iterator[Remark]:
-    """Reductions of what ranks hold alike: no rank owes another a term, so no law moves them."""
-    same = replication(graph)
-    for node in graph.graph.nodes:
-        what = collective(node) if node.target is WAIT else None
-        reduction = reduction_of(graph, node) if what else None
-        if what is None or reduction is None or reduction.groups.axis_size == 1:
-            continue
-        if replicated_over(same[what.operand], reduction.groups):
-            why = (
-                f"{what.kind} kept: by the placements of the graph's inputs its operand is the "
-                "same on every rank; declare inputs that differ in inputs= (--input)"
-            )
-            layer = access.layer_path(what.operand)
-            yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
-
-
-def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
-    """All_reduces that are left although ranks read no more than their own rows."""
-    for groups in dict.fromkeys(graph.mesh.groups.values()):
-        own = only_own_rows_read(graph, groups)
-        for node in filter(own.__contains__, graph.graph.nodes):  # sets have orders of their own
-            what = collective(node)
-            if what is not None and what.kind is Kind.ALL_REDUCE:
-                why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"
-                layer = access.layer_path(what.operand)
-                yield Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
-
-
-def _unsent(planner: Planner, decided: Decision, tokens: int | None) -> Iterator[Remark]:
-    """Experts whose rows are not sent to the ranks that own them."""
-    for node, why in planner.unsent(decided, tokens):
-        what = collective(node)
-        layer = access.layer_path(what.operand) if what else ""
-        yield Remark(
-            RemarkKind.MISSED, f"%{node.name}", f"rows are not sent to experts: {why}", layer
-        )
-
-
-def _general_remarks(source: SpmdGraph, policy: str, *, verify: bool) -> tuple[Remark, ...]:
-    notes = []
-    if source.mesh.size == 1:
-        notes.append("world size 1: no rank owes another a sum, nothing to optimize")
-    elif not statistics(source.graph).collectives:
-        notes.append("the graph has no collectives, nothing to optimize")
-    if policy == "off":
-        notes.append("policy 'off': reductions stay where they are")
-    if not verify:
-        notes.append(UNVERIFIED)
-    without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
-    if without_rule:
-        notes.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
-    return tuple(Remark(RemarkKind.NOTE, "", why) for why in notes)
+    both = functional(source), functional(target)
+    check_given(mesh, *both, inputs=inputs)
+    graphs = []
+    for side, gm, declared in zip(("source", "target"), both, (inputs, None), strict=True):
+        try:
+            graphs.append(spmd_graph(gm, mesh, declared))
+        except PlacementError:
+            raise
+        except CommPlanError as error:
+            return Report(Verdict.INVALID, f"{side}: {error}")
+    warn_undeclared(graphs[0], inputs)
+    return check(*graphs)

@@ -13,27 +13,25 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from compiler.analysis.layers import LayerMetadata, layer_metadata
-from compiler.analysis.statistics import Statistics, statistics
 from compiler.capture import CallForm, Capture
 from compiler.capture.capture import capture as capture_model
 from compiler.capture.capture import tracers
 from compiler.cost import Machine, MachineError
 from compiler.errors import CommPlanError
-from compiler.ir.comm_plan import CommPlan
 from compiler.ir.declared_inputs import Inputs
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import Replicate, check_inputs
 from compiler.ir.rank_exchange import Exchange
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.optimize.graph_api import OptimizationResult, check_policy, optimize_spmd
-from compiler.optimize.ranged import Ranged, optimize_ranges
+from compiler.optimize.optimizer import optimize
 from compiler.optimize.report import ModelReport
-from compiler.optimize.validation import AUTO, device_of, launch_of, machine_of
-from compiler.pipeline import Pipeline
+from compiler.optimize.result import OptimizationResult
+from compiler.optimize.validation import AUTO, device_of, planner_options
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
+from compiler.plan.token_ranges import TokenTable
 from compiler.runtime.guarded_graph import GuardedGraph
-from compiler.runtime.lowering import Lowered, check_kernels, lower
+from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.process_groups import ProcessGroups
 from compiler.runtime.rank_agreement import compare_inputs, compare_plans, exchange_over, ranks_of
@@ -114,21 +112,14 @@ def optimize_allreduce(
     if mesh is not None:
         check_mesh(mesh)
     check_inputs(inputs)
-    check_policy(policy)
-    check_kernels(kernels)
     tracers(capture)
+    owner = model.module() if isinstance(model, ExportedProgram) else model
+    options = planner_options(
+        policy, machine, launch, device=device_of(owner), widen=widen, kernels=kernels
+    )
     everyone = ranks_of(group)
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
-    owner = model.module() if isinstance(model, ExportedProgram) else model
-
-    search = PlannerOptions(
-        policy, machine_of(machine, device_of(owner)), launch_of(launch), widen,
-        process_groups.may_grow, fuse=kernels != "off",
-    )  # fmt: skip
-
-    options = {
-        "policy": policy, "launch": launch, "widen": widen, "kernels": kernels, "verify": verify,
-    }  # fmt: skip
+    options = replace(options, allow_new_groups=process_groups.may_grow)
 
     def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> GuardedGraph:
         if exchange is not None:
@@ -136,37 +127,30 @@ def optimize_allreduce(
         captured = capture_model(
             model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs, capture=capture
         )
-        config = getattr(owner, "config", None)
-        ranged, report = optimize_captured_ranges(
-            captured, search, config=config, layers=layers, verify=verify,
+        result, report = optimize_captured(
+            captured, options, config=getattr(owner, "config", None), layers=layers, verify=verify,
             may_fall_back=machine == AUTO,
         )  # fmt: skip
         if exchange is not None:
             sizes = _sizes(CallForm.of(owner), args, kwargs)
-            _agree(exchange, ranged, search, options, sizes)
-        most = [ranged.most(at, captured.ranges) for at in range(len(ranged.results))]
-        forms = dict[int, Lowered]()
-        tokens = [bounds.get(str(ranged.symbol), 1 << 62) for bounds in most]
-        for at in sorted(range(len(most)), key=lambda at: -tokens[at]):
-            graph = ranged.results[at].spmd  # that with the most tokens first: it sizes workspaces
-            forms[at] = lower(
-                graph, process_groups.names(graph, captured.groups),
-                mutations=captured.mutations, kernels=kernels, most=most[at],
-            )  # fmt: skip
-        said = dict.fromkeys(_notes(captured, reason))
-        said |= dict.fromkeys(remark for at in sorted(forms) for remark in forms[at].remarks)
+            agree(exchange, result, options, sizes, kernels=kernels, verify=verify)
+        variants = lower_ranges(
+            result, captured, process_groups, mutations=captured.mutations, kernels=kernels
+        )
+        said = (*_notes(captured, reason), *remarks_of(variants))
         return GuardedGraph(
-            variants=ranged.table.map(forms.__getitem__),
-            symbol=ranged.symbol,
+            variants=variants,
+            symbol=result.symbol,
             captured=captured,
-            report=replace(report, remarks=(*report.remarks, *said)),
+            report=replace(report, remarks=(*report.remarks, *dict.fromkeys(said))),
             compare_inputs=_comparison(exchange, captured) if exchange else None,
         )
 
     if everyone.size() == 1:
         why = "world size 1: no rank owes another a sum; the model runs as it is"
+        note = Remark(RemarkKind.NOTE, "", why)
         return view_of(
-            OptimizedModule(owner, prepare, unchanged=_nothing(policy, why), debug=debug)
+            OptimizedModule(owner, prepare, unchanged=ModelReport(None, (note,)), debug=debug)
         )
     optimized = OptimizedModule(owner, prepare, debug=debug)
     if example_inputs is not None:
@@ -175,79 +159,85 @@ def optimize_allreduce(
     return view_of(optimized)
 
 
-def optimize_capture(
+def optimize_captured(
     captured: Capture,
-    *,
-    config: object = None,
-    policy: str = "cost",
-) -> tuple[OptimizationResult, ModelReport]:
-    """Plan, rewrite and prove a captured model, compared by bytes, for the sizes of its call."""
-    metadata = layer_metadata(captured.graph, config=config)
-    result = optimize_spmd(
-        captured.graph, policy=policy, verify=True, layers=metadata, tokens=None,
-        pipeline=Pipeline(),
-    )  # fmt: skip
-    return result, _report(captured, metadata, result, result.seconds)
-
-
-def optimize_captured_ranges(
-    captured: Capture,
-    search: PlannerOptions,
+    options: PlannerOptions,
     *,
     config: object = None,
     layers: Sequence[LayerMetadata | str] | None = None,
     verify: bool = True,
     may_fall_back: bool = False,
-) -> tuple[Ranged, ModelReport]:
+) -> tuple[OptimizationResult, ModelReport]:
     """Plan, rewrite and prove a captured model for all numbers of tokens.
 
     ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
     """
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
-    notes = list[str]()
-    planner = Planner(captured.graph, search, metadata, Pipeline())
+    notes = list(captured.remarks)
+
+    def optimized(options: PlannerOptions) -> OptimizationResult:
+        planner = Planner(captured.graph, options, metadata, captured.ranges)
+        return optimize(planner, verify=verify)
+
     try:
-        ranged = optimize_ranges(planner, captured.ranges, verify=verify)
+        result = optimized(options)
     except MachineError as error:
         if not may_fall_back:
             raise
         notes.append(f"plans compare by bytes: {error.what}")
-        planner = Planner(captured.graph, replace(search, machine=None), metadata, Pipeline())
-        ranged = optimize_ranges(planner, captured.ranges, verify=verify)
-    if search.machine is not None and ranged.symbol is None:
+        result = optimized(replace(options, machine=None))
+    if options.machine is not None and result.symbol is None:
         notes.append("no single size counts tokens: one plan, made for the sizes of this call")
-    tokens = planner.canonical.work.hints.get(ranged.symbol, 1) if ranged.symbol else 1
-    result = ranged.results[ranged.table.plan(tokens)]
-    report = _report(captured, metadata, result, planner.clock.seconds, notes)
-    if ranged.symbol is not None:  # results count at the first of their range
-        report = replace(
-            report,
-            before=statistics(captured.graph.graph, tokens),
-            after=statistics(result.spmd.graph, tokens),
-            tokens=tokens,
-        )
-    return ranged, replace(report, ranged=ranged if ranged.totals else None)
+    remarks = (*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks)
+    seconds = {"capture": captured.seconds, **result.seconds}
+    return result, ModelReport(result, remarks, metadata, captured.assumed, seconds)
 
 
-def _report(
-    captured: Capture,
-    layers: tuple[LayerMetadata, ...],
+def agree(
+    exchange: Exchange,
     result: OptimizationResult,
-    seconds: Mapping[str, float],
-    notes: Sequence[str] = (),
-) -> ModelReport:
-    """What was done to a captured model; ``notes`` follow those of its capture."""
-    said = (Remark(RemarkKind.NOTE, "", why) for why in (*captured.remarks, *notes))
-    return ModelReport(
-        plan=result.plan,
-        check=result.report,
-        remarks=(*said, *result.remarks),
-        before=result.before,
-        after=result.after,
-        layers=layers,
-        assumed=captured.assumed,
-        seconds={"capture": captured.seconds, **seconds},
-    )
+    options: PlannerOptions,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+    **settings: object,
+) -> None:
+    """Raise PlanError unless all ranks hold the same plans; before any of them runs one."""
+    name = None if options.machine is None else options.machine.name
+    named = {
+        "policy": options.policy, "launch": str(options.launch),
+        "widen": options.allow_dtype_widening, **settings,
+    }  # fmt: skip
+    compare_plans(exchange, result.digests, name, named, sizes)
+
+
+def lower_ranges(
+    result: OptimizationResult,
+    captured: Capture,
+    groups: ProcessGroups,
+    *,
+    mutations: Mapping[int, str],
+    kernels: str,
+) -> TokenTable[Lowered]:
+    """What this process runs for each number of tokens; all ranks call it together.
+
+    The graph that serves for the most tokens is the first: it sizes workspaces.
+    """
+    graphs = dict.fromkeys(each.spmd for each in result.ranges)
+    greatest = {graph: result.greatest(graph, captured.ranges) for graph in graphs}
+    tokens = {graph: sizes.get(str(result.symbol), 1 << 62) for graph, sizes in greatest.items()}
+    forms = {
+        graph: lower(
+            graph, groups.names(graph, captured.groups),
+            mutations=mutations, kernels=kernels, most=greatest[graph],
+        )
+        for graph in sorted(graphs, key=lambda graph: -tokens[graph])
+    }  # fmt: skip
+    return result.table.map(lambda token_range: forms[token_range.plan.spmd])
+
+
+def remarks_of(variants: TokenTable[Lowered]) -> Iterator[Remark]:
+    """What lowering says of the graphs that run."""
+    for tokens in variants.ranges():
+        yield from tokens.plan.remarks
 
 
 def check_model(model: object) -> None:
@@ -281,7 +271,7 @@ def as_call(
     if isinstance(example_inputs, list | tuple):
         return tuple(example_inputs), {}
     raise CommPlanError(
-        "example_inputs is no call",
+        "example_inputs= must be the arguments of a call",
         found=type(example_inputs).__name__,
         remedy="pass a tuple of positional or a dict of keyword arguments",
     )
@@ -316,22 +306,3 @@ def _sizes(
     arguments = form.flatten(args, kwargs)
     named = zip(form.names(arguments), arguments.leaves, strict=True)
     return {name: tuple(x.shape) for name, x in named if isinstance(x, torch.Tensor)}
-
-
-def _agree(
-    exchange: Exchange,
-    ranged: Ranged,
-    search: PlannerOptions,
-    options: Mapping[str, object],
-    sizes: Mapping[str, tuple[int, ...]],
-) -> None:
-    """All ranks must hold the same plans before any of them runs one."""
-    plans = [result.plan.digest for result in ranged.results]
-    name = None if search.machine is None else search.machine.name
-    compare_plans(exchange, f"{ranged.table} {plans}", name, options, sizes)
-
-
-def _nothing(policy: str, why: str) -> ModelReport:
-    nothing = Statistics(())
-    remark = Remark(RemarkKind.NOTE, "", why)
-    return ModelReport(CommPlan(policy, None), None, (remark,), nothing, nothing)

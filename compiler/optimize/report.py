@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from compiler.analysis.layers import LayerMetadata, layer_index
 from compiler.analysis.statistics import CountedCollective, Statistics
@@ -12,7 +12,8 @@ from compiler.check import Report, Verdict
 from compiler.cost.units import PS_PER_MS
 from compiler.ir.comm_plan import CommPlan
 from compiler.ir.remark import Remark
-from compiler.optimize.ranged import Ranged, is_open
+from compiler.optimize.result import OptimizationResult, RangeResult
+from compiler.plan.token_ranges import TokenTable
 
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
@@ -23,35 +24,48 @@ class ModelReport:
     """What was done to one graph of a model.
 
     Attributes:
-        plan: what was decided.
-        check: the checker's report; None if verification was switched off or not needed.
+        result: the optimizer's, for every number of tokens; None where nothing was to be done.
         remarks: what was done, what was not and why, of capture and of all passes.
-        before: collectives as the author wrote them.
-        after: collectives of the graph that runs.
         layers: metadata per decoder layer.
         assumed: what was taken to be the same on all ranks without having been compared, and why.
         seconds: wall time per stage.
-        ranged: the plans for all numbers of tokens, of which the above is the one for the call
-            that was captured; None where there is but one.
-        tokens: what the call that was captured had, and payloads are counted at; None where no
-            one size counts them.
     """
 
-    plan: CommPlan
-    check: Report | None
+    result: OptimizationResult | None
     remarks: tuple[Remark, ...]
-    before: Statistics
-    after: Statistics
     layers: tuple[LayerMetadata, ...] = ()
     assumed: tuple[str, ...] = ()
-    seconds: Mapping[str, float] | None = None
-    ranged: Ranged | None = None
-    tokens: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> CommPlan:
+        """What was decided for the call that was captured."""
+        return self.result.plan if self.result else CommPlan("off", None)
+
+    @property
+    def check(self) -> Report | None:
+        """The checker's report; None if verification was switched off or not needed."""
+        return self.result.report if self.result else None
 
     @property
     def verdict(self) -> Verdict:
         """The checker's verdict; UNPROVED where verification was switched off."""
-        return self.check.verdict if self.check else Verdict.UNPROVED
+        return self.result.verdict if self.result else Verdict.UNPROVED
+
+    @property
+    def before(self) -> Statistics:
+        """Collectives as the author wrote them."""
+        return self.result.before if self.result else Statistics(())
+
+    @property
+    def after(self) -> Statistics:
+        """Collectives of the graph that runs."""
+        return self.result.after if self.result else Statistics(())
+
+    @property
+    def tokens(self) -> int | None:
+        """What the captured call had, and payloads are counted at; None if no one size counts."""
+        return self.result.tokens if self.result else None
 
     def by_layer_kind(self) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
         """Kind of layer -> how many there are, their collectives before, and after."""
@@ -77,31 +91,30 @@ class ModelReport:
         for kind, (count, before, after) in self.by_layer_kind().items():
             if before or after:
                 lines.append(f"  {count or ''} {kind}: {dict(before)} before, {dict(after)} after")
-        lines += _range_lines(self.ranged) if self.ranged else []
+        lines += _range_lines(self.result.table) if self.result else []
         reasons = Counter((remark.kind, remark.reason) for remark in self.remarks)
         lines += [f"  {kind}: {reason} ({n} times)" for (kind, reason), n in reasons.items()]
         return "\n".join(lines)
 
 
-def _range_lines(ranged: Ranged) -> list[str]:
-    """A line per range of token counts."""
-    lines, table = [], ranged.table
+def _range_lines(table: TokenTable[RangeResult]) -> Iterator[str]:
+    """A line per range of token counts whose times are predicted."""
     for i, token_range in enumerate(table.ranges()):
-        result = ranged.results[token_range.plan]
-        last = "" if is_open(token_range.last, table.ranks) else token_range.last
+        result = token_range.plan
+        if (at := result.totals) is None:
+            continue
+        count = at.tokens or token_range.first
+        last = "" if table.is_open(token_range) else token_range.last
         which = ""
         if table.ranks > 1:
             no = "" if i < len(table.even) else "no "
             which = f", {no}multiples of {table.ranks}"
-        line = f"  {token_range.first}..{last} tokens{which}: {dict(result.after.counts)}"
-        if ranged.totals:
-            at = ranged.totals[i]
-            line += (
-                f"; at {token_range.first} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
-                f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written"
-            )
-        lines.append(f"{line}; verdict {result.verdict}")
-    return lines
+        yield (
+            f"  {token_range.first}..{last} tokens{which}: {dict(result.after.counts)}; "
+            f"at {count} tokens {at.planned / PS_PER_MS:.2f} ms predicted, "
+            f"{at.merged / PS_PER_MS:.2f} merged, {at.as_written / PS_PER_MS:.2f} as written; "
+            f"verdict {result.verdict}"
+        )
 
 
 def _kind(collective: CountedCollective, kinds: Mapping[int, str]) -> str:

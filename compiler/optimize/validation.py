@@ -1,7 +1,8 @@
-"""Which machine plans are made for."""
+"""The arguments of the public functions, checked; the machine that plans are made for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -10,8 +11,35 @@ from torch import nn
 
 from compiler.cost import Launch, Machine, MachineError, load_machine, machine_with
 from compiler.errors import CommPlanError
+from compiler.plan.planner_options import POLICIES, PlannerOptions
+from compiler.runtime.lowering import check_kernels
 
 AUTO = "auto"
+
+
+def planner_options(
+    policy: str,
+    machine: str | Path | Machine | None,
+    launch: str,
+    *,
+    device: torch.device | None = None,
+    widen: bool = False,
+    kernels: str = "auto",
+) -> PlannerOptions:
+    """The planner's options, from arguments as ``optimize_allreduce`` takes them.
+
+    Raises:
+        CommPlanError: a policy, way to launch or choice of kernels that there is not.
+        MachineError: no such machine.
+    """
+    if policy not in POLICIES:
+        raise CommPlanError(
+            "unknown policy", found=repr(policy), remedy=f"one of {', '.join(POLICIES)}"
+        )
+    check_kernels(kernels)
+    return PlannerOptions(
+        policy, machine_of(machine, device), launch_of(launch), widen, fuse=kernels != "off"
+    )
 
 
 def machine_of(
@@ -31,7 +59,7 @@ def machine_of(
         return named
     if not isinstance(named, str | Path):
         raise MachineError(
-            "machine= is no machine",
+            "machine= must be a machine",
             found=type(named).__name__,
             remedy='give a name, the path of a machine file, a Machine, None, or "auto"',
         )
@@ -61,3 +89,33 @@ def launch_of(named: str) -> Launch:
         raise CommPlanError(
             "unknown launch", found=repr(named), remedy=f"one of {choices}"
         ) from None
+
+
+def check_tokens(tokens: object) -> None:
+    """Raise CommPlanError unless ``tokens`` is a count or None."""
+    if tokens is not None and not _is_count(tokens, least=1):
+        raise CommPlanError(
+            "tokens= must be a count of tokens",
+            found=repr(tokens),
+            remedy="an integer of >= 1, or None",
+        )
+
+
+def check_pipeline(observers: object, bisect_limit: object) -> None:
+    """Raise CommPlanError unless passes can be told to these, and so many can be run."""
+    if not isinstance(observers, Sequence) or not all(map(callable, observers)):
+        raise CommPlanError(
+            "observers= must be a sequence of functions",
+            found=repr(observers),
+            remedy="functions of one PassRecord, as in observers=[print]",
+        )
+    if bisect_limit is not None and not _is_count(bisect_limit, least=0):
+        raise CommPlanError(
+            "bisect_limit= must be a number of passes",
+            found=repr(bisect_limit),
+            remedy="an integer of >= 0, or None",
+        )
+
+
+def _is_count(number: object, *, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least

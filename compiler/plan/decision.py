@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import fx
 
 from compiler.analysis.partial_forms import PartialAssignment
-from compiler.analysis.reductions import Reduction, number_of, reductions
+from compiler.analysis.reductions import Reduction, number_of
 from compiler.analysis.row_shards import RowAssignment
 from compiler.ir.collectives import collectives
 from compiler.ir.comm_plan import CommPlan
@@ -33,7 +33,7 @@ class RewrittenGraph:
 
     graph: SpmdGraph
     pipeline: Pipeline
-    placed: Mapping[object, int] = field(default_factory=dict)
+    placed: Mapping[Reduction, int] = field(default_factory=dict)
 
     @cached_property
     def work(self) -> GraphWork:
@@ -47,15 +47,13 @@ class RewrittenGraph:
         Placing one may make others, over its groups and orthogonal ones together.
         """
         count = number_of(self.graph)
-        every = reductions(self.graph)
-        return next((r for r in every if count[r.key] > self.placed.get(r.key, 0)), None)
+        return next((r for r in count if count[r] > self.placed.get(r, 0)), None)
 
-    @cached_property
-    def sharing_groups(self) -> tuple[str, ...]:
-        """Names of the groups that reduce or gather, one for each set of replica groups."""
-        mesh = self.graph.mesh
-        name_of = {mesh.group(c.group): c.group for _, c in collectives(self.graph.graph)}
-        return tuple(name for groups, name in name_of.items() if groups.axis_size > 1)
+
+def sharing_groups(graph: SpmdGraph) -> tuple[str, ...]:
+    """Names of the groups that reduce or gather, one for each set of replica groups."""
+    name_of = {graph.mesh.group(c.group): c.group for _, c in collectives(graph.graph)}
+    return tuple(name for groups, name in name_of.items() if groups.axis_size > 1)
 
 
 Assignment = PartialAssignment | RowAssignment
@@ -70,7 +68,6 @@ class Decision:
         at: the graph that the last choice of rows was made for.
         choice: that choice, None if there was nothing to choose.
         shares: the values it picked.
-        tokens: value of symbolic sizes that it was made for, at which payloads are exported.
         is_plan: whether passes run at all: not for the graph as its author wrote it.
     """
 
@@ -78,23 +75,22 @@ class Decision:
     at: RewrittenGraph = field(compare=False)
     choice: RowChoice | None = field(default=None, compare=False)
     shares: frozenset[fx.Node] = field(default=frozenset(), compare=False)
-    tokens: int | None = field(default=None, compare=False)
     is_plan: bool = True
 
-    def cost_terms(self, shares: Set[fx.Node]) -> Iterator[CostTerm]:
-        """Yield the cost terms of the graph, were these the shares."""
+    def cost_terms(self) -> Iterator[CostTerm]:
+        """Yield the cost terms of the planned graph, known without writing it."""
         graph, choice = self.at.graph, self.choice
         forms = choice.forms if choice else {}
         yield from cost_terms_of(graph, (n for n in graph.graph.nodes if n not in forms))
-        yield from choice.cost_terms(shares) if choice else ()
+        yield from choice.cost_terms(self.shares) if choice else ()
 
     def plan(self, policy: str, tokens: int | None) -> CommPlan:
-        """Return the plan as data that ranks compare and files store."""
+        """Return the plan as data that ranks compare and files store, payloads at ``tokens``."""
         reductions = [a for a in self.assignments if isinstance(a, PartialAssignment)]
         rows = [a for a in self.assignments if isinstance(a, RowAssignment)]
         return CommPlan(
             policy,
             tokens,
-            tuple(reduction_stage(a, self.tokens) for a in reductions),
+            tuple(reduction_stage(a, tokens) for a in reductions),
             tuple(map(row_stage, rows)),
         )

@@ -1,25 +1,24 @@
-"""Export assignments as numbered values, and read them back.
+"""Export assignments as numbered values.
 
 Nodes mean something in one graph of one process. Numbers mean the same in every copy of a graph:
-ranks compare them, files store them, and a plan is replayed from them.
+ranks compare them, and files store them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from torch import fx
 
 from compiler.analysis.expert_regions import region
 from compiler.analysis.partial_forms import PartialAssignment
-from compiler.analysis.partial_values import PartialValues, partial_values
-from compiler.analysis.reductions import ReductionFacts, reduction_facts, reductions
-from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share, row_forms
-from compiler.errors import PlanError
+from compiler.analysis.partial_values import PartialValues
+from compiler.analysis.reductions import ReductionFacts
+from compiler.analysis.row_shards import SIZE_READ, RowAssignment, reads_share
+from compiler.analysis.traversal import reached
 from compiler.ir import access
 from compiler.ir.collectives import Kind
 from compiler.ir.comm_plan import PlacedReduction, RowStage, Stage
-from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import numbers
 
 
@@ -55,22 +54,6 @@ def reduction_stage(assignment: PartialAssignment, tokens: int | None = None) ->
     )
 
 
-def reduction_assignment(graph: SpmdGraph, stage: Stage) -> PartialAssignment:
-    """Return the assignment that ``stage`` states by the numbers of ``graph``.
-
-    Raises:
-        PlanError: the graph has no such reduction, or no such values.
-    """
-    for reduction in reductions(graph):
-        if (reduction.group, reduction.kind, reduction.scatters) == (
-            stage.group, stage.kind, stage.scatters
-        ):  # fmt: skip
-            facts = reduction_facts(graph, reduction, stage.widen, stage.join)
-            partial = _numbered(graph, partial_values(facts), stage.unreduced)
-            return PartialAssignment(facts, partial)
-    raise PlanError.misfit(f"no {stage.collective} {stage.kind} over {stage.group}")
-
-
 def row_stage(assignment: RowAssignment) -> RowStage:
     """Return the assignment as part of a plan."""
     number, forms = numbers(assignment.graph.graph), assignment.forms
@@ -85,30 +68,9 @@ def row_stage(assignment: RowAssignment) -> RowStage:
     )
 
 
-def row_assignment(graph: SpmdGraph, stage: RowStage) -> RowAssignment:
-    """Return the assignment that ``stage`` states by the numbers of ``graph``.
-
-    Raises:
-        PlanError: the graph has no such values.
-    """
-    shards = _numbered(graph, row_forms(graph, graph.mesh.group(stage.group)), stage.shares)
-    dispatched = _numbered(graph, graph.graph.nodes, stage.dispatches)
-    return RowAssignment(graph, stage.group, shards, dispatched)
-
-
 def payload_parts(facts: ReductionFacts) -> int:
     """Return how many times its Replicate form a value's reduction sends: all ranks' rows."""
     return facts.reduction.groups.axis_size if facts.reduction.scatters else 1
-
-
-def _numbered(
-    graph: SpmdGraph, values: Iterable[fx.Node], stated: Iterable[int]
-) -> frozenset[fx.Node]:
-    number, wanted = numbers(graph.graph), set(stated)
-    chosen = frozenset(node for node in values if number.get(node) in wanted)
-    if missing := sorted(wanted - {number[node] for node in chosen}):
-        raise PlanError.misfit(f"values {missing} cannot be assigned so")
-    return chosen
 
 
 def _computed(node: fx.Node, values: PartialValues) -> fx.Node:
@@ -120,13 +82,7 @@ def _computed(node: fx.Node, values: PartialValues) -> fx.Node:
 
 def _merges(node: fx.Node, values: PartialValues) -> int:
     """Return how many of the author's all_reduces meet, Partial, in ``node``."""
-    cone: set[fx.Node] = set()
-    queue = [node]
-    while queue:
-        node = queue.pop()
-        if node not in cone:
-            cone.add(node)
-            queue += () if values[node].reduces else values[node].operands
+    cone = reached([node], lambda n: () if values[n].reduces else values[n].operands)
     return sum(values[n].reduces for n in cone)
 
 

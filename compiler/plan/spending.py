@@ -38,6 +38,26 @@ class PredictedTime:
         )
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What a graph takes on a machine for some number of tokens, in picoseconds on one rank.
+
+    Attributes:
+        tokens: how many; None: as many as the graph was made with.
+        as_written: as the author wrote it.
+        merged: with reductions merged, and no more rows shared than costs nothing.
+        planned: as planned.
+        bound: no plan with the same reductions takes less; None if the machine does not state
+            the rate of its links.
+    """
+
+    tokens: int | None
+    as_written: int
+    merged: int
+    planned: int
+    bound: int | None
+
+
 def cost_terms_of(graph: SpmdGraph, nodes: Iterable[fx.Node]) -> list[CostTerm]:
     """Return the cost terms of ``nodes`` as they stand in ``graph``."""
     terms = []

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import lcm
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Plan = TypeVar("Plan", bound=Hashable)
 Made = TypeVar("Made")
 Other = TypeVar("Other")
+
+LAST_TOKENS = 1 << 16
+"""Plans are compared up to this many tokens; the last serves for more."""
 
 GRID_RATIO = 8
 """Ratio of neighbouring token counts that are solved in any case."""
@@ -65,15 +68,19 @@ class TokenTable(Generic[Made]):
         uneven = self.uneven or self.even
         return tuple((ranges, [r.last for r in ranges]) for ranges in (self.even, uneven))
 
+    def is_open(self, tokens: TokenRange[Any]) -> bool:
+        """Whether a range serves for more than its last: it is the last of its multiples."""
+        return tokens.last > LAST_TOKENS - self.ranks
+
     def ranges(self) -> tuple[TokenRange[Made], ...]:
         """Those of both tables."""
         return (*self.even, *self.uneven)
 
-    def map(self, make: Callable[[Made], Other]) -> TokenTable[Other]:
-        """The table of what is made of each plan, once per range: equal plans are made again."""
+    def map(self, make: Callable[[TokenRange[Made]], Other]) -> TokenTable[Other]:
+        """The table of what is made of each range."""
 
         def made(ranges: Sequence[TokenRange[Made]]) -> tuple[TokenRange[Other], ...]:
-            return tuple(TokenRange(r.first, r.last, make(r.plan)) for r in ranges)
+            return tuple(TokenRange(r.first, r.last, make(r)) for r in ranges)
 
         return TokenTable(self.ranks, made(self.even), made(self.uneven))
 

@@ -10,7 +10,7 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from compiler.ir.dispatch import DISPATCH_ROWS
 from compiler.ir.fused_ops import SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.pipeline import Observer, Pipeline
+from compiler.pipeline import Observer, Pass, Pipeline, Step
 from compiler.runtime.host_memory import gather_in_host_memory
 from compiler.runtime.in_place import reduce_in_place, update_inputs
 from compiler.runtime.kernels.select import workspace_for
@@ -111,11 +111,15 @@ def run_passes(graph: SpmdGraph, pipeline: Pipeline, why_unserved: WhyUnserved |
         pipeline: runs the passes.
         why_unserved: see ``FuseReduceNorm``; None: nothing is fused.
     """
-    options = {DispatchRows: (graph.dispatched,), FuseReduceNorm: (why_unserved,)}
-    for step in LOWERING:
+    options: dict[Step, tuple[object, ...]] = {
+        DispatchRows: (graph.dispatched,), FuseReduceNorm: (why_unserved,),
+    }  # fmt: skip
+
+    def passes_of(step: Step, _: SpmdGraph) -> Iterator[Pass]:
         if step is not FuseReduceNorm or why_unserved is not None:
-            graph = pipeline.run(step(*options.get(step, ())), graph)
-    return graph
+            yield step(*options.get(step, ()))
+
+    return pipeline.run_all(LOWERING, graph, passes_of)
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:

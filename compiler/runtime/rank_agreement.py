@@ -195,7 +195,7 @@ def ranks_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         )
     if not isinstance(group, dist.ProcessGroup | None):
         raise MeshError(
-            "group= is no process group of this rank",
+            "group= must be a process group of this rank",
             found=repr(group),
             remedy="pass a torch.distributed.ProcessGroup, or None for all ranks",
         )

@@ -110,7 +110,7 @@ def view_of(run: OptimizedModule) -> OptimizedModule | OptimizedView:
         object.__setattr__(view, "__dict__", vars(model))
     except TypeError as error:
         warnings.warn(
-            f"the optimized model can be called, and is no {type(model).__qualname__}: {error}",
+            f"the optimized model can be called, and is not a {type(model).__qualname__}: {error}",
             stacklevel=4,
         )
         return run

@@ -40,13 +40,13 @@ def changes(old: Snapshot, new: Snapshot) -> tuple[str, ...]:
     """
     differences = Counter(new.collectives)
     differences.subtract(Counter(old.collectives))
-    found = [
+    words = [
         f"{row.layers}: {row.each:+d} {row.text}{row.line and f', {row.line}'}"
         for row in _folded(differences, _lines(old) | _lines(new))
     ]
     if old.mesh != new.mesh:
-        found.insert(0, f"mesh: {_mesh(old)} became {_mesh(new)}")
-    return tuple(found)
+        words.insert(0, f"mesh: {_mesh(old)} became {_mesh(new)}")
+    return tuple(words)
 
 
 def _folded(counts: Mapping[Entry, int], lines: Mapping[Entry, str]) -> tuple[Row, ...]:

@@ -18,7 +18,7 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
-from compiler.optimize.model_api import optimize_captured_ranges
+from compiler.optimize.model_api import optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, lower
@@ -111,16 +111,16 @@ def planned(
     model: Step3p5ForCausalLM, found: Capture, machine: Machine, launch: Launch, ranks: Ranks
 ) -> Form:
     """Planned by time on ``machine``, a graph per range of token counts."""
-    ranged, report = optimize_captured_ranges(
+    result, report = optimize_captured(
         found, PlannerOptions("cost", machine, launch), config=model.config
     )
-    plans = f"{ranged.table} {[result.plan.digest for result in ranged.results]}"
-    if len(set(ranks.gathered(plans))) > 1:
+    if len(set(ranks.gathered(result.digests))) > 1:
         raise PlanError("ranks hold different plans", found="the same machine on all of them")
-    forms = [lower(r.spmd, found.groups, mutations=found.mutations) for r in ranged.results]
-    table = ranged.table.map(forms.__getitem__)
-    prepared = GuardedGraph(table, ranged.symbol, found, report, None)
-    verdicts = sorted({str(result.verdict) for result in ranged.results})
+    graphs = dict.fromkeys(each.spmd for each in result.ranges)
+    forms = {g: lower(g, found.groups, mutations=found.mutations) for g in graphs}
+    table = result.table.map(lambda tokens: forms[tokens.plan.spmd])
+    prepared = GuardedGraph(table, result.symbol, found, report, None)
+    verdicts = sorted({str(each.verdict) for each in result.ranges})
     return Form(
         OptimizedModule(model, lambda *_: prepared),
         lambda n: traffic(table.plan(n).module.graph, n),

@@ -61,7 +61,7 @@ def least(minimum: int) -> Callable[[str], int]:
         try:
             found = int(text)
         except ValueError:
-            raise ArgumentTypeError(f"{text!r} is no whole number") from None
+            raise ArgumentTypeError(f"{text!r} is not a whole number") from None
         if found < minimum:
             raise ArgumentTypeError(f"found {found}; the least is {minimum}")
         return found

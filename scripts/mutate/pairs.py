@@ -20,9 +20,10 @@ from compiler.ir.collectives import Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, ReplicaGroups
 from compiler.ir.text import parse_graph, print_graph
-from compiler.optimize.graph_api import optimize_spmd
+from compiler.optimize import optimize
 from compiler.pipeline import Pipeline
-from compiler.plan.planner_options import POLICIES
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import POLICIES, PlannerOptions
 from compiler.plan.prices import Bytes
 from compiler.plan.reduction_cut import place_reductions
 from compiler.plan.row_cut import shard_rows
@@ -48,7 +49,8 @@ TOKENS = (4, 5)
 
 def optimized(graph: SpmdGraph, policy: str = "cost") -> SpmdGraph:
     """The optimizer's result, unproved."""
-    return optimize_spmd(graph, policy=policy, verify=False, tokens=None, pipeline=Pipeline()).spmd
+    planner = Planner(graph, PlannerOptions(policy))
+    return optimize(planner, planner.decide(None), verify=False).spmd
 
 
 def fused_and_scheduled(graph: SpmdGraph) -> SpmdGraph:

@@ -16,7 +16,8 @@ from compiler.capture.fake_ranks import fake_process_group
 from compiler.check.simulate import simulate
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate
-from compiler.optimize import ModelReport, OptimizationResult, optimize_capture
+from compiler.optimize import ModelReport, OptimizationResult, optimize_captured
+from compiler.plan.planner_options import PlannerOptions
 from tests.families.families import Family
 from tests.families.sharding import WORLD_SIZE, Decoder, sharded
 
@@ -89,7 +90,7 @@ def measured(family: Family, sizes: tuple[int, int] = PREFILL, **options: Any) -
     """Capture, optimize, check, and run before and after; options as of ``captured``."""
     ids = torch.randint(3, 64, sizes, generator=torch.Generator().manual_seed(1))
     found, shards = captured(family, ids, **options)
-    result, report = optimize_capture(found)
+    result, report = optimize_captured(found, PlannerOptions())
     before, after = (logits(found, g, shards, ids) for g in (found.graph, result.spmd))
     whole = Decoder(family.full(torch.bfloat16, "batched_mm").double())
     with torch.no_grad():

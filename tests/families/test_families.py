@@ -16,7 +16,8 @@ from compiler.check import Verdict
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.remark import RemarkKind
 from compiler.ir.rules import RULES
-from compiler.optimize import optimize_capture
+from compiler.optimize import optimize_captured
+from compiler.plan.planner_options import PlannerOptions
 from tests.families.families import FAMILIES
 from tests.families.measured import DECODE, PREFILL, Measured, captured, measured
 from tests.families.sharding import ON_DTENSORS, WORLD_SIZE, sharded
@@ -148,7 +149,7 @@ def test_grouped_products_merge_alike(name: str) -> None:
     ids = torch.zeros(PREFILL, dtype=torch.int64)
     found, _ = captured(FAMILIES[name], ids, experts="grouped_mm")
     assert not without_rule(found.graph.graph)
-    _, report = optimize_capture(found)
+    _, report = optimize_captured(found, PlannerOptions())
     alone = (ALONE.get(name, 0), ALONE.get(name, 0) * SUM)
     assert (sums(report.before), sums(report.after)) == MERGED.get(name, (alone, alone))
     assert report.verdict is Verdict.EQUIVALENT

@@ -20,9 +20,9 @@ from compiler.ir.collectives import Kind
 from compiler.ir.comm_plan import RowStage, Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
-from compiler.plan.export import reduction_assignment, row_assignment
 from passes import PlaceReductions, ShardRows
 from tests.support.case_files import CaseError
+from tests.support.replay import reduction_assignment, row_assignment
 
 VALUES = r"(%\d+(?:, %\d+)*)"
 PARTIAL = re.compile(VALUES + r": P(?: by (all_reduce|reduce_scatter) (\w+) over (\S+))?")

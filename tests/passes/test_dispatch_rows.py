@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from compiler.analysis.layers import layer_metadata
 from compiler.capture import capture_ranks
 from compiler.check import Verdict, check
 from compiler.check.simulate import draw_inputs, simulate
@@ -15,8 +14,7 @@ from compiler.ir.collectives import Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import RemarkKind
-from compiler.optimize.graph_api import finished
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
@@ -40,8 +38,8 @@ def planned(share_expert: str = "replicated", experts: str = "ep") -> tuple[Spmd
     captured = capture_ranks(build, lambda: ((ids, torch.zeros_like(ids)), {}), RANKS)
     cheap = machine(RANKS, all_to_all_fs=100_000, memory=10**6)
     search = PlannerOptions(machine=cheap, launch=Launch.EAGER)
-    planner = Planner(captured.graph, search, layer_metadata(captured.graph), Pipeline())
-    found = finished(planner, planner.decide(4096), tokens=4096, verify=True)
+    planner = Planner(captured.graph, search)
+    found = optimize(planner, planner.decide(4096), tokens=4096)
     return found.spmd, [r.reason for r in found.remarks if "not sent" in r.reason]
 
 

@@ -18,7 +18,7 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
-from compiler.optimize.graph_api import optimize_spmd
+from compiler.optimize import optimize
 from compiler.optimize.validation import machine_of
 from compiler.pipeline import Pipeline
 from compiler.plan.planner import Planner
@@ -120,9 +120,8 @@ def test_random_graphs() -> None:
 
 
 def planned(graph: SpmdGraph, policy: str) -> Statistics:
-    return optimize_spmd(
-        graph, policy=policy, verify=False, tokens=None, pipeline=Pipeline(check_each=True)
-    ).after
+    planner = Planner(graph, PlannerOptions(policy), pipeline=Pipeline(check_each=True))
+    return optimize(planner, planner.decide(None), verify=False).after
 
 
 @pytest.mark.parametrize("policy", ["cost", "merge"])
@@ -163,9 +162,7 @@ def normed_sum(seed: int) -> SpmdGraph:
 
 
 def time_ps(graph: SpmdGraph, launch: Launch) -> int:
-    planner = Planner(
-        graph, PlannerOptions(machine=machine_of("h100x8"), launch=launch), (), Pipeline()
-    )
+    planner = Planner(graph, PlannerOptions(machine=machine_of("h100x8"), launch=launch), ())
     return planner.time_ps(planner.decide(None), None)
 
 

@@ -96,7 +96,7 @@ def test_a_signal_ends_it_with_one_line(tmp_path: Path) -> None:
 REFUSED = {
     "part": (["--small", "--parts", "links,wires"], 2, "unknown 'wires'; known: links, kernels"),
     "ranks": (["--small", "--ranks", "1"], 2, "found 1; the least is 2"),
-    "number": (["--small", "--rounds", "many"], 2, "'many' is no whole number"),
+    "number": (["--small", "--rounds", "many"], 2, "'many' is not a whole number"),
     "rounds": (["--small", "--rounds", "0"], 2, "found 0; the least is 1"),
     "cpu": ([], 3, "without GPUs only a trial is possible"),
     "calls": (["--small", "--prefill", "", "--decode", ""], 3, "needs --prefill or --decode"),

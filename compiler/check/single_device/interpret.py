@@ -233,8 +233,10 @@ class GridInterpreter(Interpreter):
         operands = zip(access.operands(node), read, strict=True)
         whole = [self.one(x, data) for x, data in operands]
         rule = meaning_of(call)
-        sampled = rule is not None and rule.random
-        data = self._sampled(call, whole) if sampled else self._unknown(call, whole)
+        if rule is not None and rule.random:
+            data = self._computed(call, rule, whole)
+        else:
+            data = self._unknown(call, whole)
         several, results = len(call.result_shapes) > 1, []
         for i in range(len(call.result_shapes)):
             one = self._moved(("result", i), data) if several else data

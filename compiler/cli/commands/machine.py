@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Printed
+from rich.text import Text
 
 from bench.fit import MAXIMUM_TARGET, MEDIAN_TARGET
 from bench.measure import measured_machine
@@ -26,28 +25,21 @@ from bench.measurements import (
     refitted,
 )
 from compiler.cli.inputs.files import write_text
-from compiler.cli.inputs.options import Format, FormatOption, Output
 from compiler.cli.render.collectives import bytes_text
-from compiler.cli.render.progress import Stages, stdout
+from compiler.cli.render.progress import Stages, print_json, stdout
 from compiler.cost import Machine, load_machine, machines
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
 
-machine = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="What machines take for collectives and kernels: shipped, fitted, measured.",
-)
-MIN_BYTES, MAX_BYTES, MAX_BYTES_CPU = 512, 1 << 28, 1 << 22
+MAX_BYTES, MAX_BYTES_CPU = 1 << 28, 1 << 22
 
 
-@machine.command("list")
-def list_machines(format: FormatOption = Format.TABLE) -> int:
+def list_machines(format: str) -> int:
     """List the machines that come with the package."""
     every = {m: sorted({table.ranks for table in m.tables}) for m in map(load_machine, machines())}
-    if format is Format.JSON:
+    if format == "json":
         rows = [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return 0
     table = Printed("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s", box=SIMPLE)
     for m, ranks in every.items():
@@ -59,21 +51,12 @@ def list_machines(format: FormatOption = Format.TABLE) -> int:
     return 0
 
 
-@machine.command("show")
-def show(
-    name: Annotated[
-        str, typer.Argument(metavar="MACHINE", help="A machine's name, or a machine file.")
-    ],
-    ranks: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Tables of this rank count alone.")
-    ] = None,
-    format: FormatOption = Format.TABLE,
-) -> int:
+def show(name: str, ranks: int | None, format: str) -> int:
     """Show a machine's numbers with their sources."""
     one = load_machine(name)
     tables = [table for table in one.tables if ranks in (None, table.ranks)]
-    if format is Format.JSON:
-        typer.echo(json.dumps(machine_json(one, tables), indent=1))
+    if format == "json":
+        print_json(machine_json(one, tables))
     else:
         print_machine(stdout(), one, tables)
     return 0
@@ -93,7 +76,7 @@ def quantities(one: Machine) -> dict[str, Quantity]:
 
 def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
     """Print the numbers, then the regimes of every table, then where the tables come from."""
-    console.print(f"[bold]{one.name}[/]  {one.title}", highlight=False)
+    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"))
     numbers = Printed("", "", "", "source", box=SIMPLE)
     for name, number in quantities(one).items():
         numbers.add_row(name, f"{number.value:,}", number.unit, number.source)
@@ -122,7 +105,7 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
         ]
         lines.append(one.network.source)
     for text in lines:
-        console.print(text, highlight=False, markup=False)
+        console.print(text)
 
 
 def percent(share: float | None) -> str:
@@ -153,19 +136,8 @@ def machine_json(one: Machine, tables: Sequence[Table]) -> dict[str, Any]:
     }
 
 
-@machine.command("fit")
 def fit_machines(
-    measurements: Annotated[
-        Path, typer.Argument(metavar="CSV", help="Measured rows; docs/machines.md has the columns.")
-    ],
-    names: Annotated[
-        list[str] | None,
-        typer.Option("--machine", help="A machine's name or file. Repeatable; all if left out."),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Write the files here.")
-    ] = None,
-    format: FormatOption = Format.TABLE,
+    measurements: Path, names: Sequence[str] | None, folder: Path | None, format: str
 ) -> int:
     """Fit machine files to a table of measurements and print the errors."""
     stages = Stages()
@@ -181,8 +153,8 @@ def fit_machines(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / f"{data['name']}.json", machine_text(data))
-    if format is Format.JSON:
-        typer.echo(json.dumps(errors_json(fitted), indent=1))
+    if format == "json":
+        print_json(errors_json(fitted))
     else:
         print_errors(stdout(), fitted)
         print_unused(stdout(), rows, fitted)
@@ -227,10 +199,9 @@ def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -
     console.print(
         f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
         f"{percent(MAXIMUM_TARGET)} above 1 MiB",
-        highlight=False,
     )
     for one in missed:
-        console.print(missed_text(one), highlight=False, markup=False, soft_wrap=True)
+        console.print(missed_text(one), soft_wrap=True)
 
 
 def missed_text(one: FittedTable) -> str:
@@ -262,29 +233,12 @@ def print_unused(
             count = sum(len(one.points) for one in left)
             console.print(
                 f"not used, {title}: {len(left)} tables, {count} rows: {', '.join(names)}",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+                soft_wrap=True,
+            )
 
 
-@machine.command("measure")
-def measure(
-    name: Annotated[str, typer.Option(metavar="NAME", help="The machine's name.")] = "measured",
-    min_bytes: Annotated[
-        int, typer.Option(min=4, metavar="N", help="Smallest payload; doubled from there.")
-    ] = MIN_BYTES,
-    max_bytes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Largest payload; left out: 256 MiB on GPUs, 4 MiB on CPUs."
-        ),
-    ] = None,
-    output: Output = None,
-) -> int:
-    """Measure this machine and write its file.
-
-    Under `torchrun --nproc-per-node N --no-python commplan machine measure`, collectives over
-    NCCL, or over gloo without GPUs; without torchrun memory, matmul and launches alone.
-    """
+def measure(name: str, min_bytes: int, max_bytes: int | None, output: Path | None) -> int:
+    """Measure this machine and write its file."""
 
     def sizes(device: torch.device) -> list[int]:
         largest = max_bytes or (MAX_BYTES if device.type == "cuda" else MAX_BYTES_CPU)
@@ -297,8 +251,8 @@ def measure(
     if data is None:
         return 0
     if output is None:
-        typer.echo(machine_text(data), nl=False)
+        print(machine_text(data), end="")
         return 0
     write_text(output, machine_text(data))
-    typer.echo(str(output))
+    print(output)
     return 0

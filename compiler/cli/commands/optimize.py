@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from compiler.check import check
 from compiler.cli.entry import ExitCode
-from compiler.cli.inputs import files, options
+from compiler.cli.inputs import files
 from compiler.cli.inputs.options import InputOptions
-from compiler.cli.render.progress import Stages, stderr
+from compiler.cli.render.progress import Stages, say, stderr
 from compiler.cli.render.report import print_report
 from compiler.errors import CommPlanError
 from compiler.ir.text import print_graph
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimizer
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 
 
 def optimize(
-    file: Annotated[str, typer.Argument(help="Graph file, `.spmd` or `.pt2`.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the result.")
-    ],
-    policy: options.PolicyOption = options.POLICY,
-    widen: options.Widen = False,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="What symbolic sizes count as.")
-    ] = None,
-    mesh: options.MeshText = "",
-    groups: options.Groups = None,
-    inputs: options.Inputs = None,
+    file: str, options: InputOptions, *, output: Path, policy: str, widen: bool, tokens: int | None
 ) -> int:
-    """Optimize the graph in FILE, check it, and write it in the same form.
-
-    Nothing is written unless the result is shown to be equivalent.
-    """
+    """Optimize the graph in ``file``, check it, and write it in the same form."""
     if output.suffix != Path(file).suffix:
         raise CommPlanError(
             "the result has the form of the source",
@@ -44,25 +28,24 @@ def optimize(
             found=f"{Path(file).suffix or 'no suffix'} in, {output.suffix or 'no suffix'} out",
             remedy="give both files the same suffix, .spmd or .pt2",
         )
-    stages, input_options = Stages(), InputOptions(mesh, groups, inputs)
+    stages = Stages()
     with stages.stage("read", file):
         program = files.read_program(Path(file)) if output.suffix == files.PROGRAM else None
         source = (
-            files.program_graph(program, input_options, file)
+            files.program_graph(program, options, file)
             if program
-            else files.read_graph(file, input_options)
+            else files.read_graph(file, options)
         )
-    files.warn_undeclared(source, input_options)
+    files.warn_undeclared(source, options)
     with stages.stage("optimize"):
-        result = optimize_spmd(
-            source,
-            policy=policy,
-            verify=True,  # what cannot be proved is withdrawn
-            tokens=tokens,
-            pipeline=Pipeline(),
-            widen=widen,
-            join=program is None,  # a program runs with the groups that it names
+        search = PlannerOptions(
+            policy,
+            allow_dtype_widening=widen,
+            allow_new_groups=program is None,  # a program runs with the groups that it names
         )
+        planner = Planner(source, search)
+        # what cannot be proved is withdrawn
+        result = optimizer.optimize(planner, planner.decide(tokens), tokens=tokens)
     with stages.stage("check"):
         report = check(source, result.spmd)
     print_report(stderr(), report)
@@ -73,5 +56,5 @@ def optimize(
     else:
         files.write_bytes(output, files.program_bytes(program, result.graph_module))
     before, after = (sum(side.counts.values()) for side in (result.before, result.after))
-    typer.echo(f"{output}: {before} collectives before, {after} after", err=True)
+    say(f"{output}: {before} collectives before, {after} after")
     return 0

@@ -6,89 +6,65 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from rich.text import Text
 
 from compiler.check import Report, check
 from compiler.cli.entry import ExitCode
-from compiler.cli.inputs import options
 from compiler.cli.inputs.load_model import load
-from compiler.cli.inputs.options import InputOptions
+from compiler.cli.inputs.options import InputOptions, machines_of, token_counts
 from compiler.cli.render import collectives, forecast, report
 from compiler.cli.render.forecast import Plans
-from compiler.cli.render.progress import Stages, stderr, stdout
+from compiler.cli.render.progress import Stages, print_json, stderr, stdout
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.remark import Remark
 from compiler.ir.text import value_count
-from compiler.optimize.graph_api import UNVERIFIED, OptimizationResult, finished
+from compiler.optimize import OptimizationResult, optimize
+from compiler.optimize.remarks import UNVERIFIED
 from compiler.plan.decision import Decision
 from compiler.plan.planner_options import PlannerOptions
 
 
 def plan(
-    model: options.Model,
-    tp: options.Tp = None,
-    capture: options.Capture = "auto",
-    tokens: Annotated[
-        str, typer.Option(metavar="N,…", help="Token counts to plan for.")
-    ] = "1,64,2048,16384",
-    machine: options.MachineName = None,
-    launch: options.LaunchOption = Launch.GRAPH,
-    compare: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[:TP],…",
-            help="Predict for these machines and world sizes too, and print only what they take.",
-        ),
-    ] = "",
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw predicted times over tokens, `.png` or `.svg`."),
-    ] = None,
-    policy: options.PolicyOption = options.POLICY,
-    widen: options.Widen = False,
-    format: options.FormatOption = options.Format.TABLE,
-    pairs: options.Settings = None,
-    remarks: Annotated[
-        report.Shown, typer.Option(help="Remarks to print: what was done, what was not, or both.")
-    ] = report.Shown.ALL,
-    timing: Annotated[
-        bool, typer.Option("--timing", help="Print the time of every pass to standard error.")
-    ] = False,
-    mesh: options.MeshText = "",
-    groups: options.Groups = None,
-    inputs: options.Inputs = None,
+    model: str,
+    options: InputOptions,
+    *,
+    tokens: str,
+    machine: str | None,
+    launch: str,
+    compare: str,
+    plot: Path | None,
+    policy: str,
+    widen: bool,
+    format: str,
+    remarks: str,
+    timing: bool,
 ) -> int:
-    """Show which collectives move, what that saves, why, and whether it is proved.
-
-    Captures MODEL, places its reductions for each token count, and checks the result.
-
-    `commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep`
-    """
-    stages, counts = Stages(), options.token_counts(tokens)
-    input_options = InputOptions(mesh, groups, inputs, tp, pairs, capture)
+    """Show which collectives move, what that saves, why, and whether it is proved."""
+    stages, counts = Stages(), token_counts(tokens)
     if machine is None and (compare or plot):
         raise CommPlanError(
             f"{'--compare' if compare else '--plot'} needs a machine",
             remedy=f"pass --machine, one of {', '.join(machines())}",
         )
-    search = PlannerOptions(policy, load_machine(machine) if machine else None, launch, widen)
-    others = options.machines_of(compare)
+    on = load_machine(machine) if machine else None
+    search = PlannerOptions(policy, on, Launch(launch), widen)
+    others = machines_of(compare)
     if plot is not None:
         forecast.check_plot(plot)
-    source = load(model, input_options, stages)
+    source = load(model, options, stages)
     plans = Plans.of(source, search, stages)
-    as_json = format is options.Format.JSON
+    as_json = format == "json"
     if compare:
         every = [plans]
         for other, ranks in others:
             same = ranks in (None, source.graph.mesh.size)
-            resized = source if same else load(model, replace(input_options, tp=ranks), stages)
+            resized = source if same else load(model, replace(options, tp=ranks), stages)
             every.append(Plans.of(resized, replace(search, machine=other), stages))
         if as_json:
-            typer.echo(json.dumps(forecast.comparison_json(every, counts), indent=1))
+            print_json(forecast.comparison_json(every, counts))
         else:
             stdout().print(forecast.comparison_table(every, counts))
         return 0
@@ -99,7 +75,7 @@ def plan(
         for part in parts:
             stderr().print(report.pass_table(part.results[0].records))
     if as_json:
-        typer.echo(json.dumps(plans_json(plans, parts, remarks, stages), indent=1))
+        print_json(plans_json(plans, parts, remarks, stages))
     else:
         print_plans(plans, parts, remarks, stages)
     return max(ExitCode[part.proof.verdict] for part in parts)
@@ -138,10 +114,11 @@ class PlanResult:
 def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[PlanResult]:
     """Return the plans for ``counts``; counts with the same plan share one."""
     by_plan: dict[Decision, list[OptimizationResult]] = {}
-    for count in counts if plans.symbol or plans.is_symbolic else (None,):
+    planner = plans.planner
+    for count in counts if planner.symbol or plans.is_symbolic else (None,):
         with stages.stage("optimize", f"for {forecast.tokens_text((count,))}"):
-            decided = plans.plan_for(count)
-            result = finished(plans.planner, decided, tokens=count, verify=False)
+            decided = planner.plan_for(count)
+            result = optimize(planner, decided, tokens=count, verify=False)
         by_plan.setdefault(decided, []).append(result)
     graph, parts = plans.source.graph, []
     for results in by_plan.values():
@@ -151,21 +128,21 @@ def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[Plan
     return parts
 
 
-def print_plans(
-    plans: Plans, parts: Sequence[PlanResult], shown: report.Shown, stages: Stages
-) -> None:
+def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages) -> None:
     """Print a header, and per plan its collectives, predicted times, verdict and remarks."""
     console, source, policy = stdout(), plans.source, plans.planner.options.policy
-    console.print(f"[bold]{source.name}[/]  mesh {source.graph.mesh}  policy {policy}{plans.title}")
+    title = f"  mesh {source.graph.mesh}  policy {policy}{plans.title}"
+    console.print(Text.assemble((source.name, "bold"), title))
     lines = [f"assumed: {text}" for text in report.assumptions(source.assumed)]
     for line in (*lines, *(f"note: {text}" for text in source.notes)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     if plans.machine is not None:
         console.print(forecast.ranges_table(plans))
     before = value_count(source.graph.graph)
     for part in parts:
         tokens = forecast.tokens_text(part.tokens)
-        console.print(f"\n[bold]Plan for {tokens}[/]  {before} → {part.values} values")
+        values = f"  {before} → {part.values} values"
+        console.print(Text.assemble((f"\nPlan for {tokens}", "bold"), values))
         console.print(collectives.collectives_table(part.rows, part.tokens))
         for count in part.tokens if plans.machine is not None else ():
             console.print(forecast.forecast_table(plans, count))
@@ -186,7 +163,7 @@ def _seconds(parts: Sequence[PlanResult], stages: Stages) -> dict[str, float]:
 
 
 def plans_json(
-    plans: Plans, parts: Sequence[PlanResult], shown: report.Shown, stages: Stages
+    plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages
 ) -> dict[str, Any]:
     """Return the plans as JSON values; payloads in bytes on one rank, per token count."""
     source, by_time = plans.source, plans.machine is not None

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
-import typer
 from rich.box import SIMPLE
 from rich.table import Table
-from rich.text import Text
 
-from compiler.cli.inputs.options import Format, FormatOption
-from compiler.cli.render.progress import stdout
+from compiler.cli.render.progress import print_json, say, stdout
 from compiler.errors import CommPlanError
 from compiler.ir.rules import RULES
 
 
-def rules(
-    pattern: Annotated[
-        str, typer.Argument(metavar="[OP]", help="Ops to list: part of a name, or a glob.")
-    ] = "",
-    format: FormatOption = Format.TABLE,
-) -> int:
-    """List the ops that have a rule, each with what its rule says.
-
-    An op is a sum of terms, each linear in some operands, or it is uninterpreted. It maps partial
-    sums to partial sums if every term has one partial operand and the rest is the same on every
-    rank. Dimensions that are not needed whole can be sharded.
-
-    `commplan rules 'aten.index*'`
-    """
+def rules(pattern: str, format: str) -> int:
+    """List the ops that have a rule, each with what its rule says."""
     rows = rules_of(pattern)
-    if format is Format.JSON:
-        typer.echo(json.dumps(rows, indent=1))
+    if format == "json":
+        print_json(rows)
     else:
         table = Table("op", "rule", box=SIMPLE)
         for row in rows:
-            table.add_row(*map(Text, row.values()))
+            table.add_row(*row.values())
         stdout().print(table)
-    typer.echo(f"{len(rows)} of {len(RULES)} ops", err=True)
+    say(f"{len(rows)} of {len(RULES)} ops")
     return 0
 
 
@@ -75,10 +60,14 @@ def _name(op: Any) -> str:
 
 def rule_text(rule: Callable[..., Any]) -> str:
     """Return what the docstring of a rule says, or of the function that made it, and with what."""
-    maker = getattr(sys.modules[rule.__module__], rule.__qualname__.partition(".")[0])
+    inner, arguments = inspect.unwrap(rule), dict[str, object]()
+    for function in (inner, rule):
+        if isinstance(function, partial):
+            arguments |= function.keywords
+        else:
+            arguments |= inspect.getclosurevars(function).nonlocals
+    named = inner.func if isinstance(inner, partial) else inner
+    maker = getattr(sys.modules[named.__module__], named.__qualname__.partition(".")[0])
     text = (inspect.getdoc(maker) or "").partition("\n\nArgs:")[0]
-    arguments: dict[str, object] = {}
-    for function in (inspect.unwrap(rule), rule):
-        arguments |= inspect.getclosurevars(function).nonlocals
     settings = [f"{k} = {x}" for k, x in arguments.items() if isinstance(x, str | int | float)]
     return " ".join(text.split()) + (f" ({', '.join(settings)})" if settings else "")

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import typer
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind
 
 from compiler.analysis.undeclared_inputs import undeclared
 from compiler.cli.inputs.options import InputOptions, mesh_of
+from compiler.cli.render.progress import say
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph, spmd_graph_of, well_formed
@@ -101,7 +101,7 @@ def program_graph(program: ExportedProgram, options: InputOptions, name: str) ->
     for node in program.graph.nodes:
         if node.op != "output":
             node.meta.setdefault("val", None)
-    mesh = mesh_of(options.mesh, options.groups or ())
+    mesh = mesh_of(options.mesh, options.groups)
     graph = spmd_graph_of(torch.nn.Module(), program.graph, mesh, options.placements)
     well_formed(graph.graph)
     return graph
@@ -110,7 +110,7 @@ def program_graph(program: ExportedProgram, options: InputOptions, name: str) ->
 def warn_undeclared(graph: SpmdGraph, options: InputOptions) -> None:
     """Warn on standard error where a graph of a file does not state what ranks hold."""
     if (warning := undeclared(graph, options.placements)) is not None:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
 
 
 def program_bytes(program: ExportedProgram, module: fx.GraphModule) -> bytes:

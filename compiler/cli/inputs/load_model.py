@@ -71,7 +71,7 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
     if name in ALIASES:
         import_own("models")
         name = ALIASES[name]
-    factory = factory_of(name, settings(options.settings or ()))
+    factory = factory_of(name, settings(options.settings))
     calls: list[Call] = []
 
     def model() -> nn.Module:

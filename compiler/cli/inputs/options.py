@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their text is read."""
+"""Texts that options are given as, and what they say; PyTorch is not imported to read them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from compiler.cost import Launch, Machine, load_machine
 from compiler.errors import CommPlanError
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placement, parse_placement
-from compiler.plan.planner_options import POLICIES
+
+if TYPE_CHECKING:
+    from compiler.cost import Machine
 
 ALIASES = {
     "step3p5": "models.step3p5.entry:prefill",
@@ -25,74 +22,7 @@ ALIASES = {
 """Short names of models."""
 
 WORLD_SIZE = 8
-POLICY = POLICIES[0]
-"""The defaults."""
-
-Format = StrEnum("Format", ["TABLE", "JSON"])
-"""How results are printed, where there are no other forms."""
-
-
-def known_policy(policy: str) -> str:
-    """Return ``policy``, which must be one of ``POLICIES``."""
-    if policy not in POLICIES:
-        raise typer.BadParameter(f"{policy!r} is not one of {', '.join(POLICIES)}")
-    return policy
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help=f"What to work on: {', '.join(f'`{a}`' for a in ALIASES)}; any `module:factory`, a "
-        "callable that is called under an initialized process group and returns `(model, args)` "
-        "or `(model, args, kwargs)`; or a graph file, `.spmd` or `.pt2`.",
-        show_default=False,
-    ),
-]
-_tp = f"World size under which a factory is called; {WORLD_SIZE} if left out."
-Tp = Annotated[int | None, typer.Option(min=1, metavar="N", help=_tp)]
-_capture = "`record`: run the model once. `export`: torch.export. `auto`: record what can be."
-Capture = Annotated[str, typer.Option(metavar="HOW", help=_capture)]
-_settings = "Keyword argument of the factory, a Python literal or a string. Repeatable."
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_settings)]
-_mesh = "Mesh of a `.pt2` file, such as `dp=2,tp=4`."
-MeshText = Annotated[str, typer.Option(metavar="AXIS=N,…", help=_mesh)]
-_groups = "Axes that a group name in a `.pt2` file spans, such as `0=tp`. Repeatable."
-Groups = Annotated[list[str] | None, typer.Option("--group", metavar="NAME=AXIS,…", help=_groups)]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="NAME=PLACEMENT",
-        help="Placement of an input of a `.pt2` file or a model: `R`, `V`, `P`, `P(op)`, `S(dim)`, "
-        "or per axis `tp:S(0),dp:R`. In a name, `*` stands for one part. Left out: arguments R, "
-        "the model's own tensors as it declares them, else V. Repeatable.",
-    ),
-]
-PolicyOption = Annotated[
-    str,
-    typer.Option(
-        callback=known_policy,
-        metavar="|".join(POLICIES),
-        help="`cost`: reduce, and with --machine share rows between ranks, where it costs least. "
-        "`merge`: reduce never before the author does. `boundary`: likewise, and share rows in "
-        "sparse layers. `off`: move nothing.",
-    ),
-]
-MachineName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Plan by the time taken on a machine: a name of `commplan machine list` or a file of "
-        "`commplan machine measure`. Without, by payload bytes.",
-        show_default=False,
-    ),
-]
-LaunchOption = Annotated[Launch, typer.Option(help="How kernels are launched on the machine.")]
-FormatOption = Annotated[Format, typer.Option(help="How to print the result.")]
-_widen = "Let reductions move below conversions to a wider type, where that pays."
-Widen = Annotated[bool, typer.Option("--widen", help=_widen)]
-_output = "Write to FILE instead."
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help=_output)]
+"""The default."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +39,10 @@ class InputOptions:
     """
 
     mesh: str = ""
-    groups: Sequence[str] | None = None
-    inputs: Sequence[str] | None = None
+    groups: Sequence[str] = ()
+    inputs: Sequence[str] = ()
     tp: int | None = None
-    settings: Sequence[str] | None = None
+    settings: Sequence[str] = ()
     capture: str = "auto"
 
     def refuse(self, *options: str, of: str, name: str, remedy: str) -> None:
@@ -127,7 +57,7 @@ class InputOptions:
     @property
     def placements(self) -> dict[str, Placement | Mapping[str, Placement]]:
         """Placements of inputs by name."""
-        return placements(self.inputs or ())
+        return placements(self.inputs)
 
 
 def bad_option(option: str, value: str, remedy: str) -> CommPlanError:
@@ -145,6 +75,8 @@ def token_counts(text: str) -> tuple[int, ...]:
 
 def machines_of(text: str) -> list[tuple[Machine, int | None]]:
     """Return the machines, and world sizes where there are any, of ``h200x8,l40sx8:4``."""
+    from compiler.cost import load_machine  # and PyTorch
+
     machines = []
     for part in filter(None, text.split(",")):
         name, colon, ranks = part.partition(":")

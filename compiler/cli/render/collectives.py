@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Column, Table
+from rich.text import Text
 
 from compiler.analysis.layers import layer_index, layer_metadata, ranges_text
 from compiler.analysis.statistics import CountedCollective, statistics
@@ -108,13 +109,13 @@ def collectives_table(rows: Sequence[Row], tokens: Sequence[int | None]) -> Tabl
     payloads = ["payload" if n is None else f"payload, {n} token{'s' * (n != 1)}" for n in tokens]
     columns: list[Kind | int] = [*kinds, *range(len(tokens))]
 
-    def each(row: Row) -> Iterator[str]:
+    def each(row: Row) -> Iterator[str | Text]:
         for column in columns:
             before, after = _amounts(row.before, column), _amounts(row.after, column)
             pairs = {(before[layer], after[layer]) for layer in row.layers}
             yield _change(*pairs.pop(), column) if len(pairs) == 1 else "differs"
 
-    def total(rows: Sequence[Row]) -> Iterator[str]:
+    def total(rows: Sequence[Row]) -> Iterator[Text]:
         for column in columns:
             before = sum(_amounts(row.before, column).total() for row in rows)
             yield _change(before, sum(_amounts(r.after, column).total() for r in rows), column)
@@ -138,11 +139,13 @@ def _amounts(side: tuple[Layers, ...], column: Kind | int) -> Counter[int | None
     return Counter({i: sum(c.payload_bytes for c in calls) for i, calls in side[column].items()})
 
 
-def _change(before: int, after: int, column: Kind | int) -> str:
+def _change(before: int, after: int, column: Kind | int) -> Text:
     unit = 0 if isinstance(column, Kind) else _unit(max(before, after))
     texts = [_in_unit(amount, unit) for amount in (before, after)]
-    text = texts[0] if before == after else f"{texts[0]} → [green]{texts[1]}[/]"
-    return text if isinstance(column, Kind) else f"{text} {UNITS[unit]}"
+    text = Text(texts[0])
+    if before != after:
+        text.append(" → ").append(texts[1], "green")
+    return text if isinstance(column, Kind) else text.append(f" {UNITS[unit]}")
 
 
 def bytes_text(payload_bytes: int) -> str:

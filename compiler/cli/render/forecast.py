@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import fx
 
-from compiler.analysis.layers import layer_metadata, layer_of
+from compiler.analysis.layers import layer_of
 from compiler.cli.inputs.load_model import Source
 from compiler.cli.render import collectives
 from compiler.cli.render.collectives import kinds_of_layers, number_column
@@ -24,12 +24,10 @@ from compiler.cost.units import PS_PER_MS, PS_PER_US
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
-from compiler.optimize.ranged import Totals, decided_ranges, is_open, totals_of
-from compiler.pipeline import Pipeline
 from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
-from compiler.plan.spending import PredictedTime
+from compiler.plan.spending import PredictedTime, Totals
 from compiler.plan.token_ranges import TokenRange, TokenTable
 
 TOTALS = {
@@ -48,14 +46,10 @@ class Plans:
     Attributes:
         source: the model's graph.
         planner: of that graph.
-        symbol: the size that counts tokens, None unless there is exactly one.
-        table: tokens -> plan.
     """
 
     source: Source
     planner: Planner
-    symbol: str | None
-    table: TokenTable[Decision]
 
     @staticmethod
     def of(source: Source, search: PlannerOptions, stages: Stages) -> Plans:
@@ -65,8 +59,9 @@ class Plans:
             MachineError: the machine does not know a collective of the graph.
         """
         with stages.stage("plan", "for all token counts" if search.machine else ""):
-            planner = Planner(source.graph, search, layer_metadata(source.graph), Pipeline())
-            return Plans(source, planner, *decided_ranges(planner, {}))
+            planner = Planner(source.graph, search)
+            planner.table  # noqa: B018  solved here, where the stage says so
+            return Plans(source, planner)
 
     @property
     def machine(self) -> Machine | None:
@@ -85,15 +80,9 @@ class Plans:
         nodes = filter(access.is_tensor, self.source.graph.graph.nodes)
         return any(not all(isinstance(s, int) for s in access.shape(n)) for n in nodes)
 
-    def plan_for(self, tokens: int | None) -> Decision:
-        """Return the plan for some number of tokens."""
-        if self.symbol is None or tokens is None or not self.planner.compares_times:
-            return self.planner.decide(tokens)
-        return self.table.plan(tokens)
-
     def columns(self, tokens: int | None) -> dict[str, tuple[Decision, bool]]:
         """Return heading -> plan, and whether collectives go at the rate of links."""
-        plan = self.plan_for(tokens)
+        plan = self.planner.plan_for(tokens)
         return {
             "as written": (self.planner.as_written, False),
             "merged": (self.planner.merged, False),
@@ -108,7 +97,7 @@ class Plans:
 
     def totals(self, tokens: int | None) -> Totals:
         """Return the time of the plan for some number of tokens, beside that of others."""
-        return totals_of(self.planner, self.plan_for(tokens), tokens)
+        return self.planner.totals(self.planner.plan_for(tokens), tokens)
 
 
 def tokens_text(tokens: Sequence[int | None]) -> str:
@@ -118,20 +107,21 @@ def tokens_text(tokens: Sequence[int | None]) -> str:
     return f"{', '.join(counts)} token{plural}" if counts else "the sizes of the graph"
 
 
-def range_text(tokens: TokenRange[Any], ranks: int, *, even: bool) -> str:
+def range_text(table: TokenTable[Any], tokens: TokenRange[Any], *, even: bool) -> str:
     """Return ``320-2736``, with which of these are meant."""
-    text = f"{tokens.first}-{'' if is_open(tokens.last, ranks) else tokens.last}"
+    text, ranks = f"{tokens.first}-{'' if table.is_open(tokens) else tokens.last}", table.ranks
     return text if ranks == 1 else f"{text} {'' if even else 'not '}divisible by {ranks}"
 
 
 def ranges_json(plans: Plans) -> list[dict[str, Any]]:
     """Return ranges of token counts as JSON values, times in picoseconds."""
-    table, rows = plans.table, list[dict[str, Any]]()
+    planner, rows = plans.planner, list[dict[str, Any]]()
+    table = planner.table
     for i, tokens in enumerate(table.ranges()):
         even = i < len(table.even)
-        totals = totals_of(plans.planner, tokens.plan, tokens.first if plans.symbol else None)
+        totals = planner.totals(tokens.plan, tokens.first if planner.symbol else None)
         rows.append({
-            "tokens": range_text(tokens, table.ranks, even=even) if plans.symbol else "all",
+            "tokens": range_text(table, tokens, even=even) if planner.symbol else "all",
             "first": tokens.first,
             "last": tokens.last,
             "divisible": even,
@@ -177,7 +167,7 @@ def _counts_text(counts: Mapping[str, object], none: str = "none") -> str:
 def collective_counts(plan: Decision, section: str | None = None) -> Counter[str]:
     """Return the collectives of a plan by kind, in one section of the model or in all."""
     sections = section_of(plan.at.graph)
-    items = (part for term in plan.cost_terms(plan.shares) for part in term.parts or (term,))
+    items = (part for term in plan.cost_terms() for part in term.parts or (term,))
     return Counter(
         str(item.kind)
         for item in items
@@ -215,7 +205,8 @@ def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, PredictedT
 
 def forecast_table(plans: Plans, tokens: int | None) -> Table:
     """Return microseconds per layer of each kind, and in all; collectives + kernels."""
-    plan, headings = plans.plan_for(tokens), list(plans.columns(tokens))
+    plan = plans.planner.plan_for(tokens)
+    headings = list(plans.columns(tokens))
     title = f"predicted for {tokens_text((tokens,))}, us: collectives + kernels"
     table = Table(
         "", "decided", *map(number_column, headings), box=SIMPLE, title=title,
@@ -239,7 +230,9 @@ def _fused_text(plans: Plans, tokens: int | None) -> str:
     """Return which kernels the plan counts on, how often, and what their parts would take."""
     counts = Counter(
         (str(item.fused), kernel_ps, apart_ps)
-        for item, kernel_ps, apart_ps in plans.planner.kernels(plans.plan_for(tokens), tokens)
+        for item, kernel_ps, apart_ps in plans.planner.kernels(
+            plans.planner.plan_for(tokens), tokens
+        )
     )
     return "\n".join(
         f"fused: {n} {kind}, {kernel / PS_PER_US:.1f} us each; apart {apart / PS_PER_US:.1f} us"
@@ -276,7 +269,7 @@ def comparison_json(every: Sequence[Plans], counts: Sequence[int]) -> list[dict[
             "machine": plans.machine.name,
             "ranks": plans.source.graph.mesh.size,
             "predicted": [
-                asdict(plans.totals(count if plans.symbol else None)) | {"tokens": count}
+                asdict(plans.totals(count if plans.planner.symbol else None)) | {"tokens": count}
                 for count in counts
             ],
         }
@@ -322,7 +315,7 @@ def draw(plans: Plans, path: Path) -> None:
     Raises:
         CommPlanError: the number of tokens is not symbolic.
     """
-    if plans.symbol is None:
+    if plans.planner.symbol is None:
         raise CommPlanError(
             "no single size counts tokens, so there is nothing to plot over",
             where=plans.source.name,
@@ -344,7 +337,7 @@ def draw(plans: Plans, path: Path) -> None:
         if field != "as_written":
             saved = [100 * (1 - ps / t.as_written) for ps, t in zip(curve, totals, strict=True)]
             savings.semilogx(counts, saved, **style)
-    for tokens in plans.table.even[1:]:
+    for tokens in plans.planner.table.even[1:]:
         for axes in (times, savings):
             axes.axvline(tokens.first, color="0.8", linewidth=0.8, zorder=0)
     times.set(title="predicted time of a forward", xlabel="tokens", ylabel="ms")

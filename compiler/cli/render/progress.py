@@ -1,29 +1,42 @@
-"""Consoles, and what a command is doing: a clock on a terminal, else a line per stage."""
+"""Consoles, tables, JSON, and what a command is doing: a clock on a terminal, else lines."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from compiler.cli.entry import printable
 
 WIDTH_OF_A_FILE = 160
 """Columns where standard output is not a terminal."""
 
 
 def stderr() -> Console:
-    """Return the console of progress, logs and errors."""
-    return Console(stderr=True)
+    """Return the console of progress, logs and errors; texts are taken literally."""
+    return Console(stderr=True, markup=False, highlight=False)
 
 
 def stdout() -> Console:
-    """Return the console of results."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
+    """Return the console of results; texts are taken literally."""
+    width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
+    return Console(width=width, markup=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line to standard error."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a value to standard output as JSON."""
+    print(json.dumps(value, indent=1))
 
 
 @dataclass
@@ -41,7 +54,7 @@ class Stages:
         """Run the body as part of stage ``name``; yield a callback that shows how far it is."""
         console, start = stderr(), time.perf_counter()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        text = f"{name} {detail}".rstrip()
+        text = printable(f"{name} {detail}".rstrip())
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as progress:
@@ -49,4 +62,4 @@ class Stages:
             yield lambda step: progress.update(task, description=f"{text}: {step}")
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        typer.echo(f"{text}: {seconds:.1f} s", err=True)
+        say(f"{text}: {seconds:.1f} s")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Any
 
 from rich.box import SIMPLE
@@ -19,28 +18,23 @@ from compiler.cli.render.collectives import number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
 
-Shown = StrEnum("Shown", ["MISSED", "PASSED", "ALL"])
-"""Which remarks are printed; notes always are."""
-
 COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.NOTE: "cyan"}
 
 
 def print_report(console: Console, report: Report) -> None:
     """Print the verdict, its explanation, what rounds differently, and the counterexample."""
     colour = "green" if report.verdict.runs else "red"
-    console.print(f"[bold {colour}]{report.verdict}[/]", end="  ")
-    console.print(report.explanation, markup=False, highlight=False)
+    console.print(Text(str(report.verdict), f"bold {colour}"), report.explanation, sep="  ")
     for text, layers in _roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
-        console.print(f"  rounding: {len(layers)} x {text}{where}", markup=False)
+        console.print(f"  rounding: {len(layers)} x {text}{where}")
     for premise in report.premises:
-        console.print(f"  premise: {premise}", markup=False, highlight=False)
+        console.print(f"  premise: {premise}")
     if (example := report.counterexample) is not None:
         console.print(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
             f"{example.rank}, relative difference {example.difference:.3g}\n"
             f"    source  {example.source}\n    target  {example.target}",
-            markup=False,
         )
 
 
@@ -75,7 +69,7 @@ def layers_by_text(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return layers
 
 
-def remarks_table(remarks: Sequence[Remark], shown: Shown) -> Table | None:
+def remarks_table(remarks: Sequence[Remark], shown: str) -> Table | None:
     """Return one row per reason, or None without any."""
     table = Table("remark", number_column("count"), "reason", "where", box=SIMPLE)
     for kind, alike in _by_kind(remarks, shown):
@@ -85,7 +79,7 @@ def remarks_table(remarks: Sequence[Remark], shown: Shown) -> Table | None:
     return table if table.row_count else None
 
 
-def remarks_json(remarks: Sequence[Remark], shown: Shown) -> list[dict[str, Any]]:
+def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:
     """Return the same as JSON values, each reason as the optimizer gave it."""
     layers: dict[tuple[str, str], list[str]] = {}
     for kind, alike in _by_kind(remarks, shown):
@@ -97,9 +91,10 @@ def remarks_json(remarks: Sequence[Remark], shown: Shown) -> list[dict[str, Any]
     ]
 
 
-def _by_kind(remarks: Sequence[Remark], shown: Shown) -> Iterator[tuple[RemarkKind, list[Remark]]]:
+def _by_kind(remarks: Sequence[Remark], shown: str) -> Iterator[tuple[RemarkKind, list[Remark]]]:
+    """Yield the remarks ``shown``: ``all``, ``passed`` or ``missed``; notes always are."""
     for kind in COLOURS:
-        if shown in (Shown.ALL, str(kind)) or kind is RemarkKind.NOTE:
+        if shown in ("all", str(kind)) or kind is RemarkKind.NOTE:
             yield kind, [remark for remark in remarks if remark.kind is kind]
 
 

@@ -1,4 +1,4 @@
-"""Op rules: one table, op -> rule; the semantics of ops that everything else builds on."""
+"""Op rules: one table, op -> rule, on which planner, placement analysis and checker build."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ RULES: Mapping[object, Rule] = {
 
 
 def meaning(node: fx.Node) -> Meaning | None:
-    """The meaning of ``node``, or None if its op has no rule."""
+    """Return the meaning of ``node``, or None if its op has no rule."""
     return meaning_of(Call.of(node)) if node.target in RULES else None
 
 
 @lru_cache(maxsize=1 << 14)
 def meaning_of(call: Call) -> Meaning | None:
-    """The meaning of ``call``, or None if its op has no rule."""
+    """Return the meaning of ``call``, or None if its op has no rule."""
     if call.target not in RULES:
         return None
     return replace(RULES[call.target](call), rank_dependent=call.rank_dependent)

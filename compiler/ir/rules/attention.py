@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from compiler.ir.rules.builders import Rule, aligned, table, unlabelled
+from compiler.ir.rules.builders import Rule, aligned, labelled, table, whole_but
 from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 
 
 def normalized(call: Call) -> Meaning:
     """rms_norm, layer_norm: every row by itself; the normalized dimensions are needed whole."""
-    rank = len(call.shapes[0])
-    rows = rank - len(call.arguments["normalized_shape"])
-    labels: Labels = tuple(d if d < rows else None for d in range(rank))
-    results = (labels,) * len(call.result_shapes)
-    return Meaning(dims=Dims((labels, *unlabelled(call)[1:]), results))
+    return Meaning(dims=whole_but(call, range(-len(call.arguments["normalized_shape"]), 0)))
 
 
 def attention(call: Call) -> Meaning:
@@ -30,25 +26,23 @@ def attention(call: Call) -> Meaning:
     )
     alone = len(call.result_shapes) == 1
     rows = "q" if alone and not call.arguments.get("is_causal") else None
-    labels = list(unlabelled(call))
-    labels[q] = (*batch, rows, None)
-    labels[k] = (*batch, None, None)
-    labels[v] = (*batch, None, "e")
+    labels: dict[int, Labels] = {
+        q: (*batch, rows, None),
+        k: (*batch, None, None),
+        v: (*batch, None, "e" if alone else None),
+    }
     mask = next((i for n in ("attn_mask", "attn_bias") if (i := call.index(n)) is not None), None)
     if mask is not None:
         scores = (*call.shapes[q][:-1], call.shapes[k][-2])
         labels[mask] = aligned(call.shapes[mask], scores, (*batch, rows, None))
-    output = (*batch, rows, "e")
-    if alone:
-        results: tuple[Labels, ...] = (output,)
-    else:
-        labels[v], output = (*batch, None, None), (*batch, None, None)
-        rest = tuple((None,) * len(s) for s in call.result_shapes[2:])
-        results = (output, (*batch, None), *rest)
+    dims = labelled(call, labels, (*batch, rows, "e" if alone else None))
+    if not alone:
+        rest = ((None,) * len(s) for s in call.result_shapes[2:])
+        dims = Dims(dims.operands, (*dims.results, (*batch, None), *rest))
     random = bool(call.arguments.get("dropout_p"))
     fixed = tuple(i for i in range(len(call.shapes)) if i != v)
     terms = (Term((v,), map=(call.key,), fixed=fixed),) if alone and not random else None
-    return Meaning(terms=terms, dims=Dims(tuple(labels), results), random=random)
+    return Meaning(terms=terms, dims=dims, random=random)
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {

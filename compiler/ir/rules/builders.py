@@ -1,11 +1,12 @@
-"""Builders of meanings that several rules share: pointwise ops, products, reshapes, tables of ops.
+"""Build the meanings that several rules share: pointwise ops, products, reshapes, tables of ops.
 
-A rule is a function from a ``Call`` to its ``Meaning``.
+A rule is a function from a ``Call`` to its ``Meaning``; its docstring states the law. Where rules
+of a family differ in a parameter alone, ``partial`` names it in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import wraps
@@ -21,12 +22,25 @@ Rule = Callable[[Call], Meaning]
 
 
 def unlabelled(call: Call) -> tuple[Labels, ...]:
-    """No factors on any operand."""
+    """Return labels without factors for every operand."""
     return tuple((None,) * len(shape) for shape in call.shapes)
 
 
+def factors(rank: int, whole: Collection[int] = (), gone: Collection[int] = ()) -> Labels:
+    """Return 0 .. rank - 1 as labels: None for the dimensions ``whole``, without those ``gone``."""
+    return tuple(None if d in whole else d for d in range(rank) if d not in gone)
+
+
+def labelled(call: Call, operands: Mapping[int, Labels], result: Labels) -> Dims:
+    """Return ``result``, and ``operands`` by index; the others have no factors."""
+    return Dims(
+        tuple(operands.get(i, (None,) * len(shape)) for i, shape in enumerate(call.shapes)),
+        (result,),
+    )
+
+
 def aligned(shape: tuple[Any, ...], result: tuple[Any, ...], labels: Labels) -> Labels:
-    """Labels of an operand broadcast to ``result``, whose dimensions have ``labels``.
+    """Return the labels of an operand broadcast to ``result``, whose dimensions have ``labels``.
 
     A dimension of size one that is stretched has no factor.
     """
@@ -38,13 +52,14 @@ def aligned(shape: tuple[Any, ...], result: tuple[Any, ...], labels: Labels) -> 
 
 def pointwise_dims(call: Call) -> Dims:
     """Every result element depends on the elements at its own place."""
-    labels: Labels = tuple(range(len(call.result)))
+    labels = factors(len(call.result))
     return Dims(tuple(aligned(s, call.result, labels) for s in call.shapes), (labels,))
 
 
-def pointwise(call: Call) -> Meaning:
-    """An uninterpreted function of the elements at one place."""
-    return Meaning(dims=pointwise_dims(call), pointwise=True)
+def pointwise(call: Call, terms: Iterable[Term] | None = None) -> Meaning:
+    """A function of the elements at one place: a sum of ``terms``, uninterpreted without them."""
+    listed = None if terms is None else tuple(terms)
+    return Meaning(terms=listed, dims=pointwise_dims(call), pointwise=True)
 
 
 def opaque(_: Call) -> Meaning:
@@ -52,45 +67,54 @@ def opaque(_: Call) -> Meaning:
     return Meaning()
 
 
+def mapped(
+    key: object, dims: Dims | None = None, *, operand: int = 0, fixed: tuple[int, ...] = ()
+) -> Meaning:
+    """Return the meaning of the map ``key``, linear in one operand."""
+    return Meaning(terms=(Term((operand,), map=key, fixed=fixed),), dims=dims)
+
+
 def converted(call: Call, operands: Iterable[int] | None = None) -> bool:
-    """Whether one of ``operands`` (all) is cast to the result's element type on the way in."""
+    """Return whether one of ``operands`` (all) is cast to the result's element type."""
     read = range(len(call.dtypes)) if operands is None else operands
     return any(call.dtypes[i] != call.result_dtypes[0] for i in read)
 
 
 def product(
     call: Call,
-    factors: Mapping[int, Labels],
+    operands: Mapping[int, Labels],
     result: Labels,
     *,
     key: object = None,
     fixed: tuple[int, ...] = (),
 ) -> Meaning:
-    """The product of operands, summed over the labels the result does not have.
+    """The product of ``operands`` (index -> labels), summed over the labels ``result`` lacks.
 
     Without a ``key`` it is exactly the einsum that the labels write down, so that all ops that
     compute one einsum share its map.
     """
-    if converted(call, factors):
+    if converted(call, operands):
         return Meaning()
     number: dict[int | str | None, int] = {}
     spec = [
         tuple(number.setdefault(name, len(number)) for name in labels)
-        for labels in (*factors.values(), result)
+        for labels in (*operands.values(), result)
     ]
-    term = Term(tuple(factors), map=key or ("einsum", *spec), fixed=fixed)
-    operands = list(unlabelled(call))
-    for i, labels in factors.items():
-        operands[i] = labels
-    return Meaning(terms=(term,), dims=Dims(tuple(operands), (result,)))
+    term = Term(tuple(operands), map=key or ("einsum", *spec), fixed=fixed)
+    return Meaning(terms=(term,), dims=labelled(call, operands, result))
 
 
-def with_addend(call: Call, scaled: Meaning, addend: int, labels: Labels | None = None) -> Meaning:
+def with_addend(
+    call: Call, scaled: Meaning, name: str = "bias", labels: Labels | None = None
+) -> Meaning:
     """``beta * addend + alpha * scaled``, the addend broadcast, or with dimensions of ``labels``.
 
     Contracted dimensions are needed whole: block by block the addend would be added each time.
+    Without an argument ``name``, ``scaled`` is all.
     """
-    alpha, beta = coefficient(call, "alpha"), coefficient(call, "beta")
+    addend, alpha, beta = call.index(name), coefficient(call, "alpha"), coefficient(call, "beta")
+    if addend is None:
+        return scaled
     if alpha is None or beta is None or converted(call, (addend,)):
         return Meaning()
     if scaled.terms is None or scaled.dims is None:
@@ -144,23 +168,27 @@ def combining(rule: Rule, combine: str) -> Rule:
 
 
 def scalar(value: Any) -> Fraction | None:
-    """A finite Python number, the same on every rank, as an exact rational; else None."""
-    if isinstance(value, access.RankInt | access.RankFloat) or not isinstance(value, int | float):
+    """Return a finite Python number, the same on every rank, as an exact rational; else None."""
+    if isinstance(value, access.RankNumber) or not isinstance(value, int | float):
         return None
     return Fraction(value) if value == value and abs(value) != float("inf") else None
 
 
 def coefficient(call: Call, name: str) -> Fraction | None:
-    """Static factor ``name`` (alpha, beta), 1 where the op has no such argument."""
+    """Return the static factor ``name`` (alpha, beta), 1 where the op has no such argument."""
     return scalar(call.arguments.get(name, 1))
 
 
-def whole_but(call: Call, needed: Iterable[int]) -> Dims:
-    """Operand 0 and the results have the same dimensions, factors unless ``needed`` whole."""
+def whole_but(call: Call, needed: Iterable[int], *, contracts: bool = False) -> Dims:
+    """Operand 0 and the results have the same dimensions, factors unless ``needed`` whole.
+
+    Those are gone in results of fewer dimensions. An op that ``contracts`` them may be cut there.
+    """
     rank = len(call.shapes[0])
     whole = {d % max(rank, 1) for d in needed}
-    labels: Labels = tuple(None if d in whole else d for d in range(rank))
-    return Dims((labels, *unlabelled(call)[1:]), (labels,) * len(call.result_shapes))
+    operand = factors(rank, () if contracts else whole)
+    result = factors(rank, whole, gone=() if len(call.result) == rank else whole)
+    return Dims((operand, *unlabelled(call)[1:]), (result,) * len(call.result_shapes))
 
 
 def along_dim(call: Call) -> Meaning:
@@ -169,7 +197,7 @@ def along_dim(call: Call) -> Meaning:
 
 
 def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, Labels]:
-    """Labels of a row-major reshape.
+    """Return the labels of a row-major reshape.
 
     Sizes are matched in groups of equal product; the leading dimensions of a group correspond,
     since a block of leading rows is a contiguous block on both sides.
@@ -193,7 +221,7 @@ def reshaped(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Labels, L
 
 
 def _smaller(a: Any, b: Any) -> bool:
-    """Whether group product ``a`` has to grow next: it divides ``b``, or is the smaller number."""
+    """Return whether product ``a`` has to grow next: it divides ``b``, or is the smaller number."""
     if a.is_number and b.is_number:
         return bool(a < b)
     quotient = sympy.cancel(b / a)
@@ -201,7 +229,7 @@ def _smaller(a: Any, b: Any) -> bool:
 
 
 def overloads(*names: str) -> list[object]:
-    """The ATen ops of these names (``max``: all overloads, ``max.other``: one) that are functions.
+    """Return the ATen ops of these names (``max``: all overloads, ``max.other``: one).
 
     Left out: ops that mutate or write to an ``out`` argument, ops without a tensor among their
     results (assertions, TorchScript's arithmetic on numbers), overloads for named dimensions,
@@ -222,5 +250,5 @@ def overloads(*names: str) -> list[object]:
 
 
 def table(rows: dict[Rule, tuple[str, ...]]) -> dict[object, Rule]:
-    """Rule -> names of ATen ops, as op -> rule."""
+    """Return rule -> names of ATen ops as op -> rule."""
     return {op: rule for rule, names in rows.items() for op in overloads(*names)}

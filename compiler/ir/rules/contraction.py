@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from compiler.ir.rules.builders import (
     Rule,
     aligned,
     converted,
+    labelled,
     opaque,
     product,
     table,
-    unlabelled,
     with_addend,
 )
-from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
+from compiler.ir.rules.meaning import Call, Labels, Meaning, Term
 
 
-def multiplied(left: str, right: str) -> Rule:
+def multiplied(call: Call, left: str, right: str) -> Meaning:
     """The product of numpy's ``@``: batches are broadcast, a vector has no row or column."""
-
-    def rule(call: Call) -> Meaning:
-        i, j = call.operand(left), call.operand(right)
-        rows: Labels = ("m",) if len(call.shapes[i]) > 1 else ()
-        columns: Labels = ("n",) if len(call.shapes[j]) > 1 else ()
-        sizes = call.result[: len(call.result) - len(rows) - len(columns)]
-        batch = _batch(len(sizes))
-        batches = [aligned(call.shapes[x][:-2], sizes, batch) for x in (i, j)]
-        factors = {i: (*batches[0], *rows, "k"), j: (*batches[1], "k", *columns)}
-        stretched = any(None in batch_labels for batch_labels in batches)
-        key = ("matmul",) if stretched else None
-        return product(call, factors, (*batch, *rows, *columns), key=key)
-
-    return rule
+    i, j = call.operand(left), call.operand(right)
+    rows: Labels = ("m",) if len(call.shapes[i]) > 1 else ()
+    columns: Labels = ("n",) if len(call.shapes[j]) > 1 else ()
+    sizes = call.result[: len(call.result) - len(rows) - len(columns)]
+    batch = _batch(len(sizes))
+    batches = [aligned(call.shapes[x][:-2], sizes, batch) for x in (i, j)]
+    operands = {i: (*batches[0], *rows, "k"), j: (*batches[1], "k", *columns)}
+    stretched = any(None in batch_labels for batch_labels in batches)
+    key = ("matmul",) if stretched else None
+    return product(call, operands, (*batch, *rows, *columns), key=key)
 
 
 def _batch(count: int) -> Labels:
     return tuple(f"b{d}" for d in range(count))
 
 
-def added(left: str, right: str) -> Rule:
+def added(call: Call, left: str, right: str) -> Meaning:
     """Addmm and its like: beta * self + alpha * product."""
-
-    def rule(call: Call) -> Meaning:
-        return with_addend(call, multiplied(left, right)(call), call.operand("self"))
-
-    return rule
+    return with_addend(call, multiplied(call, left, right), "self")
 
 
 def linear(call: Call) -> Meaning:
     """Input @ weight.T + bias, over the last dimension; a vector as weight has no columns."""
-    bias = call.index("bias")
-    rule = _without_bias(call)
-    return rule if bias is None else with_addend(call, rule, bias)
+    return with_addend(call, _without_bias(call))
 
 
 def _without_bias(call: Call) -> Meaning:
@@ -110,22 +101,20 @@ def scaled(call: Call) -> Meaning:
     A scale is one number, or one for each row (column) of the result; other layouts leave every
     dimension whole. A scale of the result quantizes it.
     """
-    left, right, bias = call.operand("self"), call.operand("mat2"), call.index("bias")
     rows, columns = call.result
-    factors: dict[int, Labels] = {left: ("m", "k"), right: ("k", "n")}
-    is_known = call.index("scale_result") is None
+    operands: dict[int, Labels] = {
+        call.operand("self"): ("m", "k"),
+        call.operand("mat2"): ("k", "n"),
+    }
+    plain = call.index("scale_result") is None
     for name, label, vector in (("scale_a", "m", (rows, 1)), ("scale_b", "n", (1, columns))):
         for i in call.every(name):
-            factors[i] = tuple(None if size == 1 else label for size in call.shapes[i])
-            is_known &= factors[i].count(label) == 0 or call.shapes[i] == vector
-    if not is_known:
+            operands[i] = tuple(None if size == 1 else label for size in call.shapes[i])
+            plain &= operands[i].count(label) == 0 or call.shapes[i] == vector
+    if not plain:
         return Meaning()
-    labels = list(unlabelled(call))
-    for i, labels_of in factors.items():
-        labels[i] = labels_of
-    term = Term(tuple(factors), map=("scaled",))
-    rule = Meaning(terms=(term,), dims=Dims(tuple(labels), (("m", "n"),)), casts=True)
-    return rule if bias is None else with_addend(call, rule, bias)
+    term, dims = Term(tuple(operands), map=("scaled",)), labelled(call, operands, ("m", "n"))
+    return with_addend(call, Meaning(terms=(term,), dims=dims, casts=True))
 
 
 def convolution(call: Call) -> Meaning:
@@ -133,26 +122,26 @@ def convolution(call: Call) -> Meaning:
 
     Input channels are contracted where there is one group of them and no bias.
     """
-    i, j, bias = call.operand("input"), call.operand("weight"), call.index("bias")
+    i, j = call.operand("input"), call.operand("weight")
     single = call.arguments.get("groups", 1) == 1
     rank, transposed = len(call.shapes[j]), bool(call.arguments.get("transposed"))
     inside, outside = ("c", "o") if single else (None, None)
     batch: Labels = ("b",) if len(call.shapes[i]) == rank else ()
     place: Labels = (None,) * (rank - 2)
     filters: Labels = (inside, outside) if transposed else (outside, inside)
-    factors = {i: (*batch, inside, *place), j: (*filters, *place)}
-    rule = product(call, factors, (*batch, outside, *place), key=call.key)
-    return rule if bias is None else with_addend(call, rule, bias, (outside,))
+    operands = {i: (*batch, inside, *place), j: (*filters, *place)}
+    result = (*batch, outside, *place)
+    return with_addend(call, product(call, operands, result, key=call.key), labels=(outside,))
 
 
 TABLE: dict[Rule, tuple[str, ...]] = {
-    multiplied("self", "other"): ("matmul",),
-    multiplied("self", "mat2"): ("mm.default", "bmm.default"),
-    multiplied("self", "vec"): ("mv",),
-    multiplied("self", "tensor"): ("dot",),
-    added("mat1", "mat2"): ("addmm.default",),
-    added("batch1", "batch2"): ("baddbmm.default",),
-    added("mat", "vec"): ("addmv",),
+    partial(multiplied, left="self", right="other"): ("matmul",),
+    partial(multiplied, left="self", right="mat2"): ("mm.default", "bmm.default"),
+    partial(multiplied, left="self", right="vec"): ("mv",),
+    partial(multiplied, left="self", right="tensor"): ("dot",),
+    partial(added, left="mat1", right="mat2"): ("addmm.default",),
+    partial(added, left="batch1", right="batch2"): ("baddbmm.default",),
+    partial(added, left="mat", right="vec"): ("addmv",),
     linear: ("linear",),
     einsum: ("einsum.default",),
     outer: ("outer",),
@@ -165,9 +154,9 @@ RULES = table(TABLE)
 
 PRODUCTS = table(
     {
-        multiplied("mat1", "mat2"): ("addmm.default",),
-        multiplied("batch1", "batch2"): ("baddbmm.default",),
-        multiplied("mat", "vec"): ("addmv",),
+        partial(multiplied, left="mat1", right="mat2"): ("addmm.default",),
+        partial(multiplied, left="batch1", right="batch2"): ("baddbmm.default",),
+        partial(multiplied, left="mat", right="vec"): ("addmv",),
         _without_bias: ("linear",),
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -26,7 +26,7 @@ from compiler.ir.rules.meaning import Call, Dims, Meaning, Term
 
 @lru_cache
 def widens(before: torch.dtype | None, after: torch.dtype | None) -> bool:
-    """Whether a conversion keeps every value exactly: same kind of number, and no bit is lost.
+    """Return whether a conversion keeps every value: same kind of number, and no bit is lost.
 
     Conversions among single bytes of floating point, and of packed types, count as losing some.
     """
@@ -52,86 +52,60 @@ def _limits(dtype: torch.dtype | None) -> tuple[float, ...] | None:
         return None
 
 
-def cast(call: Call, operand: int = 0) -> Meaning:
-    """The elements of ``operand`` in the result's type: the same values, unless it narrows."""
+def cast(call: Call, source: str = "") -> Meaning:
+    """The elements of ``source`` in the result's type: the same values, unless it narrows."""
+    operand = call.operand(source) if source else 0
     before, after = call.dtypes[operand], call.result_dtypes[0]
     exact = before == after or widens(before, after)
-    return Meaning(
-        terms=(Term((operand,)),) if exact else None,
-        dims=pointwise_dims(call),
-        pointwise=True,
-        casts=before != after,
-    )
+    terms = (Term((operand,)),) if exact else None
+    return replace(pointwise(call, terms), casts=before != after)
 
 
 def cast_like(call: Call) -> Meaning:
     """Self in the element type of another tensor, whose values and sizes do not matter."""
     alone = cast(replace(call, shapes=call.shapes[:1]))
-    assert alone.dims is not None
-    dims = Dims((*alone.dims.operands, *unlabelled(call)[1:]), alone.dims.results)
-    return replace(alone, dims=dims)
+    return replace(alone, dims=whole_but(call, ()))
 
 
-def copied(call: Call) -> Meaning:
-    """copy(self, src): the elements of src in the type and shape of self."""
-    return cast(call, call.operand("src"))
-
-
-def combination(call: Call, parts: list[tuple[str, Fraction | None]]) -> Meaning:
+def combination(call: Call, **factors: Fraction | int | None) -> Meaning:
     """Sum of ``factor * argument``; an argument that is a number is a constant term.
 
-    Not for booleans, whose sum is a disjunction.
+    Uninterpreted where a factor is None, and for booleans, whose sum is a disjunction.
     """
     if converted(call) or torch.bool in call.result_dtypes:
         return pointwise(call)
     terms: list[Term] = []
-    for name, factor in parts:
+    for name, factor in factors.items():
         index, number = call.index(name), scalar(call.arguments.get(name))
         if factor is None or (index is None and number is None):
             return pointwise(call)
         if index is not None:
-            terms.append(Term((index,), coefficient=factor))
+            terms.append(Term((index,), coefficient=Fraction(factor)))
         elif number:
             terms.append(Term((), coefficient=factor * number))
-    return Meaning(terms=tuple(terms), dims=pointwise_dims(call), pointwise=True)
+    return pointwise(call, terms)
 
 
-def add(call: Call) -> Meaning:
-    """Self + alpha * other."""
-    return combination(call, [("self", Fraction(1)), ("other", coefficient(call, "alpha"))])
-
-
-def sub(call: Call) -> Meaning:
-    """Self - alpha * other."""
+def added(call: Call, scaled: str, **signs: int) -> Meaning:
+    """Sum of ``sign * argument``, the argument ``scaled`` times alpha."""
     alpha = coefficient(call, "alpha")
-    return combination(call, [("self", Fraction(1)), ("other", None if alpha is None else -alpha)])
-
-
-def rsub(call: Call) -> Meaning:
-    """Other - alpha * self."""
-    alpha = coefficient(call, "alpha")
-    return combination(call, [("self", None if alpha is None else -alpha), ("other", Fraction(1))])
+    if alpha is None:
+        return pointwise(call)
+    return combination(call, **{n: x * alpha if n == scaled else x for n, x in signs.items()})
 
 
 def lerp(call: Call) -> Meaning:
     """Self + weight * (end - self) for a number as weight."""
     weight = scalar(call.arguments["weight"])
-    rest = None if weight is None else 1 - weight
-    return combination(call, [("self", rest), ("end", weight)])
-
-
-def neg(call: Call) -> Meaning:
-    """-self."""
-    return combination(call, [("self", Fraction(-1))])
+    return combination(call, self=None if weight is None else 1 - weight, end=weight)
 
 
 def mul(call: Call) -> Meaning:
     """Self * other, or a number times self."""
     first, second = call.operand("self"), call.index("other")
     if second is None:
-        return combination(call, [("self", scalar(call.arguments["other"]))])
-    terms = None if converted(call) else (Term((first, second)),)
-    return Meaning(terms=terms, dims=pointwise_dims(call), pointwise=True)
+        return combination(call, self=scalar(call.arguments["other"]))
+    return pointwise(call, None if converted(call) else (Term((first, second)),))
 
 
 def addcmul(call: Call) -> Meaning:
@@ -140,8 +114,7 @@ def addcmul(call: Call) -> Meaning:
     if converted(call) or value is None:
         return pointwise(call)
     factors = (call.operand("tensor1"), call.operand("tensor2"))
-    terms = (Term((call.operand("self"),)), Term(factors, coefficient=value))
-    return Meaning(terms=terms, dims=pointwise_dims(call), pointwise=True)
+    return pointwise(call, (Term((call.operand("self"),)), Term(factors, coefficient=value)))
 
 
 def div(call: Call) -> Meaning:
@@ -153,54 +126,39 @@ def div(call: Call) -> Meaning:
     divisor = call.index("other")
     if divisor is not None:
         term = Term((call.operand("self"),), map=("divide",), fixed=(divisor,))
-        return Meaning(terms=(term,), dims=pointwise_dims(call), pointwise=True)
+        return pointwise(call, (term,))
     number = scalar(call.arguments["other"])
-    return combination(call, [("self", 1 / number if number else None)])
+    return combination(call, self=1 / number if number else None)
 
 
-def chosen(condition: str, taken: str, otherwise: str) -> Rule:
+def chosen(call: Call, condition: str, taken: str, otherwise: str) -> Meaning:
     """Condition ? taken : otherwise, linear in the two together; a number must be zero."""
-
-    def rule(call: Call) -> Meaning:
-        terms: list[Term] = []
-        for name, role in ((taken, "taken"), (otherwise, "otherwise")):
-            index = call.index(name)
-            if index is not None and not converted(call, (index,)):
-                condition_operand = (call.operand(condition),)
-                terms.append(Term((index,), map=("choose", role), fixed=condition_operand))
-            elif scalar(call.arguments[name]) != 0:
-                return pointwise(call)
-        return Meaning(terms=tuple(terms), dims=pointwise_dims(call), pointwise=True)
-
-    return rule
+    terms: list[Term] = []
+    for name, role in ((taken, "taken"), (otherwise, "otherwise")):
+        index = call.index(name)
+        if index is not None and not converted(call, (index,)):
+            fixed = (call.operand(condition),)
+            terms.append(Term((index,), map=("choose", role), fixed=fixed))
+        elif scalar(call.arguments[name]) != 0:
+            return pointwise(call)
+    return pointwise(call, terms)
 
 
-def filled(argument: str | int, *, like: bool = False) -> Rule:
-    """A tensor of one constant, the argument of that name or the number given.
+def filled(call: Call, value: str | int, *, like: bool = False) -> Meaning:
+    """A tensor of one constant: ``value``, or the argument of that name.
 
-    Args:
-        argument: name or number.
-        like: the result has the shape of the operand, so that their dimensions correspond.
+    Where ``like`` is true, the result has the shape of the operand: their dimensions correspond.
     """
-
-    def rule(call: Call) -> Meaning:
-        number = scalar(call.arguments[argument] if isinstance(argument, str) else argument)
-        dims = pointwise_dims(call) if like else source(call).dims
-        dtype = call.result_dtypes[0]
-        if number is None or dtype is None:
-            return Meaning(dims=dims)
-        if dtype is torch.bool:
-            number = Fraction(number != 0)
-        elif not (dtype.is_floating_point or dtype.is_complex):
-            number = Fraction(int(number))
-        return Meaning(terms=(Term((), coefficient=number),) if number else (), dims=dims)
-
-    return rule
-
-
-def filled_from(call: Call) -> Meaning:
-    """fill(self, value) with a tensor of no dimensions as value."""
-    return cast(call, call.operand("value"))
+    number = scalar(call.arguments[value] if isinstance(value, str) else value)
+    dims = pointwise_dims(call) if like else source(call).dims
+    dtype = call.result_dtypes[0]
+    if number is None or dtype is None:
+        return Meaning(dims=dims)
+    if dtype is torch.bool:
+        number = Fraction(number != 0)
+    elif not (dtype.is_floating_point or dtype.is_complex):
+        number = Fraction(int(number))
+    return Meaning(terms=(Term((), coefficient=number),) if number else (), dims=dims)
 
 
 def source(call: Call) -> Meaning:
@@ -249,34 +207,34 @@ EXTREMA = {"max": ("maximum", "max.other"), "min": ("minimum", "min.other")}
 
 TABLE: dict[Rule, tuple[str, ...]] = {
     pointwise: NONLINEAR,
-    add: ("add",),
-    sub: ("sub", "subtract"),
-    rsub: ("rsub",),
+    partial(added, scaled="other", self=1, other=1): ("add",),
+    partial(added, scaled="other", self=1, other=-1): ("sub", "subtract"),
+    partial(added, scaled="self", self=-1, other=1): ("rsub",),
+    partial(combination, self=-1): ("neg",),
     lerp: ("lerp.Scalar",),
-    neg: ("neg",),
     **{combining(pointwise, kind): names for kind, names in EXTREMA.items()},
     combining(mul, "product"): ("mul", "multiply"),
     addcmul: ("addcmul",),
     div: ("div", "divide", "true_divide"),
-    chosen("condition", "self", "other"): (
+    partial(chosen, condition="condition", taken="self", otherwise="other"): (
         "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar",
     ),
-    chosen("mask", "value", "self"): ("masked_fill",),
+    partial(chosen, condition="mask", taken="value", otherwise="self"): ("masked_fill",),
     moving(cast): (
         "_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy",
         "to.device", "to.dtype", "to.dtype_layout", "positive",
     ),
     moving(cast_like): ("to.other", "type_as"),
-    moving(copied): ("copy.default",),
-    filled("fill_value"): ("full.default", "new_full"),
-    filled("fill_value", like=True): ("full_like",),
-    filled("value", like=True): ("fill.Scalar",),
-    filled_from: ("fill.Tensor",),
-    filled(0): ("zeros.default", "new_zeros"),
-    filled(0, like=True): ("zeros_like",),
-    filled(1): ("ones.default", "new_ones"),
-    filled(1, like=True): ("ones_like",),
-    filled("s"): ("scalar_tensor",),
+    moving(partial(cast, source="src")): ("copy.default",),
+    partial(filled, value="fill_value"): ("full.default", "new_full"),
+    partial(filled, value="fill_value", like=True): ("full_like",),
+    partial(filled, value="value", like=True): ("fill.Scalar",),
+    partial(cast, source="value"): ("fill.Tensor",),
+    partial(filled, value=0): ("zeros.default", "new_zeros"),
+    partial(filled, value=0, like=True): ("zeros_like",),
+    partial(filled, value=1): ("ones.default", "new_ones"),
+    partial(filled, value=1, like=True): ("ones_like",),
+    partial(filled, value="s"): ("scalar_tensor",),
     source: ("arange", "eye", "linspace.default"),
     dropout: ("dropout",),
     native_dropout: ("native_dropout",),
@@ -289,7 +247,6 @@ TABLE: dict[Rule, tuple[str, ...]] = {
 }  # fmt: skip
 
 RULES = table(TABLE)
-if hasattr(torch.ops.prims, "convert_element_type"):  # what Inductor writes for a conversion
-    RULES[torch.ops.prims.convert_element_type.default] = cast
-if hasattr(torch.ops.prims, "iota"):  # and for a range of numbers
-    RULES[torch.ops.prims.iota.default] = source
+for _name, _rule in (("convert_element_type", cast), ("iota", source)):  # what Inductor writes
+    if hasattr(torch.ops.prims, _name):
+        RULES[getattr(torch.ops.prims, _name).default] = _rule

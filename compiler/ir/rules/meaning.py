@@ -24,7 +24,7 @@ that state the result's size are cut along.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -98,7 +98,7 @@ class Selection:
     fill: float | None = None
 
     def distributes(self, kind: str, dtype: torch.dtype | None) -> bool:
-        """Whether it commutes with the elementwise ``kind`` of several tensors.
+        """Return whether it commutes with the elementwise ``kind`` of several tensors.
 
         Args:
             kind: "max", "min" or "product".
@@ -109,7 +109,7 @@ class Selection:
 
 
 def identity(kind: str, dtype: torch.dtype | None) -> float:
-    """What changes nothing when it is reduced along: 0 for sums, 1 for products, an infinity."""
+    """Return what changes no reduction by ``kind``: 0 for sums, 1 for products, an infinity."""
     if kind not in ("max", "min"):
         return 1 if kind == "product" else 0
     if dtype is None or dtype.is_floating_point:
@@ -161,24 +161,6 @@ class Meaning:
             return None
         return frozenset(i for term in self.terms for i in term.reads)
 
-    def keeps_partial(self, partial: Sequence[bool], replicated: Sequence[bool]) -> bool:
-        """Whether partial sums in go to partial sums out.
-
-        Args:
-            partial: per operand, whether it is a partial sum.
-            replicated: per operand, whether it is the same on every rank of the group.
-        """
-        return (
-            bool(self.terms)
-            and not self.rank_dependent
-            and all(
-                [partial[i] for i in term.operands].count(True) == 1
-                and all(partial[i] or replicated[i] for i in term.operands)
-                and all(replicated[i] for i in term.fixed)
-                for term in self.terms or ()
-            )
-        )
-
 
 @dataclass(frozen=True)
 class Call:
@@ -208,19 +190,18 @@ class Call:
 
     @staticmethod
     def of(node: fx.Node) -> Call:
-        """The call that ``node`` makes."""
-        produced_value = access.value(node)
-        produced = produced_value if isinstance(produced_value, list | tuple) else (produced_value,)
+        """Return the call that ``node`` makes."""
+        result = access.value(node)
+        produced = result if isinstance(result, list | tuple) else (result,)
         read = [x.meta.get("val") for x in access.operands(node)]
         shapes, result_shapes = (
             tuple([shape_key(x) for x in values]) for values in (read, produced)
         )
-        arguments = access.arguments(node)
-        if counted := DIMS & arguments.keys() if _is_aten(node.target) else ():
+        arguments = named = access.arguments(node)
+        if isinstance(node.target, OpOverload) and node.target.namespace == "aten":
             rank = max(map(len, (*shapes[:1], *result_shapes[:1])), default=0)
-            named = arguments | {name: _from_first(arguments[name], rank) for name in counted}
-        else:
-            named = arguments
+            counted = {name: _from_first(arguments[name], rank) for name in DIMS & arguments.keys()}
+            named = arguments | counted
         return Call(
             target=node.target,
             key=(str(node.target), tuple((name, static_key(x)) for name, x in named.items())),
@@ -237,16 +218,16 @@ class Call:
 
     @property
     def result(self) -> tuple[Any, ...]:
-        """Shape of the only result."""
+        """Return the shape of the only result."""
         return self.result_shapes[0]
 
     def index(self, name: str) -> int | None:
-        """The operand index of argument ``name``, None if it is not a data operand."""
+        """Return the operand index of argument ``name``, None if it is not a data operand."""
         argument = self.arguments.get(name)
         return argument.index if isinstance(argument, access.Operand) else None
 
     def operand(self, name: str) -> int:
-        """The operand index of argument ``name``.
+        """Return the operand index of argument ``name``.
 
         Raises:
             GraphError: it is not a data operand: PyTorch would not run the call.
@@ -254,20 +235,20 @@ class Call:
         index = self.index(name)
         if index is None:
             raise GraphError(
-                f"argument {name!r} of a call of {self.target} is no tensor",
+                f"argument {name!r} of a call of {self.target} must be a tensor",
                 found=repr(self.arguments.get(name)),
                 remedy="pass a value of the graph",
             )
         return index
 
     def every(self, name: str) -> tuple[int, ...]:
-        """The operand indices of argument ``name``, a data operand or a list of them."""
+        """Return the operand indices of argument ``name``, a data operand or a list of them."""
         argument = self.arguments.get(name)
         listed = argument if isinstance(argument, tuple) else (argument,)
         return tuple([x.index for x in listed if isinstance(x, access.Operand)])
 
     def dim(self, name: str = "dim", of: int = 0) -> int:
-        """Argument ``name`` as a non-negative dimension of operand ``of``."""
+        """Return argument ``name`` as a non-negative dimension of operand ``of``."""
         return int(self.arguments[name]) % max(len(self.shapes[of]), 1)
 
 
@@ -277,12 +258,8 @@ def _without_symbols(value: Any) -> Any:
     return static_key(value) if isinstance(value, SYMBOLIC) else value
 
 
-def _is_aten(target: object) -> bool:
-    return isinstance(target, OpOverload) and target.namespace == "aten"
-
-
 def _from_first(dim: Any, rank: int) -> Any:
-    """Dimensions counted from the first: of the result, if an op makes some, else of operand 0."""
+    """Count dimensions from the first: of the result, if an op makes some, else of operand 0."""
     if isinstance(dim, tuple):
         return tuple([_from_first(d, rank) for d in dim])
     return dim % max(rank, 1) if type(dim) is int else dim
@@ -293,28 +270,27 @@ def _dtype(value: Any) -> torch.dtype | None:
 
 
 def shape_key(value: Any) -> tuple[Any, ...]:
-    """Sizes as ints and sympy expressions, which compare and hash without guards."""
+    """Return sizes as ints and sympy expressions, which compare and hash without guards."""
     if not isinstance(value, torch.Tensor):
         return ()
     return tuple([s if type(s) is int else size_key(s) for s in value.shape])
 
 
-def layout_key(tensor: torch.Tensor) -> tuple[Hashable, ...]:
-    """What tensors share that are interchangeable but for their elements."""
-    strides = tuple(map(size_key, tensor.stride()))
-    return shape_key(tensor), strides, tensor.dtype, tensor.device
-
-
 def same_layout(left: fx.Node, right: fx.Node) -> bool:
-    """Whether two tensors are interchangeable but for their elements; likewise two other values."""
-    if access.value(left) is access.value(right):
-        return True
-    keys = (layout_key(access.tensor(x)) if access.is_tensor(x) else None for x in (left, right))
-    return next(keys) == next(keys)
+    """Return whether two values are interchangeable but for the elements of tensors."""
+    first, second = access.value(left), access.value(right)
+    return first is second or _layout(first) == _layout(second)
+
+
+def _layout(value: Any) -> tuple[Hashable, ...] | None:
+    if not isinstance(value, torch.Tensor):
+        return None
+    strides = tuple(map(size_key, value.stride()))
+    return shape_key(value), strides, value.dtype, value.device
 
 
 def size_key(size: Any) -> Any:
-    """A size or number as an int or sympy expression.
+    """Return a size or number as an int or sympy expression.
 
     ``s // n`` is ``s / n`` where the capture knows that n divides s.
     """
@@ -327,7 +303,7 @@ def size_key(size: Any) -> Any:
 
 
 def step(size: torch.SymInt) -> int:
-    """The greatest number that the capture knows to divide a size; 1 if it knows none."""
+    """Return the greatest number that the capture knows to divide a size; 1 if it knows none."""
     arguments = (m.args for m in size.node.shape_env.divisible)
     return lcm(*(int(n) for whole, n in arguments if whole == size.node.expr and n.is_Integer))
 
@@ -341,10 +317,10 @@ def _divided(expression: Any, divisible: frozenset[Any]) -> Any:
 
 
 def static_key(value: Any) -> str:
-    """Static argument as text: the same text on every rank and in every graph of one capture."""
+    """Return a static argument as text, the same on every rank and in every graph of a capture."""
     if isinstance(value, access.Operand):
         return f"%{value.index}"
-    if isinstance(value, access.RankInt | access.RankFloat):
+    if isinstance(value, access.RankNumber):
         return f"rank{value.values}"
     if isinstance(value, tuple):
         return "(" + ", ".join([static_key(x) for x in value]) + ")"

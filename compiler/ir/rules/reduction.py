@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from functools import wraps
+from functools import partial
 from math import prod
 from typing import Any
 
-from compiler.ir.rules.builders import Rule, converted, table, whole_but
-from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Selection, Term
+from compiler.ir.rules.builders import Rule, converted, mapped, table, whole_but
+from compiler.ir.rules.meaning import Call, Meaning, Selection, Term
 
 
 def _reduced(call: Call) -> tuple[int, ...]:
-    """The dimensions an op reduces: those named by ``dim``, all if it names none."""
+    """Return the dimensions an op reduces: those named by ``dim``, all if it names none."""
     rank, named = len(call.shapes[0]), call.arguments.get("dim")
     if named is None or named == ():
         return tuple(range(rank))
@@ -21,22 +21,12 @@ def _reduced(call: Call) -> tuple[int, ...]:
     return tuple(sorted(int(d) % max(rank, 1) for d in many))
 
 
-def _dims(call: Call, *, contracts: bool) -> Dims:
-    reduced, rank = _reduced(call), len(call.shapes[0])
-    operand: Labels = tuple(None if d in reduced and not contracts else d for d in range(rank))
-    keepdim = len(call.result) == rank
-    result: Labels = tuple(
-        None if d in reduced else d for d in range(rank) if keepdim or d not in reduced
-    )
-    return Dims((operand,), (result,) * len(call.result_shapes))
-
-
 def summed(call: Call) -> Meaning:
     """Sum over dimensions: a contraction with ones."""
     if converted(call):
         return reduced(call)
-    term = Term((0,), map=("sum", _reduced(call)))
-    return Meaning(terms=(term,), dims=_dims(call, contracts=True))
+    along = _reduced(call)
+    return mapped(("sum", along), whole_but(call, along, contracts=True))
 
 
 def mean(call: Call) -> Meaning:
@@ -56,19 +46,14 @@ def mean(call: Call) -> Meaning:
 
 def reduced(call: Call) -> Meaning:
     """A maximum, product, norm or the like over dimensions."""
-    return Meaning(dims=_dims(call, contracts=False))
+    return Meaning(dims=whole_but(call, _reduced(call)))
 
 
-def combined(combine: str) -> Rule:
+def combined(call: Call, combine: str) -> Meaning:
     """A maximum, minimum or product of the elements along dimensions."""
-
-    @wraps(reduced)
-    def rule(call: Call) -> Meaning:
-        term = Term((0,), map=("sum", _reduced(call)))
-        chosen = None if converted(call) else Selection((term,), combine)
-        return replace(reduced(call), selection=chosen)
-
-    return rule
+    term = Term((0,), map=("sum", _reduced(call)))
+    chosen = None if converted(call) else Selection((term,), combine)
+    return replace(reduced(call), selection=chosen)
 
 
 def cumulative(call: Call) -> Meaning:
@@ -87,7 +72,7 @@ COMBINED = {
 TABLE: dict[Rule, tuple[str, ...]] = {
     summed: ("sum.default", "sum.dim_IntList"),
     mean: ("mean.default", "mean.dim"),
-    **{combined(kind): names for kind, names in COMBINED.items()},
+    **{partial(combined, combine=kind): names for kind, names in COMBINED.items()},
     reduced: ("all", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp",
               "max.dim", "min.dim", "norm.Scalar",
               "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype",

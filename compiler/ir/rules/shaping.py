@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import sympy
@@ -18,7 +19,9 @@ from compiler.ir.rules.builders import (
     Rule,
     aligned,
     converted,
+    factors,
     linear_map,
+    mapped,
     moving,
     reshaped,
     scalar,
@@ -31,7 +34,6 @@ from compiler.ir.rules.meaning import (
     RESHAPE,
     Call,
     Dims,
-    Labels,
     Meaning,
     Selection,
     Term,
@@ -44,62 +46,59 @@ def view(call: Call) -> Meaning:
     """The same elements in the same row-major order."""
     before, after = reshaped(call.shapes[0], call.result)
     like = (after,) * (len(call.shapes) - 1)
-    return Meaning(terms=(Term((0,), map=RESHAPE),), dims=Dims((before, *like), (after,)))
+    return mapped(RESHAPE, Dims((before, *like), (after,)))
 
 
 def squeeze(call: Call) -> Meaning:
     """A view; a dimension that would go if it had one element must not be cut down to one."""
-    rank, named = len(call.shapes[0]), call.arguments.get("dim", tuple(range(len(call.shapes[0]))))
+    shape = call.shapes[0]
+    named = call.arguments.get("dim", tuple(range(len(shape))))
     many = named if isinstance(named, tuple) else (named,)
-    squeezed = {int(d) % max(rank, 1) for d in many}
-    kept = [d for d in range(rank) if d not in squeezed or call.shapes[0][d] != 1]
-    labels: Labels = tuple(None if d in squeezed else d for d in range(rank))
-    dims = Dims((labels,), (tuple(labels[d] for d in kept),))
-    return Meaning(terms=(Term((0,), map=RESHAPE),), dims=dims)
+    squeezed = {int(d) % max(len(shape), 1) for d in many}
+    gone = [d for d in squeezed if shape[d : d + 1] == (1,)]
+    rank = len(shape)
+    dims = Dims((factors(rank, squeezed),), (factors(rank, squeezed, gone),))
+    return mapped(RESHAPE, dims)
 
 
 def expand(call: Call) -> Meaning:
     """Stretches dimensions of size one; to the shape of another tensor, along with that one."""
-    every: Labels = tuple(range(len(call.result)))
+    every = factors(len(call.result))
     labels = aligned(call.shapes[0], call.result, every)
     like = (every,) * (len(call.shapes) - 1)
     result = every if like else tuple(d if d in labels else None for d in every)
-    return Meaning(terms=(Term((0,), map=BROADCAST),), dims=Dims((labels, *like), (result,)))
+    return mapped(BROADCAST, Dims((labels, *like), (result,)))
 
 
-def permuted(call: Call, order: tuple[int, ...]) -> Meaning:
+def permuted(order: tuple[int, ...]) -> Meaning:
     """Result dimension d is operand dimension ``order[d]``."""
-    labels = tuple(range(len(order)))
-    term = Term((0,), map=("permute", order) if order != labels else RESHAPE)
-    return Meaning(terms=(term,), dims=Dims((labels,), (order,)))
+    labels = factors(len(order))
+    key = ("permute", order) if order != labels else RESHAPE
+    return mapped(key, Dims((labels,), (order,)))
 
 
 def permute(call: Call) -> Meaning:
     """Reorders dimensions."""
     rank = len(call.shapes[0])
-    return permuted(call, tuple(int(d) % rank for d in call.arguments["dims"]))
+    return permuted(tuple(int(d) % rank for d in call.arguments["dims"]))
 
 
-def swap(first: str | int, second: str | int) -> Rule:
+def swap(call: Call, first: str | int, second: str | int) -> Meaning:
     """Exchanges two dimensions, given by number or argument name."""
-
-    def rule(call: Call) -> Meaning:
-        order = list(range(len(call.shapes[0])))
-        i, j = (int(call.arguments[d]) if isinstance(d, str) else d for d in (first, second))
-        if len(order) > 1:
-            order[i], order[j] = order[j], order[i]
-        return permuted(call, tuple(order))
-
-    return rule
+    order = list(range(len(call.shapes[0])))
+    i, j = (int(call.arguments[d]) if isinstance(d, str) else d for d in (first, second))
+    if len(order) > 1:
+        order[i], order[j] = order[j], order[i]
+    return permuted(tuple(order))
 
 
 def reverse(call: Call) -> Meaning:
     """All dimensions in reverse order (t, numpy_T)."""
-    return permuted(call, tuple(reversed(range(len(call.shapes[0])))))
+    return permuted(tuple(reversed(range(len(call.shapes[0])))))
 
 
 def ranged(call: Call, start: Any, count: Any, step: int = 1) -> object:
-    """The map to ``count`` indices of dimension ``dim``: the same for the same elements.
+    """Return the map to ``count`` indices of dimension ``dim``: the same for the same elements.
 
     These are named by sizes and strides in the operand, dimensions that are one merged, and by
     where they begin. Where that is not known, or not the same on every rank, by the call.
@@ -129,40 +128,32 @@ def ranged(call: Call, start: Any, count: Any, step: int = 1) -> object:
 def slice_rows(call: Call) -> Meaning:
     """A range of one dimension; as many rows as there are is all of them."""
     if call.shapes[0] == call.result:
-        return Meaning(terms=(Term((0,), map=RESHAPE),), dims=whole_but(call, ()))
+        return mapped(RESHAPE, whole_but(call, ()))
     start, step = call.arguments.get("start"), call.arguments.get("step", 1)
     key = ranged(call, 0 if start is None else start, call.result[call.dim()], step)
-    return Meaning(terms=(Term((0,), map=key),), dims=whole_but(call, (call.dim(),)))
-
-
-def _without_dim(call: Call, key: object) -> Meaning:
-    """A linear map to tensors in which dimension ``dim`` is gone."""
-    rank, dim = len(call.shapes[0]), call.dim()
-    labels: Labels = tuple(None if d == dim else d for d in range(rank))
-    kept = tuple(d for d in range(rank) if d != dim)
-    dims = Dims((labels,), (kept,) * len(call.result_shapes))
-    return Meaning(terms=(Term((0,), map=key),), dims=dims)
+    return mapped(key, whole_but(call, (call.dim(),)))
 
 
 def select(call: Call) -> Meaning:
     """One index of a dimension, which disappears."""
-    return _without_dim(call, ranged(call, call.arguments["index"], 1))
+    return mapped(ranged(call, call.arguments["index"], 1), whole_but(call, (call.dim(),)))
 
 
 def unbind(call: Call) -> Meaning:
     """Every index of a dimension, one result each."""
-    parts = tuple(ranged(call, i, 1) for i in range(len(call.result_shapes)))
-    return replace(_without_dim(call, (call.key,)), parts=parts)
+    return _parted(call, [(i, 1) for i in range(len(call.result_shapes))])
 
 
 def split(call: Call) -> Meaning:
     """Consecutive ranges of a dimension, one result each."""
-    dim, start, parts = call.dim(), 0, list[object]()
-    for shape in call.result_shapes:
-        parts.append(ranged(call, start, shape[dim]))
-        start += shape[dim]
-    terms = (Term((0,), map=(call.key,)),)
-    return Meaning(terms=terms, dims=whole_but(call, (dim,)), parts=tuple(parts))
+    counts = [shape[call.dim()] for shape in call.result_shapes]
+    return _parted(call, [(sum(counts[:i]), count) for i, count in enumerate(counts)])
+
+
+def _parted(call: Call, ranges: list[tuple[Any, Any]]) -> Meaning:
+    """One result for each range (start, count) of a dimension."""
+    parts = tuple(ranged(call, start, count) for start, count in ranges)
+    return replace(mapped((call.key,), whole_but(call, (call.dim(),))), parts=parts)
 
 
 def cat(call: Call) -> Meaning:
@@ -170,7 +161,7 @@ def cat(call: Call) -> Meaning:
     count, dim = len(call.shapes), call.dim()
     if any(len(s) != len(call.result) for s in call.shapes):
         return Meaning()
-    labels = tuple(None if d == dim else d for d in range(len(call.result)))
+    labels = factors(len(call.result), (dim,))
     return _joined(call, Dims((labels,) * count, (labels,)))
 
 
@@ -178,8 +169,7 @@ def stack(call: Call) -> Meaning:
     """Joins along a dimension of its own."""
     count, rank = len(call.shapes), len(call.result)
     dim = int(call.arguments["dim"]) % rank
-    inside: Labels = tuple(d for d in range(rank) if d != dim)
-    result: Labels = tuple(None if d == dim else d for d in range(rank))
+    inside, result = factors(rank, gone=(dim,)), factors(rank, (dim,))
     return _joined(call, Dims((inside,) * count, (result,)))
 
 
@@ -215,73 +205,74 @@ def pad(call: Call) -> Meaning:
 
 def padded_rows(call: Call) -> Meaning:
     """Zero rows at the end of a dimension."""
-    return Meaning(terms=(Term((0,), map=(call.key,)),), dims=whole_but(call, (call.dim(),)))
+    return mapped((call.key,), whole_but(call, (call.dim(),)))
 
 
 def rearranged(call: Call) -> Meaning:
     """Any other linear map of all elements (flip, roll, repeat, tril, …)."""
-    return Meaning(terms=(Term((0,), map=(call.key,), fixed=tuple(range(1, len(call.shapes)))),))
+    return mapped((call.key,), fixed=tuple(range(1, len(call.shapes))))
 
 
 def paired(call: Call) -> Meaning:
     """Complex numbers as pairs of reals in a last dimension, or the other way round."""
-    rows = min(len(call.shapes[0]), len(call.result))
-    labels = [tuple(d if d < rows else None for d in range(len(s)))
-              for s in (call.shapes[0], call.result)]  # fmt: skip
-    return Meaning(
-        terms=(Term((0,), map=(call.key,)),), dims=Dims((labels[0],), (labels[1],)), casts=True
-    )
+    ranks = len(call.shapes[0]), len(call.result)
+    operand, result = (factors(rank, range(min(ranks), rank)) for rank in ranks)
+    return replace(mapped((call.key,), Dims((operand,), (result,))), casts=True)
 
 
 def picked(call: Call) -> Meaning:
     """getitem: one result of an op of several, element by element."""
-    labels: Labels = tuple(range(len(call.result)))
-    term = Term((0,), map=("result", static_key(call.arguments["1"])))
-    return Meaning(terms=(term,), dims=Dims((labels,), (labels,)))
+    labels = factors(len(call.result))
+    return mapped(("result", static_key(call.arguments["1"])), Dims((labels,), (labels,)))
 
 
 def slice_written(call: Call) -> Meaning:
     """slice_scatter: self with a range replaced by src, linear in both; all of it is src."""
-    dim, source = call.dim(), call.operand("src")
-    if call.shapes[source] == call.result and not converted(call):
-        dims = whole_but(call, ())
-        return Meaning(terms=(Term((source,)),), dims=Dims(dims.results * 2, dims.results))
-    dims = whole_but(call, (dim,))
-    return linear_map(call, "self", "src", dims=Dims(dims.results * 2, dims.results))
+    source = call.operand("src")
+    is_all = call.shapes[source] == call.result and not converted(call)
+    dims = whole_but(call, () if is_all else (call.dim(),))
+    dims = Dims(dims.results * 2, dims.results)
+    if is_all:
+        return mapped(BROADCAST, dims, operand=source)
+    return linear_map(call, "self", "src", dims=dims)
 
 
 def select_written(call: Call) -> Meaning:
     """select_scatter: self with one index of a dimension replaced by src."""
-    dim, (labels,) = call.dim(), whole_but(call, (call.dim(),)).results
-    written = tuple(d for d in range(len(call.result)) if d != dim)
+    rank, dim = len(call.result), call.dim()
+    labels, written = factors(rank, (dim,)), factors(rank, gone=(dim,))
     return linear_map(call, "self", "src", dims=Dims((labels, written), (labels,)))
 
 
-TABLE: dict[Rule, tuple[str, ...]] = {
-    moving(view): ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
+MOVES: dict[Rule, tuple[str, ...]] = {
+    view: ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
            "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy"),
-    moving(squeeze): ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
-    moving(expand): ("expand", "broadcast_to", "expand_as", "expand_copy"),
-    moving(permute): ("permute", "permute_copy"),
-    moving(swap("dim0", "dim1")): ("transpose.int", "transpose_copy.int", "swapdims"),
-    moving(swap("axis0", "axis1")): ("swapaxes",),
-    moving(swap(-2, -1)): ("mT.default",),
-    moving(reverse): ("t", "t_copy", "numpy_T.default"),
-    moving(slice_rows): ("slice.Tensor", "slice_copy.Tensor", "narrow.default", "narrow_copy"),
-    moving(select): ("select.int", "select_copy.int"),
-    moving(unbind): ("unbind.int", "unbind_copy.int"),
-    moving(split): ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
+    squeeze: ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
+    expand: ("expand", "broadcast_to", "expand_as", "expand_copy"),
+    permute: ("permute", "permute_copy"),
+    partial(swap, first="dim0", second="dim1"): (
+        "transpose.int", "transpose_copy.int", "swapdims"),
+    partial(swap, first="axis0", second="axis1"): ("swapaxes",),
+    partial(swap, first=-2, second=-1): ("mT.default",),
+    reverse: ("t", "t_copy", "numpy_T.default"),
+    slice_rows: ("slice.Tensor", "slice_copy.Tensor", "narrow.default", "narrow_copy"),
+    select: ("select.int", "select_copy.int"),
+    unbind: ("unbind.int", "unbind_copy.int"),
+    split: ("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "split_copy.Tensor",
             "split_with_sizes_copy", "unsafe_split.Tensor", "unsafe_split_with_sizes",
             "tensor_split.sections", "tensor_split.indices"),
-    moving(cat): ("cat.default", "concat.default", "concatenate.default"),
-    moving(stack): ("stack",),
+    cat: ("cat.default", "concat.default", "concatenate.default"),
+    stack: ("stack",),
+    rearranged: ("flip", "roll", "repeat", "tile", "diagonal", "unfold", "rot90",
+                 "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),
+    slice_written: ("slice_scatter",),
+    select_written: ("select_scatter",),
+}  # fmt: skip
+TABLE: dict[Rule, tuple[str, ...]] = {
+    **{moving(rule): names for rule, names in MOVES.items()},
+    moving(rearranged, fill=0): ("tril", "triu"),
     difference: ("diff",),
     pad: ("constant_pad_nd", "pad"),
-    moving(rearranged): ("flip", "roll", "repeat", "tile", "diagonal", "unfold", "rot90",
-                         "repeat_interleave.self_int", "repeat_interleave.self_Tensor"),
-    moving(rearranged, fill=0): ("tril", "triu"),
     paired: ("view_as_real", "view_as_complex"),
-    moving(slice_written): ("slice_scatter",),
-    moving(select_written): ("select_scatter",),
-}  # fmt: skip
+}
 RULES = {**table(TABLE), operator.getitem: moving(picked), PAD_ROWS: moving(padded_rows, fill=0)}

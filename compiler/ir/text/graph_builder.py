@@ -51,8 +51,10 @@ class Builder:
     def __init__(self, mesh: Mesh, ranges: Mapping[str, Range]) -> None:
         self.mesh = mesh
         self.symbols = {
-            name: sympy.Symbol(name, integer=True, positive=not access.is_unbacked(name) or None)
-            for name in ranges
+            name: sympy.Symbol(
+                name, integer=True, positive=(low >= 0 and not access.is_unbacked(name)) or None
+            )
+            for name, (low, _) in ranges.items()
         }
         self.ranges = {self.symbols[name]: bounds for name, bounds in ranges.items()}
         self.env = ShapeEnv()
@@ -282,7 +284,7 @@ def hints(ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, int]:
     for symbol, (low, high) in ranges.items():
         if access.is_unbacked(symbol.name):
             continue
-        least, greatest = max(int(low), 2), int(min(high, 2**40))
+        least, greatest = int(max(low, 2)), int(min(high, 2**40))
         likely = [64 * prime for prime in PRIMES]
         likely += [greatest // step * step for step in (64, 32, 16, 8, 4, 2, 1)]
         inside = [x for x in likely if least <= x <= greatest] or [greatest]

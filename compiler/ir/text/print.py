@@ -207,36 +207,19 @@ class Printer:
         match item:
             case fx.Node():
                 return f"%{self.numbers[item]}" if item in self.numbers else f"?{item.name}"
-            case None | bool():
-                return str(item).lower()
-            case access.RankInt() | access.RankFloat():
-                return f"rank({', '.join(map(self.literal, item.values))})"
-            case int():
-                return str(int(item))
-            case float():
-                return spelling.float_text(item)
-            case str():
-                return spelling.quoted(item)
-            case torch.device():
-                return f"@{item}"
-        return self.structure(item)
-
-    def structure(self, item: Any) -> str:
-        """Return a slice, list, tuple, dict, or a constant with a name."""
-        match item:
+            case access.RankNumber():
+                return f"rank({self.listed(item.values)})"
             case slice():
                 return f"slice({self.listed((item.start, item.stop, item.step))})"
             case list():
                 return f"[{self.listed(item)}]"
             case tuple():
-                return f"({self.listed(item)}{',' * (len(item) == 1)})"
+                return spelling.parenthesized(map(self.literal, item))
             case dict():
                 pairs = (f"{spelling.quoted(k)}: {self.literal(x)}" for k, x in item.items())
                 return f"{{{', '.join(pairs)}}}"
-            case torch.dtype() | torch.layout() | torch.memory_format():
-                if item in spelling.CONSTANTS:
-                    return spelling.CONSTANTS[item]
-        return self.refused(
+        text = spelling.constant(item)
+        return text or self.refused(
             "an argument has no text form",
             f"{item!r} of type {type(item).__name__}",
             "pass values, numbers, strings, lists, dtypes, devices or layouts; a size that "

@@ -151,7 +151,9 @@ class Reader:
     sizes = strides = tuple_item = ranks
 
     def group(self, _: Token, name: Token, ranks: Iterable[Sequence[int]]) -> None:
-        self._groups[self._text(name)] = ranks
+        if (group := self._text(name)) in self._groups:
+            raise GraphError(f"group {group!r} is declared twice", where=self.place(name))
+        self._groups[group] = ranks
         self._mesh = Mesh(self._axes, self._groups)
 
     def along(self, *axes: str) -> Iterable[Sequence[int]]:
@@ -164,7 +166,7 @@ class Reader:
         if name in self._ranges or "." in name:
             what = "is declared twice" if name in self._ranges else "cannot be a symbol"
             raise GraphError(f"{str(name)!r} {what}")
-        if not (-math.inf if access.is_unbacked(name) else 0) <= low <= high or low == math.inf:
+        if not low <= high or low == math.inf or high == -math.inf:
             remedy = "write least and greatest value, [2, inf] for any size"
             raise GraphError(f"the range of {str(name)!r} holds no size", remedy=remedy)
         self._ranges[str(name)] = (low, high)

@@ -6,7 +6,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -17,36 +17,14 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._dtype_abbrs import dtype_abbrs
 
 from compiler.errors import GraphError
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT
 from compiler.ir.placement import Placements
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "f8e4m3fn": torch.float8_e4m3fn,
-    "f8e4m3fnuz": torch.float8_e4m3fnuz,
-    "f8e5m2": torch.float8_e5m2,
-    "f8e5m2fnuz": torch.float8_e5m2fnuz,
-    "f8e8m0fnu": torch.float8_e8m0fnu,
-    "f4e2m1fn_x2": torch.float4_e2m1fn_x2,
-    "i8": torch.int8,
-    "i16": torch.int16,
-    "i32": torch.int32,
-    "i64": torch.int64,
-    "u8": torch.uint8,
-    "u16": torch.uint16,
-    "u32": torch.uint32,
-    "u64": torch.uint64,
-    "b8": torch.bool,
-    "c32": torch.complex32,
-    "c64": torch.complex64,
-    "c128": torch.complex128,
-}
+DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in dtype_abbrs.items()}
 
 WORDS: Mapping[str, Any] = {
     **DTYPES,
@@ -55,12 +33,13 @@ WORDS: Mapping[str, Any] = {
     "false": False,
     "inf": math.inf,
     "nan": math.nan,
-    "strided": torch.strided,
-    "sparse_coo": torch.sparse_coo,
-    "contiguous_format": torch.contiguous_format,
-    "preserve_format": torch.preserve_format,
-    "channels_last": torch.channels_last,
-    "channels_last_3d": torch.channels_last_3d,
+    **{
+        name: getattr(torch, name)
+        for name in (
+            *("strided", "sparse_coo", "contiguous_format", "preserve_format"),
+            *("channels_last", "channels_last_3d"),
+        )
+    },
 }
 """Constants written as a bare word."""
 
@@ -152,9 +131,28 @@ def name_text(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII) else quoted(text)
 
 
-def float_text(number: float) -> str:
-    """Return a float such that it reads back as the same float, never as an integer."""
-    return repr(float(number))
+def parenthesized(texts: Iterable[str]) -> str:
+    """Return ``(a, b)``, and ``(a,)`` of one."""
+    listed = list(texts)
+    return f"({', '.join(listed)}{',' * (len(listed) == 1)})"
+
+
+def constant(item: Any) -> str | None:
+    """Return a constant as text, which the grammar's ``item`` reads back; None if it has none."""
+    match item:
+        case None | bool():
+            return str(item).lower()
+        case int():
+            return str(int(item))
+        case float():
+            return repr(float(item))
+        case str():
+            return quoted(item)
+        case torch.device():
+            return f"@{item}"
+        case torch.dtype() | torch.layout() | torch.memory_format():
+            return CONSTANTS.get(item)
+    return None
 
 
 Size: TypeAlias = "int | sympy.Expr"
@@ -181,9 +179,8 @@ class SymbolType:
     expression: Size | None = None
 
     def __str__(self) -> str:
-        return (
-            self.kind if self.expression is None else f"{self.kind}({size_text(self.expression)})"
-        )
+        size = "" if self.expression is None else f"({size_text(self.expression)})"
+        return f"{self.kind}{size}"
 
 
 @dataclass(frozen=True)
@@ -193,16 +190,10 @@ class ConstantType:
     value: float | str | None
 
     def __str__(self) -> str:
-        match self.value:
-            case None:
-                return "none"
-            case bool():
-                return f"bool({str(self.value).lower()})"
-            case int():
-                return f"int({self.value})"
-            case str():
-                return f"str({quoted(self.value)})"
-        return f"float({float_text(self.value)})"
+        kind = next(
+            (kind for kind in (bool, int, float, str) if isinstance(self.value, kind)), None
+        )
+        return f"{kind.__name__}({constant(self.value)})" if kind else "none"
 
 
 @dataclass(frozen=True)
@@ -212,7 +203,7 @@ class TupleType:
     items: tuple[ValueType, ...]
 
     def __str__(self) -> str:
-        return "(" + ", ".join(map(str, self.items)) + ("," * (len(self.items) == 1)) + ")"
+        return parenthesized(map(str, self.items))
 
 
 ValueType = TensorType | SymbolType | ConstantType | TupleType

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 import compiler
-from compiler.backend import compile_graph
 from compiler.errors import CommPlanError, ExchangeError
+from compiler.optimize import model_api
 from scripts.bench_backend import collectives
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
@@ -89,7 +89,7 @@ def ranges(group: dist.ProcessGroup, inner: str) -> Any:
             torch.testing.assert_close(run(ids), model(ids), atol=1e-5, rtol=1e-4)
             found[tokens] = collectives(lambda: run(ids))  # noqa: B023
     report, *_ = compiler.reports()  # Inductor may ask for another where a share is one row
-    return found, len(report.model.ranged.results), report.verdict
+    return found, len({each.spmd for each in report.model.result.ranges}), report.verdict
 
 
 @pytest.mark.parametrize("inner", ["eager", "inductor"])
@@ -134,13 +134,13 @@ def message(act: Callable[[], Any]) -> str:
 
 def broken(group: dist.ProcessGroup) -> Any:
     model, x = Branches(group), torch.ones(4, HIDDEN)
-    expected, lower = model(x).detach(), compile_graph.lower
+    expected, lower = model(x).detach(), model_api.lower
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise CommPlanError("no lowering today") if group.rank() == 1 else AssertionError
 
     if group.rank() == 1:
-        compile_graph.lower = fails
+        model_api.lower = fails
     try:
         with torch.no_grad():
             run = compiled(model)
@@ -150,7 +150,7 @@ def broken(group: dist.ProcessGroup) -> Any:
             with pytest.raises(Exception, match="no lowering today") as caught:
                 strict(x)
     finally:
-        compile_graph.lower = lower
+        model_api.lower = lower
     return text, str(report), type(caught.value.inner_exception).__name__
 
 

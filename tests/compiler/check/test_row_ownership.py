@@ -163,7 +163,7 @@ def test_experts_may_be_dealt_out_over_one_axis_and_sliced_over_another() -> Non
         (mixing, "mixes rows"),
         (shifted, "picks rows"),
         (wrong_tokens, "does not give the tokens of ordered entries"),
-        (every_other, "no interval"),
+        (every_other, "not an interval"),
         (computed_ids, "nothing says how large ids may be"),
         (by_row, "is not a function of single ids"),
     ],

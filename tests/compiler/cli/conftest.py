@@ -2,13 +2,15 @@
 
 import sys
 import textwrap
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from compiler.cli.app import app
+from compiler.cli.entry import ExitCode
+from compiler.cli.entry import run as run_command
 
 TWO_SUMS = """
 mesh <tp = 4>
@@ -102,10 +104,14 @@ class Outcome:
 @pytest.fixture
 def run():
     def invoke(*arguments: object) -> Outcome:
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout, result.stderr)
+        out, err = StringIO(), StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = run_command([str(a) for a in arguments])
+            except SystemExit as exit:
+                code = exit.code
+        assert code != ExitCode.INTERNAL_ERROR, err.getvalue()
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     return invoke
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compiler.cli import main
-from compiler.cli.app import app
+from compiler.cli.commands import rules
 from compiler.cli.inputs.own_packages import ROOT
 
 CONSOLE_SCRIPT = "import sys; sys.path.pop(0); from compiler.cli import main; sys.exit(main())"
@@ -127,9 +127,9 @@ def test_a_package_that_this_program_hides(namesakes, monkeypatch, capsys):
 
 
 def test_an_internal_error_is_told_from_a_verdict(monkeypatch, capsys):
-    def broken(self, **_):
+    def broken(**_):
         raise AssertionError("an invariant")
 
-    monkeypatch.setattr(type(app), "__call__", broken)
-    assert ended(monkeypatch) == 70
+    monkeypatch.setattr(rules, "rules", broken)
+    assert ended(monkeypatch, "rules") == 70
     assert "AssertionError: an invariant" in capsys.readouterr().err

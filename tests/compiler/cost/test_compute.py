@@ -169,6 +169,13 @@ def test_work_is_shared_by_calls_that_do_the_same() -> None:
     assert work(build.call(aten.silu.default, x)) is work(build.call(aten.silu.default, x))
 
 
+def test_an_operand_is_read_once_however_often_it_is_listed() -> None:
+    build = Builder(Mesh({"tp": 8}))
+    x, y = (build.input(name, 4, 8, dtype=BF16) for name in "xy")
+    product, square = (work(build.call(aten.mul.Tensor, x, other)) for other in (y, x))
+    assert (product.bytes_moved(()), square.bytes_moved(())) == (3 * 64, 2 * 64)
+
+
 def test_what_is_known_of_calls_keeps_no_graph_alive() -> None:
     node = symbolic("%2: bf16[s0, 4096] = aten.erfc(%0)")  # a call that no other test makes
     assert work(node) is work(node)

@@ -70,7 +70,7 @@ def test_what_is_no_mesh(given: Any) -> None:
     with pytest.raises(MeshError) as caught:
         spmd_graph(sample().module, given)
     assert str(caught.value) == (
-        f"mesh= is no mesh\n  found: {given!r}\n"
+        f"mesh= must be a Mesh\n  found: {given!r}\n"
         '  remedy: pass a Mesh, for example Mesh({"tp": 8})'
     )
 
@@ -80,7 +80,7 @@ def test_inputs_that_are_no_mapping(given: Any) -> None:
     with pytest.raises(PlacementError) as caught:
         spmd_graph(sample().module, sample().mesh, given)
     assert str(caught.value) == (
-        "inputs= is no mapping of names to placements\n"
+        "inputs= must be a mapping of names to placements\n"
         f"  found: {given!r}\n"
         '  remedy: for example inputs={"weight": Shard(0)}'
     )

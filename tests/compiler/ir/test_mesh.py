@@ -116,21 +116,24 @@ AXES = '  remedy: for example Mesh({"tp": 8})'
 @pytest.mark.parametrize(
     ("axes", "text"),
     [
-        ("tp", f"the axes of a mesh are no mapping of names\n  found: 'tp'\n{AXES}"),
-        (8, f"the axes of a mesh are no mapping of names\n  found: 8\n{AXES}"),
-        ([("tp", 8)], f"the axes of a mesh are no mapping of names\n  found: [('tp', 8)]\n{AXES}"),
-        ({8: 8}, f"the axes of a mesh are not named by strings\n  found: 8\n{AXES}"),
+        ("tp", f"the axes of a mesh must be a mapping of names\n  found: 'tp'\n{AXES}"),
+        (8, f"the axes of a mesh must be a mapping of names\n  found: 8\n{AXES}"),
+        (
+            [("tp", 8)],
+            f"the axes of a mesh must be a mapping of names\n  found: [('tp', 8)]\n{AXES}",
+        ),
+        ({8: 8}, f"the axes of a mesh must be named by strings\n  found: 8\n{AXES}"),
         (
             {"tp": "8"},
-            "the size of axis 'tp' is no integer\n  found: '8'\n  remedy: a size of >= 1",
+            "the size of axis 'tp' must be an integer\n  found: '8'\n  remedy: a size of >= 1",
         ),
         (
             {"tp": 8.0},
-            "the size of axis 'tp' is no integer\n  found: 8.0\n  remedy: a size of >= 1",
+            "the size of axis 'tp' must be an integer\n  found: 8.0\n  remedy: a size of >= 1",
         ),
         (
             {"tp": None},
-            "the size of axis 'tp' is no integer\n  found: None\n  remedy: a size of >= 1",
+            "the size of axis 'tp' must be an integer\n  found: None\n  remedy: a size of >= 1",
         ),
     ],
 )
@@ -145,7 +148,7 @@ def test_groups_that_are_no_lists_of_ranks(listed: Any) -> None:
     with pytest.raises(MeshError) as caught:
         Mesh({"tp": 2}, {"g": listed})
     assert str(caught.value) == (
-        "the replica groups of 'g' are no lists of ranks\n"
+        "the replica groups of 'g' must be lists of ranks\n"
         f"  found: {listed!r}\n"
         "  remedy: list the ranks of each group, for example [[0, 1], [2, 3]]"
     )
@@ -155,7 +158,7 @@ def test_groups_without_names() -> None:
     with pytest.raises(MeshError) as caught:
         Mesh({"tp": 2}, [[0, 1]])  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "groups= are no mapping of names\n"
+        "groups= must be a mapping of names\n"
         "  found: [[0, 1]]\n"
         '  remedy: for example groups={"pairs": [[0, 1], [2, 3]]}'
     )

@@ -51,7 +51,7 @@ def test_shard_of_what_is_no_dimension(dim: Any) -> None:
     with pytest.raises(PlacementError) as caught:
         Shard(dim)
     assert str(caught.value) == (
-        "the dimension of a Shard is no integer\n"
+        "the dimension of a Shard must be an integer\n"
         f"  found: Shard({dim!r})\n"
         "  remedy: count dimensions from 0, for example Shard(0)"
     )

@@ -63,7 +63,7 @@ def test_metadata_that_is_no_tensor(val: Any) -> None:
     with pytest.raises(GraphError) as caught:
         spmd_graph(module_with(aten.neg.default, val=(val,)), MESH)
     assert str(caught.value) == (
-        "meta['val'] of value %neg_default is no tensor, and aten.neg.default gives one\n"
+        "meta['val'] of value %neg_default must be a tensor, as the result of aten.neg.default\n"
         "  where: model.py:5\n"
         f"  found: {type(val).__name__}\n"
         "  remedy: set meta['val'] to a tensor of its shape and dtype on every node, "
@@ -77,7 +77,7 @@ def test_operand_that_is_no_tensor(other: object) -> None:
     with pytest.raises(GraphError) as caught:
         meaning(next(n for n in module.graph.nodes if n.op == "call_function"))
     assert str(caught.value) == (
-        "argument 'mat2' of a call of aten.mm.default is no tensor\n"
+        "argument 'mat2' of a call of aten.mm.default must be a tensor\n"
         f"  found: {other!r}\n"
         "  remedy: pass a value of the graph"
     )

@@ -90,8 +90,8 @@ def test_a_model_needs_arguments() -> None:
 
 def test_arguments_that_are_none() -> None:
     for options, text in (
-        ({"mesh": {"tp": 2}}, "mesh= is no mesh\n  found: {'tp': 2}\n"),
-        ({"inputs": "x"}, "inputs= is no mapping of names to placements\n  found: 'x'\n"),
+        ({"mesh": {"tp": 2}}, "mesh= must be a Mesh\n  found: {'tp': 2}\n"),
+        ({"inputs": "x"}, "inputs= must be a mapping of names to placements\n  found: 'x'\n"),
         ({"model_or_graph": None}, "not a model\n  found: NoneType\n"),
     ):
         with pytest.raises(CommPlanError) as raised:

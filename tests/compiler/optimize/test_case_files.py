@@ -11,8 +11,9 @@ import pytest
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import PassResult
 from compiler.ir.text import print_graph
-from compiler.optimize.graph_api import optimize_spmd
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
+from compiler.plan.planner import Planner
+from compiler.plan.planner_options import PlannerOptions
 from tests.support.case_files import Case, all_cases
 from tests.support.case_runner import Runner, checked_in_lockstep
 
@@ -25,9 +26,8 @@ class Optimize:
     policy: str = "cost"
 
     def apply(self, graph: SpmdGraph) -> PassResult:
-        result = optimize_spmd(
-            graph, policy=self.policy, verify=False, tokens=None, pipeline=Pipeline()
-        )
+        planner = Planner(graph, PlannerOptions(self.policy))
+        result = optimize(planner, planner.decide(None), verify=False)
         remarks = tuple(remark for record in result.records for remark in record.remarks)
         # unshard-rows and shard-rows may undo each other
         changed = print_graph(result.spmd) != print_graph(graph)

@@ -79,8 +79,8 @@ def round_machine() -> Machine:
 
 def counts_of(optimized: Any) -> list[int]:
     """A number of tokens from every range of the table, in its middle or as large as may be."""
-    ranges = optimized.report.ranged.table.ranges()
-    step = optimized.report.ranged.table.ranks
+    ranges = optimized.report.result.table.ranges()
+    step = optimized.report.result.table.ranks
     return [r.first + (min(r.last, LARGEST) - r.first) // 2 // step * step for r in ranges]
 
 

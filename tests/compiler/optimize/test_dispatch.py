@@ -77,12 +77,10 @@ def step3p5(
         again = optimized(ids, positions, model.make_cache(batch, 300))
     found["64 x 1, equal splits"] = float((want - again).float().abs().max() / scale)
     found["verdicts"] = {
-        result.verdict for p in optimized.prepared for result in p.report.ranged.results
+        result.verdict for p in optimized.prepared for result in p.report.result.ranges
     }
-    ranged = [p.report.ranged for p in optimized.prepared]
-    found["remarks"] = [
-        str(r) for table in ranged for result in table.results for r in result.remarks
-    ]
+    ranges = [result for p in optimized.prepared for result in p.report.result.ranges]
+    found["remarks"] = [str(r) for result in ranges for r in result.remarks]
     many = [p.variants.plan(4096) for p in optimized.prepared]
     found["calls"] = [[exchanges(form.eager), exchanges(form.module)] for form in many]
     return found

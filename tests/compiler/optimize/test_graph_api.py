@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-import compiler.optimize.graph_api
+import compiler.optimize.optimizer
 import compiler.plan.planner
 from compiler.check import Report, Verdict
 from compiler.cost import MachineError, machines
@@ -19,6 +19,7 @@ from compiler.ir.placement import Shard, Varying
 from compiler.ir.remark import RemarkKind
 from compiler.ir.text import print_graph
 from compiler.optimize import check_equivalence, optimize_graph
+from passes import EliminateDeadCode, PlaceReductions
 from tests.compiler.optimize.optimized import optimized
 from tests.support.graphs import Builder, agree, aten, function
 
@@ -271,14 +272,14 @@ def test_observers_and_bisection() -> None:
 
 def test_wrong_rewrite_is_withdrawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclasses.dataclass(frozen=True)
-    class Wrong(compiler.plan.planner.PlaceReductions):
+    class Wrong(PlaceReductions):
         def apply(self, graph: SpmdGraph) -> object:  # type: ignore[override]
             result = super().apply(graph)
             (wait, *_) = [n for n in result.graph.graph.nodes if "wait" in str(n.target)]
             wait.replace_all_uses_with(wait.args[0].args[0])
             return result
 
-    monkeypatch.setattr(compiler.plan.planner, "PlaceReductions", Wrong)
+    monkeypatch.setattr(compiler.plan.planner, "PLACING", (Wrong, EliminateDeadCode))
     result = optimized(two_branches())
     assert (result.verdict, result.after.all_reduces, result.plan.stages) == (
         Verdict.IDENTICAL, 2, (),
@@ -289,7 +290,7 @@ def test_wrong_rewrite_is_withdrawn_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_source_that_is_not_shown_to_be_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     unproved = Report(Verdict.UNPROVED, "nobody knows")
-    monkeypatch.setattr(compiler.optimize.graph_api, "check", lambda source, target: unproved)
+    monkeypatch.setattr(compiler.optimize.optimizer, "check", lambda source, target: unproved)
     with pytest.raises(VerificationError) as caught:
         optimized(two_branches())
     assert str(caught.value) == (
@@ -305,14 +306,14 @@ def test_rows_are_not_shared_where_that_cannot_be_proved(monkeypatch: pytest.Mon
     x = build.call(aten.silu.default, build.all_gather(own))
     graph = build.finish(build.all_gather(build.call(aten.neg.default, own)), x)
     assert optimized(graph).plan.rows
-    real = compiler.optimize.graph_api.check
+    real = compiler.optimize.optimizer.check
 
     def doubtful(source: SpmdGraph, target: SpmdGraph) -> Report:
         found = real(source, target)
         same = found.verdict is Verdict.IDENTICAL
         return found if same else dataclasses.replace(found, verdict=Verdict.UNPROVED)
 
-    monkeypatch.setattr(compiler.optimize.graph_api, "check", doubtful)
+    monkeypatch.setattr(compiler.optimize.optimizer, "check", doubtful)
     result = optimized(graph)
     assert not result.plan.rows
     assert result.verdict.runs
@@ -334,7 +335,7 @@ def test_rows_that_cannot_be_shared_again_stay_as_the_author_shares_them(
         mesh="mesh <tp = 4>",
     )
     assert optimized(graph).after.counts == {"reduce_scatter": 1, "all_gather": 1}
-    real = compiler.optimize.graph_api.check
+    real = compiler.optimize.optimizer.check
 
     def doubtful(source: SpmdGraph, target: SpmdGraph) -> Report:
         found = real(source, target)
@@ -342,7 +343,7 @@ def test_rows_that_cannot_be_shared_again_stay_as_the_author_shares_them(
         sure = found.verdict is Verdict.IDENTICAL or not scatters
         return found if sure else dataclasses.replace(found, verdict=Verdict.UNPROVED)
 
-    monkeypatch.setattr(compiler.optimize.graph_api, "check", doubtful)
+    monkeypatch.setattr(compiler.optimize.optimizer, "check", doubtful)
     result = optimized(graph)
     assert result.verdict is Verdict.IDENTICAL
     withdrawn = [r.reason.split()[0] for r in result.remarks if " withdrawn: " in r.reason]
@@ -372,13 +373,13 @@ def test_errors() -> None:
          "  found: dimension 2 of a tensor of 2 dimensions\n"
          "  remedy: count dimensions from 0"),
         *(({"tokens": tokens}, CommPlanError,
-           f"tokens= is no count of tokens\n  found: {tokens!r}\n"
+           f"tokens= must be a count of tokens\n  found: {tokens!r}\n"
            "  remedy: an integer of >= 1, or None") for tokens in (-1, 0, "5", 1.5, True)),
         *(({"bisect_limit": limit}, CommPlanError,
-           f"bisect_limit= is no number of passes\n  found: {limit!r}\n"
+           f"bisect_limit= must be a number of passes\n  found: {limit!r}\n"
            "  remedy: an integer of >= 0, or None") for limit in (-1, "1", 1.5, True)),
         *(({"observers": observers}, CommPlanError,
-           f"observers= is no sequence of functions\n  found: {observers!r}\n"
+           f"observers= must be a sequence of functions\n  found: {observers!r}\n"
            "  remedy: functions of one PassRecord, as in observers=[print]")
           for observers in ([3], None, print)),
     ]  # fmt: skip

@@ -160,5 +160,5 @@ def test_a_call_without_tensors(group: dist.ProcessGroup) -> None:
 
 
 def test_inputs_is_a_mapping(group: dist.ProcessGroup) -> None:
-    with pytest.raises(CommPlanError, match="inputs= is no mapping"):
+    with pytest.raises(CommPlanError, match="inputs= must be a mapping"):
         optimize_allreduce(Stack(group), inputs="x")  # type: ignore[arg-type]

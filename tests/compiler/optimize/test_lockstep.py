@@ -10,13 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from compiler.analysis.layers import layer_metadata
 from compiler.capture import Capture, capture_ranks
 from compiler.check import Verdict
 from compiler.check.simulate import PerRank, draw_inputs, simulate
 from compiler.ir.graph import SpmdGraph
-from compiler.optimize.ranged import optimize_ranges
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
@@ -49,11 +47,11 @@ def captured(experts: str, tokens: int) -> Capture:
 
 def results(search: PlannerOptions, found: Capture) -> Iterator[tuple[SpmdGraph, list[int]]]:
     """Proved graphs, each with counts that it runs at."""
-    planner = Planner(found.graph, search, layer_metadata(found.graph), Pipeline())
-    ranged = optimize_ranges(planner, found.ranges, verify=True)
-    for i, result in enumerate(ranged.results):
-        assert result.verdict in (Verdict.EQUIVALENT, Verdict.IDENTICAL)
-        yield result.spmd, [n for n in COUNTS if ranged.symbol and ranged.table.plan(n) == i]
+    result = optimize(Planner(found.graph, search, sizes=found.ranges))
+    assert {each.verdict for each in result.ranges} <= {Verdict.EQUIVALENT, Verdict.IDENTICAL}
+    for graph in dict.fromkeys(each.spmd for each in result.ranges):
+        counts = COUNTS if result.symbol else ()
+        yield graph, [n for n in counts if result.table.plan(n).spmd is graph]
 
 
 @cache

@@ -181,7 +181,9 @@ def test_bad_input_is_one_clear_error(gloo_pool: Any) -> None:
         == "unknown policy\n  found: 'best'\n  remedy: one of cost, merge, boundary, off"
     )
     assert found["machine"].startswith("no machine 'abacus'\n  found: known machines: a100x8, ")
-    assert found["inputs"].startswith("example_inputs is no call\n  found: int")
+    assert found["inputs"].startswith(
+        "example_inputs= must be the arguments of a call\n  found: int"
+    )
     assert "models.py:" in found["export"]
     assert "x.sum() > 0" in found["export"]
     assert "torch.where" in found["export"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,20 +10,13 @@ import torch
 import torch.distributed as dist
 
 from compiler import Verdict, optimize_allreduce
-from compiler.analysis.layers import layer_metadata
+from compiler.analysis.statistics import statistics
 from compiler.capture import Capture, capture
 from compiler.cost import Launch, MachineError
-from compiler.optimize.ranged import (
-    LAST_TOKENS,
-    Ranged,
-    decided_ranges,
-    optimize_ranges,
-    totals_of,
-)
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import POLICIES, PlannerOptions
-from compiler.plan.token_ranges import TokenRange, TokenTable
+from compiler.plan.token_ranges import LAST_TOKENS, TokenRange, TokenTable
 from compiler.runtime.counting import count_collectives
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.compiler.optimize.models import HIDDEN, Stack
@@ -42,7 +36,7 @@ def stack() -> Capture:
 
 def planner(found: Capture, **options: Any) -> Planner:
     search = PlannerOptions(**{"machine": machine(4), **options})
-    return Planner(found.graph, search, layer_metadata(found.graph), Pipeline())
+    return Planner(found.graph, search, sizes=found.ranges)
 
 
 @pytest.mark.parametrize("memory", [200, 1000, 10**6])
@@ -50,11 +44,11 @@ def test_planned_never_takes_longer_than_merged_nor_merged_than_as_written(
     stack: Capture, memory: int
 ) -> None:
     plans = planner(stack, machine=machine(4, memory=memory))
-    symbol, table = decided_ranges(plans, stack.ranges)
-    assert symbol is not None
+    table = plans.table
+    assert plans.symbol is not None
     ends = [count for r in table.ranges() for count in (r.first, r.last)]
     for tokens in (*COUNTS[1:], *ends):  # a single token is another graph
-        found = totals_of(plans, table.plan(tokens), tokens)
+        found = plans.totals(table.plan(tokens), tokens)
         assert found.bound is not None
         assert found.bound <= found.planned <= found.merged <= found.as_written, tokens
 
@@ -65,21 +59,34 @@ def test_the_time_of_a_plan_is_that_of_its_graph(stack: Capture) -> None:
     for tokens in COUNTS:
         decided = plans.decide(tokens)
         written = plans.write(decided)
-        again = Planner(
-            written.graph, PlannerOptions("off", plans.options.machine), (), Pipeline()
-        ).as_written
+        off = PlannerOptions("off", plans.options.machine)
+        again = Planner(written.graph, off, ()).as_written
         assert plans.time_ps(again, tokens) == plans.time_ps(decided, tokens), tokens
 
 
 def test_ranges_differ_where_sharing_begins_to_pay(stack: Capture) -> None:
-    ranged = optimize_ranges(planner(stack), stack.ranges, verify=True)
-    assert {r.verdict for r in ranged.results} == {Verdict.EQUIVALENT}
-    assert ranged.table.ranks == 4
-    few, many = (ranged.results[ranged.table.plan(n)].after.counts for n in (2, 4096))
+    result = optimize(planner(stack))
+    assert {each.verdict for each in result.ranges} == {Verdict.EQUIVALENT}
+    assert result.table.ranks == 4
+    few, many = (result.table.plan(n).after.counts for n in (2, 4096))
     assert few == {"all_reduce": 2}
     assert many["reduce_scatter"] == 2
-    assert ranged.table.even[-1].last == LAST_TOKENS
-    assert len(ranged.totals) == len(ranged.table.ranges())
+    assert result.table.even[-1].last == LAST_TOKENS
+    assert [each.totals and each.totals.tokens for each in result.ranges] == [
+        each.plan.tokens for each in result.ranges
+    ]
+
+
+def test_plans_count_payloads_at_their_own_tokens(stack: Capture) -> None:
+    result = optimize(planner(stack))
+    assert [each.plan.tokens for each in result.ranges] == [r.first for r in result.table.ranges()]
+    for each in result.ranges:
+        tokens, (stage,) = each.plan.tokens, each.plan.stages
+        assert stage.before_payload_bytes == statistics(stack.graph.graph, tokens).payload_bytes
+    assert optimize(planner(stack, machine=None)).plan.tokens == 6, "the call's, as it was made for"
+    plan = planner(stack).decide(4096).plan("cost", 6)
+    (stage,) = plan.stages
+    assert (plan.tokens, stage.before_payload_bytes) == (6, 3 * 6 * HIDDEN * 4)
 
 
 def test_without_a_machine_or_for_another_policy_there_is_one_plan(stack: Capture) -> None:
@@ -88,7 +95,7 @@ def test_without_a_machine_or_for_another_policy_there_is_one_plan(stack: Captur
             if policy == "cost" and known is not None:
                 continue
             plans = planner(stack, policy=policy, machine=known)
-            assert len(optimize_ranges(plans, stack.ranges, verify=True).results) == 1
+            assert len(optimize(plans).ranges) == 1
 
 
 def test_launches_are_part_of_the_price(stack: Capture) -> None:
@@ -98,12 +105,12 @@ def test_launches_are_part_of_the_price(stack: Capture) -> None:
 
 def test_a_machine_that_does_not_know_the_group_is_an_error(stack: Capture) -> None:
     with pytest.raises(MachineError):
-        optimize_ranges(planner(stack, machine=machine(2)), stack.ranges, verify=True)
+        optimize(planner(stack, machine=machine(2)))
 
 
 def test_without_link_rates_there_is_no_bound(stack: Capture) -> None:
     plans = planner(stack, machine=machine(4, link=False))
-    assert totals_of(plans, plans.decide(8), 8).bound is None
+    assert plans.totals(plans.decide(8), 8).bound is None
 
 
 def on_ranks(group: dist.ProcessGroup) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def step3p5(group: dist.ProcessGroup, experts: str, launch: str) -> dict[str, An
         graph = optimized.graph_module(batch * tokens).graph
         found["counts"].add(sum("reduce_scatter" in str(n.target) for n in graph.nodes))
     found["verdicts"] = {
-        result.verdict for p in optimized.prepared for result in p.report.ranged.results
+        result.verdict for p in optimized.prepared for result in p.report.result.ranges
     }
     return found
 
@@ -177,11 +184,13 @@ def test_a_model_by_ranges_of_tokens(gloo_pool: Any, ranks: int, experts: str, l
         assert len(found["counts"]) > 1, "not one plan for all"
 
 
-def test_the_most_that_a_result_runs_for() -> None:
-    even = (TokenRange(2, 64, 0), TokenRange(66, LAST_TOKENS, 1))
-    uneven = (TokenRange(1, 99, 0), TokenRange(101, LAST_TOKENS - 1, 1))
-    ranged = Ranged("s0", TokenTable(2, even, uneven), ())
-    assert ranged.most(0, {"s0": (1, None), "s1": (1, 5)}) == {"s0": 99, "s1": 5}
-    assert ranged.most(1, {"s0": (1, None)}) == {}, "the last range serves for more"
-    assert ranged.most(1, {"s0": (1, 4096)}) == {"s0": 4096}
-    assert ranged.most(0, {"s0": (1, 50)}) == {"s0": 50}
+def test_the_greatest_sizes_that_a_graph_runs_for(stack: Capture) -> None:
+    result = optimize(planner(stack))
+    one, other = result.ranges[0], replace(result.ranges[0], spmd=stack.graph)
+    even = (TokenRange(2, 64, one), TokenRange(66, LAST_TOKENS, other))
+    uneven = (TokenRange(1, 99, one), TokenRange(101, LAST_TOKENS - 1, other))
+    result = replace(result, table=TokenTable(2, even, uneven), symbol="s0")
+    assert result.greatest(one.spmd, {"s0": (1, None), "s1": (1, 5)}) == {"s0": 99, "s1": 5}
+    assert result.greatest(other.spmd, {"s0": (1, None)}) == {}, "the last range serves for more"
+    assert result.greatest(other.spmd, {"s0": (1, 4096)}) == {"s0": 4096}
+    assert result.greatest(one.spmd, {"s0": (1, 50)}) == {"s0": 50}

@@ -40,7 +40,7 @@ def test_what_is_no_machine_is_refused() -> None:
     with pytest.raises(MachineError) as caught:
         machine_of(8)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "machine= is no machine\n  found: int\n"
+        "machine= must be a machine\n  found: int\n"
         '  remedy: give a name, the path of a machine file, a Machine, None, or "auto"'
     )
     with pytest.raises(MachineError, match="cannot read the machine file"):

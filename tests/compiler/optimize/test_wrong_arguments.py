@@ -36,8 +36,8 @@ def module() -> fx.GraphModule:
         ({"inputs": {"nowhere": Varying()}}, PlacementError, "inputs= names"),
         ({"inputs": {"x": Shard(9)}}, PlacementError, "dimension it does not have"),
         ({"inputs": {"x": "V"}}, PlacementError, "the placement of 'x' is not a placement"),
-        ({"inputs": "x"}, PlacementError, "inputs= is no mapping"),
-        ({"mesh": None}, MeshError, "mesh= is no mesh"),
+        ({"inputs": "x"}, PlacementError, "inputs= must be a mapping"),
+        ({"mesh": None}, MeshError, "mesh= must be a Mesh"),
         ({"target": nn.Linear(2, 2)}, GraphError, "not a graph\n  found: Linear"),
     ],
 )
@@ -67,7 +67,7 @@ def test_target_that_the_placements_of_the_source_do_not_fit_is_a_verdict() -> N
          "  remedy: pass an nn.Module, an fx.GraphModule or an ExportedProgram"),
         ({"model": abs}, CommPlanError, "not a model\n  found: builtin_function_or_method\n"
          "  remedy: pass an nn.Module, an fx.GraphModule or an ExportedProgram"),
-        ({"mesh": {"tp": 2}}, MeshError, "mesh= is no mesh\n  found: {'tp': 2}\n"
+        ({"mesh": {"tp": 2}}, MeshError, "mesh= must be a Mesh\n  found: {'tp': 2}\n"
          '  remedy: pass a Mesh, for example Mesh({"tp": 8})'),
     ],
 )  # fmt: skip
@@ -83,7 +83,7 @@ def test_group_that_is_none() -> None:
     with fake_process_group(0, 2), pytest.raises(MeshError) as caught:
         optimize_allreduce(nn.Linear(2, 2), group=3)
     assert str(caught.value) == (
-        "group= is no process group of this rank\n"
+        "group= must be a process group of this rank\n"
         "  found: 3\n"
         "  remedy: pass a torch.distributed.ProcessGroup, or None for all ranks"
     )

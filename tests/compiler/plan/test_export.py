@@ -6,18 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from compiler.analysis.layers import layer_metadata
 from compiler.errors import PlanError
 from compiler.ir.comm_plan import CommPlan, RowStage, Stage
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.text import print_graph
-from compiler.pipeline import Pipeline
-from compiler.plan.export import (
-    reduction_assignment,
-    reduction_stage,
-    row_assignment,
-    row_stage,
-)
+from compiler.plan.export import reduction_stage, row_stage
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.reduction_cut import place_reductions
@@ -27,6 +20,7 @@ from tests.compiler.plan.test_row_cut import authored
 from tests.support.graphs import function
 from tests.support.machines import machine
 from tests.support.random_graphs import LINEAR, seeded
+from tests.support.replay import reduction_assignment, row_assignment
 from tests.support.seeds import share
 
 
@@ -45,7 +39,7 @@ def replayed(canonical: SpmdGraph, plan: CommPlan) -> SpmdGraph:
 
 def planned(graph: SpmdGraph, options: PlannerOptions, tokens: int | None = None) -> CommPlan:
     """The plan; what must hold of its replay on another copy of the graph is asserted here."""
-    planner = Planner(graph, options, layer_metadata(graph), Pipeline())
+    planner = Planner(graph, options)
     decision = planner.decide(tokens)
     plan = decision.plan(options.policy, tokens)
     again = replayed(planner.canonical.graph.own_copy(), plan)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.analysis.layers import layer_metadata
 from compiler.cost import load_machine, machines
 from compiler.cost.tables import Fused
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM, SLOT_BYTES
 from compiler.ir.graph import SpmdGraph
-from compiler.optimize.graph_api import finished
-from compiler.pipeline import Pipeline
+from compiler.optimize import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from passes import FuseReduceNorm
@@ -37,9 +35,8 @@ def layer(returned: str = "%7, %5") -> SpmdGraph:
 
 
 def planner(machine: str, *, fuse: bool = True, returned: str = "%7") -> Planner:
-    graph = layer(returned)
     search = PlannerOptions(machine=load_machine(machine), fuse=fuse)
-    return Planner(graph, search, layer_metadata(graph), Pipeline())
+    return Planner(layer(returned), search)
 
 
 @pytest.mark.parametrize("tokens", [1024, 4096, 16384, 4099])
@@ -56,7 +53,7 @@ def test_a_known_kernel_takes_the_place_of_its_parts(tokens: int) -> None:
 
 def test_the_runtime_fuses_what_the_plan_counts_on() -> None:
     found = planner("h100x8")
-    result = finished(found, found.decide(4096), tokens=4096, verify=True)
+    result = optimize(found, found.decide(4096), tokens=4096)
     assert result.report is not None
     assert result.report.verdict.runs
     assert result.spmd is not None

@@ -185,7 +185,7 @@ def test_a_table_without_counts_that_ranks_share_evenly() -> None:
 
 def test_a_mapped_table_answers_for_the_same_counts() -> None:
     table = token_table(lambda n: cheapest([STEEP, FLAT], n), price, 1, 100, 2, lambda n: UNLIMITED)
-    named = table.map(lambda plan: "steep" if plan == STEEP else "flat")
+    named = table.map(lambda tokens: "steep" if tokens.plan == STEEP else "flat")
     assert [named.plan(n) for n in (2, 3, 50, 51)] == ["steep", "steep", "flat", "flat"]
 
 

@@ -289,7 +289,7 @@ class Sealed(Model, metaclass=Final):
 
 def test_where_no_view_can_be_made_there_is_a_module_and_a_warning() -> None:
     model = Sealed()
-    with pytest.warns(UserWarning, match="can be called, and is no Sealed: a final class"):
+    with pytest.warns(UserWarning, match="can be called, and is not a Sealed: a final class"):
         run = optimize_allreduce(model)
     assert isinstance(run, OptimizedModule)
     assert close(run, model)

@@ -23,7 +23,7 @@ def terms(call: Sample, found: Meaning) -> Iterator[str]:
 def partial_sums(call: Sample, found: Meaning) -> Iterator[str]:
     """What ``keeps_partial`` accepts adds up."""
     for partial in laws.placements(len(laws.operands(call))):
-        kept = found.keeps_partial(partial, [not p for p in partial])
+        kept = laws.keeps_partial(found, partial)
         if kept and not laws.adds_up(call, partial):
             yield f"accepts partial sums {partial}"
 
@@ -31,7 +31,7 @@ def partial_sums(call: Sample, found: Meaning) -> Iterator[str]:
 def refused_sums(call: Sample, found: Meaning) -> Iterator[str]:
     """What ``keeps_partial`` refuses does not add up."""
     for partial in laws.placements(len(laws.operands(call))):
-        kept = found.keeps_partial(partial, [not p for p in partial])
+        kept = laws.keeps_partial(found, partial)
         if not kept and laws.adds_up(call, partial):
             yield f"refuses partial sums {partial} for no reason"
 

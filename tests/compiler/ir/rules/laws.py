@@ -163,6 +163,19 @@ def _number(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype.is_floating_point and x.dtype.itemsize == 1 else x
 
 
+def keeps_partial(found: Meaning, partial: Sequence[bool]) -> bool:
+    """Whether partial sums in go to partial sums out, all other operands replicated."""
+    return (
+        bool(found.terms)
+        and not found.rank_dependent
+        and all(
+            [partial[i] for i in term.operands].count(True) == 1
+            and not any(partial[i] for i in term.fixed)
+            for term in found.terms or ()
+        )
+    )
+
+
 def adds_up(call: Sample, partial: Sequence[bool]) -> bool:
     """Whether the kernel maps these partial sums to partial sums, on several random splits."""
     wanted = [_number(x) for x in run(call, operands(call))]

@@ -17,6 +17,8 @@ group "world" = <dp, "t p">
 group "odd" = [[0, 2, 4, 6], [1, 3, 5, 7]]
 sym s0 in [2, 8192]
 sym s1 in [0, inf]
+sym s2 in [-inf, 4]
+sym s3 in [-inf, inf]
 func @main(
   %0 "x": f32[s0, 8] {dp: S(0), "t p": P},
   %1 "n": sym(3*s1 + 1) {dp: R, "t p": R},
@@ -25,7 +27,9 @@ func @main(
   %4 "scale": float(1e-06) {dp: R, "t p": R},
   %5 "flag": bool(true) {dp: R, "t p": R},
   %6 "mode": str("a \\"b\\" // c") {dp: R, "t p": R},
-  %7 "mask": none {dp: R, "t p": R}
+  %7 "mask": none {dp: R, "t p": R},
+  %8 "shift": sym(s2) {dp: R, "t p": R},
+  %9 "offset": sym(s3 + 1) {dp: R, "t p": R}
 ) {
   return %0, %1, %2
 }

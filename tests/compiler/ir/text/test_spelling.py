@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from compiler.ir.text.spelling import CONSTANTS, DTYPES, PYTHON, find_op, float_text, op_name
+from compiler.ir.text.spelling import CONSTANTS, DTYPES, PYTHON, constant, find_op, op_name
 
 aten = torch.ops.aten
 
@@ -44,6 +44,6 @@ def test_element_types_are_told_apart() -> None:
 
 @pytest.mark.parametrize("number", [0.0, -0.0, 1.0, 1e-06, 1e300, 0.1, math.inf, -math.inf])
 def test_floats_read_back(number: float) -> None:
-    text = float_text(number)
+    text = constant(number) or ""
     assert float(text) == number
     assert not text.lstrip("-").isdecimal()

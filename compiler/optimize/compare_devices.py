@@ -1,4 +1,4 @@
-"""Check two graphs against each other, of the same ranks or one of a single device."""
+"""Check a tensor-parallel model against the model on one device."""
 
 from __future__ import annotations
 
@@ -7,53 +7,11 @@ from collections.abc import Mapping
 from torch import fx
 from torch.export import ExportedProgram
 
-from compiler.check import Report, Verdict, check
+from compiler.check import Report
 from compiler.check.single_device import Declared, check_single_device
-from compiler.errors import CommPlanError, PlacementError
-from compiler.ir.declared_inputs import Inputs
 from compiler.ir.graph import check_given, spmd_graph
 from compiler.ir.mesh import Mesh
-from compiler.optimize.source import constants_of, functional, warn_undeclared
-
-
-def check_equivalence(
-    source: fx.GraphModule | ExportedProgram,
-    target: fx.GraphModule | ExportedProgram,
-    *,
-    mesh: Mesh,
-    inputs: Inputs | None = None,
-) -> Report:
-    """Whether ``target`` computes the same function as ``source`` on every rank.
-
-    Args:
-        source: as in ``optimize_graph``.
-        target: likewise; placeholders correspond by position, attributes by name.
-        mesh: resolves the group names of both.
-        inputs: placements of the source's inputs, as in ``optimize_graph``.
-
-    Returns:
-        The report; ``.verdict`` is one of IDENTICAL, EQUIVALENT, NOT_EQUIVALENT, UNPROVED and
-        INVALID. An ill-formed graph is a verdict, not an error.
-
-    Raises:
-        GraphError, MeshError: no graph modules, or no mesh.
-        PlacementError: ``inputs`` does not fit the source.
-
-    Warns:
-        UndeclaredInputs: as ``optimize_graph``.
-    """
-    both = functional(source), functional(target)
-    check_given(mesh, *both, inputs=inputs)
-    graphs = []
-    for side, gm, declared in zip(("source", "target"), both, (inputs, None), strict=True):
-        try:
-            graphs.append(spmd_graph(gm, mesh, declared))
-        except PlacementError:
-            raise
-        except CommPlanError as error:
-            return Report(Verdict.INVALID, f"{side}: {error}")
-    warn_undeclared(graphs[0], inputs)
-    return check(*graphs)
+from compiler.optimize.source import constants_of, functional
 
 
 def check_parallel(
