@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compiler.backend import GraphReport, reports, reset_reports
     from compiler.check import Report, Verdict
+    from compiler.check.single_device import Packed
     from compiler.errors import CommPlanError, UndeclaredInputs
     from compiler.ir.mesh import Mesh
     from compiler.ir.placement import Partial, Replicate, Shard, Varying
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         ModelReport,
         OptimizationResult,
         check_equivalence,
+        check_parallel,
         optimize_allreduce,
         optimize_graph,
     )
@@ -30,6 +32,7 @@ __all__ = [
     "Mesh",
     "ModelReport",
     "OptimizationResult",
+    "Packed",
     "Partial",
     "Replicate",
     "Report",
@@ -38,6 +41,7 @@ __all__ = [
     "Varying",
     "Verdict",
     "check_equivalence",
+    "check_parallel",
     "lint",
     "optimize_allreduce",
     "optimize_graph",
@@ -50,6 +54,7 @@ _HOMES = {
     "compiler.linter": ("Finding",),
     "compiler.linter.api": ("lint",),
     "compiler.check": ("Report", "Verdict"),
+    "compiler.check.single_device": ("Packed",),
     "compiler.errors": ("CommPlanError", "UndeclaredInputs"),
     "compiler.ir.mesh": ("Mesh",),
     "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
@@ -57,6 +62,7 @@ _HOMES = {
         "ModelReport",
         "OptimizationResult",
         "check_equivalence",
+        "check_parallel",
         "optimize_allreduce",
         "optimize_graph",
     ),

@@ -89,12 +89,16 @@ def test_the_first_door_serves_a_model_of_transformers(tmp_path):
 
 @pytest.mark.parametrize(
     ("block", "before", "printed"),
-    [(1, A_MODEL, "2 all_reduces before, 1 after"), (2, "", "2 1\n")],
-    ids=["backend", "graph"],
+    [
+        (1, A_MODEL, "2 all_reduces before, 1 after"),
+        (2, "", "2 1\n"),
+        (3, "", "EQUIVALENT\nNOT_EQUIVALENT\n"),
+    ],
+    ids=["backend", "graph", "single device"],
 )
 def test_python_blocks_run(tmp_path, block, before, printed):
     assert printed in run([], tmp_path, before + BLOCKS[block])
 
 
 def test_every_block_is_run():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4

@@ -23,7 +23,7 @@ from compiler.check.expand import expanded
 from compiler.check.gathered_rows import with_gathered_rows
 from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
-from compiler.check.real_normal_form import real_normal_form
+from compiler.check.real_normal_form import narrowings, real_normal_form
 from compiler.check.same_calls import identical, same_calls
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
@@ -130,6 +130,9 @@ def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGrap
     check_metadata(before, after)
     if before is source and after is target:
         return source, target
+    if added := narrowings(target) - narrowings(source):  # the form leaves conversions out
+        ((wide, narrow, _), count), *_ = added.items()
+        raise UnprovedError(f"{count} more conversions from {wide} to {narrow} than in the source")
     return real_normal_form(before), real_normal_form(after)
 
 
@@ -313,8 +316,8 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
     )  # fmt: skip
     if needed > SIMULATION_BYTES:
         raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
-    sampled = [x | y for x, y in zip(_sampled(source), _sampled(target), strict=True)]
-    if all(sampled):
+    skipped = [x | y for x, y in zip(sampled(source), sampled(target), strict=True)]
+    if all(skipped):
         raise CommPlanError("Not simulated: every output depends on random numbers")
     for seed in range(SEEDS):
         inputs = draw_inputs(source, seed)
@@ -326,22 +329,25 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         except Exception as error:
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if not sampled[output] and (difference := _difference(seed, output, a, b)):
-                return difference
+            if not skipped[output] and (refutation := difference(seed, output, a, b)):
+                return refutation
     return None
 
 
-def _sampled(graph: SpmdGraph) -> list[bool]:
+def sampled(graph: SpmdGraph) -> list[bool]:
     """Return, per output, whether it depends on random numbers, which differ in every run."""
-    sampled: set[fx.Node] = set()
+    drawn: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        rule = graph.meanings.get(node)
-        if (rule is not None and rule.random) or not sampled.isdisjoint(node.all_input_nodes):
-            sampled.add(node)
-    return [node in sampled for node in _outputs(graph)]
+        rule, operands = graph.meanings.get(node), access.operands(node)
+        reads = None if rule is None else rule.reads
+        read = operands if reads is None else [operands[i] for i in reads]
+        if (rule is not None and rule.random) or not drawn.isdisjoint(read):
+            drawn.add(node)
+    return [node in drawn for node in _outputs(graph)]
 
 
-def _difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:
+def difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:
+    """Return where an output differs by more than rounding, per rank; None if it does not."""
     for rank, (a, b) in enumerate(zip(want, got, strict=True)):
         if not isinstance(a, torch.Tensor) or a.numel() == 0:
             continue

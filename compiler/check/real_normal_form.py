@@ -16,7 +16,8 @@ that show they are not negative (``is_nonnegative``), as mean(x * x) + eps does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -61,6 +62,20 @@ def real_normal_form(graph: SpmdGraph) -> SpmdGraph:
             written.meta = form.typed(node)
         form.values[node] = written
     return SpmdGraph(graph.root, form.graph, graph.mesh, graph.inputs)
+
+
+def narrowings(graph: SpmdGraph) -> Counter[tuple[torch.dtype, torch.dtype, Hashable]]:
+    """Return how often a graph rounds: wider type, narrower type and width of a row -> conversions.
+
+    Rows that ranks share, or are sent, are as wide as all were.
+    """
+    counts = Counter[tuple[torch.dtype, torch.dtype, Hashable]]()
+    for node in graph.graph.nodes:
+        if node.target in CONVERSIONS and _is_real(node):
+            wide, narrow = access.dtype(access.operands(node)[0]), access.dtype(node)
+            if torch.promote_types(wide, narrow) is not narrow:
+                counts[wide, narrow, shape_key(access.tensor(node))[-1:]] += 1
+    return counts
 
 
 def _is_real(node: fx.Node) -> bool:

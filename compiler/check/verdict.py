@@ -62,6 +62,7 @@ class Report:
         explanation: one paragraph: what was shown and in which sense, or the first difference.
         roundings: one line per place where the target rounds differently.
         counterexample: for NOT_EQUIVALENT.
+        premises: one line per thing that is taken for granted.
         values: number of values interpreted in both graphs together.
         seconds: wall time of the check.
     """
@@ -70,5 +71,6 @@ class Report:
     explanation: str
     roundings: tuple[str, ...] = ()
     counterexample: Counterexample | None = None
+    premises: tuple[str, ...] = ()
     values: int = 0
     seconds: float = 0.0

@@ -95,6 +95,10 @@ def parser() -> ArgumentParser:
     option(check, "source SOURCE", "graph file that says what is right")
     option(check, "target TARGET", "graph file to hold against it")
 
+    verify = add("verify", VERIFY, _model(), _format(TEXT_OR_JSON))
+    option(verify, "single SINGLE", "the model on one device, if it is another than MODEL with one "
+           "rank", nargs="?", default="")  # fmt: skip
+
     formats = _format((*TEXT_OR_JSON, "github", "markdown"))
     listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), formats)
     option(listed, "--optimized", "of the optimized graph")
@@ -275,6 +279,15 @@ Say whether TARGET computes the same function as SOURCE on every rank.
 Inputs correspond by position, parameters by name; placements are those of SOURCE.
 Exit code 0: yes. 1: no, with a counterexample. 2: not shown either way. 3: the
 files cannot be compared."""
+VERIFY = """\
+Say whether MODEL on several ranks computes what SINGLE computes on one device.
+
+Parameters and arguments correspond by name. What ranks hold of each is what
+--input says, otherwise what the shapes of both models say; the report lists it.
+Exit code 0: yes. 1: no, with a counterexample. 2: not shown either way. 3: the
+models cannot be compared.
+
+  commplan verify step3p5 --tp 8 --set experts=ep"""
 COLLECTIVES = """\
 List the collectives of MODEL: kind, axis, operand on one rank, layers and line.
 

@@ -1,5 +1,6 @@
 """The composition root: optimize a graph or model, check two graphs against each other."""
 
+from compiler.optimize.compare_devices import check_parallel
 from compiler.optimize.compare_graphs import check_equivalence
 from compiler.optimize.graph_api import optimize_graph
 from compiler.optimize.model_api import optimize_allreduce, optimize_captured
@@ -10,6 +11,7 @@ __all__ = [
     "ModelReport",
     "OptimizationResult",
     "check_equivalence",
+    "check_parallel",
     "optimize",
     "optimize_allreduce",
     "optimize_captured",

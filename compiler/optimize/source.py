@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -19,6 +20,15 @@ def functional(program: fx.GraphModule | ExportedProgram) -> fx.GraphModule:
         return program
     module: fx.GraphModule = functional_program(program).graph_module
     return module
+
+
+def constants_of(program: fx.GraphModule | ExportedProgram) -> dict[str, torch.Tensor]:
+    """Return the tensors that a program's own code made, by placeholder; none of graphs."""
+    if not isinstance(program, ExportedProgram):
+        return {}
+    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
+    tensors = {name: program.constants[key] for name, key in lifted.items()}
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
 def warn_undeclared(graph: SpmdGraph, inputs: Inputs | None) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compiler.capture import capture_ranks
@@ -44,6 +45,7 @@ class Source:
         notes: what else a reader should know.
         written: output of the graph -> input that it is written back to.
         keys: input -> its key in the model's state_dict, where it has one.
+        constants: input -> tensor that the model's code made.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Source:
     notes: tuple[str, ...] = ()
     written: Mapping[int, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def load(name: str, options: InputOptions, stages: Stages) -> Source:
@@ -89,8 +92,10 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
             capture=options.capture,
         )
     notes = tuple(map(str, capture.remarks))
-    assumed = tuple(capture.assumed)
-    return Source(name, capture.graph, assumed, notes, capture.mutations, capture.state)
+    return Source(
+        name, capture.graph, tuple(capture.assumed), notes,
+        capture.mutations, capture.state, capture.constants,
+    )  # fmt: skip
 
 
 def factory_of(name: str, keywords: Mapping[str, Any]) -> Callable[[], Any]:

@@ -29,6 +29,8 @@ def print_report(console: Console, report: Report) -> None:
     for text, layers in _roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
         console.print(f"  rounding: {len(layers)} x {text}{where}", soft_wrap=True)
+    for premise in report.premises:
+        console.print(f"  premise: {premise}", soft_wrap=True)
     if (example := report.counterexample) is not None:
         console.print(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "

@@ -297,12 +297,14 @@ def test_an_argument_without_text_form() -> None:
 
 
 def test_a_value_without_text_form() -> None:
-    def build(graph: fx.Graph, x: fx.Node) -> fx.Node:
-        return graph.call_function(aten.to_sparse.default, (x,))
-
-    assert refused(build) == (
+    graph = made(lambda graph, x: graph.call_function(aten.neg.default, (x,)))
+    call = next(n for n in graph.graph.nodes if n.op == "call_function")
+    call.meta["val"] = call.meta["val"].to_sparse()
+    with pytest.raises(GraphError) as error:
+        print_graph(graph)
+    assert str(error.value) == (
         "a value has no text form\n"
-        "  where: %1: ? = aten.to_sparse(%0)\n"
+        "  where: %1: ? = aten.neg(%0)\n"
         "  found: torch.float32, torch.sparse_coo\n"
         "  remedy: keep it out of the graph"
     )

@@ -1,0 +1,81 @@
+"""Inputs on which a parallel model differs from the model on one device, by simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from compiler.check.equivalence import SEEDS, SIMULATION_BYTES, difference, sampled
+from compiler.check.simulate import PerRank, draw_inputs, simulate
+from compiler.check.single_device.cases import LOOKUPS
+from compiler.check.single_device.layouts import Layout
+from compiler.check.verdict import Counterexample
+from compiler.errors import CommPlanError
+from compiler.ir import access
+from compiler.ir.graph import SpmdGraph
+
+__all__ = ["SEEDS", "counterexample"]
+
+Layouts = Mapping[fx.Node, tuple[fx.Node, Layout]]
+
+
+def counterexample(
+    single: SpmdGraph,
+    parallel: SpmdGraph,
+    layouts: Layouts,
+    outputs: Sequence[tuple[tuple[fx.Node, fx.Node], Layout]],
+) -> Counterexample | None:
+    """Return inputs on which an output differs by more than rounding, or None.
+
+    Raises:
+        CommPlanError: the graphs cannot be simulated here.
+    """
+    inputs = [n for n in single.graph.nodes if n.op in ("placeholder", "get_attr")]
+    needed = sum(access.payload_bytes(n) for n in inputs if access.is_tensor(n))
+    if needed > SIMULATION_BYTES:
+        raise CommPlanError(f"Not simulated: the inputs take {needed >> 20} MiB")
+    skipped = [a or b for a, b in zip(sampled(single), sampled(parallel), strict=True)]
+    if all(skipped):
+        raise CommPlanError("Not simulated: every output depends on random numbers")
+    for seed in range(SEEDS):
+        drawn = draw_inputs(single, seed) | _indices(single, seed)
+        on_ranks = draw_inputs(parallel, seed)
+        for node, (twin, own) in layouts.items():
+            (whole,) = drawn[str(twin.target)]
+            on_ranks[str(node.target)] = held(whole, own, parallel.mesh.size)
+        try:
+            want = simulate(single, drawn, exact=True)
+            got = simulate(parallel, on_ranks, exact=True)
+        except Exception as error:
+            raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
+        for number, (a, b) in enumerate(zip(want, got, strict=True)):
+            wanted = held(a[0], outputs[number][1], parallel.mesh.size)
+            if not skipped[number] and (refutation := difference(seed, number, wanted, b)):
+                return refutation
+    return None
+
+
+def held(whole: object, own: Layout, ranks: int) -> PerRank:
+    """Return what each rank holds of a tensor."""
+    if own.dim is None or not isinstance(whole, torch.Tensor):
+        return [whole] * ranks
+    return [
+        torch.cat([whole.narrow(own.dim, start, length) for start, length in segments], own.dim)
+        for segments in own.segments
+    ]
+
+
+def _indices(graph: SpmdGraph, seed: int) -> dict[str, PerRank]:
+    """Return integers for the inputs by which tables are read: all of their rows may occur."""
+    drawn: dict[str, PerRank] = {}
+    for node in graph.graph.nodes:
+        if node.target not in LOOKUPS:
+            continue
+        table, ids = access.operands(node)[:2]
+        if ids.op == "placeholder" and access.dtype(ids) is torch.int64:
+            rows, shape = access.concrete(access.shape(table)[0]), access.concrete_shape(ids)
+            generator = torch.Generator().manual_seed(seed)
+            drawn[str(ids.target)] = [torch.randint(rows, shape, generator=generator)]
+    return drawn

@@ -1,0 +1,267 @@
+"""Mistakes of tensor-parallel models, seeded one at a time into a graph that is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler.check.single_device.layouts import Layout
+from compiler.ir import access
+from compiler.ir.collectives import OPS, WAIT, Kind
+from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import Mesh
+
+aten = torch.ops.aten
+
+
+Segments = tuple[tuple[tuple[int, int], ...], ...]
+"""Per rank, the ranges of a dimension that it holds."""
+
+Edit = Callable[[SpmdGraph, fx.Node], bool]
+"""Makes a mistake at a node; whether it could."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong model.
+
+    Attributes:
+        kind: what is wrong.
+        where: the value or input that it is about.
+        right: the graph that is right.
+        layouts: inputs of which ranks hold other shards than they should.
+        edit: what is done to the graph, if anything.
+    """
+
+    kind: str
+    where: str
+    right: SpmdGraph
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    edit: Edit | None = None
+
+    def graph(self) -> SpmdGraph | None:
+        """The wrong graph; None where the mistake cannot be made there."""
+        if self.edit is None:
+            return self.right
+        copy = self.right.own_copy()
+        if self.edit is over_half:
+            copy = replace(copy, mesh=with_halves(copy.mesh))
+        index = [n.name for n in self.right.graph.nodes].index(self.where)
+        return copy if self.edit(copy, list(copy.graph.nodes)[index]) else None
+
+
+def _wait(start: fx.Node) -> fx.Node:
+    (wait,) = (user for user in start.users if user.target is WAIT)
+    return wait
+
+
+def missing(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Leave a reduction out."""
+    _wait(start).replace_all_uses_with(access.operands(start)[0])
+    return True
+
+
+def double(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Reduce once more."""
+    wait = _wait(start)
+    with graph.graph.inserting_after(wait):
+        again = graph.graph.call_function(start.target, (wait, *start.args[1:]))  # type: ignore[arg-type]
+    with graph.graph.inserting_after(again):
+        second = graph.graph.call_function(WAIT, (again,))
+    for node in (again, second):
+        node.meta = dict(wait.meta)
+    wait.replace_all_uses_with(second, lambda user: user is not again)
+    return True
+
+
+def averaged(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Average instead of adding up."""
+    access.set_argument(start, "reduce_op", "avg")
+    return True
+
+
+def late(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Reduce below an addition, or below a function that is not linear."""
+    total = partial = _wait(start)
+    while len(total.users) == 1 and next(iter(total.users)).target is aten.copy.default:
+        total = next(iter(total.users))
+    users = list(total.users)
+    user = users[0] if len(users) == 1 else None
+    if user is None or not access.is_tensor(user) or access.operands(user).count(total) != 1:
+        return False
+    rule = graph.meanings.get(user)
+    adds = user.target is aten.add.Tensor and len(access.operands(user)) == 2
+    curved = rule is not None and rule.pointwise and rule.terms is None and not rule.casts
+    if access.shape(user) != access.shape(total) or not (adds or curved):
+        return False
+    partial = access.operands(start)[0]
+    user.replace_input_with(total, partial)
+    with graph.graph.inserting_after(user):
+        moved = graph.graph.call_function(start.target, (user, *start.args[1:]))  # type: ignore[arg-type]
+    with graph.graph.inserting_after(moved):
+        after = graph.graph.call_function(WAIT, (moved,))
+    for node in (moved, after):
+        node.meta = dict(user.meta)
+    user.replace_all_uses_with(after, lambda reader: reader is not moved)
+    return True
+
+
+def scaled(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Scale what is reduced by the number of ranks, as where a sum is taken for a mean."""
+    operand, ranks = access.operands(start)[0], graph.mesh.size
+    with graph.graph.inserting_before(start):
+        divided = graph.graph.call_function(aten.div.Tensor, (operand, ranks))
+    divided.meta = dict(operand.meta)
+    start.replace_input_with(operand, divided)
+    return True
+
+
+def residual_on_every_rank(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Add a replicated term, a bias or the output of a replicated expert, before the reduction."""
+    operand = access.operands(start)[0]
+    like = access.tensor(operand)
+    earlier = []
+    for node in graph.graph.nodes:
+        if node is start:
+            break
+        if node.target is WAIT and access.is_tensor(node):
+            earlier.append(node)
+    fitting = [n for n in earlier if access.tensor(n).shape == like.shape]
+    if not fitting:
+        return False
+    with graph.graph.inserting_before(start):
+        added = graph.graph.call_function(aten.add.Tensor, (operand, fitting[-1]))
+    added.meta = dict(operand.meta)
+    start.replace_input_with(operand, added)
+    return True
+
+
+def over_half(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Reduce over half of the ranks."""
+    access.set_argument(start, "group_name", HALF)
+    return True
+
+
+def numbers_of_next_rank(graph: SpmdGraph, node: fx.Node) -> bool:
+    """Use the next rank's numbers, as offsets of experts or words."""
+
+    def turned(x: Any) -> Any:
+        if isinstance(x, access.RankInt):
+            values = (*x.values[1:], x.values[0])
+            return access.RankInt(values[0], values)
+        return x
+
+    node.args = fx.node.map_aggregate(node.args, turned)  # type: ignore[assignment]
+    return True
+
+
+def columns_for_rows(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Take gathered rows for gathered columns: leave out the transposition behind a gather."""
+    for user in _following(start):
+        if user.target is aten.transpose.int and len(access.shape(user)) == 3:
+            view = access.operands(user)[0]
+            like = access.tensor(user)
+            with graph.graph.inserting_after(user):
+                plain = graph.graph.call_function(aten.view.default, (view, list(user_shape(user))))
+            plain.meta = {**user.meta, "val": like}
+            user.replace_all_uses_with(plain)
+            return True
+        if user.target is aten.cat.default:
+            parts = list(user.args[0])  # type: ignore[arg-type]
+            user.args = (parts[1:] + parts[:1], *user.args[1:])
+            return True
+    return False
+
+
+def user_shape(node: fx.Node) -> Iterator[Any]:
+    """The sizes of a node as a graph can write them."""
+    for size in access.shape(node):
+        yield size if isinstance(size, int) else -1
+
+
+def _following(node: fx.Node) -> Iterator[fx.Node]:
+    """What a value becomes, as long as one node alone reads it."""
+    waiting = [node]
+    seen = set[fx.Node]()
+    while waiting and len(seen) < 12:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(node.users)
+
+
+HALF = "half"
+
+EDITS: Mapping[str, tuple[Edit, Kind | None]] = {
+    "missing": (missing, Kind.ALL_REDUCE),
+    "double": (double, Kind.ALL_REDUCE),
+    "averaged": (averaged, Kind.ALL_REDUCE),
+    "late": (late, Kind.ALL_REDUCE),
+    "scaled": (scaled, Kind.ALL_REDUCE),
+    "replicated term summed": (residual_on_every_rank, Kind.ALL_REDUCE),
+    "wrong group": (over_half, Kind.ALL_REDUCE),
+    "wrong dimension": (columns_for_rows, Kind.ALL_GATHER),
+    "numbers of another rank": (numbers_of_next_rank, None),
+}
+
+
+def with_halves(mesh: Mesh) -> Mesh:
+    """The mesh with a group of the first half of its ranks, and one of the second."""
+    half = mesh.size // 2
+    return Mesh(mesh.axes, {HALF: [range(half), range(half, mesh.size)]})
+
+
+def mistakes(graph: SpmdGraph, layouts: Mapping[str, Layout]) -> list[Mistake]:
+    """Every mistake that may be seeded into ``graph``, whose inputs are held as ``layouts`` say."""
+    every = []
+    for kind, (edit, wanted) in EDITS.items():
+        if edit is over_half and graph.mesh.size <= 2:
+            continue
+        for node in _places(graph, wanted):
+            every.append(Mistake(kind, node.name, graph, edit=edit))
+    for name, own in layouts.items():
+        if own.dim is None or len(set(own.segments)) < 2:
+            continue
+        for order in _other_orders(own.segments):
+            turned = replace(own, segments=order)
+            every.append(Mistake("shards in another order", name, graph, {name: turned}))
+        if len(own.segments[0]) > 1:
+            length = sum(n for _, n in own.segments[0])
+            plain = tuple(((r * length, length),) for r in range(len(own.segments)))
+            as_one = {name: replace(own, segments=plain)}
+            every.append(Mistake("parts sharded as one", name, graph, as_one))
+    return every
+
+
+def _other_orders(segments: Segments) -> list[Segments]:
+    """Shards turned by one rank, reversed, and with the first two exchanged, where they differ."""
+    orders = (*segments[1:], segments[0]), segments[::-1], (segments[1], segments[0], *segments[2:])
+    return [order for order in dict.fromkeys(orders) if order != segments]
+
+
+def _places(graph: SpmdGraph, kind: Kind | None) -> list[fx.Node]:
+    """Collectives of one kind; where there is none, calls with numbers of ranks."""
+    if kind is not None:
+        return [n for n in graph.graph.nodes if n.target in OPS and OPS[n.target] is kind]
+    calls = [n for n in graph.graph.nodes if n.op == "call_function"]
+    return [
+        n for n in calls if any(isinstance(x, access.RankInt) for x in access.rank_constants(n))
+    ]
+
+
+def drawn(every: list[Mistake], seed: int) -> list[Mistake]:
+    """All mistakes in random order, kinds in turn, so that the first few have all kinds."""
+    generator = random.Random(seed)
+    by_kind: dict[str, list[Mistake]] = {}
+    for one in every:
+        by_kind.setdefault(one.kind, []).append(one)
+    for listed in by_kind.values():
+        generator.shuffle(listed)
+    rounds = max(map(len, by_kind.values()), default=0)
+    return [own[i] for i in range(rounds) for own in by_kind.values() if i < len(own)]

@@ -1,0 +1,45 @@
+"""Counterexamples: inputs of one device, cut out for each rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compiler.check import Verdict
+from compiler.check.single_device import check_single_device
+from compiler.check.single_device.layouts import Layout
+from compiler.check.single_device.refute import held
+from compiler.ir.mesh import Mesh
+from tests.compiler.check.single_device.twins import RANKS, aten, graph
+from tests.support.graphs import Builder
+
+
+def test_ranks_hold_their_segments():
+    whole = torch.arange(8).reshape(2, 4)
+    parts = held(whole, Layout(1, (((0, 1), (2, 1)), ((1, 1), (3, 1)))), 2)
+    assert [p.tolist() for p in parts] == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
+    assert held(whole, Layout(), 3) == [whole] * 3
+
+
+def test_models_that_are_too_large_are_not_simulated():
+    def single(b, v):
+        return b.call(aten.relu.default, v["x"])
+
+    shapes = {"x": (1 << 14, 1 << 12)}
+    report = check_single_device(graph(single, shapes), graph(lambda b, v: v["x"], shapes, RANKS))
+    assert report.verdict is Verdict.UNPROVED
+    assert "Not simulated: the inputs take 512 MiB" in report.explanation
+
+
+def random(ranks):
+    b = Builder(Mesh({"tp": ranks}))
+    x = b.input("x", 4, 4)
+    return b.finish(b.call(aten.mul.Tensor, x, b.call(aten.rand_like.default, x)))
+
+
+@pytest.mark.parametrize("ranks", [1, RANKS])
+def test_random_numbers_refute_nothing(ranks):
+    single = graph(lambda b, v: v["x"], {"x": (4, 4)})
+    report = check_single_device(single, random(ranks))
+    assert report.verdict is Verdict.UNPROVED
+    assert "depends on random numbers" in report.explanation
