@@ -112,7 +112,7 @@ def band(positions: Tensor, window: int, max_tokens: int | None, dtype: torch.dt
     rows = min(rows, length) if is_counted else rows
     # A symbolic length is compared with nothing, or graphs would hold for few lengths only; for
     # the same reason there are never as few blocks as one.
-    blocks = (length + rows - 1) // rows + (not is_counted)
+    blocks = (length + rows - 1) // rows + int(not is_counted)
     columns = (window + rows + 6) // 8 * 8  # window + rows - 1 of them count; kernels like eights
     numbers = torch.arange(blocks * rows, device=positions.device).clamp(max=length - 1)
     queries = positions[:, numbers].view(batch, blocks, rows)
