@@ -131,10 +131,8 @@ def fields(required: Mapping[str, Form], optional: Mapping[str, Form]) -> Form:
         dot = f"{field}." if field else ""
         for name in value:
             if name not in required and name not in optional:
-                choices = ", ".join((*required, *optional))
-                raise FieldError(
-                    f"{dot}{name}", f"is not a field; there are {choices}", value[name]
-                )
+                names = ", ".join((*required, *optional))
+                raise FieldError(f"{dot}{name}", f"is not a field; there are {names}", value[name])
         for name, form in (*required.items(), *optional.items()):
             if name in value:
                 form(value[name], f"{dot}{name}")
