@@ -67,10 +67,15 @@ def real_normal_form(graph: SpmdGraph) -> SpmdGraph:
 def narrowings(graph: SpmdGraph) -> Counter[tuple[torch.dtype, torch.dtype, Hashable]]:
     """Return how often a graph rounds: wider type, narrower type and width of a row -> conversions.
 
-    Rows that ranks share, or are sent, are as wide as all were.
+    Those that no output reads do not count. Rows that ranks share, or are sent, are as wide as all
+    were.
     """
     counts = Counter[tuple[torch.dtype, torch.dtype, Hashable]]()
-    for node in graph.graph.nodes:
+    read = {access.output(graph.graph)}
+    for node in reversed(graph.graph.nodes):
+        if read.isdisjoint(node.users) and node not in read:
+            continue
+        read.add(node)
         if node.target in CONVERSIONS and _is_real(node):
             wide, narrow = access.dtype(access.operands(node)[0]), access.dtype(node)
             if torch.promote_types(wide, narrow) is not narrow:

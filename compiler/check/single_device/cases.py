@@ -96,6 +96,11 @@ class Indices:
         index = Index(len(self._indices), data, intervals)
         return self._indices.setdefault(_up_to_constants(data), index)
 
+    @property
+    def first(self) -> Index | None:
+        """Return the index met first, None if there is none."""
+        return next(iter(self._indices.values()), None)
+
     def of(self, x: Field) -> Index | None:
         """Return the index that ``x``, [ranks, 1, LANES, WIDTH], differs from by constants."""
         by_rank = [self._indices.get(_up_to_constants(row[0])) for row in x]
@@ -194,8 +199,15 @@ def _not(call: Call, spans: Sequence[Span], rank: int) -> Decision:
 
 
 def _converted(call: Call, spans: Sequence[Span], rank: int) -> Decision:
-    """Zero and one are zero and one in any type."""
-    return ("constant", spans[0][0]) if spans[0] in ((0, 1), (1, 2)) else None
+    """Zero and one are so in any type, other whole numbers in types that hold them."""
+    x = spans[0]
+    if x in ((0, 1), (1, 2)):
+        return "constant", x[0]
+    whole = {torch.int32, torch.int64}
+    if x is None or not {call.dtypes[0], call.result_dtypes[0]} <= whole:
+        return None
+    least = torch.iinfo(torch.int32)
+    return ("operand", 0) if least.min <= x[0] and x[1] - 1 <= least.max else None
 
 
 def _where(call: Call, spans: Sequence[Span], rank: int) -> Decision:

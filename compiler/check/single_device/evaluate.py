@@ -181,11 +181,11 @@ class Evaluation(GridInterpreter):
         if node.target not in DECISIONS or any((x, 0) in self._cases for x in read):
             return None
         ranges = [x for x in (self._near(x, self.shared.chosen) for x in read) if x is not None]
-        if not ranges:
+        some = ranges[0] if ranges else self.shared.chosen.first  # constants need none
+        if some is None:
             return None
         data = [self.data(x) for x in read]
-        (interval,) = ranges[0].intervals
-        return self._in_case(node, self._call_of(node), data, ranges[0], interval, all)
+        return self._in_case(node, self._call_of(node), data, some, some.intervals[0], all)
 
     def _near(self, node: fx.Node, indices: Indices | None = None) -> Index | None:
         """Return the index that a value in one block differs from by a number on each rank."""

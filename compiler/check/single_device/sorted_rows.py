@@ -5,6 +5,7 @@
     ends = searchsorted(e[order], 0 … n - 1)     where the rows of each expert end
     grouped product of sorted rows with ends     row i times the matrix of expert e[order[i]]
     y[argsort(order)]                            the rows in their own order again
+    zeros.scatter(0, order, 0 … rows - 1)        argsort(order), for every place is written once
 
 Ops between that treat rows one by one do not see their order. So without sorting this is
 ``repeat_interleave(x, k)``, or x, and ``x[i] @ w[e[i]]``. Rows of experts that are not there stay
@@ -26,6 +27,7 @@ from compiler.ir.rules import Call
 from compiler.ir.rules.meaning import shape_key
 
 aten = torch.ops.aten
+SCATTER = aten.scatter.src
 
 
 class _Refused(Exception):  # noqa: N818 - a reason, not an error
@@ -49,7 +51,8 @@ class _Unsorted:
         target: where it is written.
         values: node -> the same there; sorted rows in their own order.
         orders: node of sorted rows -> the argsort that sorted them.
-        roles: "inverse", "tokens" or "ends" of an argsort -> that argsort.
+        roles: "order", "inverse", "tokens", "ends" or "blank" (zeros of its size) of an argsort ->
+            that argsort.
     """
 
     def __init__(self, graph: SpmdGraph) -> None:
@@ -82,6 +85,10 @@ class _Unsorted:
             return False
         if node.target in ARGSORT and roles:
             self._role(node, "inverse", "order")
+        elif node.target is aten.zeros_like.default:
+            self._role(node, "blank", "order")
+        elif node.target is SCATTER:
+            self._scattered(node)
         elif node.target is aten.floor_divide.default and len(read) == 1:
             self._role(node, "tokens", "order")
         elif node.target is aten.searchsorted.Tensor:
@@ -98,13 +105,21 @@ class _Unsorted:
         """Whether rows sorted so are given to a grouped product."""
         one, (source,) = len(access.shape(node)) == 1, access.operands(node)
         plain = not access.arguments(node).get("descending") and source not in self.roles
-        return plain and one and any(user.target in ARGSORT for user in node.users)
+        return plain and one and any(user.target in (*ARGSORT, SCATTER) for user in node.users)
 
     def _role(self, node: fx.Node, role: str, of: str) -> None:
         own, order = self.roles.get(access.operands(node)[0], ("", node))
         if own != of or access.arguments(node).get("descending"):
             raise _Refused
         self.roles[node] = role, order
+
+    def _scattered(self, node: fx.Node) -> None:
+        blank, order, numbers = access.operands(node)
+        sizes = {shape_key(access.tensor(x)) for x in (blank, order, numbers)}
+        counted = numbers.target is aten.arange.default and len(sizes) == 1
+        if not counted or self.roles.get(order) != ("order", order):
+            raise _Refused
+        self._role(node, "inverse", "blank")
 
     def _ends(self, node: fx.Node) -> None:
         arguments, read = access.arguments(node), access.operands(node)

@@ -6,6 +6,8 @@ Writes with an index that occurs twice are taken to resolve the same way on ever
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 
@@ -61,11 +63,23 @@ def _at(dim: int, labels: Labels) -> Labels:
     return (*labels[:dim], "i", *labels[dim + 1 :])
 
 
-def _indexed(call: Call) -> tuple[Labels, int, Labels, Labels] | None:
-    """Return the labels before the indexed dimensions, their count, those of indices and after.
+class Indexed(NamedTuple):
+    """Labels of advanced indexing, and the sizes of what the indices pick together."""
 
-    None unless the indices are numbers, of one shape, and on neighbouring dimensions.
-    """
+    before: Labels
+    picked: Labels
+    after: Labels
+    of_indices: tuple[Labels, ...]
+    sizes: tuple[Any, ...]
+
+    @property
+    def operand(self) -> Labels:
+        """Those of the tensor that is indexed."""
+        return (*self.before, *(None,) * len(self.of_indices), *self.after)
+
+
+def _indexed(call: Call) -> Indexed | None:
+    """Return the labels; None unless indices are numbers, and on neighbouring dimensions."""
     indices = [None if x is None else x.index for x in call.arguments["indices"]]
     read = [i for i in indices if i is not None]
     if not read:
@@ -73,11 +87,17 @@ def _indexed(call: Call) -> tuple[Labels, int, Labels, Labels] | None:
     first, count = indices.index(read[0]), len(read)
     plain = indices[first : first + count] == read
     plain &= all(call.dtypes[i] in (torch.int32, torch.int64) for i in read)
-    shapes = {call.shapes[i] for i in read}
-    if not plain or len(shapes) != 1:
+    shapes = [call.shapes[i] for i in read]
+    columns = list(zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1))
+    together = [{*column} - {1} or {1} for column in columns]
+    if not plain or any(len(sizes) > 1 for sizes in together):
         return None
-    picked = tuple(f"i{d}" for d in range(len(shapes.pop())))
-    return factors(first), count, picked, tuple(range(first + count, len(call.shapes[0])))
+    sizes = tuple(size for (size,) in reversed(together))
+    picked = tuple(f"i{d}" for d in range(len(sizes)))
+    return Indexed(
+        factors(first), picked, tuple(range(first + count, len(call.shapes[0]))),
+        tuple(aligned(shape, sizes, picked) for shape in shapes), sizes,
+    )  # fmt: skip
 
 
 def index(call: Call) -> Meaning:
@@ -85,9 +105,8 @@ def index(call: Call) -> Meaning:
     read = call.every("indices")
     dims, indexed = None, _indexed(call)
     if indexed is not None:
-        before, count, picked, after = indexed
-        operands = ((*before, *(None,) * count, *after), *(picked,) * count)
-        dims = Dims(operands, ((*before, *picked, *after),))
+        result = (*indexed.before, *indexed.picked, *indexed.after)
+        dims = Dims((indexed.operand, *indexed.of_indices), (result,))
     return mapped((call.key,), dims, operand=call.operand("self"), fixed=read)
 
 
@@ -97,12 +116,11 @@ def index_put(call: Call) -> Meaning:
     target, values = call.operand("self"), call.operand("values")
     dims, indexed = None, _indexed(call)
     if indexed is not None:
-        before, count, picked, after = indexed
-        shape, last = call.shapes[target], len(before) + count
-        written = (*shape[: len(before)], *call.shapes[read[0]], *shape[last:])
-        labels = (*before, *(None,) * count, *after)
-        put = aligned(call.shapes[values], written, (*before, *(None,) * len(picked), *after))
-        dims = labelled(call, {target: labels, values: put}, labels)
+        before, after, shape = indexed.before, indexed.after, call.shapes[target]
+        written = (*shape[: len(before)], *indexed.sizes, *shape[len(shape) - len(after) :])
+        put = (*before, *(None,) * len(indexed.sizes), *after)
+        put = aligned(call.shapes[values], written, put)
+        dims = labelled(call, {target: indexed.operand, values: put}, indexed.operand)
     accumulates = bool(call.arguments.get("accumulate"))
     if converted(call, (values,)) or (accumulates and torch.bool in call.result_dtypes):
         return Meaning(dims=dims)

@@ -33,6 +33,24 @@ def fused_call(graph: SpmdGraph) -> fx.Node:
     return next(n for n in graph.graph.nodes if "rms_norm" in str(n.target))
 
 
+def test_a_value_that_is_rounded_on_the_way_is_not_proved() -> None:
+    call, *rest = FUSED
+    rounded = (
+        "%3: bf16[8, 16] = aten._to_copy(%0, dtype=bf16)",
+        "%4: f32[8, 16] = aten._to_copy(%3, dtype=f32)",
+        call.replace("(%0, ", "(%4, ").replace("%3:", "%5:"),
+        "%6: f32[8, 16] = %5[0]",
+        "%7: f32[8, 16] = %5[1]",
+        "return %6, %7",
+    )
+    report = check(function(INPUTS, *WRITTEN), function(INPUTS, *rounded))
+    assert report.verdict is Verdict.UNPROVED
+    assert report.explanation.startswith("1 more conversions from torch.float32 to torch.bfloat16")
+    unread = (*call.split("\n"), *rest[:2], "%6: bf16[8, 16] = aten._to_copy(%0, dtype=bf16)")
+    report = check(function(INPUTS, *WRITTEN), function(INPUTS, *unread, rest[-1]))
+    assert report.verdict is Verdict.EQUIVALENT
+
+
 def test_both_sides_may_call_fused_ops() -> None:
     written, fused = function(INPUTS, *WRITTEN), function(INPUTS, *FUSED)
     for source, target in ((written, fused), (fused, written)):

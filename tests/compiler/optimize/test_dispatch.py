@@ -15,28 +15,11 @@ from compiler.runtime.kernels import dispatch_rows
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from tests.support.machines import machine
 from tests.support.one_gpu import on_one_gpu
+from tests.support.routing import fixed, skewed
 
 CALLS = [(1, 2), (1, 9), (1, 16), (1, 256), (1, 257), (5, 1), (64, 1)]
 ROUNDED = {torch.float32: 5e-5, torch.bfloat16: 0.2}
 """Difference of logits, in units of their root mean square, that summing in other orders makes."""
-
-
-def skewed(model: Step3p5ForCausalLM) -> None:
-    """All tokens prefer the first rank's experts, and none ever chooses the last's."""
-    experts = model.config.moe_num_experts
-    with torch.no_grad():
-        for name, held in model.named_parameters():
-            if name.endswith("router_bias"):
-                held.copy_(torch.linspace(4, -4, experts))
-
-
-def fixed(model: Step3p5ForCausalLM) -> None:
-    """All tokens choose the same experts, spread over all ranks, however scores are rounded."""
-    experts, chosen = model.config.moe_num_experts, model.config.moe_top_k
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("router_bias"):
-                parameter.fill_(-4)[:: experts // chosen] = 4
 
 
 STEER = {"any": lambda model: None, "skewed": skewed, "fixed": fixed}

@@ -115,7 +115,7 @@ LOCAL = EXPERTS // RANKS
 FIRST = tuple(r * LOCAL for r in range(RANKS))
 
 
-def routed(b, v, first=None, local=LOCAL, masked=True):
+def routed(b, v, first=None, local=LOCAL, masked=True, narrow=False):
     """Experts of every token, added up; ``first``: those of each rank begin there."""
     scores = b.call(aten.sigmoid.default, b.call(aten.linear.default, v["x"], v["router"]))
     ids = b.call(operator.getitem, b.call(aten.topk.default, scores, CHOSEN), 1)
@@ -126,6 +126,8 @@ def routed(b, v, first=None, local=LOCAL, masked=True):
         inside = b.call(aten.lt.Scalar, ids, local)
         own = b.call(aten.__and__.Tensor, b.call(aten.ge.Scalar, ids, 0), inside)
         ids = b.call(aten.where.ScalarOther, own, ids, LOCAL)
+    if narrow:
+        ids = b.call(aten._to_copy.default, ids, dtype=torch.int32)
     count = v["up"].meta["val"].shape[0]
     each = b.call(aten.clamp.default, b.call(aten.view.default, ids, [T * CHOSEN]), None, count - 1)
     rows = b.call(aten.repeat_interleave.self_int, v["x"], CHOSEN, 0)
@@ -151,6 +153,23 @@ def test_experts_dealt_out():
     report = compared(routed, lambda b, v: reduced(b, routed(b, v, FIRST)), MOE, DEALT)
     right(report)
     assert not any("<" in line for line in report.premises), "topk says how large they are"
+
+
+def test_experts_dealt_out_and_told_apart_on_one_device_too():
+    def single(b, v):
+        return routed(b, v, (0,), EXPERTS, narrow=True)
+
+    right(compared(single, lambda b, v: reduced(b, routed(b, v, FIRST, narrow=True)), MOE, DEALT))
+    off_by_one = tuple(x + 1 for x in FIRST)
+    wrong(compared(single, lambda b, v: reduced(b, routed(b, v, off_by_one)), MOE, DEALT))
+
+
+@pytest.mark.parametrize(("inside", "result"), [((0, 288), ("operand", 0)), ((0, 1 << 32), None)])
+def test_whole_numbers_in_a_type_that_holds_them(inside, result):
+    b = Builder(Mesh({"tp": 1}))
+    ids = b.input("ids", 4, dtype=torch.int64)
+    narrow = b.call(aten._to_copy.default, ids, dtype=torch.int32)
+    assert decision(Call.of(narrow), [inside], 0) == result
 
 
 def test_experts_sliced():

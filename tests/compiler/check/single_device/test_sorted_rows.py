@@ -16,7 +16,13 @@ T, K, E, H, INNER = 6, 2, 4, 16, 32
 
 
 def experts(
-    divisor=K, right=True, inverse=True, descending=False, counted=(E,), curved=aten.silu.default
+    divisor=K,
+    right=True,
+    inverse=True,
+    descending=False,
+    counted=(E,),
+    curved=aten.silu.default,
+    start_of=aten.arange.default,
 ):
     """Experts of sorted rows; each argument can make it something else."""
     b = Builder(Mesh({"tp": 1}))
@@ -33,13 +39,18 @@ def experts(
     rows = b.call(aten.index.Tensor, x, [tokens])
     inner = b.call(curved, b.call(aten._grouped_mm.default, rows, up, ends))
     out = b.call(aten._grouped_mm.default, inner, down, ends)
-    if inverse:
+    if inverse == "scatter":
+        places = b.call(start_of, T * K, device=torch.device("meta")) if start_of else ids
+        blank = b.call(aten.zeros_like.default, order)
+        out = b.call(aten.index.Tensor, out, [b.call(aten.scatter.src, blank, 0, order, places)])
+    elif inverse:
         out = b.call(aten.index.Tensor, out, [b.call(aten.argsort.default, order)])
     return b.finish(out)
 
 
-def test_sorting_is_left_out():
-    source = experts()
+@pytest.mark.parametrize("inverse", [True, "scatter"])
+def test_sorting_is_left_out(inverse):
+    source = experts(inverse=inverse)
     target = with_rows_in_order(source)
     ops = {n.target for n in target.graph.nodes}
     assert aten._grouped_mm.default not in ops
@@ -62,12 +73,21 @@ def test_sorting_is_left_out():
     [
         {"right": False},
         {"inverse": False},
+        {"inverse": "scatter", "start_of": None},
         {"descending": True},
         {"divisor": access.RankInt(K, (K,))},
         {"counted": (0, E)},
         {"curved": lambda x: aten.cumsum.default(x, 0)},
     ],
-    ids=["ends of the left", "not put back", "descending", "by rank", "other ends", "mixes rows"],
+    ids=[
+        "ends of the left",
+        "not put back",
+        "put elsewhere",
+        "descending",
+        "by rank",
+        "other ends",
+        "mixes rows",
+    ],
 )
 def test_rows_that_are_read_otherwise_stay_sorted(options):
     source = experts(**options)

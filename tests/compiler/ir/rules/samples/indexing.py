@@ -32,7 +32,8 @@ def reads() -> Iterator[Sample]:
         yield sample(op, reals(6, 4), [counts(2, 6, below=6)])
         yield sample(op, reals(6, 4), [None, counts(6)])
         yield sample(op, reals(2, 6, 4), [None, counts(6), counts(6)])
-        yield sample(op, reals(6, 4), [counts(6, 1), counts(4)], holds=SIZES)
+        yield sample(op, reals(6, 4), [counts(6, 1), counts(4)])
+        yield sample(op, reals(6, 4, 2), [counts(2, 1, below=6), counts(4)])
         yield sample(op, reals(4, 2, 4), [counts(6), None, counts(6)], holds="not neighbours")
     yield sample(aten.index.Tensor, reals(6, 4), [torch.tensor([True, False] * 3)],
                  holds="how many rows are read is data")  # fmt: skip
@@ -45,6 +46,7 @@ def writes() -> Iterator[Sample]:
         yield sample(op, reals(6, 4), [rows], reals(4), True)
         yield sample(op, reals(6, 4), [None, torch.tensor([3, 1])], reals(6, 2))
         yield sample(op, reals(6, 4), [rows, torch.tensor([0, 1, 2, 3])], reals(4))
+        yield sample(op, reals(6, 4, 2), [rows.view(4, 1), torch.tensor([1, 3])], reals(4, 2, 2))
         yield sample(op, reals(6, 4), [masks(6, 4)], reals())
     yield sample(aten.index_put.default, reals(6, 4) > 9, [torch.tensor([1, 1])],
                  torch.tensor([[True, False], [False, True]]).repeat(1, 2), True,
