@@ -84,8 +84,13 @@ def narrowings(graph: SpmdGraph) -> Counter[tuple[torch.dtype, torch.dtype, Hash
 
 
 def _is_real(node: fx.Node) -> bool:
-    """Return whether the node computes floating-point numbers from such alone."""
+    """Return whether the node computes floating-point numbers from such alone, alike on all ranks.
+
+    A factor that is one on this rank is not one on others.
+    """
     if node.op != "call_function" or not access.is_tensor(node):
+        return False
+    if access.rank_constants(access.computed_by(node)):
         return False
     values = [x.meta.get("val") for x in (node, *access.operands(node))]
     tensors = [x for v in values for x in (v if isinstance(v, list | tuple) else [v])]

@@ -36,6 +36,7 @@ from compiler.ir.graph_copy import SIZE_ARGUMENTS
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import ALL_SLICE
 from compiler.ir.rules import Meaning
+from compiler.ir.rules.builders import scalar
 from compiler.ir.rules.meaning import BROADCAST, shape_key, size_key
 
 aten = torch.ops.aten
@@ -272,7 +273,8 @@ class _RowStates:
 
     def _where(self, node: fx.Node, mask: Rows | None, *values: Rows | None) -> Rows:
         state = self._by_labels(node, mask, *values)
-        if mask is not None and mask.mask is not None and access.arguments(node)["other"] == 0:
+        other = scalar(access.arguments(node)["other"])
+        if mask is not None and mask.mask is not None and other == 0:
             kept = values[0].zero if values[0] is not None else None
             return replace(state, zero=kept or frozenset([mask.mask]))
         return replace(state, zero=None)

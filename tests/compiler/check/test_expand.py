@@ -51,6 +51,19 @@ def test_a_value_that_is_rounded_on_the_way_is_not_proved() -> None:
     assert report.verdict is Verdict.EQUIVALENT
 
 
+def test_a_factor_that_is_one_on_the_first_rank_alone_counts() -> None:
+    call, *_ = FUSED
+    scaled = (
+        "%3: f32[16] = aten.mul.Tensor(%2, rank(1.0, 0.5, 0.5, 0.5))",
+        call.replace("%3:", "%4:").replace(", %2, ", ", %3, "),
+        "%5: f32[8, 16] = %4[0]",
+        "%6: f32[8, 16] = %4[1]",
+        "return %5, %6",
+    )
+    report = check(function(INPUTS, *WRITTEN), function(INPUTS, *scaled))
+    assert report.verdict is Verdict.NOT_EQUIVALENT
+
+
 def test_both_sides_may_call_fused_ops() -> None:
     written, fused = function(INPUTS, *WRITTEN), function(INPUTS, *FUSED)
     for source, target in ((written, fused), (fused, written)):

@@ -109,6 +109,12 @@ def every_other(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     return (x @ self.experts[0]) * scaled
 
 
+def filled_by_rank(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    _, owned = owned_rows(self, ids)  # zero on the first rank, and a rank of its own on the others
+    scaled = torch.where(owned, weights, float(dist.get_rank())).sum(1, keepdim=True)
+    return (x @ self.experts[0]) * scaled
+
+
 def computed_ids(self: Block, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     _, owned = owned_rows(self, (weights * EXPERTS).long())
     return (x @ self.experts[0]) * torch.where(owned, weights, 0).sum(1, keepdim=True)
@@ -196,6 +202,7 @@ def test_experts_may_be_dealt_out_over_one_axis_and_sliced_over_another() -> Non
         (shifted, "picks rows"),
         (wrong_tokens, "does not give the tokens of ordered entries"),
         (every_other, "not an interval"),
+        (filled_by_rank, "every rank computes all rows"),
         (computed_ids, "nothing says how large ids may be"),
         (by_row, "is not a function of single ids"),
         (of_two_choices, "2 inputs hold ids"),

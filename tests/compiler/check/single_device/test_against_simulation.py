@@ -70,7 +70,7 @@ class Twins:
                     case _:
                         results.append(x if side == 0 else self._talk(builder, x))
             except RuntimeError:  # the shapes do not fit, on this side
-                last = next(reversed(builder.graph.nodes))
+                last = next(iter(reversed(builder.graph.nodes)))
                 if "val" not in last.meta:
                     builder.graph.erase_node(last)
                 return
