@@ -268,9 +268,14 @@ def _symbols(graph: SpmdGraph) -> dict[sympy.Symbol, _Symbol]:
 
 
 def _other_sizes(symbols: Mapping[sympy.Symbol, _Symbol]) -> Sequence[Sizes]:
-    """Return sizes within their bounds, as many distinct ones as may be first."""
+    """Return sizes within their bounds: other than the hints, and distinct ones, first."""
     points = []
     for n in OTHER_SIZES if symbols else ():
         numbered = enumerate(symbols.items(), 1)
         points.append({s: facts.near(n * i) for i, (s, facts) in numbered})
-    return sorted(points, key=lambda sizes: -len(set(sizes.values())))
+
+    def rank(sizes: Sizes) -> tuple[int, int]:
+        others = sum(size != symbols[s].hint for s, size in sizes.items())
+        return -others, -len(set(sizes.values()))
+
+    return sorted(points, key=rank)

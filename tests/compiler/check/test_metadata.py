@@ -76,7 +76,7 @@ def metas(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("source", "change", "found"),
     [
-        (sized(0), misread, "stated: 48; given by aten.sym_size.int: 64"),
+        (sized(0), misread, "stated: 8; given by aten.sym_size.int: 16"),
         (product(), restated(aten.mm.default, metas(4, 2)),
          "stated: float64[4, 2]; given by aten.mm.default: float64[4, 4]"),
         (product(), restated(aten.relu.default, metas(4, 4, dtype=torch.float32)),
@@ -125,7 +125,7 @@ def test_sizes_of_other_names() -> None:
     target = function(*other, mesh="mesh <tp = 4>\nsym s8 in [2, 64]\nsym s9 in [2, 64]")
     metadata.check_metadata(sized(0), target)
     misread(target)
-    with pytest.raises(GraphError, match=r"stated: 48; given by .*: 64"):
+    with pytest.raises(GraphError, match=r"stated: 8; given by .*: 16"):
         metadata.check_metadata(sized(0), target)
 
 
@@ -165,6 +165,13 @@ def test_numbers_without_a_least_value_take_the_other_sizes(most: Any) -> None:
     size.node.shape_env.var_to_range[size.node.expr] = ValueRanges(-int_oo, most)
     symbol = metadata._symbols(graph)[size.node.expr]
     assert [symbol.near(n) for n in (-3, 2, 9)] == [-3, 2, 9]
+
+
+def test_other_sizes_are_others_than_the_hints() -> None:
+    graph = sized(0, "mesh <tp = 4>\nsym s0 in [4, 8]\nsym s1 in [4, 8]")
+    symbols = metadata._symbols(graph)
+    for point in metadata._other_sizes(symbols)[:1]:
+        assert all(size != symbols[symbol].hint for symbol, size in point.items())
 
 
 def test_other_sizes_are_such_as_the_source_can_run_at(monkeypatch: pytest.MonkeyPatch) -> None:
