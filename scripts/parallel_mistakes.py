@@ -66,16 +66,20 @@ def missing(graph: SpmdGraph, start: fx.Node) -> bool:
     return True
 
 
+def _reduce(graph: SpmdGraph, start: fx.Node, x: fx.Node) -> None:
+    """Make readers of ``x`` read its sum, reduced as ``start`` does."""
+    with graph.graph.inserting_after(x):
+        again = graph.graph.call_function(start.target, (x, *start.args[1:]))  # type: ignore[arg-type]
+    with graph.graph.inserting_after(again):
+        total = graph.graph.call_function(WAIT, (again,))
+    for node in (again, total):
+        node.meta = dict(x.meta)
+    x.replace_all_uses_with(total, lambda reader: reader is not again)
+
+
 def double(graph: SpmdGraph, start: fx.Node) -> bool:
     """Reduce once more."""
-    wait = _wait(start)
-    with graph.graph.inserting_after(wait):
-        again = graph.graph.call_function(start.target, (wait, *start.args[1:]))  # type: ignore[arg-type]
-    with graph.graph.inserting_after(again):
-        second = graph.graph.call_function(WAIT, (again,))
-    for node in (again, second):
-        node.meta = dict(wait.meta)
-    wait.replace_all_uses_with(second, lambda user: user is not again)
+    _reduce(graph, start, _wait(start))
     return True
 
 
@@ -87,7 +91,7 @@ def averaged(graph: SpmdGraph, start: fx.Node) -> bool:
 
 def late(graph: SpmdGraph, start: fx.Node) -> bool:
     """Reduce below an addition, or below a function that is not linear."""
-    total = partial = _wait(start)
+    total = _wait(start)
     while len(total.users) == 1 and next(iter(total.users)).target is aten.copy.default:
         total = next(iter(total.users))
     users = list(total.users)
@@ -99,15 +103,8 @@ def late(graph: SpmdGraph, start: fx.Node) -> bool:
     curved = rule is not None and rule.pointwise and rule.terms is None and not rule.casts
     if access.shape(user) != access.shape(total) or not (adds or curved):
         return False
-    partial = access.operands(start)[0]
-    user.replace_input_with(total, partial)
-    with graph.graph.inserting_after(user):
-        moved = graph.graph.call_function(start.target, (user, *start.args[1:]))  # type: ignore[arg-type]
-    with graph.graph.inserting_after(moved):
-        after = graph.graph.call_function(WAIT, (moved,))
-    for node in (moved, after):
-        node.meta = dict(user.meta)
-    user.replace_all_uses_with(after, lambda reader: reader is not moved)
+    user.replace_input_with(total, access.operands(start)[0])
+    _reduce(graph, start, user)
     return True
 
 

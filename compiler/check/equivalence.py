@@ -9,7 +9,7 @@ Unequal outputs are decided by simulation where the inputs are small enough to h
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import attrgetter
 
@@ -316,20 +316,46 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
     )  # fmt: skip
     if needed > SIMULATION_BYTES:
         raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
+
+    def drawn(seed: int) -> tuple[dict[str, PerRank], dict[str, PerRank]]:
+        inputs = draw_inputs(source, seed)
+        twins = _placeholders(source, target).items()
+        return inputs, inputs | {twin: inputs[name] for name, twin in twins}
+
+    return first_difference(source, target, drawn, lambda output, want: want)
+
+
+def first_difference(
+    source: SpmdGraph,
+    target: SpmdGraph,
+    drawn: Callable[[int], tuple[dict[str, PerRank], dict[str, PerRank]]],
+    expected: Callable[[int, PerRank], PerRank],
+) -> Counterexample | None:
+    """Return where simulated outputs differ by more than rounding, or None.
+
+    Args:
+        source: what is right.
+        target: what is held against it.
+        drawn: seed -> inputs of both.
+        expected: output, its value in the source -> what it must be on the ranks of the target.
+
+    Raises:
+        CommPlanError: the graphs cannot be simulated here.
+    """
     skipped = [x | y for x, y in zip(sampled(source), sampled(target), strict=True)]
     if all(skipped):
         raise CommPlanError("Not simulated: every output depends on random numbers")
     for seed in range(SEEDS):
-        inputs = draw_inputs(source, seed)
-        twins = _placeholders(source, target).items()
-        renamed = inputs | {twin: inputs[name] for name, twin in twins}
+        inputs, twin_inputs = drawn(seed)
         try:
             want = simulate(source, inputs, exact=True)
-            got = simulate(target, renamed, exact=True)
+            got = simulate(target, twin_inputs, exact=True)
         except Exception as error:
             raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
         for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if not skipped[output] and (refutation := difference(seed, output, a, b)):
+            if skipped[output]:
+                continue
+            if refutation := difference(seed, output, expected(output, a), b):
                 return refutation
     return None
 

@@ -33,34 +33,37 @@ def fused_call(graph: SpmdGraph) -> fx.Node:
     return next(n for n in graph.graph.nodes if "rms_norm" in str(n.target))
 
 
+def fused_behind(operand: str, *before: str) -> SpmdGraph:
+    """The fused op on the last of the values ``before`` it, in the place of ``operand``."""
+    n = 3 + len(before)
+    return function(
+        INPUTS,
+        *before,
+        FUSED[0].replace(f"{operand},", f"%{n - 1},").replace("%3:", f"%{n}:"),
+        f"%{n + 1}: f32[8, 16] = %{n}[0]",
+        f"%{n + 2}: f32[8, 16] = %{n}[1]",
+        f"return %{n + 1}, %{n + 2}",
+    )
+
+
 def test_a_value_that_is_rounded_on_the_way_is_not_proved() -> None:
     call, *rest = FUSED
-    rounded = (
+    rounded = fused_behind(
+        "%0",
         "%3: bf16[8, 16] = aten._to_copy(%0, dtype=bf16)",
         "%4: f32[8, 16] = aten._to_copy(%3, dtype=f32)",
-        call.replace("(%0, ", "(%4, ").replace("%3:", "%5:"),
-        "%6: f32[8, 16] = %5[0]",
-        "%7: f32[8, 16] = %5[1]",
-        "return %6, %7",
     )
-    report = check(function(INPUTS, *WRITTEN), function(INPUTS, *rounded))
+    report = check(function(INPUTS, *WRITTEN), rounded)
     assert report.verdict is Verdict.UNPROVED
     assert report.explanation.startswith("1 more conversions from torch.float32 to torch.bfloat16")
-    unread = (*call.split("\n"), *rest[:2], "%6: bf16[8, 16] = aten._to_copy(%0, dtype=bf16)")
+    unread = (call, *rest[:2], "%6: bf16[8, 16] = aten._to_copy(%0, dtype=bf16)")
     report = check(function(INPUTS, *WRITTEN), function(INPUTS, *unread, rest[-1]))
     assert report.verdict is Verdict.EQUIVALENT
 
 
 def test_a_factor_that_is_one_on_the_first_rank_alone_counts() -> None:
-    call, *_ = FUSED
-    scaled = (
-        "%3: f32[16] = aten.mul.Tensor(%2, rank(1.0, 0.5, 0.5, 0.5))",
-        call.replace("%3:", "%4:").replace(", %2, ", ", %3, "),
-        "%5: f32[8, 16] = %4[0]",
-        "%6: f32[8, 16] = %4[1]",
-        "return %5, %6",
-    )
-    report = check(function(INPUTS, *WRITTEN), function(INPUTS, *scaled))
+    scaled = fused_behind("%2", "%3: f32[16] = aten.mul.Tensor(%2, rank(1.0, 0.5, 0.5, 0.5))")
+    report = check(function(INPUTS, *WRITTEN), scaled)
     assert report.verdict is Verdict.NOT_EQUIVALENT
 
 
