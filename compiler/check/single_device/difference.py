@@ -59,7 +59,7 @@ def first_difference(source: Evaluation, target: Evaluation, output: fx.Node) ->
 
 
 def _computes(node: fx.Node) -> bool:
-    """Whether a node computes numbers that are no indices or masks: those differ on each rank."""
+    """Whether a node computes numbers that are not indices or masks: those differ on each rank."""
     is_call = node.op == "call_function" and access.is_tensor(node)
     return is_call and access.dtype(node).is_floating_point
 

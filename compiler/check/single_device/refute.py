@@ -42,16 +42,16 @@ def counterexample(
         on_ranks = draw_inputs(parallel, seed)
         for node, (twin, own) in layouts.items():
             (whole,) = inputs[str(twin.target)]
-            on_ranks[str(node.target)] = held(whole, own, parallel.mesh.size)
+            on_ranks[str(node.target)] = shards_of(whole, own, parallel.mesh.size)
         return inputs, on_ranks
 
     def expected(output: int, want: PerRank) -> PerRank:
-        return held(want[0], outputs[output][1], parallel.mesh.size)
+        return shards_of(want[0], outputs[output][1], parallel.mesh.size)
 
     return first_difference(single, parallel, drawn, expected)
 
 
-def held(whole: object, own: Layout, ranks: int) -> PerRank:
+def shards_of(whole: object, own: Layout, ranks: int) -> PerRank:
     """Return what each rank holds of a tensor."""
     if own.dim is None or not isinstance(whole, torch.Tensor):
         return [whole] * ranks

@@ -18,10 +18,10 @@ from tests.compiler.check.single_device.twins import (
     columns,
     compared,
     graph,
-    held,
     numbers,
     reduced,
     right,
+    shapes_on_ranks,
     wrong,
 )
 from tests.support.graphs import Builder
@@ -90,7 +90,7 @@ def test_reductions_over_half_of_the_ranks():
 
     single = graph(mlp, MLP)
     builder = Builder(Mesh({"tp": RANKS}, {"half": [(0, 1), (2, 3)]}))
-    inputs = {n: builder.input(n, *s, varies=("tp",)) for n, s in held(MLP, CUT).items()}
+    inputs = {n: builder.input(n, *s, varies=("tp",)) for n, s in shapes_on_ranks(MLP, CUT).items()}
     report = check_single_device(single, builder.finish(halved(builder, inputs)))
     wrong(report)
 
@@ -249,7 +249,9 @@ def test_attention_by_heads(grouped):
 
 def test_inputs_that_do_not_fit():
     single = graph(mlp, MLP)
-    ranks = graph(mlp, {**held(MLP, CUT), "gate": (12, H), "up": (12, H), "down": (H, 12)}, RANKS)
+    ranks = graph(
+        mlp, {**shapes_on_ranks(MLP, CUT), "gate": (12, H), "up": (12, H), "down": (H, 12)}, RANKS
+    )
     with pytest.raises(PlacementError, match="do not fit"):
         check_single_device(single, ranks)
     with pytest.raises(PlacementError, match="several ranks"):
@@ -262,7 +264,7 @@ def test_an_input_that_only_ranks_have_proves_nothing():
     def parallel(b, v):
         return b.call(aten.add.Tensor, reduced(b, mlp(b, v)), v["other"])
 
-    ranks = graph(parallel, {**held(MLP, CUT), "other": (T, H)}, RANKS)
+    ranks = graph(parallel, {**shapes_on_ranks(MLP, CUT), "other": (T, H)}, RANKS)
     report = check_single_device(graph(mlp, MLP), ranks)
     assert not report.verdict.runs
     assert any("nothing on one device corresponds to: other" in p for p in report.premises)

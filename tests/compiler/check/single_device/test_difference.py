@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compiler.check.single_device.compare import check_single_device
-from tests.compiler.check.single_device.twins import RANKS, aten, graph, held, reduced
+from tests.compiler.check.single_device.twins import RANKS, aten, graph, reduced, shapes_on_ranks
 
 T, H = 4, 8
 SHAPES = {"x": (T, H), "w1": (H, H), "w2": (H, H)}
@@ -36,7 +36,7 @@ def layers(b, v, wrong=None):
 )
 def test_the_first_wrong_value_is_named(wrong, named):
     single = graph(layers, SHAPES)
-    shapes = held(SHAPES, {"w1": 0, "w2": 0})
+    shapes = shapes_on_ranks(SHAPES, {"w1": 0, "w2": 0})
     parallel = graph(lambda b, v: layers(b, v, wrong), shapes, RANKS)
     report = check_single_device(single, parallel)
     assert not report.verdict.runs

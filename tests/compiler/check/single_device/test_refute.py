@@ -8,7 +8,7 @@ import torch
 from compiler.check import Verdict
 from compiler.check.single_device import check_single_device
 from compiler.check.single_device.layouts import Layout
-from compiler.check.single_device.refute import held
+from compiler.check.single_device.refute import shards_of
 from compiler.ir.mesh import Mesh
 from tests.compiler.check.single_device.twins import RANKS, aten, graph
 from tests.support.graphs import Builder
@@ -16,9 +16,9 @@ from tests.support.graphs import Builder
 
 def test_ranks_hold_their_segments():
     whole = torch.arange(8).reshape(2, 4)
-    parts = held(whole, Layout(1, (((0, 1), (2, 1)), ((1, 1), (3, 1)))), 2)
+    parts = shards_of(whole, Layout(1, (((0, 1), (2, 1)), ((1, 1), (3, 1)))), 2)
     assert [p.tolist() for p in parts] == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
-    assert held(whole, Layout(), 3) == [whole] * 3
+    assert shards_of(whole, Layout(), 3) == [whole] * 3
 
 
 def test_models_that_are_too_large_are_not_simulated():

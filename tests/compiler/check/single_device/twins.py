@@ -38,7 +38,9 @@ def graph(body: Body, shapes: Shapes, ranks: int = 1) -> SpmdGraph:
     return builder.finish(body(builder, inputs))
 
 
-def held(shapes: Shapes, cut: Mapping[str, int], ranks: int = RANKS) -> dict[str, list[int]]:
+def shapes_on_ranks(
+    shapes: Shapes, cut: Mapping[str, int], ranks: int = RANKS
+) -> dict[str, list[int]]:
     """Shapes on each of several ranks; ``cut``: input -> dimension that is sharded."""
     return {
         name: [n // ranks if cut.get(name) == d else n for d, n in enumerate(shape)]
@@ -56,7 +58,9 @@ def compared(
 ) -> Report:
     """The report on two bodies."""
     whole = graph(single, shapes)
-    return check_single_device(whole, graph(parallel, held(shapes, cut, ranks), ranks), inputs)
+    return check_single_device(
+        whole, graph(parallel, shapes_on_ranks(shapes, cut, ranks), ranks), inputs
+    )
 
 
 def numbers(*values: int) -> access.RankInt:
