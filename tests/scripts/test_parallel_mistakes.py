@@ -14,9 +14,9 @@ from tests.compiler.check.single_device.twins import (
     aten,
     columns,
     graph,
-    held,
     numbers,
     reduced,
+    shapes_on_ranks,
 )
 
 T, H, WORDS = 4, 8, 16
@@ -56,7 +56,7 @@ def model(b, v):
 
 
 def test_every_mistake_is_refuted_by_simulation():
-    single, parallel = graph(model, SHAPES), graph(model, held(SHAPES, CUT), RANKS)
+    single, parallel = graph(model, SHAPES), graph(model, shapes_on_ranks(SHAPES, CUT), RANKS)
     assert check_single_device(single, parallel).verdict is Verdict.EQUIVALENT
     kinds = Counter()
     for one in drawn(mistakes(parallel, layouts_of(single, parallel)), 0):
@@ -70,7 +70,7 @@ def test_every_mistake_is_refuted_by_simulation():
 
 
 def test_the_right_graph_stays_as_it_is():
-    parallel = graph(model, held(SHAPES, CUT), RANKS)
+    parallel = graph(model, shapes_on_ranks(SHAPES, CUT), RANKS)
     before = str(parallel.graph)
     for one in mistakes(parallel, {}):
         one.graph()
@@ -78,7 +78,7 @@ def test_the_right_graph_stays_as_it_is():
 
 
 def test_the_first_mistakes_drawn_are_of_all_kinds():
-    parallel = graph(model, held(SHAPES, CUT), RANKS)
+    parallel = graph(model, shapes_on_ranks(SHAPES, CUT), RANKS)
     every = mistakes(parallel, layouts_of(graph(model, SHAPES), parallel))
     kinds = {one.kind for one in every}
     first = drawn(every, 0)
