@@ -8,13 +8,17 @@ For each of these reductions the model has a function log, with an inverse exp, 
 Both hold of every commutative and associative operation that works element by element, and nothing
 else is used: not that max is idempotent, not that a product is linear in its factors. The log of a
 vector is random unless it was made by such an op, then it is what the op makes of the operands'
-logs. Equal vectors have equal logs, so a vector's first log is kept.
+logs. Equal vectors have equal logs and the reverse, so a vector's first log is kept, and a log's
+first vector: a slice of a reduction, which also is a linear map of it, stands for the reduction of
+the slice too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 
 from compiler.check import algebra
@@ -36,7 +40,9 @@ class Logarithms:
     def __init__(self, kinds: Iterable[str] = ()) -> None:
         self.kinds = tuple(kinds)
         self._logs: dict[tuple[str, bytes], Field] = {}
-        self._exps: set[tuple[str, bytes]] = set()
+        self._exps: dict[tuple[str, bytes], Field] = {}
+        self._reduced: set[tuple[str, bytes]] = set()
+        self._linear: dict[tuple[str, bytes], Callable[[Callable[[Field], Field]], Field]] = {}
 
     @staticmethod
     def of(graphs: Iterable[SpmdGraph]) -> Logarithms:
@@ -53,15 +59,22 @@ class Logarithms:
 
         return algebra.per_key(algebra.vectors(x), one)
 
-    def exp(self, kind: str, logs: Field) -> Field:
-        """Return the vectors that have these logs."""
-        exponents = algebra.vectors(logs)
-        data = algebra.random_vectors(
-            [[b"|".join((b"exp", kind.encode(), row)) for row in rank] for rank in exponents]
-        )
-        self.keep(kind, data, logs)
-        self._exps.update((kind, row) for rank in algebra.vectors(data) for row in rank)
-        return data
+    def exp(self, kind: str, logs: Field, data: Field | None = None) -> Field:
+        """Return the vectors that have these logs: those met first, otherwise ``data`` or drawn."""
+        if data is None:
+            keys = [[b"|".join((b"exp", kind.encode(), row)) for row in rank]
+                    for rank in algebra.vectors(logs)]  # fmt: skip
+            data = algebra.random_vectors(keys)
+        ranks = max(len(data), len(logs))
+        both = (algebra.of_ranks(x, ranks) for x in (logs, data))
+        per_rank = (zip(*rank, strict=True) for rank in zip(*both, strict=True))
+        result = np.stack([
+            np.stack([self._exps.setdefault((kind, log.tobytes()), x) for log, x in rank])
+            for rank in per_rank
+        ])  # fmt: skip
+        self.keep(kind, result, logs)
+        self._reduced.update((kind, row) for rank in algebra.vectors(result) for row in rank)
+        return algebra.alike(result)
 
     def keep(self, kind: str, x: Field, logs: Field) -> None:
         """Record the logs of vectors that have none yet."""
@@ -91,17 +104,36 @@ class Logarithms:
             mapped: the sum over the selection's terms, of operands or of their logs.
         """
         read = sorted({i for term in selection.terms for i in term.operands})
+
+        def of(act: Callable[[Field], Field]) -> Field:
+            return mapped([act(x) if i in read else x for i, x in enumerate(operands)])
+
         for kind in self.kinds:
             if not selection.distributes(kind, dtype):
                 continue
-            logs = [self.log(kind, x) if i in read else x for i, x in enumerate(operands)]
-            if self.reduced(kind, [operands[i] for i in read]):
-                data = self.exp(kind, mapped(logs))
+            logs = of(partial(self.log, kind))
+            if self._all_reduced(kind, [operands[i] for i in read]):
+                data = self.exp(kind, logs, data)
             else:
-                self.keep(kind, data, mapped(logs))
+                self.keep(kind, data, logs)
+                if np.array_equal(data, of(lambda x: x)):
+                    self._linear[kind, data.tobytes()] = of
         return data
 
-    def reduced(self, kind: str, operands: Sequence[Field]) -> bool:
+    def reduced(self, kind: str, x: Field, groups: Sequence[Sequence[int]]) -> Field:
+        """Return the reduction of ``x`` over ranks of each group: of slices, slices of it."""
+        if not x.any():
+            return x  # the log of zeros, which are slices of zeros too, is not a map of another log
+        logs = algebra.summed_over(self.log(kind, x), groups)
+        key, data = (kind, x.tobytes()), None
+        if (
+            of := self._linear.pop(key, None)
+        ) is not None:  # away meanwhile: x may be its own slice
+            data = of(lambda part: self.reduced(kind, part, groups))
+            self._linear[key] = of
+        return self.exp(kind, logs, data)
+
+    def _all_reduced(self, kind: str, operands: Sequence[Field]) -> bool:
         """Return whether all vectors are results of this reduction, or made of such."""
         every = (row for x in operands for rank in algebra.vectors(x) for row in rank)
-        return bool(operands) and all((kind, row) in self._exps for row in every)
+        return bool(operands) and all((kind, row) in self._reduced for row in every)
