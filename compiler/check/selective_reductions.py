@@ -42,7 +42,7 @@ class Logarithms:
         self._logs: dict[tuple[str, bytes], Field] = {}
         self._exps: dict[tuple[str, bytes], Field] = {}
         self._reduced: set[tuple[str, bytes]] = set()
-        self._linear: dict[tuple[str, bytes], Callable[[Callable[[Field], Field]], Field]] = {}
+        self._linear: dict[tuple[object, ...], Callable[[Callable[[Field], Field]], Field]] = {}
 
     @staticmethod
     def of(graphs: Iterable[SpmdGraph]) -> Logarithms:
@@ -117,7 +117,7 @@ class Logarithms:
             else:
                 self.keep(kind, data, logs)
                 if np.array_equal(data, of(lambda x: x)):
-                    self._linear[kind, data.tobytes()] = of
+                    self._linear[kind, data.shape, data.tobytes()] = of
         return data
 
     def reduced(self, kind: str, x: Field, groups: Sequence[Sequence[int]]) -> Field:
@@ -125,7 +125,7 @@ class Logarithms:
         if not x.any():
             return x  # the log of zeros, which are slices of zeros too, is not a map of another log
         logs = algebra.summed_over(self.log(kind, x), groups)
-        key, data = (kind, x.tobytes()), None
+        key, data = (kind, x.shape, x.tobytes()), None
         if (
             of := self._linear.pop(key, None)
         ) is not None:  # away meanwhile: x may be its own slice
