@@ -331,7 +331,7 @@ class Interpreter:
             if not access.dtype(reduction.operand).is_floating_point:  # divides with a remainder
                 return self._hashed(self.key("avg", n), [total], by_rank=False)
             return algebra.scaled(total, Fraction(1, n))
-        return self.logarithms.reduced(reduction.op, x, groups.ranks)
+        return self.logarithms.reduced_over(reduction.op, x, groups)
 
     def _shares(self, node: fx.Node, x: Value, dim: int, size: Any, groups: ReplicaGroups) -> Value:
         """Return each rank's share of the rows of a value, by its position in its group."""

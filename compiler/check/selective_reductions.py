@@ -5,8 +5,9 @@ For each of these reductions the model has a function log, with an inverse exp, 
     reduction over ranks of x            = exp(sum over ranks of log x)
     op(x, …) that selects and combines   = exp(sum over terms of map[fixed](log x))
 
-Both hold of every commutative and associative operation that works element by element, and nothing
-else is used: not that max is idempotent, not that a product is linear in its factors. The log of a
+Both hold of every commutative and associative operation that works element by element. Max and min
+are idempotent too: of ranks that hold the same, one counts, and what all of them hold is the
+maximum itself. That a product is linear in its factors is not used. The log of a
 vector is random unless it was made by such an op, then it is what the op makes of the operands'
 logs. Equal vectors have equal logs and the reverse, so a vector's first log is kept, and a log's
 first vector: a slice of a reduction, which also is a linear map of it, stands for the reduction of
@@ -17,14 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from compiler.check import algebra
 from compiler.check.algebra import Field
 from compiler.ir.collectives import collectives
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.rules import Selection
 
 KINDS = ("max", "min", "product")
@@ -76,6 +80,39 @@ class Logarithms:
         self._reduced.update((kind, row) for rank in algebra.vectors(result) for row in rank)
         return algebra.alike(result)
 
+    def reduced_over(self, kind: str, x: Field, groups: ReplicaGroups) -> Field:
+        """Return, on every rank, the reduction of x over its group: of slices, slices of it."""
+        key, data = (kind, x.shape, x.tobytes()), None
+        if of := self._linear.pop(key, None):  # away meanwhile: x may be its own slice
+            data = of(lambda part: self.reduced_over(kind, part, groups))
+            self._linear[key] = of
+        members = np.asarray(groups.ranks)
+        by_group = algebra.of_ranks(x, members.size)[members]
+        if data is not None:
+            data = algebra.of_ranks(data, members.size)[members[:, 0]]
+        total = np.empty((members.size, *x.shape[1:]), np.uint64)
+        total[members] = self.combined(kind, np.moveaxis(by_group, 1, 2), data)[:, None]
+        return algebra.alike(total)
+
+    def combined(self, kind: str, x: Field, data: Field | None = None) -> Field:
+        """Return the reduction over the third dimension of x, [ranks, blocks, n, LANES, WIDTH].
+
+        Args:
+            kind: max, min or product.
+            x: what is reduced.
+            data: the result by another law, to be kept as the one of these logs.
+        """
+        if not x.any():
+            return x[:, :, 0]  # the log of zeros, which are slices too, is no map of another log
+        every = self.log(kind, x.reshape(len(x), -1, *x.shape[3:]))
+        logs = algebra.of_ranks(every, len(x)).reshape(x.shape)
+        if kind == "product":
+            return self.exp(kind, logs.sum(axis=2, dtype=np.uint64) % algebra.P, data)
+        first = _first_of_equals(x)[..., None, None]
+        total = self.exp(kind, np.where(first, logs, np.uint64(0)).sum(axis=2) % algebra.P, data)
+        alone = first.sum(axis=2) == 1
+        return cast(Field, np.where(alone, x[:, :, 0], algebra.of_ranks(total, len(x))))
+
     def keep(self, kind: str, x: Field, logs: Field) -> None:
         """Record the logs of vectors that have none yet."""
         ranks = max(len(x), len(logs))
@@ -120,20 +157,16 @@ class Logarithms:
                     self._linear[kind, data.shape, data.tobytes()] = of
         return data
 
-    def reduced(self, kind: str, x: Field, groups: Sequence[Sequence[int]]) -> Field:
-        """Return the reduction of ``x`` over ranks of each group: of slices, slices of it."""
-        if not x.any():
-            return x  # the log of zeros, which are slices of zeros too, is not a map of another log
-        logs = algebra.summed_over(self.log(kind, x), groups)
-        key, data = (kind, x.shape, x.tobytes()), None
-        if (
-            of := self._linear.pop(key, None)
-        ) is not None:  # away meanwhile: x may be its own slice
-            data = of(lambda part: self.reduced(kind, part, groups))
-            self._linear[key] = of
-        return self.exp(kind, logs, data)
-
     def _all_reduced(self, kind: str, operands: Sequence[Field]) -> bool:
         """Return whether all vectors are results of this reduction, or made of such."""
         every = (row for x in operands for rank in algebra.vectors(x) for row in rank)
         return bool(operands) and all((kind, row) in self._reduced for row in every)
+
+
+def _first_of_equals(x: Field) -> npt.NDArray[np.bool_]:
+    """Return where a vector equals none before it along the third dimension, [ranks, blocks, n]."""
+    first = np.ones(x.shape[:3], bool)
+    for rank, block in np.ndindex(*x.shape[:2]):
+        vectors = [vector.tobytes() for vector in x[rank, block]]
+        first[rank, block] = [vector not in vectors[:i] for i, vector in enumerate(vectors)]
+    return first
