@@ -19,6 +19,7 @@ from torch._ops import HigherOrderOperator
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
 from compiler.ir.declared_inputs import Inputs, by_input
+from compiler.ir.dialects import read
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
@@ -134,7 +135,9 @@ def spmd_graph_of(
 
     Args:
         root: holds the tensors behind the graph's attributes. Not changed.
-        graph: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
+        graph: functional ATen ops and functional collectives, or ops that are declared
+            (``compiler.ir.dialects``), which are read as what they do; ``meta["val"]`` set. Not
+            changed.
         mesh: resolves every group name in the graph.
         inputs: name of a placeholder, or of an attribute or tensor of the model, or a pattern
             -> placement, or {axis: placement}. Left out, attributes and placeholders for tensors
@@ -147,6 +150,7 @@ def spmd_graph_of(
         PlacementError: a name that is not an input, or a placement that does not fit.
     """
     access.output(graph)  # refuses a graph without one
+    graph = read(graph, lambda name: mesh.group(name).axis_size, _only(mesh))
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in graph.nodes:
         if "val" not in node.meta:  # what export leaves without one is better said by its kind
@@ -166,6 +170,11 @@ def spmd_graph_of(
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, inputs_placed[str(node.target)])
     return SpmdGraph(root, graph, mesh, inputs_placed)
+
+
+def _only(mesh: Mesh) -> str:
+    """Return the axis of a mesh of one axis, which collectives without a group go over."""
+    return next(iter(mesh.axes)) if len(mesh.axes) == 1 else ""
 
 
 def input_names(graph: fx.Graph) -> dict[str, str]:
