@@ -126,6 +126,8 @@ class Interpreter:
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         rule = meaning_of(call)
+        if rule is not None and rule.rank_dependent:
+            call = replace(call, rank_dependent=True)
         if call.target in SLICES:
             if (rows := block_slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
