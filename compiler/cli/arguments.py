@@ -69,7 +69,8 @@ def parser() -> ArgumentParser:
     option(plan, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
     option(plan, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
            "machine list`, or a file; without, by payload bytes")  # fmt: skip
-    option(plan, "--launch", "how kernels are launched on the machine", choices=LAUNCHES)
+    option(plan, "--launch", "how kernels are launched on the machine; graph if left out",
+           choices=LAUNCHES, default=None)  # fmt: skip
     option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
            "print only what they take", default="")  # fmt: skip
     option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
@@ -110,8 +111,8 @@ def parser() -> ArgumentParser:
 
     lint = add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
     option(lint, "--require-coverage PERCENT", "end with exit code 2 unless placements are known "
-           "of so much of the model, of all of it if no number is given", type=at_least(0),
-           nargs="?", const=100, default=0)  # fmt: skip
+           "of so much of the model, of all of it if no number is given",
+           type=at_least(0, most=100), nargs="?", const=100, default=0)  # fmt: skip
 
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
     option(optimize, "file FILE", "graph file, .spmd or .pt2")
@@ -179,7 +180,8 @@ def option(command: Parser, usage: str, help: str, **rest: Any) -> None:
         rest["metavar"] = last
     else:
         names.append(last)
-        rest |= {"default": rest["choices"][0]} if "choices" in rest else {"action": "store_true"}
+        flag = {"default": rest["choices"][0]} if "choices" in rest else {"action": "store_true"}
+        rest = flag | rest
     command.add_argument(*names, help=help, **rest)
 
 
@@ -239,12 +241,13 @@ def _add_output(command: Parser, required: bool = False) -> None:
     option(command, "-o --output FILE", "write the result to FILE", type=Path, required=required)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from ``minimum``, of at most 12 digits."""
+def at_least(minimum: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``minimum``, to ``most`` or of at most 12 digits."""
 
     def read(text: str) -> int:
-        if not is_count(text, minimum):
-            raise ArgumentTypeError(f"must be a whole number from {minimum}, of at most 12 digits")
+        if not is_count(text, minimum) or (most is not None and int(text) > most):
+            end = "of at most 12 digits" if most is None else f"to {most}"
+            raise ArgumentTypeError(f"must be a whole number from {minimum}, {end}")
         return int(text)
 
     return read

@@ -9,7 +9,7 @@ from compiler.cli.commands.lint import escaped
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import read_text
 from compiler.cli.inputs.load_model import load
-from compiler.cli.inputs.options import InputOptions, bad_option, is_count
+from compiler.cli.inputs.options import InputOptions, bad_option, distinct, is_count
 from compiler.cli.render.progress import Stages, new_table, print_json, say, stdout
 from compiler.optimize.optimizer import optimize
 from compiler.plan.planner import Planner
@@ -28,7 +28,7 @@ def collectives(
     format: str,
 ) -> int:
     """List the collectives of a model."""
-    budget = dict(map(_budget, most))
+    budget = dict(map(_budget, distinct("--max", most)))
     stages = Stages()
     graph = load(model, options, stages).graph
     if optimized:

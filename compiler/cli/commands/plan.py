@@ -33,7 +33,7 @@ def plan(
     *,
     tokens: str,
     machine: str | None,
-    launch: str,
+    launch: str | None,
     compare: str,
     plot: Path | None,
     policy: str,
@@ -44,13 +44,14 @@ def plan(
 ) -> int:
     """Show which collectives move, what that saves, why, and whether it is proved."""
     stages, counts = Stages(), token_counts(tokens)
-    if machine is None and (compare or plot):
+    by_time = {"--compare": compare, "--plot": plot, "--launch": launch}
+    if machine is None and (idle := [option for option, value in by_time.items() if value]):
         raise CommPlanError(
-            f"{'--compare' if compare else '--plot'} needs a machine",
+            f"{', '.join(idle)} needs a machine",
             remedy=f"pass --machine, one of {', '.join(machines())}",
         )
     on = load_machine(machine) if machine else None
-    search = PlannerOptions(policy, on, Launch(launch), widen)
+    search = PlannerOptions(policy, on, Launch(launch or "graph"), widen)
     others = machines_of(compare)
     if plot is not None:
         forecast.check_plot(plot)

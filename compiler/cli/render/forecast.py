@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import fx
 
 from compiler.analysis.layers import layer_of
+from compiler.cli.inputs.files import write_bytes
 from compiler.cli.inputs.load_model import Source
 from compiler.cli.render import collectives
 from compiler.cli.render.collectives import kinds_of_layers
@@ -346,4 +348,6 @@ def draw(plans: Plans, path: Path) -> None:
     times.legend()
     savings.legend()
     figure.suptitle(f"{plans.source.name}, {plans.source.graph.mesh}{plans.title}", fontsize=10)
-    figure.savefig(path)
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:])
+    write_bytes(path, image.getvalue())
