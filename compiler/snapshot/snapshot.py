@@ -35,7 +35,7 @@ class Entry:
         axis: mesh axis or group that it runs over.
         operand: element type and shape on one rank, ``f32[s0, 64]``; symbols are numbered in order
             of their first use by a collective.
-        line: ``file.py:12`` of the model, "" if capture recorded none. Not compared.
+        line: ``models/file.py:12`` of the model, "" if capture recorded none. Not compared.
     """
 
     layer: str
@@ -139,5 +139,5 @@ def _entries(graph: SpmdGraph) -> Iterator[Entry]:
             op=call.op,
             axis=call.group,
             operand=str(replace(kind, shape=shape, device="cpu")),
-            line=access.source_line(node),
+            line=access.source_path(node),
         )
