@@ -22,22 +22,18 @@ from compiler.backend.aot_graphs import restored
 from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
 from compiler.capture import capture
-from compiler.errors import CommPlanError, ExchangeError
+from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Placements
-from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
+from compiler.optimize.prepare import agree, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.result import ModelReport
 from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
+from compiler.runtime.group_exchange import GroupExchange, exchange_over, ranks_of_groups
 from compiler.runtime.process_groups import ProcessGroups
-from compiler.runtime.rank_agreement import (
-    GroupExchange,
-    exchange_over,
-    ranks_of_groups,
-)
 
 
 @dataclass(frozen=True)
@@ -95,16 +91,8 @@ def rewritten(
     with outside_tracing():
         if exchange is None:  # a fake group: there are no other ranks
             return _planned(gm, inputs, options, None, groups)
-        exchange = exchange.during(f"compiling {title(gm)}")
-        try:
-            result = _planned(gm, inputs, options, exchange, groups)
-            exchange.gather(None)
-        except ExchangeError:
-            raise
-        except Exception as error:
-            _fail(exchange, error)
-            raise
-        return result
+        with exchange.together(f"compiling {title(gm)}") as ranks:
+            return _planned(gm, inputs, options, ranks, groups)
 
 
 def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> None:
@@ -117,7 +105,7 @@ def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> N
     names = all_group_names(gm.graph)
     if names and (exchange := exchange_over(ranks_of_groups(names), options.timeout)) is not None:
         with outside_tracing():
-            _fail(exchange.during(f"compiling {title(gm)}"), why)
+            exchange.during(f"compiling {title(gm)}").share_failure(why)
     if names:
         raise why
 
@@ -127,20 +115,6 @@ def title(gm: fx.GraphModule) -> str:
     ops = [str(node.target) for node in gm.graph.nodes if node.op == "call_function"]
     digest = hashlib.blake2b("\n".join(ops).encode(), digest_size=4).hexdigest()
     return f"a graph of {len(ops)} ops, digest {digest}"
-
-
-def _fail(exchange: GroupExchange, error: Exception) -> None:
-    """Let the other ranks fail too.
-
-    Raises:
-        ExchangeError: a rank failed for another reason.
-    """
-    reason = error.what if isinstance(error, CommPlanError) else f"{type(error).__name__}: {error}"
-    try:
-        exchange.fail(reason)
-    except ExchangeError as failure:
-        if failure.alone or len(set(failure.reasons.values())) > 1:
-            raise failure from error
 
 
 @collection_paused()

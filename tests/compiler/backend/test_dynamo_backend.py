@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import compiler
 from compiler.errors import CommPlanError, ExchangeError
-from compiler.optimize import model_api
+from compiler.optimize import prepare
 from scripts.bench_backend import collectives
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
@@ -134,13 +134,13 @@ def message(act: Callable[[], Any]) -> str:
 
 def broken(group: dist.ProcessGroup) -> Any:
     model, x = Branches(group), torch.ones(4, HIDDEN)
-    expected, lower = model(x).detach(), model_api.lower
+    expected, lower = model(x).detach(), prepare.lower
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise CommPlanError("no lowering today") if group.rank() == 1 else AssertionError
 
     if group.rank() == 1:
-        model_api.lower = fails
+        prepare.lower = fails
     try:
         with torch.no_grad():
             run = compiled(model)
@@ -150,7 +150,7 @@ def broken(group: dist.ProcessGroup) -> Any:
             with pytest.raises(Exception, match="no lowering today") as caught:
                 strict(x)
     finally:
-        model_api.lower = lower
+        prepare.lower = lower
     return text, str(report), type(caught.value.inner_exception).__name__
 
 

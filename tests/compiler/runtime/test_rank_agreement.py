@@ -11,13 +11,8 @@ import torch.distributed as dist
 
 from compiler.errors import CommPlanError, ExchangeError, MeshError, PlanError
 from compiler.ir.mesh import Mesh
-from compiler.runtime.rank_agreement import (
-    compare_inputs,
-    compare_plans,
-    exchange_over,
-    ranks_of,
-    ranks_of_groups,
-)
+from compiler.runtime.group_exchange import exchange_over, ranks_of, ranks_of_groups
+from compiler.runtime.rank_agreement import compare_inputs, compare_plans
 
 
 def asked(group: dist.ProcessGroup) -> Any:
@@ -143,7 +138,7 @@ def test_ranks_that_do_not_arrive_are_named(gloo_pool: Any) -> None:
         assert what == "rank 2 did not arrive within 0.5 s"
         assert where.startswith("  where: meeting ")
         assert where.endswith(", planning")
-        assert found.startswith("  found: rank 2: last seen at meeting ")
+        assert found.startswith("  found: rank 2: before its first call; last seen at meeting ")
         assert found.endswith(", describing")
         assert remedy.startswith("  remedy: every rank must compile the same graphs")
     assert "found: ranks 0, 1, 3: rank 2 did not arrive within 0.5 s" in overdue
