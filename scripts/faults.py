@@ -67,12 +67,14 @@ CASES: Mapping[str, Case] = {
         partial(faults.killed_at, stage="lowering"), NOT_RUN, "has ended; last seen lowering"
     ),
     "killed in a call": Case(
-        faults.killed_in_a_call, CLOSED, "has ended; last seen running call 2"
+        faults.killed_in_a_call, CLOSED, "has ended; last seen running call 2 of Stack"
     ),
     "killed between calls": Case(
-        faults.killed_between_calls, NOT_RUN, "has ended; last seen after call 1"
+        faults.killed_between_calls, NOT_RUN, "has ended; last seen after call 1 of Stack"
     ),
-    "exits while others capture": Case(faults.exits, NOT_RUN, "exits; last seen after call 1"),
+    "exits while others capture": Case(
+        faults.exits, NOT_RUN, "exits; last seen after call 1 of Stack"
+    ),
     "runs the plain model": Case(
         faults.is_not_optimized,
         "40.5 s: the group's timeout; others: closed by peer",
@@ -90,7 +92,9 @@ CASES: Mapping[str, Case] = {
     "other token count later, checked": Case(
         partial(faults.other_count_later, debug=True), "no such mode", "call 2, x"
     ),
-    "no tokens later": Case(faults.no_tokens_later, "others wait until it exits", "after call 2"),
+    "no tokens later": Case(
+        faults.no_tokens_later, "others wait until it exits", "after call 2 of Stack"
+    ),
     "other values later": Case(faults.other_values_later, "silent: results differ", ""),
     "other values later, checked": Case(
         partial(faults.other_values_later, debug=True),

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from compiler import switches
 from compiler.analysis.layers import LayerMetadata
 from compiler.analysis.statistics import Statistics
 from compiler.capture.capture import tracers
@@ -108,6 +109,7 @@ def optimize_allreduce(
         check_mesh(mesh)
     check_inputs(inputs)
     tracers(capture)
+    debug |= switches.checks_calls()
     owner = model.module() if isinstance(model, ExportedProgram) else model
     options = planner_options(
         policy, machine, launch, device=device_of(owner), widen=widen, kernels=kernels
@@ -125,7 +127,7 @@ def optimize_allreduce(
         why = "world size 1: no rank owes another a sum; the model runs as it is"
         unchanged = _unchanged(owner, policy, why)
         return view_of(OptimizedModule(owner, prepare, unchanged=unchanged, debug=debug))
-    calls = ModelCalls(exchange.roll_call) if exchange else None
+    calls = ModelCalls(exchange.roll_call, type(owner).__name__) if exchange else None
     optimized = OptimizedModule(owner, prepare, debug=debug, calls=calls)
     if example_inputs is not None:
         args, kwargs = as_call(example_inputs)

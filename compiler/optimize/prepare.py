@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from compiler import switches
 from compiler.analysis.layers import LayerMetadata, layer_metadata
 from compiler.capture import CallForm, Capture
 from compiler.capture.capture import capture as capture_model
@@ -21,12 +23,13 @@ from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Replicate
 from compiler.ir.rank_exchange import Exchange
 from compiler.ir.remark import Remark, RemarkKind
+from compiler.optimize.dump import GraphDump
 from compiler.optimize.optimizer import optimize
 from compiler.optimize.result import ModelReport, OptimizationResult
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenTable
-from compiler.runtime.group_exchange import GroupExchange
+from compiler.runtime.group_exchange import GroupExchange, process_name
 from compiler.runtime.guarded_graph import GuardedGraph, text_of_call
 from compiler.runtime.lowering import Lowered, lower
 from compiler.runtime.process_groups import ProcessGroups
@@ -37,6 +40,9 @@ from compiler.runtime.rank_agreement import (
     connected_ranks,
 )
 from compiler.runtime.watch import Reason, compare_reasons
+
+LOG = logging.getLogger("compiler.optimize")
+"""``COMMPLAN_LOGS=info`` prints the report of every graph that is prepared."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,14 @@ class Preparation:
         )  # fmt: skip
         said = (*_notes(captured, reason), *remarks_of(variants))
         report = replace(result, remarks=(*result.remarks, *dict.fromkeys(said)))
+        switches.switch_logs_on()
+        LOG.info("%s", report)
         if ranks is None:
             return GuardedGraph(variants, result.symbol, captured, report, None)
         connected = connected_ranks(captured.graph)
         return GuardedGraph(
             variants, result.symbol, captured, report,
-            compare_inputs=_comparison(ranks, captured),
+            compare_inputs=comparison(ranks, captured),
             compare_calls=partial(compare_calls, ranks, connected, result.digests),
             in_step=frozenset(next(part for part in connected if ranks.rank in part)),
         )  # fmt: skip
@@ -138,6 +146,10 @@ def optimize_captured(
 
     ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
     """
+    folder = switches.dump_folder()
+    dump = GraphDump(folder, process_name()) if folder else None
+    if dump is not None:
+        dump.captured(captured.graph)
     metadata = layer_metadata(captured.graph, config=config, layers=layers)
     notes = list(captured.remarks)
 
@@ -156,10 +168,13 @@ def optimize_captured(
         notes.append("no single size counts tokens: one plan, made for the sizes of this call")
     remarks = (*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks)
     seconds = {"capture": captured.seconds, **result.seconds}
-    return ModelReport(
+    report = ModelReport(
         result.table, result.symbol, result.tokens, result.before, remarks, seconds, metadata,
         captured.assumed,
     )  # fmt: skip
+    if dump is not None:
+        dump.planned(report)
+    return report
 
 
 def agree(
@@ -222,7 +237,7 @@ def _notes(captured: Capture, reason: Reason) -> Iterator[Remark]:
         yield Remark(RemarkKind.NOTE, "", f"changes are not noticed of: {listed}{more}")
 
 
-def _comparison(
+def comparison(
     exchange: Exchange, captured: Capture
 ) -> Callable[[Mapping[str, torch.Tensor]], None]:
     """Compares arguments along the axes along which they are taken to be the same."""

@@ -8,6 +8,7 @@ group when it times out; and who is missing can be read off it.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -321,6 +322,12 @@ def exchange_over(
     exchange = GroupExchange(group, timeout)
     exchange.roll_call.tell()
     return exchange
+
+
+def process_name() -> str:
+    """Return this process among those that run the program, such as ``rank0-4711``."""
+    is_there = dist.is_available() and dist.is_initialized()
+    return f"rank{dist.get_rank() if is_there else 0}-{os.getpid()}"
 
 
 def exchange_if_any(group: dist.ProcessGroup | None) -> Exchange | None:

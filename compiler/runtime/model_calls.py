@@ -29,11 +29,10 @@ class ModelCalls:
         in_step: ranks that collectives of all its graphs connect with this one.
     """
 
-    def __init__(self, roll_call: RollCall) -> None:
-        """Number the model: all ranks optimize the same models in the same order."""
+    def __init__(self, roll_call: RollCall, name: str) -> None:
+        """Nothing is called yet; ``name`` is what people call the model."""
         self._roll_call = roll_call
-        roll_call.models += 1
-        self._number = roll_call.models
+        self._model = roll_call.add(name)
         self.count = 0
         self.in_step: frozenset[int] | None = None
 
@@ -46,7 +45,7 @@ class ModelCalls:
         """Say that a graph is chosen for the next call."""
         self.count += 1
         call = self._roll_call
-        call.model, call.calls, call.phase = self._number, self.count, Phase.CHOOSING
+        call.model, call.calls, call.phase = self._model, self.count, Phase.CHOOSING
         call.in_step = self.in_step or frozenset()
 
     def go_on(self, *, runs: bool) -> None:
@@ -77,7 +76,7 @@ class ModelCalls:
                 roll_call.fail(error)
                 raise
             failure = ExchangeError(
-                f"{ranks_text(reasons)} left call {self.count}",
+                f"{ranks_text(reasons)} left call {self.count} of {self._model[0]}",
                 found=by_value(reasons),
                 remedy="see what these ranks report; then start all ranks anew",
                 alone=True,

@@ -25,6 +25,7 @@ from compiler.runtime.guarded_graph import (
 )
 from compiler.runtime.lowering import Lowered
 from compiler.runtime.model_calls import ModelCalls
+from compiler.runtime.rank_agreement import text_of_tensor
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], GuardedGraph]
@@ -187,8 +188,7 @@ class OptimizedModule(nn.Module):
     def _texts(self, arguments: Arguments) -> dict[str, str]:
         """Name of each tensor of a call -> what must be the same of it on all ranks."""
         return {
-            name: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}, strides {x.stride()}, "
-            f"on {x.device.type}"
+            name: text_of_tensor(x)
             for name, x in zip(self._form.names(arguments), arguments.leaves, strict=True)
             if isinstance(x, torch.Tensor)
         }

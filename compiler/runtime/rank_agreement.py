@@ -148,6 +148,12 @@ def connected_ranks(graph: SpmdGraph) -> list[tuple[int, ...]]:
     return [tuple(sorted(part)) for part in networkx.connected_components(ranks)]
 
 
+def text_of_tensor(tensor: torch.Tensor) -> str:
+    """Return what must be the same of an argument on all ranks, besides its values."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind}{list(tensor.shape)}, strides {tensor.stride()}, on {tensor.device.type}"
+
+
 def compare_calls(
     exchange: GroupExchange,
     connected: Collection[Sequence[int]],

@@ -26,7 +26,14 @@ from torch.distributed import distributed_c10d as c10d
 
 from compiler.capture.rank_traces import by_value
 from compiler.errors import CommPlanError, ExchangeError
-from compiler.runtime.whereabouts import Failure, Phase, Process, Whereabouts
+from compiler.runtime.whereabouts import (
+    NO_MODEL,
+    Failure,
+    Model,
+    Phase,
+    Process,
+    Whereabouts,
+)
 
 LOG = logging.getLogger("compiler.runtime")
 
@@ -68,7 +75,6 @@ class RollCall:
         size: number of ranks.
         stage: what this rank does besides calls; empty for nothing.
         meetings: how many meetings it has come to.
-        models: how many models were optimized.
         model: the one that was called last.
         calls: how many calls of that were begun.
         phase: of the last call.
@@ -81,7 +87,7 @@ class RollCall:
         """Tell the others that this rank is there, and start to listen."""
         self.rank, self.size = group.rank(), group.size()
         self.stage, self.meetings, self.phase = "", 0, Phase.ENDED
-        self.models, self.model, self.calls = 0, 0, 0
+        self.model, self.calls, self._newest = NO_MODEL, 0, NO_MODEL
         self.failure, self._farewell, self._beat = Failure(), "", 0
         self.in_step: frozenset[int] = frozenset()
         self.keys: list[str] = []
@@ -111,6 +117,12 @@ class RollCall:
             self._process, self.stage, self.meetings, self.model, self.calls, self.phase,
             self.failure, self._farewell, self._beat,
         )  # fmt: skip
+
+    def add(self, name: str) -> Model:
+        """Return what all ranks call a model that they optimize now, also if one failed before."""
+        _, meetings, count = self._newest
+        self._newest = name, self.meetings, count + 1 if meetings == self.meetings else 0
+        return self._newest
 
     def do(self, stage: str) -> None:
         """Tell the others at once what this rank does besides calls; empty for nothing."""

@@ -67,18 +67,23 @@ def _state_and_start(pid: int) -> tuple[str, str]:
     return listed[0], listed[19]
 
 
+Model = tuple[str, int, int]
+"""An optimized model: its name, how many meetings were before it, and how many models since."""
+NO_MODEL: Model = ("", 0, 0)
+
+
 @dataclass(frozen=True)
 class Failure:
     """What ended a call or a meeting of one rank.
 
     Attributes:
         text: the error; empty if it tells of other ranks.
-        call: numbers of the model and of its call.
+        call: the model and the number of its call.
         meetings: how many meetings the rank had come to.
     """
 
     text: str = ""
-    call: tuple[int, int] = (0, 0)
+    call: tuple[Model, int] = NO_MODEL, 0
     meetings: int = -1
 
     @property
@@ -95,7 +100,7 @@ class Whereabouts:
         process: where it runs.
         stage: what it does besides calls, such as planning.
         meetings: how many meetings of the group it has come to.
-        model: number of the optimized model that it called last.
+        model: the optimized model that it called last.
         calls: how many calls of that it has begun, without those that failed before they ran.
         phase: of the last call.
         failure: its last one.
@@ -106,7 +111,7 @@ class Whereabouts:
     process: Process
     stage: str = ""
     meetings: int = 0
-    model: int = 0
+    model: Model = NO_MODEL
     calls: int = 0
     phase: Phase = Phase.ENDED
     failure: Failure = Failure()
@@ -118,7 +123,7 @@ class Whereabouts:
         """What it does, as words after "is" or "was"."""
         if self.stage:
             return self.stage
-        call = f"call {self.calls}" + f" of model {self.model}" * (self.model > 1)
+        call = f"call {self.calls}" + f" of {self.model[0]}" * bool(self.model[0])
         if self.phase is Phase.CHOOSING:
             return f"choosing a graph for {call}"
         if self.phase is Phase.RUNNING:

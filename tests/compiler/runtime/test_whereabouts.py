@@ -15,9 +15,10 @@ import pytest
 from compiler.runtime.whereabouts import Failure, Phase, Process, Whereabouts
 
 HERE = Process.own()
-WAITING = Whereabouts(HERE, meetings=4, model=1, calls=8, phase=Phase.CHOOSING)
+MODEL, OTHER_MODEL = ("Stack", 0, 0), ("Stack", 0, 1)
+WAITING = Whereabouts(HERE, meetings=4, model=MODEL, calls=8, phase=Phase.CHOOSING)
 """A rank that has come to its fourth meeting while it chooses a graph for its eighth call."""
-OTHER = Whereabouts(HERE, meetings=3, model=1, calls=8, phase=Phase.CHOOSING)
+OTHER = Whereabouts(HERE, meetings=3, model=MODEL, calls=8, phase=Phase.CHOOSING)
 
 
 @pytest.fixture
@@ -61,15 +62,15 @@ def test_nothing_is_certain_of_another_host() -> None:
 
 ABSENCES = [
     ("on its way", {}, ""),
-    ("in a call of another model", {"model": 2, "calls": 9, "phase": Phase.RUNNING}, ""),
+    ("in a call of another model", {"model": OTHER_MODEL, "calls": 9, "phase": Phase.RUNNING}, ""),
     ("in an earlier call", {"calls": 7, "phase": Phase.RUNNING}, ""),
-    ("past the meeting", {"phase": Phase.RUNNING}, "it is running call 8 already"),
-    ("through with the call", {"phase": Phase.ENDED}, "it is after call 8 already"),
+    ("past the meeting", {"phase": Phase.RUNNING}, "it is running call 8 of Stack already"),
+    ("through with the call", {"phase": Phase.ENDED}, "it is after call 8 of Stack already"),
     ("choosing for the next call", {"calls": 9}, ""),
-    ("failed on its way", {"failure": Failure("no", (1, 8), 3)}, "it failed before: no"),
-    ("failed earlier", {"failure": Failure("no", (1, 7), 2)}, ""),
-    ("failed because of others", {"failure": Failure("", (1, 8), 3)}, ""),
-    ("exited", {"farewell": "exits"}, "exits; last seen choosing a graph for call 8"),
+    ("failed on its way", {"failure": Failure("no", (MODEL, 8), 3)}, "it failed before: no"),
+    ("failed earlier", {"failure": Failure("no", (MODEL, 7), 2)}, ""),
+    ("failed because of others", {"failure": Failure("", (MODEL, 8), 3)}, ""),
+    ("exited", {"farewell": "exits"}, "exits; last seen choosing a graph for call 8 of Stack"),
     ("dead", {"process": replace(HERE, started="1")}, "has ended; last seen choosing a graph"),
 ]
 
@@ -88,17 +89,17 @@ def test_calls_of_ranks_that_nothing_connects_are_not_compared() -> None:
 
 
 def test_ranks_that_failed_together_may_meet_again() -> None:
-    together = Failure("no plan", (1, 8), 3)
+    together = Failure("no plan", (MODEL, 8), 3)
     waiting = replace(WAITING, failure=together)
     assert replace(OTHER, failure=together).absence_from(waiting, in_step=True) == ""
 
 
 HINDRANCES = [
     (Failure(), {}, ""),
-    (Failure("no memory", (1, 8), 3), {}, "it failed: no memory"),
-    (Failure("no memory", (1, 7), 3), {}, ""),
-    (Failure("no memory", (2, 8), 3), {}, ""),
-    (Failure("", (1, 8), 3), {"farewell": "exits"}, ""),
+    (Failure("no memory", (MODEL, 8), 3), {}, "it failed: no memory"),
+    (Failure("no memory", (MODEL, 7), 3), {}, ""),
+    (Failure("no memory", (OTHER_MODEL, 8), 3), {}, ""),
+    (Failure("", (MODEL, 8), 3), {"farewell": "exits"}, ""),
 ]
 
 
@@ -113,11 +114,11 @@ def test_what_hinders_a_call(failure: Failure, changes: dict[str, Any], why: str
     [
         (Whereabouts(HERE), "before its first call"),
         (Whereabouts(HERE, calls=2), "after call 2"),
-        (Whereabouts(HERE, model=3, calls=2), "after call 2 of model 3"),
+        (Whereabouts(HERE, model=MODEL, calls=2), "after call 2 of Stack"),
         (Whereabouts(HERE, calls=2, phase=Phase.RUNNING), "running call 2"),
         (Whereabouts(HERE, stage="planning", calls=2, phase=Phase.CHOOSING), "planning"),
         (
-            Whereabouts(HERE, calls=1, failure=Failure("no", (1, 2), 1)),
+            Whereabouts(HERE, calls=1, failure=Failure("no", (MODEL, 2), 1)),
             "after call 1, after it failed: no",
         ),
     ],
