@@ -16,11 +16,11 @@ from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenRange, TokenTable
+from compiler.runtime.group_exchange import exchange_over, ranks_of
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.host_memory import through_host
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
-from compiler.runtime.rank_agreement import exchange_over, ranks_of
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from models.step3p5.attention import KVCache, Step
 from models.step3p5.entry import real_config

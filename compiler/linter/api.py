@@ -22,7 +22,7 @@ from compiler.linter.coverage import coverage
 from compiler.linter.single_rank import facts_of_one_rank
 from compiler.optimize.model_api import as_call, check_model
 from compiler.optimize.source import warn_undeclared
-from compiler.runtime.rank_agreement import exchange_if_any
+from compiler.runtime.group_exchange import exchange_if_any
 
 
 class Findings(list[Finding]):

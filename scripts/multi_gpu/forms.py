@@ -18,7 +18,7 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
-from compiler.optimize.model_api import optimize_captured
+from compiler.optimize.prepare import optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, lower
