@@ -17,6 +17,7 @@ from compiler.cli.render import collectives, forecast, report
 from compiler.cli.render.forecast import Plans
 from compiler.cli.render.plan_results import PlanResult, results_of
 from compiler.cli.render.progress import WIDTH_OF_FORECASTS, Stages, print_json, stderr, stdout
+from compiler.cli.render.timeline import check_trace, write_trace
 from compiler.cost import Launch, load_machine, machines
 from compiler.errors import CommPlanError
 from compiler.ir.text import value_count
@@ -32,6 +33,7 @@ def plan(
     launch: str,
     compare: str,
     plot: Path | None,
+    trace: Path | None,
     policy: str,
     widen: bool,
     format: str,
@@ -40,16 +42,10 @@ def plan(
 ) -> int:
     """Show which collectives move, what that saves, why, and whether it is proved."""
     stages, counts = Stages(), token_counts(tokens)
-    if machine is None and (compare or plot):
-        raise CommPlanError(
-            f"{'--compare' if compare else '--plot'} needs a machine",
-            remedy=f"pass --machine, one of {', '.join(machines())}",
-        )
+    _check_predictions(machine, compare, plot, trace)
     on = load_machine(machine) if machine else None
     search = PlannerOptions(policy, on, Launch(launch), widen)
     others = machines_of(compare)
-    if plot is not None:
-        forecast.check_plot(plot)
     source = load(model, options, stages)
     plans = Plans.of(source, search, stages)
     as_json = format == "json"
@@ -67,14 +63,31 @@ def plan(
     parts = results_of(plans, counts, stages)
     if plot is not None:
         forecast.draw(plans, plot)
-    if timing:
-        for part in parts:
-            stderr().print(report.pass_table(part.results[0].records))
+    if trace is not None:
+        write_trace(plans, [count for part in parts for count in part.tokens], trace)
+    for part in parts if timing else ():
+        stderr().print(report.pass_table(part.results[0].records))
     if as_json:
         print_json(plans_json(plans, parts, remarks, stages))
     else:
         print_plans(plans, parts, remarks, stages)
     return max(ExitCode[part.proof.verdict] for part in parts)
+
+
+def _check_predictions(
+    machine: str | None, compare: str, plot: Path | None, trace: Path | None
+) -> None:
+    """Raise CommPlanError unless what is predicted can be predicted and written."""
+    options = {"--compare": compare, "--plot": plot, "--trace": trace}
+    if machine is None and any(options.values()):
+        raise CommPlanError(
+            f"{next(name for name, value in options.items() if value)} needs a machine",
+            remedy=f"pass --machine, one of {', '.join(machines())}",
+        )
+    if plot is not None:
+        forecast.check_plot(plot)
+    if trace is not None:
+        check_trace(trace)
 
 
 def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages) -> None:
