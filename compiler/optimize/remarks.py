@@ -12,6 +12,7 @@ from compiler.analysis.row_shards import only_own_rows_read
 from compiler.analysis.statistics import statistics
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, collective
+from compiler.ir.dialects import called, remedy, unknown_collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
@@ -38,10 +39,10 @@ def remarks(
 
 
 def _general(source: SpmdGraph, policy: str, *, verify: bool) -> Iterator[Remark]:
-    notes = []
+    notes, unread = [], tuple(unknown_collectives(source.graph))
     if source.mesh.size == 1:
         notes.append("world size 1: no rank owes another a sum, nothing to optimize")
-    elif not statistics(source.graph).collectives:
+    elif not statistics(source.graph).collectives and not unread:
         notes.append("the graph has no collectives, nothing to optimize")
     if policy == "off":
         notes.append("policy 'off': reductions stay where they are")
@@ -50,6 +51,9 @@ def _general(source: SpmdGraph, policy: str, *, verify: bool) -> Iterator[Remark
     without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
     if without_rule:
         notes.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
+    for name, (node, why) in {str(called(n)): (n, why) for n, why in unread}.items():
+        text = f"{name} looks like a collective by {why}, and nothing says what it does: "
+        notes.append(text + remedy(node))
     yield from (Remark(RemarkKind.NOTE, "", why) for why in notes)
 
 

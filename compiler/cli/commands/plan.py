@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from compiler.analysis.layers import layers_text
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, machines_of, token_counts
 from compiler.cli.render import collectives, forecast, report
+from compiler.cli.render.document import Annotation, Block, Document
 from compiler.cli.render.forecast import Plans
-from compiler.cli.render.plan_results import PlanResult, results_of
-from compiler.cli.render.progress import WIDTH_OF_FORECASTS, Stages, print_json, stderr, stdout
+from compiler.cli.render.plan_results import PlanResult, planner_options, results_of
+from compiler.cli.render.progress import Stages, stderr
 from compiler.cli.render.timeline import check_trace, write_trace
-from compiler.cost import Launch, load_machine, machines
-from compiler.errors import CommPlanError
+from compiler.ir import access
 from compiler.ir.text import value_count
-from compiler.plan.planner_options import PlannerOptions
 
 
 def plan(
@@ -30,7 +30,7 @@ def plan(
     *,
     tokens: str,
     machine: str | None,
-    launch: str,
+    launch: str | None,
     compare: str,
     plot: Path | None,
     trace: Path | None,
@@ -42,23 +42,23 @@ def plan(
 ) -> int:
     """Show which collectives move, what that saves, why, and whether it is proved."""
     stages, counts = Stages(), token_counts(tokens)
-    _check_predictions(machine, compare, plot, trace)
-    on = load_machine(machine) if machine else None
-    search = PlannerOptions(policy, on, Launch(launch), widen)
+    by_time = {"--compare": compare, "--plot": plot, "--trace": trace, "--launch": launch}
+    search = planner_options(policy, machine, launch, widen, by_time)
     others = machines_of(compare)
+    if plot is not None:
+        forecast.check_plot(plot)
+    if trace is not None:
+        check_trace(trace)
     source = load(model, options, stages)
     plans = Plans.of(source, search, stages)
-    as_json = format == "json"
     if compare:
         every = [plans]
         for other, ranks in others:
             same = ranks in (None, source.graph.mesh.size)
             resized = source if same else load(model, replace(options, tp=ranks), stages)
             every.append(Plans.of(resized, replace(search, machine=other), stages))
-        if as_json:
-            print_json(forecast.comparison_json(every, counts))
-        else:
-            stdout(WIDTH_OF_FORECASTS).print(forecast.comparison_table(every, counts))
+        values = {"machines": forecast.comparison_json(every, counts)}
+        Document("machines/1", values, [forecast.comparison_table(every, counts)]).print(format)
         return 0
     parts = results_of(plans, counts, stages)
     if plot is not None:
@@ -67,53 +67,54 @@ def plan(
         write_trace(plans, [count for part in parts for count in part.tokens], trace)
     for part in parts if timing else ():
         stderr().print(report.pass_table(part.results[0].records))
-    if as_json:
-        print_json(plans_json(plans, parts, remarks, stages))
-    else:
-        print_plans(plans, parts, remarks, stages)
+    Document(
+        "plan/1",
+        plans_json(plans, parts, remarks, stages),
+        list(plan_blocks(plans, parts, remarks, stages)),
+        [note for part in parts for note in plan_annotations(plans, part, remarks)],
+    ).print(format)
     return max(ExitCode[part.proof.verdict] for part in parts)
 
 
-def _check_predictions(
-    machine: str | None, compare: str, plot: Path | None, trace: Path | None
-) -> None:
-    """Raise CommPlanError unless what is predicted can be predicted and written."""
-    options = {"--compare": compare, "--plot": plot, "--trace": trace}
-    if machine is None and any(options.values()):
-        raise CommPlanError(
-            f"{next(name for name, value in options.items() if value)} needs a machine",
-            remedy=f"pass --machine, one of {', '.join(machines())}",
-        )
-    if plot is not None:
-        forecast.check_plot(plot)
-    if trace is not None:
-        check_trace(trace)
+def plan_annotations(plans: Plans, part: PlanResult, shown: str) -> Iterator[Annotation]:
+    """Yield what GitHub shows of a plan: the verdict, and remarks where the model's code is."""
+    title = f"{plans.source.name}: plan for {forecast.tokens_text(part.tokens)}"
+    yield report.verdict_annotation(part.proof, title)
+    nodes = (plans.source.graph.graph, part.results[0].spmd.graph)
+    places = {node.name: access.source_path(node) for graph in nodes for node in graph.nodes}
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for remark in report.shown_remarks(part.remarks, shown):
+        at = str(remark.kind), places.get(remark.value.lstrip("%"), "")
+        alike.setdefault(at, []).append((remark.layer, remark.reason))
+    for (kind, place), lines in alike.items():
+        for reason, layers in report.layers_by_text(lines).items():
+            yield Annotation("notice", kind, f"{reason}  ({layers_text(layers)})", place)
 
 
-def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages) -> None:
-    """Print a header, and per plan its collectives, predicted times, verdict and remarks."""
-    console, wide = stdout(), stdout(WIDTH_OF_FORECASTS)
+def plan_blocks(
+    plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages
+) -> Iterator[Block]:
+    """Yield a header, and per plan its collectives, predicted times, verdict and remarks."""
     source, policy = plans.source, plans.planner.options.policy
     title = f"  mesh {source.graph.mesh}  policy {policy}{plans.title}"
-    console.print(Text.assemble((source.name, "bold"), title), soft_wrap=True)
-    lines = [f"assumed: {text}" for text in report.assumptions(source.assumed)]
-    for line in (*lines, *(f"note: {text}" for text in source.notes)):
-        console.print(line, soft_wrap=True)
+    yield Text.assemble((source.name, "bold"), title)
+    yield from (f"assumed: {text}" for text in report.assumptions(source.assumed))
+    yield from (f"note: {text}" for text in source.notes)
     if plans.machine is not None:
-        wide.print(forecast.ranges_table(plans))
+        yield forecast.ranges_table(plans)
     before = value_count(source.graph.graph)
     for part in parts:
         tokens = forecast.tokens_text(part.tokens)
         values = f"  {before} → {part.values} values"
-        console.print(Text.assemble((f"\nPlan for {tokens}", "bold"), values))
-        console.print(collectives.collectives_table(part.rows, part.tokens))
+        yield Text.assemble((f"\nPlan for {tokens}", "bold"), values)
+        yield collectives.collectives_table(part.rows, part.tokens)
         for count in part.tokens if plans.machine is not None else ():
-            wide.print(forecast.forecast_table(plans, count))
-        report.print_report(console, part.proof)
+            yield forecast.forecast_table(plans, count)
+        yield from report.report_blocks(part.proof)
         if (table := report.remarks_table(part.remarks, shown)) is not None:
-            console.print(table)
+            yield table
     seconds = (f"{stage} {spent:.1f}" for stage, spent in _seconds(parts, stages).items())
-    console.print("\nseconds: " + ", ".join(seconds), soft_wrap=True)
+    yield "\nseconds: " + ", ".join(seconds)
 
 
 def _seconds(parts: Sequence[PlanResult], stages: Stages) -> dict[str, float]:

@@ -12,10 +12,8 @@ from compiler.cli.inputs.options import InputOptions, token_counts
 from compiler.cli.render.forecast import Plans
 from compiler.cli.render.html import to_html
 from compiler.cli.render.page_data import report_data
-from compiler.cli.render.plan_results import results_of
+from compiler.cli.render.plan_results import planner_options, results_of
 from compiler.cli.render.progress import Stages
-from compiler.cost import Launch, load_machine
-from compiler.plan.planner_options import PlannerOptions
 
 
 def report(
@@ -24,7 +22,7 @@ def report(
     *,
     tokens: str,
     machine: str | None,
-    launch: str,
+    launch: str | None,
     policy: str,
     widen: bool,
     format: str,
@@ -32,10 +30,9 @@ def report(
 ) -> int:
     """Write the report of a model, and return the exit code of its verdicts."""
     stages, counts = Stages(), set(token_counts(tokens))
-    on = load_machine(machine) if machine else None
-    search = PlannerOptions(policy, on, Launch(launch), widen)
+    search = planner_options(policy, machine, launch, widen, {"--launch": launch})
     plans = Plans.of(load(model, options, stages), search, stages)
-    if on is not None and plans.planner.symbol:
+    if machine and plans.planner.symbol:
         counts.update(tokens.first for tokens in plans.planner.table.ranges())
     parts = results_of(plans, sorted(counts), stages)
     with stages.stage("write"):

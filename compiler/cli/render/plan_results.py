@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.check import Report, check
 from compiler.cli.render import collectives, forecast
 from compiler.cli.render.forecast import Plans
 from compiler.cli.render.progress import Stages
+from compiler.cost import Launch, load_machine, machines
+from compiler.errors import CommPlanError
 from compiler.ir.remark import Remark
 from compiler.ir.text import value_count
 from compiler.optimize import OptimizationResult, optimize
 from compiler.optimize.remarks import UNVERIFIED
 from compiler.plan.decision import Decision
+from compiler.plan.planner_options import PlannerOptions
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class PlanResult:
     def remarks(self) -> list[Remark]:
         """All remarks but the one on verification, which happens here."""
         return [remark for remark in self.results[0].remarks if remark.reason != UNVERIFIED]
+
+
+def planner_options(
+    policy: str, machine: str | None, launch: str | None, widen: bool, by_time: Mapping[str, object]
+) -> PlannerOptions:
+    """Return the options, the machine loaded.
+
+    Raises:
+        CommPlanError: without a machine, one of ``by_time`` is set, option -> value.
+    """
+    if machine is None and (idle := [option for option, value in by_time.items() if value]):
+        raise CommPlanError(
+            f"{', '.join(idle)} needs a machine",
+            remedy=f"pass --machine, one of {', '.join(machines())}",
+        )
+    on = load_machine(machine) if machine else None
+    return PlannerOptions(policy, on, Launch(launch or "graph"), widen)
 
 
 def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[PlanResult]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from compiler.analysis.layers import layers_text
 from compiler.check import Report
+from compiler.cli.render.document import Annotation, Document
 from compiler.cli.render.progress import new_table, number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
@@ -20,23 +20,34 @@ from compiler.pipeline import PassRecord
 COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.NOTE: "cyan"}
 
 
-def print_report(console: Console, report: Report) -> None:
-    """Print the verdict, its explanation, what rounds differently, and the counterexample."""
+def report_document(report: Report, command: str) -> Document:
+    """Return the report as the result of a command."""
+    annotation = verdict_annotation(report, f"commplan {command}")
+    return Document(f"{command}/1", report_json(report), report_blocks(report), [annotation])
+
+
+def verdict_annotation(report: Report, title: str) -> Annotation:
+    """Return the verdict as GitHub shows it; an error if the target must not run."""
+    message = "\n".join(map(str, report_blocks(report)))
+    return Annotation("notice" if report.verdict.runs else "error", title, message)
+
+
+def report_blocks(report: Report) -> list[str | Text]:
+    """Return the verdict, its explanation, what rounds differently, and the counterexample."""
     colour = "green" if report.verdict.runs else "red"
-    console.print(
-        Text(str(report.verdict), f"bold {colour}"), report.explanation, sep="  ", soft_wrap=True
-    )
+    verdict = Text.assemble((str(report.verdict), f"bold {colour}"), "  ", report.explanation)
+    lines = []
     for text, layers in roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
-        console.print(f"  rounding: {len(layers)} x {text}{where}", soft_wrap=True)
-    for premise in report.premises:
-        console.print(f"  premise: {premise}", soft_wrap=True)
+        lines.append(f"  rounding: {len(layers)} x {text}{where}")
+    lines += [f"  premise: {premise}" for premise in report.premises]
     if (example := report.counterexample) is not None:
-        console.print(
+        lines.append(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
             f"{example.rank}, relative difference {example.difference:.3g}\n"
             f"    source  {example.source}\n    target  {example.target}",
         )
+    return [verdict, *lines]
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -98,6 +109,12 @@ def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:
         {"kind": kind, "reason": reason, "count": len(paths), "layers": paths}
         for (kind, reason), paths in layers.items()
     ]
+
+
+def shown_remarks(remarks: Sequence[Remark], shown: str) -> Iterator[Remark]:
+    """Yield the remarks ``shown``, by kind."""
+    for _, alike in _by_kind(remarks, shown):
+        yield from alike
 
 
 def _by_kind(remarks: Sequence[Remark], shown: str) -> Iterator[tuple[RemarkKind, list[Remark]]]:
