@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from compiler.analysis.layers import layers_text
@@ -31,9 +31,8 @@ def lint(model: str, options: InputOptions, format: str, require_coverage: int) 
         notes = source.notes
         with stages.stage("lint"):
             facts = LintFacts(source.graph)
-            results, extent = list(findings_of(facts, source.written)), coverage(facts)
-            names = tuple(source.keys.get(name, name) for name in extent.unknown_inputs)
-            extent = replace(extent, unknown_inputs=names)
+            results = list(findings_of(facts, source.written))
+            extent = coverage(facts, source.keys)
     rows = [{"severity": str(one.severity), **asdict(one), "message": str(one)} for one in results]
     severities = Counter(row["severity"] for row in rows)
     counts = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in severities.items())
