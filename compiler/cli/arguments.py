@@ -66,21 +66,21 @@ def parser() -> ArgumentParser:
     add = _adder(program)
 
     plan = add("plan", PLAN, _model(), _policy(), _format(FORMATS))
-    option(plan, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
-    option(plan, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
-           "machine list`, or a file; without, by payload bytes")  # fmt: skip
-    option(plan, "--launch", "how kernels are launched on the machine; graph if left out",
-           choices=LAUNCHES, default=None)  # fmt: skip
+    _add_machine_options(plan)
     option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
            "print only what they take", default="")  # fmt: skip
     option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
     option(plan, "--remarks", "remarks on what was done, what not, or all", choices=REMARKS)
     option(plan, "--timing", "print the time of every pass to standard error")
 
-    dump = add("dump", DUMP, _model(), _policy(), _format(("text", "json", "dot", "html")))
+    report = add("report", REPORT, _model(), _policy(), _format(("html", "json")))
+    _add_machine_options(report)
+    _add_output(report)
+
+    dump = add("dump", DUMP, _model(), _policy(), _format(("text", "json", "dot")))
     option(dump, "--before", "the graph as captured")
     option(dump, "--after", "the optimized graph; the default")
-    option(dump, "--both", "both; the default, and side by side, in HTML")
+    option(dump, "--both", "both")
     option(dump, "--layers A-B", "only these layers, as a graph of their own", default="")
     _add_output(dump)
     option(dump, "--print-after all|changed|PASS", "print the graph after passes, to standard "
@@ -123,6 +123,15 @@ def parser() -> ArgumentParser:
 
     _add_machine(_adder(add("machine", MACHINE), "machine"))
     return program
+
+
+def _add_machine_options(command: Parser) -> None:
+    """Add the token counts that plans are shown for, and the machine that they are made for."""
+    option(command, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
+    option(command, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
+           "machine list`, or a file; without, by payload bytes")  # fmt: skip
+    option(command, "--launch", "how kernels are launched on the machine; graph if left out",
+           choices=LAUNCHES, default=None)  # fmt: skip
 
 
 def _add_machine(add: Callable[..., Parser]) -> None:
@@ -264,8 +273,15 @@ Show which collectives move, what that saves, why, and whether it is proved.
 Captures MODEL, places its reductions for each token count, and checks the result.
 
   commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep"""
+REPORT = """\
+Write one HTML page on MODEL: plans, layers, collectives, reasons, passes, premises.
+
+The page loads nothing from elsewhere; its data stands in it as JSON, which
+--format json prints alone. Exit codes are those of plan.
+
+  commplan report step3p5 --machine h200x8 -o step3p5.html"""
 DUMP = """\
-Print a model's graph before and after optimization, as text, JSON, DOT or HTML.
+Print a model's graph before and after optimization, as text, JSON or DOT.
 
 Beside each value stands what ranks hold of it, as derived from the inputs: R the
 same, S(dim) blocks, P partial sums, V something else or not known.
@@ -273,7 +289,7 @@ The text is what check, plan and optimize read. The optimized graph is printed
 whatever the checker would say of it; plan and check tell. Options that look at
 passes see those of planning, then those that make a planned graph run.
 
-  commplan dump step3p5 --format html --layers 3-4 -o layers.html"""
+  commplan dump step3p5 --layers 3-4 -o layers.spmd"""
 CAPTURE = """\
 Save a model's graph as text, so that other commands need not capture it again.
 

@@ -22,7 +22,20 @@ from compiler.linter.coverage import coverage
 from compiler.linter.single_rank import facts_of_one_rank
 from compiler.optimize.model_api import as_call, check_model
 from compiler.optimize.source import warn_undeclared
-from compiler.runtime.rank_agreement import exchange_if_any
+from compiler.runtime.group_exchange import exchange_if_any
+
+
+class Findings(list[Finding]):
+    """Findings in program order.
+
+    Attributes:
+        coverage: of how much of the graph placements are known; None where the ranks run
+            different programs, and there is no graph.
+    """
+
+    def __init__(self, rows: Iterable[Finding], coverage: Coverage | None = None) -> None:
+        super().__init__(rows)
+        self.coverage = coverage
 
 
 class Findings(list[Finding]):

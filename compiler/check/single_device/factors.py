@@ -47,9 +47,9 @@ class Factors:
 
 @lru_cache(maxsize=1 << 14)
 def factors_of(call: Call) -> Factors | None:
-    """Return the factors of a call; None if its op has no rule, or gives random numbers."""
+    """Return the factors of a call; None if it has no rule, is random, or differs per rank."""
     rule = meaning_of(call)
-    if rule is None or rule.random:
+    if rule is None or rule.random or (rule.rank_dependent and not call.rank_dependent):
         return None
     dims = rule.dims or Dims(
         tuple((None,) * len(shape) for shape in call.shapes),

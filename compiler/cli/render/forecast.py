@@ -37,7 +37,7 @@ TOTALS = {
 """Field of ``Totals`` -> heading."""
 
 POINTS_PER_OCTAVE, OCTAVES = 8, 15
-"""Numbers of tokens that are drawn."""
+"""Numbers of tokens that are drawn in a picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +292,14 @@ def comparison_table(every: Sequence[Plans], counts: Sequence[int]) -> Table:
     return table
 
 
+def curve(plans: Plans, points_per_octave: int) -> dict[str, list[Any]]:
+    """Return token counts, and picoseconds by field of ``Totals`` for each."""
+    exponents = range(OCTAVES * points_per_octave + 1)
+    counts = sorted({round(2 ** (e / points_per_octave)) for e in exponents})
+    totals = [plans.totals(count) for count in counts]
+    return {"tokens": counts, **{field: [getattr(t, field) for t in totals] for field in TOTALS}}
+
+
 def check_plot(path: Path) -> None:
     """Raise CommPlanError if a picture cannot be written to ``path``."""
     if path.suffix not in (".png", ".svg"):
@@ -321,20 +329,18 @@ def draw(plans: Plans, path: Path) -> None:
         )
     from matplotlib.figure import Figure
 
-    exponents = range(OCTAVES * POINTS_PER_OCTAVE + 1)
-    counts = sorted({round(2 ** (e / POINTS_PER_OCTAVE)) for e in exponents})
-    totals = [plans.totals(count) for count in counts]
+    every = curve(plans, POINTS_PER_OCTAVE)
+    counts = every["tokens"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     times, savings = figure.subplots(1, 2)
     for number, (field, label) in enumerate(TOTALS.items()):
-        curve = [getattr(t, field) for t in totals]
-        if None in curve:
+        if None in every[field]:
             continue
         style = {"color": f"C{number}", "label": label, "base": 2}
-        times.loglog(counts, [ps / PS_PER_MS for ps in curve], **style)
+        times.loglog(counts, [ps / PS_PER_MS for ps in every[field]], **style)
         if field != "as_written":
-            saved = [100 * (1 - ps / t.as_written) for ps, t in zip(curve, totals, strict=True)]
-            savings.semilogx(counts, saved, **style)
+            pairs = zip(every[field], every["as_written"], strict=True)
+            savings.semilogx(counts, [100 * (1 - ps / written) for ps, written in pairs], **style)
     for tokens in plans.planner.table.even[1:]:
         for axes in (times, savings):
             axes.axvline(tokens.first, color="0.8", linewidth=0.8, zorder=0)

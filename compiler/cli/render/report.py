@@ -37,7 +37,7 @@ def report_blocks(report: Report) -> list[str | Text]:
     colour = "green" if report.verdict.runs else "red"
     verdict = Text.assemble((str(report.verdict), f"bold {colour}"), "  ", report.explanation)
     lines = []
-    for text, layers in _roundings(report).items():
+    for text, layers in roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
         lines.append(f"  rounding: {len(layers)} x {text}{where}")
     lines += [f"  premise: {premise}" for premise in report.premises]
@@ -52,14 +52,14 @@ def report_blocks(report: Report) -> list[str | Text]:
 
 def report_json(report: Report) -> dict[str, Any]:
     """Return the report as JSON values, its roundings with the layers where they are."""
-    roundings = [
+    rounded = [
         {"what": text, "count": len(layers), "layers": layers}
-        for text, layers in _roundings(report).items()
+        for text, layers in roundings(report).items()
     ]
-    return asdict(report) | {"roundings": roundings}
+    return asdict(report) | {"roundings": rounded}
 
 
-def _roundings(report: Report) -> dict[str, list[str]]:
+def roundings(report: Report) -> dict[str, list[str]]:
     """Return what is rounded in another order -> the layers where."""
     parts = (line.partition(": ") for line in report.roundings)
     return layers_by_text((layer, text) for layer, _, text in parts)
@@ -84,11 +84,19 @@ def layers_by_text(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def remarks_table(remarks: Sequence[Remark], shown: str) -> Table | None:
     """Return one row per reason, or None without any."""
     rows = new_table("remark", number_column("count"), "reason", "where")
+    for row in remark_rows(remarks, shown):
+        kind = Text(str(row["kind"]), COLOURS[row["kind"]])
+        where = str(row["where"]).replace("}, ", "},\n")
+        rows.add_row(kind, str(row["count"]), row["reason"], where)
+    return rows if rows.row_count else None
+
+
+def remark_rows(remarks: Sequence[Remark], shown: str) -> Iterator[dict[str, Any]]:
+    """Yield reasons, with the layers where they hold as text."""
     for kind, alike in _by_kind(remarks, shown):
         for reason, layers in layers_by_text((r.layer, r.reason) for r in alike).items():
-            where = layers_text(layers).replace("}, ", "},\n")
-            rows.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), reason, where)
-    return rows if rows.row_count else None
+            where = layers_text(layers)
+            yield {"kind": kind, "count": len(layers), "reason": reason, "where": where}
 
 
 def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:

@@ -8,7 +8,15 @@ from functools import lru_cache
 
 from torch import fx
 
-from compiler.ir.rules import attention, contraction, elementwise, indexing, reduction, shaping
+from compiler.ir.rules import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    opaque,
+    reduction,
+    shaping,
+)
 from compiler.ir.rules.builders import Rule
 from compiler.ir.rules.meaning import (
     BROADCAST,
@@ -34,15 +42,23 @@ RULES: Mapping[object, Rule] = {
 
 def meaning(node: fx.Node) -> Meaning | None:
     """Return the meaning of ``node``, or None if its op has no rule."""
-    return meaning_of(Call.of(node)) if node.target in RULES else None
+    if node.target in RULES:
+        return meaning_of(Call.of(node))
+    op = opaque.op_called(node.target, next(iter(node.args), None))
+    return (
+        None
+        if op is None or opaque.name_of(op) not in opaque.DECLARED
+        else meaning_of(Call.of(node))
+    )
 
 
 @lru_cache(maxsize=1 << 14)
 def meaning_of(call: Call) -> Meaning | None:
     """Return the meaning of ``call``, or None if its op has no rule."""
-    if call.target not in RULES:
-        return None
-    return replace(RULES[call.target](call), rank_dependent=call.rank_dependent)
+    rule = RULES[call.target](call) if call.target in RULES else opaque.declared(call)
+    if rule is None or not call.rank_dependent:
+        return rule
+    return replace(rule, rank_dependent=True)
 
 
 __all__ = [

@@ -115,7 +115,7 @@ def test_every_row_and_file_is_used():
     assert [name for name in FILES if name not in commands] == []
 
 
-@pytest.mark.parametrize("form", ["text", "json", "html", "dot"])
+@pytest.mark.parametrize("form", ["text", "json", "dot"])
 def test_names_that_are_not_utf8(run, form):
     name, output = os.fsdecode(b"\xff.spmd"), os.fsdecode(b"\xfe.out")
     Path("g.spmd").rename(name)
@@ -123,8 +123,7 @@ def test_names_that_are_not_utf8(run, form):
     assert printed.code == 0
     assert run("dump", name, "--format", form, "-o", output).code == 0
     assert Path(output).read_text() == printed.out
-    if form == "html":
-        assert "\\udcff.spmd" in printed.out
+    assert "\\udcff.spmd" in run("report", name).out
     assert "where: \\udcff2.spmd" in run("plan", os.fsdecode(b"\xff2.spmd")).err
 
 

@@ -4,13 +4,6 @@ import json
 
 import pytest
 
-from tests.support.machines import written
-
-
-@pytest.fixture
-def rounded(tmp_path):
-    return written(tmp_path, 4, memory=10)
-
 
 def test_plans_by_time_show_ranges_and_what_alternatives_take(run, factories, rounded):
     model = f"{factories}:layers"
