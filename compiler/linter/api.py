@@ -38,19 +38,6 @@ class Findings(list[Finding]):
         self.coverage = coverage
 
 
-class Findings(list[Finding]):
-    """Findings in program order.
-
-    Attributes:
-        coverage: of how much of the graph placements are known; None where the ranks run
-            different programs, and there is no graph.
-    """
-
-    def __init__(self, rows: Iterable[Finding], coverage: Coverage | None = None) -> None:
-        super().__init__(rows)
-        self.coverage = coverage
-
-
 def lint(
     model_or_graph: nn.Module | ExportedProgram | SpmdGraph,
     *,
