@@ -22,8 +22,8 @@ from compiler.ir.remark import Remark
 from compiler.pipeline import PassRecord
 from compiler.plan.spending import Totals
 from compiler.plan.token_ranges import TokenTable
+from compiler.runtime.group_exchange import ranks_of
 from compiler.runtime.process_groups import bound
-from compiler.runtime.rank_agreement import ranks_of
 
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
