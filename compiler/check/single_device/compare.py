@@ -101,7 +101,9 @@ def check_single_device(
     try:
         if not simulates:
             raise CommPlanError("Not simulated: not asked for")
-        one = refute.counterexample(*graphs, comparison.layouts, comparison.outputs)
+        one = refute.counterexample(
+            *graphs, comparison.layouts, comparison.outputs, comparison.tensors
+        )
     except CommPlanError as error:
         why = f"output {number} differs: {where}. {error.what}"
         return report(Verdict.UNPROVED, why, premises=premises)
@@ -128,7 +130,7 @@ def layouts_of(
     """Return what ranks hold of each input, by name; arguments as of ``check_single_device``."""
     cuts = Cuts()
     before, after = Dimensions(single, cuts), Dimensions(parallel, cuts)
-    layouts = _input_layouts(before, after, inputs or {})
+    layouts = _input_layouts(before, after, inputs or {}, {})
     return {str(node.target): own for node, (_, own) in layouts.items()}
 
 
@@ -156,7 +158,7 @@ class _Comparison:
         layouts: input of the parallel graph -> input of the other, and what ranks hold of it.
         outputs: pairs of outputs, and what ranks hold of them.
         shared: what both evaluations share.
-        tensors: of the parallel graph, inputs whose values are there.
+        tensors: of both graphs, inputs whose values are there.
     """
 
     source: Evaluation
@@ -164,7 +166,7 @@ class _Comparison:
     layouts: Mapping[fx.Node, tuple[fx.Node, Layout]]
     outputs: list[tuple[tuple[fx.Node, fx.Node], Layout]]
     shared: Shared
-    tensors: Mapping[fx.Node, torch.Tensor]
+    tensors: Sequence[Mapping[fx.Node, torch.Tensor]]
 
     @staticmethod
     def of(
@@ -176,17 +178,10 @@ class _Comparison:
         """Find where dimensions are cut, and evaluate both graphs."""
         cuts, shared = Cuts(), Shared()
         before, after = (Dimensions(graph, cuts) for graph in (single, parallel))
-        layouts = _input_layouts(before, after, declared)
-        layouts = {
-            node: own for node, own in layouts.items() if str(node.target) not in constants[1]
-        }
-        results = [access.results(access.output(graph.graph)) for graph in (single, parallel)]
-        if len(results[0]) != len(results[1]):
-            counts = f"{len(results[0])} outputs on one device, {len(results[1])} on each rank"
-            raise CommPlanError("the models return different tensors", found=counts)
+        layouts = _input_layouts(before, after, declared, constants[1])
         outputs = [
             ((u, v), layout(f"output {i}", before.shape(u), after.shape(v), parallel.mesh))
-            for i, (u, v) in enumerate(zip(*results, strict=True))
+            for i, (u, v) in enumerate(_results(before, after))
         ]
         for (u, v), own in [*(((s, t), own) for t, (s, own) in layouts.items()), *outputs]:
             _relate(cuts, before.of(u), after.of(v), own)
@@ -210,7 +205,7 @@ class _Comparison:
             return cut_out(source.data(twin), before, twin, own, parallel.mesh.size)
 
         target = Evaluation(after, leaf, shared, defines=False)
-        return _Comparison(source, target, layouts, outputs, shared, tensors[1])
+        return _Comparison(source, target, layouts, outputs, shared, tensors)
 
     def wrong_output(self) -> tuple[fx.Node, fx.Node] | None:
         """Return the first pair of outputs that is not shown equal."""
@@ -235,7 +230,7 @@ class _Comparison:
         if outputs:
             lines.append(f"outputs likewise: {listed(outputs, outputs)}")
         inputs = [n for n in self.target.spmd.graph.nodes if n.op in ("placeholder", "get_attr")]
-        alone = [n for n in inputs if n.users and n not in self.layouts and n not in self.tensors]
+        alone = [n for n in inputs if n.users and n not in {**self.layouts, **self.tensors[1]}]
         if alone:
             names = ", ".join(str(n.target) for n in alone)
             lines.append(f"inputs that nothing on one device corresponds to: {names}")
@@ -312,10 +307,28 @@ def cut_out(whole: Field, dimensions: Dimensions, node: fx.Node, own: Layout, ra
     return algebra.alike(np.stack(by_rank))
 
 
+def _results(before: Dimensions, after: Dimensions) -> list[tuple[fx.Node, fx.Node]]:
+    """Return the pairs of tensors that both models return; numbers beside them must agree."""
+    listed = [access.results(access.output(one.graph.graph)) for one in (before, after)]
+    numbers = [
+        [one.number(access.value(n)) for n in own if not access.is_operand(n)]
+        for one, own in zip((before, after), listed, strict=True)
+    ]
+    tensors = [[n for n in own if access.is_operand(n)] for own in listed]
+    if numbers[0] != numbers[1] or len(tensors[0]) != len(tensors[1]):
+        texts = [f"{len(own)} tensors" + "".join(f", {n}" for n in counts)
+                 for own, counts in zip(tensors, numbers, strict=True)]  # fmt: skip
+        raise CommPlanError(
+            "the models return different things",
+            found=f"{texts[0]} on one device, {texts[1]} on each rank",
+        )
+    return list(zip(*tensors, strict=True))
+
+
 def _input_layouts(
-    before: Dimensions, after: Dimensions, declared: Mapping[str, Declared]
+    before: Dimensions, after: Dimensions, declared: Mapping[str, Declared], constants: Constants
 ) -> dict[fx.Node, tuple[fx.Node, Layout]]:
-    """Return what ranks hold of each input that the model on one device has too."""
+    """Return what ranks hold of each input, but ``constants``, that one device has too."""
     single, parallel = before.graph, after.graph
     named = by_input(declared, input_names(parallel.graph), "parallel model")  # type: ignore[arg-type]
     nodes = [n for n in single.graph.nodes if n.op in ("placeholder", "get_attr")]
@@ -326,7 +339,7 @@ def _input_layouts(
             continue
         name = str(node.target)
         twin = by_name.get(name) or by_name.get(access.state_key(node))
-        if twin is None:
+        if twin is None or name in constants:
             continue
         shapes = before.shape(twin), after.shape(node)
         own = layout(name, *shapes, parallel.mesh, named.get(name))

@@ -198,7 +198,7 @@ def _smaller(a: Any, b: Any) -> bool:
 
 
 def leading(rows: int, before: tuple[Any, ...], after: tuple[Any, ...]) -> int | None:
-    """Return how many leading dimensions of a view number what the first ``rows`` did."""
+    """Return how many leading dimensions of a view number what the first ``rows`` did, at least."""
     count, seen = sympy.Mul(*before[:rows]), sympy.Integer(1)
     for j in range(len(after) + 1):
         if sympy.expand(seen - count) == 0:

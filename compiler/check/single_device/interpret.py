@@ -41,7 +41,6 @@ from compiler.check.single_device.factors import (
     Factors,
     factors_of,
     is_view,
-    pieces,
     row_major_groups,
 )
 from compiler.check.single_device.grid import Blocks, Permutations
@@ -88,7 +87,7 @@ class GridInterpreter(Interpreter):
         if (order := permutation(factors)) is not None:
             blocks = self.dimensions.blocks(operands[0])
             return [self.permutations.permuted(self.key, read[0], blocks, order)]
-        if (parts := pieces(call)) is not None:
+        if (parts := self.dimensions.pieces(call)) is not None:
             moved_parts = self._moved_pieces(node, call, read, *parts)
             if moved_parts is not None:
                 return moved_parts

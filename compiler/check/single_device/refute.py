@@ -26,8 +26,16 @@ def counterexample(
     parallel: SpmdGraph,
     layouts: Layouts,
     outputs: Sequence[tuple[tuple[fx.Node, fx.Node], Layout]],
+    tensors: Sequence[Mapping[fx.Node, torch.Tensor]] = ({}, {}),
 ) -> Counterexample | None:
     """Return inputs on which an output differs by more than rounding, or None.
+
+    Args:
+        single: the model on one device.
+        parallel: the model as each rank has it.
+        layouts: input of ``parallel`` -> input of ``single``, and what ranks hold of it.
+        outputs: pairs of outputs, and what ranks hold of them.
+        tensors: of both, inputs whose values are there.
 
     Raises:
         CommPlanError: the graphs cannot be simulated here.
@@ -43,6 +51,10 @@ def counterexample(
         for node, (twin, own) in layouts.items():
             (whole,) = inputs[str(twin.target)]
             on_ranks[str(node.target)] = shards_of(whole, own, parallel.mesh.size)
+        for graph, there, values in zip(
+            (single, parallel), tensors, (inputs, on_ranks), strict=True
+        ):
+            values |= {str(n.target): [x] * graph.mesh.size for n, x in there.items()}
         return inputs, on_ranks
 
     def expected(output: int, want: PerRank) -> PerRank:
