@@ -125,12 +125,15 @@ def check_single_device(
 
 
 def layouts_of(
-    single: SpmdGraph, parallel: SpmdGraph, inputs: Mapping[str, Declared] | None = None
+    single: SpmdGraph,
+    parallel: SpmdGraph,
+    inputs: Mapping[str, Declared] | None = None,
+    constants: Constants | None = None,
 ) -> dict[str, Layout]:
-    """Return what ranks hold of each input, by name; arguments as of ``check_single_device``."""
+    """Return what ranks hold of each input but ``constants``: as declared, otherwise by shape."""
     cuts = Cuts()
     before, after = Dimensions(single, cuts), Dimensions(parallel, cuts)
-    layouts = _input_layouts(before, after, inputs or {}, {})
+    layouts = _input_layouts(before, after, inputs or {}, constants or {})
     return {str(node.target): own for node, (_, own) in layouts.items()}
 
 
