@@ -24,10 +24,11 @@ from compiler.check.real_normal_form import real_normal_form
 from compiler.check.simulate import is_fake
 from compiler.check.single_device import grid, refute
 from compiler.check.single_device.cuts import Cuts, Range
-from compiler.check.single_device.difference import Difference, first_difference
+from compiler.check.single_device.difference import first_difference
 from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.layouts import Declared, Layout, Packed, layout, listed
 from compiler.check.single_device.relations import Dimensions
+from compiler.check.single_device.replicas import of_one, replicas, replicated_axes
 from compiler.check.single_device.sorted_rows import with_rows_in_order
 from compiler.check.single_device.writes import without_writes
 from compiler.check.verdict import Report, UnprovedError, Verdict
@@ -37,6 +38,7 @@ from compiler.ir import access
 from compiler.ir.collectives import check_numbers
 from compiler.ir.declared_inputs import by_input
 from compiler.ir.graph import SpmdGraph, input_names, well_formed
+from compiler.ir.placement import Placement, Replicate, Shard
 
 Constants = Mapping[str, torch.Tensor]
 
@@ -80,6 +82,13 @@ def check_single_device(
             remedy="capture it without a process group, or for one rank",
         )
     try:
+        if axes := replicated_axes(inputs or {}):
+            declared = of_one(inputs or {}, axes)
+            reports = [
+                check_single_device(single, one, declared, constants, simulates=simulates)
+                for one in replicas(parallel, axes)
+            ]
+            return next((x for x in reports if not x.verdict.runs), reports[0])
         graphs = _prepared("single", single), _prepared("parallel", parallel)
         comparison = _Comparison.of(*graphs, inputs or {}, constants)
     except PlacementError:
@@ -96,7 +105,7 @@ def check_single_device(
             f"{parallel.mesh.size} ranks as on one device, over the reals",
             premises=premises,
         )
-    where = _where(first_difference(comparison.source, comparison.target, wrong[1]))
+    where = str(first_difference(comparison.source, comparison.target, wrong[1]))
     number = [pair for pair, _ in comparison.outputs].index(wrong)
     try:
         if not simulates:
@@ -224,12 +233,10 @@ class _Comparison:
         """Return what the comparison takes for granted."""
         named = {str(node.target): own for node, (_, own) in self.layouts.items()}
         shown = [
-            name for name, own in named.items() if " of each" in own.text or "blocks" in own.text
+            name for name, own in named.items() if " of each" in str(own) or "blocks" in str(own)
         ]
         lines = [f"inputs are held as declared or as their shapes say: {listed(named, shown)}"]
-        outputs = {
-            f"output {i}": own for i, (_, own) in enumerate(self.outputs) if own.dim is not None
-        }
+        outputs = {f"output {i}": own for i, (_, own) in enumerate(self.outputs) if own.cuts}
         if outputs:
             lines.append(f"outputs likewise: {listed(outputs, outputs)}")
         inputs = [n for n in self.target.spmd.graph.nodes if n.op in ("placeholder", "get_attr")]
@@ -242,10 +249,10 @@ class _Comparison:
 
 def _relate(cuts: Cuts, whole: tuple[int, ...], part: tuple[int, ...], own: Layout) -> None:
     for d, pair in enumerate(zip(whole, part, strict=True)):
-        if d != own.dim:
+        if d not in own.cuts:
             cuts.unite(pair)
             continue
-        for segments in dict.fromkeys(own.segments):
+        for segments in dict.fromkeys(own.cuts[d]):
             at = 0
             for start, length in segments:
                 cuts.relate(Range(*pair, start, at, length, cuts=True))
@@ -296,18 +303,19 @@ def _drawn_per_rank(dimensions: Dimensions, node: fx.Node) -> Field:
 
 def cut_out(whole: Field, dimensions: Dimensions, node: fx.Node, own: Layout, ranks: int) -> Field:
     """Return what every rank holds of a value on one device."""
-    if own.dim is None:
-        return whole
-    offsets = dimensions.cuts.offsets(dimensions.of(node)[own.dim])
-    by_rank = []
-    for rank in range(ranks):
-        taken = list[int]()
-        for start, length in own.segments[rank]:
-            if start not in offsets or start + length not in offsets:
-                raise UnprovedError(f"%{node.name} cannot be cut at {start} and {start + length}")
-            taken += range(offsets.index(start), offsets.index(start + length))
-        by_rank.append(np.take(whole[0], taken, axis=own.dim))
-    return algebra.alike(np.stack(by_rank))
+    for dim, segments in own.cuts.items():
+        offsets = dimensions.cuts.offsets(dimensions.of(node)[dim])
+        by_rank = []
+        for cells, ranges in zip(algebra.of_ranks(whole, ranks), segments, strict=True):
+            taken = list[int]()
+            for start, length in ranges:
+                if start not in offsets or start + length not in offsets:
+                    ends = f"{start} and {start + length}"
+                    raise UnprovedError(f"%{node.name} cannot be cut at {ends}")
+                taken += range(offsets.index(start), offsets.index(start + length))
+            by_rank.append(np.take(cells, taken, axis=dim))
+        whole = np.stack(by_rank)
+    return algebra.alike(whole)
 
 
 def _results(before: Dimensions, after: Dimensions) -> list[tuple[fx.Node, fx.Node]]:
@@ -345,13 +353,21 @@ def _input_layouts(
         if twin is None or name in constants:
             continue
         shapes = before.shape(twin), after.shape(node)
-        own = layout(name, *shapes, parallel.mesh, named.get(name))
+        own = layout(name, *shapes, parallel.mesh, named.get(name) or _placed(parallel, name))
         if own.dim is not None and name not in named:
             sizes = _packed(before, after, twin, node, own.dim)
             packed = None if sizes is None else Packed(own.dim, sizes)
             own = layout(name, *shapes, parallel.mesh, packed)
         layouts[node] = twin, own
     return layouts
+
+
+def _placed(graph: SpmdGraph, name: str) -> Mapping[str, Placement] | None:
+    """Return over which axes an input is sharded, where the graph says so and shapes may not."""
+    placed = dict(zip(graph.mesh.axes, graph.inputs[name], strict=True))
+    says = all(isinstance(p, Replicate | Shard) for p in placed.values())
+    several = sum(n > 1 for n in graph.mesh.axes.values()) > 1
+    return placed if says and several and set(placed.values()) != {Replicate()} else None
 
 
 def _packed(
@@ -364,19 +380,3 @@ def _packed(
         if all(s % count == 0 for s in sizes) and tuple(s // count for s in sizes) in part:
             return sizes
     return None
-
-
-def _where(difference: Difference) -> str:
-    target, source, partial = difference.target, difference.source, difference.partial
-    text = f"{_described(target)} is no value of the model on one device"
-    if partial is not None:
-        text += f"; it reads %{partial.name}, a partial sum that ranks have not added up"
-    if source is not None:
-        text += f"; there {_described(source)}"
-    return text
-
-
-def _described(node: fx.Node) -> str:
-    read = ", ".join(f"%{x.name}" for x in node.all_input_nodes)
-    place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
-    return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")

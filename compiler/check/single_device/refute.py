@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -63,14 +64,15 @@ def counterexample(
     return first_difference(single, parallel, drawn, expected)
 
 
-def shards_of(whole: object, own: Layout, ranks: int) -> PerRank:
+def shards_of(whole: Any, own: Layout, ranks: int) -> PerRank:
     """Return what each rank holds of a tensor."""
-    if own.dim is None or not isinstance(whole, torch.Tensor):
-        return [whole] * ranks
-    return [
-        torch.cat([whole.narrow(own.dim, start, length) for start, length in segments], own.dim)
-        for segments in own.segments
-    ]
+    parts = [whole] * ranks
+    for dim, segments in own.cuts.items():
+        parts = [
+            torch.cat([x.narrow(dim, start, length) for start, length in ranges], dim)
+            for x, ranges in zip(parts, segments, strict=True)
+        ]
+    return parts
 
 
 def _indices(graph: SpmdGraph, seed: int) -> dict[str, PerRank]:
