@@ -29,6 +29,7 @@ from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.layouts import Declared, Layout, Packed, layout, listed
 from compiler.check.single_device.relations import Dimensions
 from compiler.check.single_device.replicas import of_one, replicas, replicated_axes
+from compiler.check.single_device.softmax import with_softmax_written_out
 from compiler.check.single_device.sorted_rows import with_rows_in_order
 from compiler.check.single_device.writes import without_writes
 from compiler.check.verdict import Report, UnprovedError, Verdict
@@ -157,7 +158,7 @@ def _prepared(side: str, graph: SpmdGraph) -> SpmdGraph:
         raise
     except CommPlanError as error:
         raise CommPlanError(f"{side}: {error}") from error
-    return real_normal_form(with_rows_in_order(without_writes(whole)))
+    return real_normal_form(with_rows_in_order(with_softmax_written_out(without_writes(whole))))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from compiler.check.single_device.cases import (
     decision,
     span,
 )
+from compiler.check.single_device.extrema import Extrema
 from compiler.check.single_device.factors import factors_of, is_view, leading
 from compiler.check.single_device.grid import Permutations
 from compiler.check.single_device.interpret import GridInterpreter
@@ -45,12 +46,14 @@ class Shared:
 
     Attributes:
         permutations: blocks that are permutations of others.
+        extrema: blocks that are maxima or minima of others.
         indices: indices by which tables are read.
         chosen: indices that ``topk`` gives, each with the one interval that it lies in.
         premises: what is taken for granted of them.
     """
 
     permutations: Permutations = field(default_factory=Permutations)
+    extrema: Extrema = field(default_factory=Extrema)
     indices: Indices = field(default_factory=Indices)
     chosen: Indices = field(default_factory=Indices)
     premises: list[str] = field(default_factory=list)
@@ -70,7 +73,7 @@ class Evaluation(GridInterpreter):
         self, dimensions: Dimensions, leaf: Leaf, shared: Shared, *, defines: bool
     ) -> None:
         """Compute every value, in program order."""
-        super().__init__(dimensions, shared.permutations)
+        super().__init__(dimensions, shared.permutations, shared.extrema)
         self.shared, self.defines = shared, defines
         self._data: dict[tuple[fx.Node, int], Field] = {}
         self._cases: dict[tuple[fx.Node, int], Cases] = {}

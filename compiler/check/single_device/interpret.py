@@ -8,6 +8,7 @@ The laws beside those of ``compiler.check.interpret``:
                       every dimension that its rule gives a factor
     moves             views, slices, splits, cats, gathers and scatters at block boundaries
     permutations      compose
+    extrema           the maximum of a tensor is that of its blocks' maxima
     cases             ``compiler.check.single_device.cases``
 
 An op that needs a dimension whole gets its blocks joined by a random map.
@@ -36,6 +37,7 @@ from compiler.check.single_device.block_calls import (
     terms_of,
 )
 from compiler.check.single_device.cuts import is_contiguous, row_major_points
+from compiler.check.single_device.extrema import KINDS, Extrema
 from compiler.check.single_device.factors import (
     CATS,
     Factors,
@@ -63,13 +65,16 @@ class GridInterpreter(Interpreter):
     Args:
         dimensions: of the graph, solved.
         permutations: shared by graphs to compare.
+        extrema: likewise.
     """
 
-    def __init__(self, dimensions: Dimensions, permutations: Permutations) -> None:
+    def __init__(
+        self, dimensions: Dimensions, permutations: Permutations, extrema: Extrema
+    ) -> None:
         """Compute nothing: calls are interpreted one at a time."""
         super().__init__(dimensions.graph, {}, None, Logarithms())
         self.dimensions, self.cuts = dimensions, dimensions.cuts
-        self.permutations = permutations
+        self.permutations, self.extrema = permutations, extrema
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -152,6 +157,8 @@ class GridInterpreter(Interpreter):
         return tuple(whole) == tuple(part) * n
 
     def _summed_over(self, reduction: Collective, x: Field, groups: Groups) -> Field | None:
+        if reduction.op in KINDS:
+            return self.extrema.over(reduction.op, x, groups)
         if reduction.op not in ("sum", "avg"):
             return None
         total = algebra.summed_over(x, groups)
@@ -262,12 +269,12 @@ class GridInterpreter(Interpreter):
         own_dims = self.dimensions.of(node, result)
         sizes = block_sizes(self.cuts, [*tensors, (own_labels, own_dims)])
         rule = factors.rule
-        terms = terms_of(rule, call, result)
+        terms, extremum = terms_of(rule, call, result), _extremum(rule)
         total: Field | None = None
         for number, term in enumerate(terms if terms is not None else (None,)):
             reads = range(len(read)) if term is None else term.reads
             own = [x for x in own_labels if x in sizes]
-            inside = [] if term is None else [
+            inside = [] if term is None and not extremum else [
                 x for x in dict.fromkeys(y for i in reads for y in factors.operands[i])
                 if x in sizes and x not in own_labels
             ]  # fmt: skip
@@ -278,7 +285,10 @@ class GridInterpreter(Interpreter):
             }
             cells = self._cells(call, factors, result, number, term, data, carried, sizes)
             by_label = cells.reshape(len(cells), *(len(sizes[x]) for x in carried), *grid.CELL)
-            if inside:
+            if inside and term is None:
+                spread = by_label.reshape(*by_label.shape[: 1 + len(own)], -1, *grid.CELL)
+                by_label = self.extrema.of(extremum, np.moveaxis(spread, 1 + len(own), 0))
+            elif inside:
                 axes = tuple(range(1 + len(own), 1 + len(carried)))
                 by_label = by_label.sum(axis=axes, dtype=np.uint64) % algebra.P
             total = by_label if total is None else algebra.added(total, by_label)
@@ -355,6 +365,12 @@ class GridInterpreter(Interpreter):
             several = len(block_call.result_shapes) > 1
             return self._moved(("result", result), whole) if several else whole
         return self._term(term_on(block_call, rule, result, number), block_call, read)
+
+
+def _extremum(rule: Meaning) -> str:
+    """Return "max" or "min" for an op that gives that of all it reads along dimensions."""
+    kind = "" if rule.selection is None or rule.terms is not None else rule.selection.combine
+    return kind if kind in KINDS else ""
 
 
 _NOTHING = np.zeros((1, 1, *grid.CELL), np.uint64)
