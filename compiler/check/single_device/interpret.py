@@ -114,6 +114,7 @@ class GridInterpreter(Interpreter):
             Kind.REDUCE_SCATTER: lambda: self._scattered(communication, x, groups),
             Kind.ALL_GATHER: lambda: self._gathered(x, groups),
             Kind.BROADCAST: lambda: self._sent(node, x, groups),
+            Kind.ALL_TO_ALL: lambda: self._exchanged(node, x, groups),
         }
         result = moves.get(communication.kind, lambda: None)()
         if result is None or not self._aligned(node, communication, result, len(groups[0])):
@@ -145,6 +146,21 @@ class GridInterpreter(Interpreter):
             sent[list(group)] = by_rank[group[src]]
         return sent
 
+    def _exchanged(self, node: fx.Node, x: Field, groups: Groups) -> Field | None:
+        """Return the i-th part of every rank's operand on the i-th rank; None for other splits."""
+        n, arguments = len(groups[0]), access.arguments(node)
+        splits = [arguments[name] for name in ("input_split_sizes", "output_split_sizes")]
+        if any(len(own) != n or len(set(own)) > 1 for own in splits) or x.ndim == 3:
+            return None
+        if x.shape[1] % n:
+            return None
+        by_rank, k = algebra.of_ranks(x, self.ranks), x.shape[1] // n
+        got = np.empty_like(by_rank)
+        for group in groups:
+            for i, rank in enumerate(group):
+                got[rank] = np.concatenate([by_rank[r][i * k : (i + 1) * k] for r in group])
+        return got
+
     def _aligned(self, node: fx.Node, communication: Collective, result: Field, n: int) -> bool:
         """Whether blocks of the parts are blocks of the whole, in order."""
         before, after = self.dimensions.blocks(communication.operand), self.dimensions.blocks(node)
@@ -152,6 +168,8 @@ class GridInterpreter(Interpreter):
             return False
         if communication.kind in (Kind.BROADCAST, Kind.ALL_REDUCE):
             return before == after
+        if communication.kind is Kind.ALL_TO_ALL:
+            return before == after and before[0] == before[0][: len(before[0]) // n] * n
         gathers = communication.kind is Kind.ALL_GATHER
         whole, part = (after[0], before[0]) if gathers else (before[0], after[0])
         return tuple(whole) == tuple(part) * n

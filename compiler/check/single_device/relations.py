@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from compiler.check.single_device.cuts import Cuts, Range, View
+from compiler.check.single_device.cuts import Cuts, Range, View, ratio
 from compiler.check.single_device.factors import (
     CATS,
     Piece,
@@ -114,10 +114,16 @@ class Dimensions:
         self._unite(before[1:], after[1:])
         gathers = communication.kind is Kind.ALL_GATHER
         whole, part = (after[0], before[0]) if gathers else (before[0], after[0])
-        if communication.kind is not Kind.ALL_TO_ALL:
-            length = self.cuts.size(part)
-            for i in range(n):
-                self.cuts.relate(Range(whole, part, length * i, 0, length, cuts=True))
+        if communication.kind is Kind.ALL_TO_ALL:  # any part of one may become any of the other
+            if (length := ratio(self.cuts.size(whole), n)) is None or length.denominator != 1:
+                return
+            for i, j in [(i, 0) for i in range(n)] + [(0, j) for j in range(1, n)]:
+                start, at = i * int(length), j * int(length)
+                self.cuts.relate(Range(whole, part, start, at, int(length), cuts=True))
+            return
+        length = self.cuts.size(part)
+        for i in range(n):
+            self.cuts.relate(Range(whole, part, length * i, 0, length, cuts=True))
 
     def _relate_factors(self, node: fx.Node) -> None:
         call = self.calls[node] = Call.of(node)
