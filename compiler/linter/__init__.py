@@ -14,6 +14,7 @@ from collections.abc import Mapping, Set
 from torch import fx
 
 from compiler.ir.graph import SpmdGraph
+from compiler.linter.by_rank import misused_by_rank
 from compiler.linter.collective_sizes import collective_sizes
 from compiler.linter.collectives import misused_collectives
 from compiler.linter.coverage import Coverage, coverage
@@ -41,6 +42,7 @@ def findings_of(facts: LintFacts, written: Mapping[int, str] | None = None) -> t
         *misused_values(facts, written or {}),
         *misused_collectives(facts),
         *collective_sizes(facts),
+        *misused_by_rank(facts),
     ]
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
 
