@@ -151,7 +151,7 @@ def test_one_of_several_that_one_collective_started_must_be_waited_for() -> None
     report = check(coalesced(waits=True), coalesced(waits=False))
     assert (report.verdict, report.explanation) == (
         Verdict.INVALID,
-        "target: %neg_default uses collective %all_reduce_coalesced_default before its wait_tensor"
+        "target: %neg_default uses collective %all_reduce_default before its wait_tensor"
         "\n  remedy: wait for the collective first",
     )
     assert check(coalesced(waits=True), coalesced(waits=True)).verdict is Verdict.IDENTICAL
