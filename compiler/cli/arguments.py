@@ -70,6 +70,8 @@ def parser() -> ArgumentParser:
     option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
            "print only what they take", default="")  # fmt: skip
     option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
+    option(plan, "--trace FILE", "write predicted timelines, before and after, as a .json that "
+           "Perfetto and chrome://tracing open", type=Path)  # fmt: skip
     option(plan, "--remarks", "remarks on what was done, what not, or all", choices=REMARKS)
     option(plan, "--timing", "print the time of every pass to standard error")
 
