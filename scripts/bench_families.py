@@ -87,16 +87,16 @@ def _arrows(outcome: Outcome, calls: list[str]) -> str:
 
 
 def _worst(outcome: Outcome, dtype: str) -> str:
-    found = [d for call, d in outcome.differences.items() if call.endswith(dtype)]
-    return f"{max(found):.1e}" if found else ""
+    differences = [d for call, d in outcome.differences.items() if call.endswith(dtype)]
+    return f"{max(differences):.1e}" if differences else ""
 
 
-def subjects(given: argparse.Namespace) -> list[tuple[str, str]]:
+def subjects(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Kind and name of each model to run."""
-    if given.plans or given.peft:
-        plans = [("plan", name) for name in PLANS] if given.plans else []
-        return plans + [("peft", name) for name in given.families or ADAPTED if given.peft]
-    return [("family", name) for name in given.families or FAMILIES]
+    if arguments.plans or arguments.peft:
+        plans = [("plan", name) for name in PLANS] if arguments.plans else []
+        return plans + [("peft", name) for name in arguments.families or ADAPTED if arguments.peft]
+    return [("family", name) for name in arguments.families or FAMILIES]
 
 
 def measured(
@@ -139,24 +139,24 @@ def save(families: Iterable[str], folder: Path) -> None:
 
 def main() -> int:
     """Prints a Markdown table, or JSON, on standard output, line by line."""
-    given = _arguments()
-    chosen, failed = subjects(given), False
-    if not given.json:
+    arguments = _arguments()
+    chosen, failed = subjects(arguments), False
+    if not arguments.json:
         print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
         print(f"{GENERATED} tokens generated\n")
         _print_rows([COLUMNS, ("---",) * len(COLUMNS)])
     with tempfile.TemporaryDirectory(prefix="families-") as folder:
         save(dict.fromkeys(n for kind, n in chosen if kind != "plan"), Path(folder))
-        for ranks in given.ranks:
+        for ranks in arguments.ranks:
             pool = GlooPool(ranks, TIMEOUT_S)
             for kind, name in chosen:
                 if kind == "plan" and PLANS[name].fewest_ranks > ranks:
                     console.print(f"{name}: needs {PLANS[name].fewest_ranks} ranks")
                     continue
-                for door in given.doors:
-                    outcome = _shown(kind, name, door, folder, pool, brief=given.brief)
+                for door in arguments.doors:
+                    outcome = _shown(kind, name, door, folder, pool, brief=arguments.brief)
                     failed |= wrong(outcome)
-                    if given.json:
+                    if arguments.json:
                         at = {"kind": kind, "model": name, "ranks": ranks, "door": door}
                         print(json.dumps(at | asdict(outcome)), flush=True)
                     else:
@@ -195,12 +195,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--brief", action="store_true", help="logits in fp32 alone, for seconds")
     parser.add_argument("--json", action="store_true", help="all figures, a model a line")
-    given = parser.parse_args()
-    given.doors, given.ranks = given.doors.split(","), [int(n) for n in given.ranks.split(",")]
-    for names, known in ((given.families, FAMILIES), (given.doors, DOORS)):
-        if unknown := set(names) - set(known):
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    return given
+    arguments = parser.parse_args()
+    arguments.doors, arguments.ranks = (
+        arguments.doors.split(","),
+        [int(n) for n in arguments.ranks.split(",")],
+    )
+    for names, valid in ((arguments.families, FAMILIES), (arguments.doors, DOORS)):
+        if unknown := set(names) - set(valid):
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(valid)}")
+    return arguments
 
 
 if __name__ == "__main__":

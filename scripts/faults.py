@@ -195,14 +195,14 @@ def outcomes(name: str) -> list[Outcome]:
 
 def _outcome(folder: Path, index: int, code: int | None, is_stuck: bool) -> Outcome:
     path = folder / f"{index}.json"
-    told = json.loads(path.read_text()) if path.exists() else {"how": "left", "text": ""}
-    how = told["how"]
+    ending = json.loads(path.read_text()) if path.exists() else {"how": "left", "text": ""}
+    how = ending["how"]
     if how == "left" and is_stuck:
         how = "stuck"
     elif how == "left":
         how = signal.Signals(-code).name if code and code < 0 else f"exited with {code}"
     log = (folder / f"{index}.log").read_text()
-    return Outcome(how, told["text"], log, told.get("moment", 0.0), told.get("end", 0.0))
+    return Outcome(how, ending["text"], log, ending.get("moment", 0.0), ending.get("end", 0.0))
 
 
 def row(name: str) -> Row:

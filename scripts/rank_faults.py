@@ -58,8 +58,8 @@ class Rank:
 
     def leave(self, how: str, text: str) -> None:
         """Write what became of this rank, as far as it can tell."""
-        told = {"how": how, "text": text, "moment": self.moment, "end": time.time()}
-        (self.folder / f"{self.index}.json").write_text(json.dumps(told))
+        ending = {"how": how, "text": text, "moment": self.moment, "end": time.time()}
+        (self.folder / f"{self.index}.json").write_text(json.dumps(ending))
 
     def model(self) -> Stack:
         """Return the model as it should be."""

@@ -15,9 +15,8 @@ EXCEPT = {
     "compiler/runtime/kernels/device.py": {"found", "held"},  # Triton kernels
     "compiler/runtime/kernels/device_peers.py": {"found"},
 }
-FILES = sorted(
-    path for folder in ("bench", "compiler", "passes") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("bench", "commplan", "compiler", "models", "passes", "scripts")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 def bindings(function: ast.AST) -> Iterator[tuple[int, str]]:

@@ -186,6 +186,6 @@ def _count_collectives(tally: Tally, source: SpmdGraph, target: SpmdGraph, *, mo
     before, after = statistics(source.graph), statistics(target.graph)
     changed = (before.collectives, before.payload_bytes) != (after.collectives, after.payload_bytes)
     tally.counts["communication changed", "graphs"] += moved and changed
-    for when, found in (("before", before), ("after", after)):
-        tally.counts["all_reduces", when] += found.all_reduces
-        tally.counts["payload_bytes", when] += found.payload_bytes
+    for when, counts in (("before", before), ("after", after)):
+        tally.counts["all_reduces", when] += counts.all_reduces
+        tally.counts["payload_bytes", when] += counts.payload_bytes

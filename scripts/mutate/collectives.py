@@ -19,21 +19,21 @@ IN_PLACE = (Kind.ALL_REDUCE, Kind.BROADCAST, Kind.ALL_TO_ALL)
 
 def drop_collective(d: Draft) -> None:
     """Nobody reduces: readers see what this rank has."""
-    wait, found = d.pick(d.waits(*IN_PLACE))
-    d.redirect(wait, found.operand)
+    wait, one = d.pick(d.waits(*IN_PLACE))
+    d.redirect(wait, one.operand)
 
 
 def drop_gather(d: Draft) -> None:
     """Nobody gathers: this rank's rows stand for those of all."""
-    wait, found = d.pick(d.waits(Kind.ALL_GATHER))
-    parts = [found.operand] * d.group_size(found.group)
+    wait, one = d.pick(d.waits(Kind.ALL_GATHER))
+    parts = [one.operand] * d.group_size(one.group)
     d.redirect(wait, d.after(wait, aten.cat.default, parts))
 
 
 def drop_scatter(d: Draft) -> None:
     """Nobody reduces: this rank's block of what it has itself."""
-    wait, found = d.pick(d.waits(Kind.REDUCE_SCATTER))
-    d.redirect(wait, _own_block(d, wait, found.operand, found.group, int(access.shape(wait)[0])))
+    wait, one = d.pick(d.waits(Kind.REDUCE_SCATTER))
+    d.redirect(wait, _own_block(d, wait, one.operand, one.group, int(access.shape(wait)[0])))
 
 
 def _own_block(d: Draft, at: fx.Node, x: fx.Node, group: str, rows: int) -> fx.Node:
@@ -52,34 +52,34 @@ def duplicate_collective(d: Draft) -> None:
 def reduce_part_twice(d: Draft) -> None:
     """A part of a sum is reduced by itself, and then with the rest of it."""
     places = [
-        (found, x) for _, found in d.waits(Kind.ALL_REDUCE)
-        if found.operand.op == "call_function"
-        for x in access.operands(found.operand) if is_float(x) and x.target not in OPS
+        (one, x) for _, one in d.waits(Kind.ALL_REDUCE)
+        if one.operand.op == "call_function"
+        for x in access.operands(one.operand) if is_float(x) and x.target not in OPS
     ]  # fmt: skip
-    found, x = d.pick(places)
-    made = d.all_reduce(x, x, found.op, found.group)
-    d.redirect(x, made, only=found.operand)
+    one, x = d.pick(places)
+    reduced = d.all_reduce(x, x, one.op, one.group)
+    d.redirect(x, reduced, only=one.operand)
 
 
 def reduce_later(d: Draft) -> None:
     """The reduction stands one op further down, whatever that op does."""
     places = [
-        (wait, found, user) for wait, found in d.waits(Kind.ALL_REDUCE) for user in wait.users
+        (wait, one, user) for wait, one in d.waits(Kind.ALL_REDUCE) for user in wait.users
         if user.op == "call_function" and user.target not in OPS and is_float(user)
     ]  # fmt: skip
     _move_below(d, *d.pick(places))
 
 
-def _move_below(d: Draft, wait: fx.Node, found: Collective, user: fx.Node) -> None:
-    d.redirect(wait, found.operand, only=user)
-    d.wrap(user, lambda x: d.all_reduce(x, x, found.op, found.group))
+def _move_below(d: Draft, wait: fx.Node, one: Collective, user: fx.Node) -> None:
+    d.redirect(wait, one.operand, only=user)
+    d.wrap(user, lambda x: d.all_reduce(x, x, one.op, one.group))
 
 
 def replicated_term_inside_sum(d: Draft) -> None:
     """A term that all ranks hold joins the sum before it is reduced: it counts n times."""
     adds = (aten.add.Tensor, aten.sub.Tensor)
     places = [
-        (wait, found, user) for wait, found in d.waits(Kind.ALL_REDUCE) for user in wait.users
+        (wait, one, user) for wait, one in d.waits(Kind.ALL_REDUCE) for user in wait.users
         if user.target in adds and len(set(access.operands(user))) == 2
     ]  # fmt: skip
     _move_below(d, *d.pick(places))
@@ -93,24 +93,24 @@ def partial_sums_multiplied(d: Draft) -> None:
         and is_float(n) and all(x in reduced for x in access.operands(n))
     ]  # fmt: skip
     node = d.pick(products)
-    found = reduced[access.operands(node)[0]]
+    one = reduced[access.operands(node)[0]]
     for x in set(access.operands(node)):
         d.redirect(x, reduced[x].operand, only=node)
-    d.wrap(node, lambda x: d.all_reduce(x, x, found.op, found.group))
+    d.wrap(node, lambda x: d.all_reduce(x, x, one.op, one.group))
 
 
 def reduce_earlier(d: Draft) -> None:
     """The operands are reduced, not what is computed from them."""
     places = [
-        (wait, found) for wait, found in d.waits(Kind.ALL_REDUCE)
-        if found.operand.op == "call_function" and found.operand.target is not WAIT
-        and any(is_float(x) for x in access.operands(found.operand))
+        (wait, one) for wait, one in d.waits(Kind.ALL_REDUCE)
+        if one.operand.op == "call_function" and one.operand.target is not WAIT
+        and any(is_float(x) for x in access.operands(one.operand))
     ]  # fmt: skip
-    wait, found = d.pick(places)
-    for x in dict.fromkeys(access.operands(found.operand)):
+    wait, one = d.pick(places)
+    for x in dict.fromkeys(access.operands(one.operand)):
         if is_float(x):
-            d.redirect(x, d.all_reduce(x, x, found.op, found.group), only=found.operand)
-    d.redirect(wait, found.operand)
+            d.redirect(x, d.all_reduce(x, x, one.op, one.group), only=one.operand)
+    d.redirect(wait, one.operand)
 
 
 def extra_collective(d: Draft) -> None:
@@ -122,12 +122,12 @@ def extra_collective(d: Draft) -> None:
 
 def wrong_group(d: Draft) -> None:
     """A collective over other ranks."""
-    wait, found = d.pick(d.waits(*Kind))
+    wait, one = d.pick(d.waits(*Kind))
     started = wait.args[0]
     assert isinstance(started, fx.Node)
-    fixed = found.kind in (Kind.ALL_REDUCE, Kind.BROADCAST)
-    others = d.groups(None if fixed else d.group_size(found.group))
-    d.set(started, "group_name", d.pick(n for n in others if n != found.group))
+    fixed = one.kind in (Kind.ALL_REDUCE, Kind.BROADCAST)
+    others = d.groups(None if fixed else d.group_size(one.group))
+    d.set(started, "group_name", d.pick(n for n in others if n != one.group))
 
 
 def fused_over_wrong_group(d: Draft) -> None:
@@ -147,44 +147,44 @@ def fused_with_another_residual(d: Draft) -> None:
 
 def wrong_reduction(d: Draft) -> None:
     """A maximum or an average for a sum, a sum for an average."""
-    wait, found = d.pick(d.waits(Kind.ALL_REDUCE, Kind.REDUCE_SCATTER))
+    wait, one = d.pick(d.waits(Kind.ALL_REDUCE, Kind.REDUCE_SCATTER))
     started = wait.args[0]
     assert isinstance(started, fx.Node)
     kinds = ("sum", "avg", "max", "min", "product")
-    d.set(started, "reduce_op", d.pick(k for k in kinds if k != found.op))
+    d.set(started, "reduce_op", d.pick(k for k in kinds if k != one.op))
 
 
 def broadcast_for_reduction(d: Draft) -> None:
     """The first rank's addend for the sum: only rank 0's part is used."""
-    wait, found = d.pick(d.waits(Kind.ALL_REDUCE))
+    wait, one = d.pick(d.waits(Kind.ALL_REDUCE))
     target = c10d.broadcast.default
-    d.redirect(wait, d.communicate(wait, found.operand, target, 0, found.group))
+    d.redirect(wait, d.communicate(wait, one.operand, target, 0, one.group))
 
 
 def scatter_and_gather_apart(d: Draft) -> None:
     """An all_reduce as reduce_scatter and all_gather, which do not agree on the group."""
-    wait, found = d.pick(d.waits(Kind.ALL_REDUCE))
-    size = d.group_size(found.group)
-    other = d.pick(n for n in d.groups(size) if n != found.group)
+    wait, one = d.pick(d.waits(Kind.ALL_REDUCE))
+    size = d.group_size(one.group)
+    other = d.pick(n for n in d.groups(size) if n != one.group)
     scatter, gather = c10d.reduce_scatter_tensor.default, c10d.all_gather_into_tensor.default
-    part = d.communicate(wait, found.operand, scatter, found.op, size, found.group)
+    part = d.communicate(wait, one.operand, scatter, one.op, size, one.group)
     d.redirect(wait, d.communicate(part, part, gather, size, other))
 
 
 def scatter_without_gather(d: Draft) -> None:
     """An all_reduce as reduce_scatter, whose block then stands for all rows."""
-    wait, found = d.pick(d.waits(Kind.ALL_REDUCE))
-    size, scatter = d.group_size(found.group), c10d.reduce_scatter_tensor.default
+    wait, one = d.pick(d.waits(Kind.ALL_REDUCE))
+    size, scatter = d.group_size(one.group), c10d.reduce_scatter_tensor.default
     if size == 1:
         raise NothingToBreakError
-    part = d.communicate(wait, found.operand, scatter, found.op, size, found.group)
+    part = d.communicate(wait, one.operand, scatter, one.op, size, one.group)
     d.redirect(wait, d.after(part, aten.cat.default, [part] * size))
 
 
 def first_block_everywhere(d: Draft) -> None:
     """Of what is gathered, the first rank's block is used for every rank's."""
-    wait, found = d.pick(d.waits(Kind.ALL_GATHER))
-    rows, size = access.shape(found.operand)[0], d.group_size(found.group)
+    wait, one = d.pick(d.waits(Kind.ALL_GATHER))
+    rows, size = access.shape(one.operand)[0], d.group_size(one.group)
     if not isinstance(rows, int):
         raise NothingToBreakError
     block = d.after(wait, aten.narrow.default, wait, 0, 0, rows)
@@ -193,8 +193,8 @@ def first_block_everywhere(d: Draft) -> None:
 
 def gather_out_of_order(d: Draft) -> None:
     """Blocks are gathered in another order than they were scattered in."""
-    wait, found = d.pick(d.waits(Kind.ALL_GATHER))
-    rows = access.shape(found.operand)[0]
+    wait, one = d.pick(d.waits(Kind.ALL_GATHER))
+    rows = access.shape(one.operand)[0]
     if not isinstance(rows, int):
         raise NothingToBreakError
     d.wrap(wait, lambda x: d.after(x, aten.roll.default, x, [rows], [0]))
@@ -202,12 +202,12 @@ def gather_out_of_order(d: Draft) -> None:
 
 def scatter_out_of_order(d: Draft) -> None:
     """Ranks get each other's blocks."""
-    wait, found = d.pick(d.waits(Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL))
-    rows, size = int(access.shape(found.operand)[0]), d.group_size(found.group)
+    wait, one = d.pick(d.waits(Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL))
+    rows, size = int(access.shape(one.operand)[0]), d.group_size(one.group)
     started = wait.args[0]
     assert isinstance(started, fx.Node)
-    turned = d.after(found.operand, aten.roll.default, found.operand, [rows // size], [0])
-    d.redirect(found.operand, turned, only=started)
+    turned = d.after(one.operand, aten.roll.default, one.operand, [rows // size], [0])
+    d.redirect(one.operand, turned, only=started)
 
 
 def slice_among_other_ranks(d: Draft) -> None:
@@ -227,12 +227,12 @@ def padding_kept(d: Draft) -> None:
 
 def gather_along_another_dim(d: Draft) -> None:
     """Columns are gathered where rows should be."""
-    wait, found = d.pick(
+    wait, one = d.pick(
         (w, c) for w, c in d.waits(Kind.ALL_GATHER) if len(access.shape(c.operand)) > 1
     )
-    size, gather = d.group_size(found.group), c10d.all_gather_into_tensor.default
-    turned = d.after(wait, aten.transpose.int, found.operand, 0, 1)
-    gathered = d.communicate(turned, turned, gather, size, found.group)
+    size, gather = d.group_size(one.group), c10d.all_gather_into_tensor.default
+    turned = d.after(wait, aten.transpose.int, one.operand, 0, 1)
+    gathered = d.communicate(turned, turned, gather, size, one.group)
     shape = list(access.shape(wait))
     if not all(isinstance(n, int) for n in shape):
         raise NothingToBreakError
@@ -250,10 +250,10 @@ def missing_wait(d: Draft) -> None:
 def partial_output(d: Draft) -> None:
     """The graph returns a sum that is not reduced."""
     output = access.output(d.spmd.graph)
-    wait, found = d.pick(
+    wait, one = d.pick(
         (w, c) for w, c in d.waits(*IN_PLACE) if output in w.users and same_type(w, c.operand)
     )
-    d.redirect(wait, found.operand, only=output)
+    d.redirect(wait, one.operand, only=output)
 
 
 MUTATIONS = (

@@ -57,10 +57,10 @@ class Draft:
         Raises:
             NothingToBreakError: there is none.
         """
-        found = list(options)
-        if not found:
+        places = list(options)
+        if not places:
             raise NothingToBreakError
-        return self.rng.choice(found)
+        return self.rng.choice(places)
 
     def calls(self, *targets: object) -> list[fx.Node]:
         """Calls of these ops; of every op that is not a collective if none is named."""
@@ -79,8 +79,8 @@ class Draft:
 
     def waits(self, *kinds: Kind) -> list[tuple[fx.Node, Collective]]:
         """Results of collectives of these kinds."""
-        found = ((n, collective(n)) for n in self.nodes if n.target is WAIT)
-        return [(n, c) for n, c in found if c is not None and c.kind in kinds]
+        pairs = ((n, collective(n)) for n in self.nodes if n.target is WAIT)
+        return [(n, c) for n, c in pairs if c is not None and c.kind in kinds]
 
     def group_size(self, name: str) -> int:
         """Ranks in each group of this name."""
@@ -101,9 +101,9 @@ class Draft:
         while node.op == "placeholder" and node.next.op == "placeholder":
             node = node.next
         with self.spmd.graph.inserting_after(node):
-            made = self.spmd.graph.call_function(target, args, kwargs)
-        self.touched.add(made)
-        return made
+            written = self.spmd.graph.call_function(target, args, kwargs)
+        self.touched.add(written)
+        return written
 
     def communicate(self, node: fx.Node, x: fx.Node, target: Any, *args: Any) -> fx.Node:
         """A collective of ``x`` inserted after ``node``, waited for."""
@@ -126,8 +126,8 @@ class Draft:
     def wrap(self, node: fx.Node, make: Callable[[fx.Node], fx.Node]) -> None:
         """Readers of ``node`` read what ``make`` inserts after it."""
         before = set(self.nodes)
-        made = make(node)
-        self.redirect(node, made, keep=[n for n in self.nodes if n not in before])
+        wrapped = make(node)
+        self.redirect(node, wrapped, keep=[n for n in self.nodes if n not in before])
 
     def set(self, node: fx.Node, name: str, value: Any) -> None:
         """Change the argument of a call that its schema calls ``name``."""
@@ -141,13 +141,13 @@ class Draft:
 
     def alike(self, node: fx.Node, before: fx.Node) -> list[fx.Node]:
         """Other values of the type of ``node`` that are computed before ``before``."""
-        found = []
+        nodes = []
         for n in self.nodes:
             if n is before:
                 break
             if n is not node and n.target not in OPS and same_type(n, node):
-                found.append(n)
-        return found
+                nodes.append(n)
+        return nodes
 
     def finish(self) -> SpmdGraph:
         """The broken graph, every value typed.
@@ -156,9 +156,11 @@ class Draft:
             NothingToBreakError: an op cannot run on what it is given now.
         """
         self.spmd.graph.lint()
-        held = next((h for n in self.nodes if isinstance(h := n.meta.get("val"), FakeTensor)), None)
+        value = next(
+            (h for n in self.nodes if isinstance(h := n.meta.get("val"), FakeTensor)), None
+        )
         changed: set[fx.Node] = set()
-        with _fake(held):
+        with _fake(value):
             for node in self.nodes:
                 if node.op != "call_function":
                     continue
@@ -181,31 +183,31 @@ class Draft:
             raise NothingToBreakError(str(error)) from error
 
     def _communicated(self, node: fx.Node) -> torch.Tensor:
-        found = collective(node)
-        assert found is not None, f"%{node.name} is not a collective"
-        held = access.tensor(found.operand)
-        count = self.group_size(found.group)
-        if found.kind in (Kind.ALL_GATHER, Kind.REDUCE_SCATTER) and not held.dim():
+        communication = collective(node)
+        assert communication is not None, f"%{node.name} is not a collective"
+        value = access.tensor(communication.operand)
+        count = self.group_size(communication.group)
+        if communication.kind in (Kind.ALL_GATHER, Kind.REDUCE_SCATTER) and not value.dim():
             raise NothingToBreakError
-        match found.kind:
+        match communication.kind:
             case Kind.ALL_GATHER:
-                return held.new_empty((held.shape[0] * count, *held.shape[1:]))
+                return value.new_empty((value.shape[0] * count, *value.shape[1:]))
             case Kind.REDUCE_SCATTER:
-                if not isinstance(held.shape[0], int) or held.shape[0] % count:
+                if not isinstance(value.shape[0], int) or value.shape[0] % count:
                     raise NothingToBreakError
-                return held.new_empty((held.shape[0] // count, *held.shape[1:]))
+                return value.new_empty((value.shape[0] // count, *value.shape[1:]))
             case _:
-                return held
+                return value
 
 
 @contextmanager
-def _fake(held: FakeTensor | None) -> Iterator[None]:
+def _fake(value: FakeTensor | None) -> Iterator[None]:
     """The context in which ops give types without computing."""
-    if held is None:
+    if value is None:
         yield
         return
     # The Python dispatcher keeps sizes symbolic in ops that are composed of others.
-    mode = held.fake_mode
+    mode = value.fake_mode
     env = mode.shape_env
     with mode, enable_python_dispatcher():
         if env is None:
@@ -215,13 +217,13 @@ def _fake(held: FakeTensor | None) -> Iterator[None]:
                 yield
 
 
-def type_key(held: Any) -> Any:
+def type_key(value: Any) -> Any:
     """What makes two values interchangeable as operands."""
-    if isinstance(held, torch.Tensor):
-        return held.dtype, shape_key(held)
-    if isinstance(held, list | tuple):
-        return tuple(map(type_key, held))
-    return type(held), size_key(held)
+    if isinstance(value, torch.Tensor):
+        return value.dtype, shape_key(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(type_key, value))
+    return type(value), size_key(value)
 
 
 def same_type(left: fx.Node, right: fx.Node) -> bool:

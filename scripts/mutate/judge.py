@@ -139,13 +139,13 @@ def drawn(graph: SpmdGraph, draw: Draw) -> dict[str, PerRank]:
     if draw.bound <= 2:
         return inputs
     for node in access.node_of(graph.graph, "placeholder"):
-        held = inputs[str(node.target)]
-        first = held[0]
+        tensors = inputs[str(node.target)]
+        first = tensors[0]
         if isinstance(first, torch.Tensor) and first.dtype in (torch.int32, torch.int64):
             generator = torch.Generator().manual_seed(draw.seed)
             wide = torch.randint(0, draw.bound, first.shape, generator=generator).to(first.dtype)
             # One permutation for all ranks keeps equal what must be equal.
-            inputs[str(node.target)] = [(x + wide) % draw.bound for x in held]
+            inputs[str(node.target)] = [(x + wide) % draw.bound for x in tensors]
     return inputs
 
 

@@ -82,10 +82,10 @@ def in_random_order(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
 
 def _placed(graph: SpmdGraph, rng: random.Random) -> SpmdGraph:
     """One reduction of the graph, placed as it is cheapest for some number of tokens."""
-    found = reductions(graph)
-    if not found:
+    listed = reductions(graph)
+    if not listed:
         return graph
-    facts = reduction_facts(graph, rng.choice(found))
+    facts = reduction_facts(graph, rng.choice(listed))
     prices = Bytes(rng.choice((None, 1, 8192)))
     assignment = place_reductions(facts, prices, hoist=rng.random() < 0.5)
     return Pipeline().run(PlaceReductions(assignment), graph)
@@ -199,8 +199,8 @@ def vocabulary() -> SpmdGraph:
     shifted = build.call(aten.sub.Tensor, logits, most)
     exponents = build.call(aten.exp.default, shifted)
     total = build.all_reduce(build.call(aten.sum.dim_IntList, exponents, [-1], True))
-    found = build.call(aten.sub.Tensor, shifted, build.call(aten.log.default, total))
-    turned = build.call(aten.transpose.int, found, 0, 1)
+    loss = build.call(aten.sub.Tensor, shifted, build.call(aten.log.default, total))
+    turned = build.call(aten.transpose.int, loss, 0, 1)
     return build.finish(build.all_gather(turned), x)
 
 
@@ -312,14 +312,14 @@ def normalized_sums() -> SpmdGraph:
 
 def pairs_by_hand() -> list[Pair]:
     """Every graph made by hand, and the optimizer's result."""
-    found = []
+    pairs = []
     for make in BY_HAND:
         source = make()
-        found.append(Pair(make.__name__, source, optimized(source), INDICES, TOKENS))
+        pairs.append(Pair(make.__name__, source, optimized(source), INDICES, TOKENS))
     norms = normalized_sums()
-    found.append(Pair("fused", norms, fused_and_scheduled(norms), INDICES, TOKENS))
+    pairs.append(Pair("fused", norms, fused_and_scheduled(norms), INDICES, TOKENS))
     open_ = open_tokens()
-    found += [
+    pairs += [
         Pair(
             f"rows shared {seed}",
             open_,
@@ -329,7 +329,7 @@ def pairs_by_hand() -> list[Pair]:
         )
         for seed in range(4)
     ]
-    return found
+    return pairs
 
 
 VOCABULARY = CACHE = LONGEST = 8
@@ -345,20 +345,20 @@ def step3p5(experts: str, call: str, world_size: int) -> SpmdGraph:
         world_size: ranks.
     """
     config = Step3p5Config.small(num_hidden_layers=3, vocab_size=VOCABULARY)
-    made: list[Step3p5ForCausalLM] = []
+    models: list[Step3p5ForCausalLM] = []
 
     def factory() -> torch.nn.Module:
-        made.append(
+        models.append(
             Step3p5ForCausalLM(
                 config, group=dist.group.WORLD, experts=experts, device="meta", dtype=torch.float32
             )
         )
-        return made[-1]
+        return models[-1]
 
     def make_inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
         batch, tokens = (1, 4) if call == "prefill" else (2, 1)
         ids = torch.zeros(batch, tokens, dtype=torch.int64, device="meta")
-        cache = () if call == "prefill" else (made[-1].make_cache(batch, CACHE),)
+        cache = () if call == "prefill" else (models[-1].make_cache(batch, CACHE),)
         return (ids, torch.zeros_like(ids), *cache), {}
 
     return capture_ranks(factory, make_inputs, world_size).graph
@@ -369,12 +369,12 @@ MODELS = (("tp", "prefill", 2), ("ep", "decode", 2), ("ep", "prefill", 4), ("tp"
 
 def model_texts() -> dict[str, str]:
     """The text of every small Step-3.5, by name; open sizes are at most ``LONGEST``."""
-    found = {}
+    texts = {}
     for experts, call, size in MODELS:
         text = print_graph(step3p5(experts, call, size))
         narrowed = re.sub(r"(sym \w+ in \[2, )inf]", rf"\g<1>{LONGEST}]", text)
-        found[f"step3p5 {experts} {call} on {size}"] = narrowed
-    return found
+        texts[f"step3p5 {experts} {call} on {size}"] = narrowed
+    return texts
 
 
 def pair_of_text(name: str, text: str) -> Pair:

@@ -148,8 +148,8 @@ def transposed(d: Draft) -> None:
 
     def turned(x: fx.Node) -> fx.Node:
         return d.after(
-            made := d.after(x, aten.transpose.int, x, 0, len(shape) - 1),
-            aten.reshape.default, made, shape,
+            twice := d.after(x, aten.transpose.int, x, 0, len(shape) - 1),
+            aten.reshape.default, twice, shape,
         )  # fmt: skip
 
     d.wrap(node, turned)
@@ -184,8 +184,8 @@ def truncated(d: Draft) -> None:
     node = d.pick(d.values())
 
     def through(x: fx.Node) -> fx.Node:
-        made = d.after(x, aten._to_copy.default, x, dtype=torch.int64)
-        return d.after(made, aten._to_copy.default, made, dtype=access.dtype(x))
+        whole = d.after(x, aten._to_copy.default, x, dtype=torch.int64)
+        return d.after(whole, aten._to_copy.default, whole, dtype=access.dtype(x))
 
     d.wrap(node, through)
 
@@ -195,8 +195,8 @@ def rounded(d: Draft) -> None:
     node = d.pick(n for n in d.values() if access.dtype(n) is not torch.bfloat16)
 
     def through(x: fx.Node) -> fx.Node:
-        made = d.after(x, aten._to_copy.default, x, dtype=torch.bfloat16)
-        return d.after(made, aten._to_copy.default, made, dtype=access.dtype(x))
+        narrow = d.after(x, aten._to_copy.default, x, dtype=torch.bfloat16)
+        return d.after(narrow, aten._to_copy.default, narrow, dtype=access.dtype(x))
 
     d.wrap(node, through)
 
@@ -216,13 +216,13 @@ def distributed(d: Draft) -> None:
         and all(same_type(x, y) for y in access.operands(x)) and not x.kwargs
     ]  # fmt: skip
     node, total = d.pick(places)
-    made = node
+    result = node
     parts = []
     for term in access.operands(total):
         args, kwargs = access.map_operands(node, lambda x, term=term: term if x is total else x)  # type: ignore[misc]
-        made = d.after(made, node.target, *args, **kwargs)
-        parts.append(made)
-    d.redirect(node, d.after(made, aten.add.Tensor, *parts))
+        result = d.after(result, node.target, *args, **kwargs)
+        parts.append(result)
+    d.redirect(node, d.after(result, aten.add.Tensor, *parts))
 
 
 def swapped_order(d: Draft) -> None:

@@ -41,9 +41,9 @@ def _written_out(target: fx.Graph, node: fx.Node, x: fx.Node) -> fx.Node:
     one = like.new_empty(sizes)
 
     def call(op: Any, example: torch.Tensor, *arguments: Any) -> fx.Node:
-        made = target.call_function(op, arguments)
-        made.meta = {**node.meta, "val": example}
-        return made
+        written = target.call_function(op, arguments)
+        written.meta = {**node.meta, "val": example}
+        return written
 
     greatest = call(aten.amax.default, one, x, [dim], True)
     less = call(aten.sub.Tensor, like, x, greatest)
