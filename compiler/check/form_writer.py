@@ -47,7 +47,9 @@ class FormWriter:
             (x,) = access.operands(x)
         if tuple(access.shape(x)) == tuple(sizes):
             return x
-        return self.call(VIEW, access.tensor(x), sizes, x, list(sizes))
+        # what is evaluated reads sizes from the metadata, and torch.fx wants none that are symbols
+        written = [-1 if isinstance(size, torch.SymInt) else size for size in sizes]
+        return self.call(VIEW, access.tensor(x), sizes, x, written)
 
     def slice(self, x: fx.Node, dim: int, start: int, end: int) -> fx.Node:
         """Write a range of one dimension."""

@@ -126,6 +126,8 @@ class Interpreter:
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         rule = meaning_of(call)
+        if rule is not None and rule.rank_dependent:
+            call = replace(call, rank_dependent=True)
         if call.target in SLICES:
             if (rows := block_slices.sliced(call, read[0], self.ranks, self._cut)) is not None:
                 return rows
@@ -133,10 +135,10 @@ class Interpreter:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, rule, read)
         if act is not None:
-            return self._on_blocks(act, read)
+            return self._on_blocks(call, act, read)
         return self._fresh(node) if any(x.padded for x in read) else self._whole(call, rule, read)
 
-    def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
+    def _on_blocks(self, call: Call, act: Blockwise, read: Sequence[Value]) -> Value:
         """Evaluate the call on every block."""
         both = zip(read, act.operands, strict=True)
         operands = [x.data if cut else self._joined(x) for x, cut in both]
@@ -144,7 +146,7 @@ class Interpreter:
             return replace(act.like, data=operands[0], cut=act.cut, parts=act.rule.parts)
         data = self._evaluated(act.call, act.rule, operands)
         if act.cut[0] is None:
-            return Value(algebra.summed_blocks(data), act.cut)
+            return self._spread(algebra.summed_blocks(data), call)
         return replace(act.like, data=data, cut=act.cut, parts=())
 
     def _whole(self, call: Call, rule: Meaning | None, read: Sequence[Value]) -> Value:

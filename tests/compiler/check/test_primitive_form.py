@@ -75,7 +75,8 @@ LEFT = {
     torch.ops.aten.expand.default, torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor,
     torch.ops.aten.sum.dim_IntList, torch.ops.aten.div.Tensor, torch.ops.aten.permute.default,
     torch.ops.aten.narrow.default, torch.ops.aten.clamp.default,
-    torch.ops.aten.index_select.default, torch.ops.aten.full.default, torch.ops.aten.new_full.default,
+    torch.ops.aten.index_select.default, torch.ops.aten.full.default,
+    torch.ops.aten.new_full.default,
     torch.ops._c10d_functional.all_gather_into_tensor.default,
     torch.ops._c10d_functional.wait_tensor.default,
 }  # fmt: skip
