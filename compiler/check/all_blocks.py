@@ -33,6 +33,7 @@ from compiler.check.real_normal_form import real_normal_form
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.single_device import grid
 from compiler.check.single_device.cuts import Cuts, Range
+from compiler.check.single_device.extrema import Extrema
 from compiler.check.single_device.factors import CATS, pieces
 from compiler.check.single_device.interpret import GridInterpreter, Groups
 from compiler.check.single_device.relations import Dimensions
@@ -82,7 +83,7 @@ def _equal(
     cuts.solve()
     if source.mesh.size * sum(map(_count, sides)) > MOST_BLOCKS:
         return False
-    shared = LinearPermutations(), Logarithms.of((source, target))
+    shared = LinearPermutations(), Extrema(), Logarithms.of((source, target))
     try:
         first, second = (
             Evaluation(side, *shared, named).evaluated()
@@ -139,8 +140,9 @@ class Evaluation(GridInterpreter):
 
     Args:
         dimensions: of the graph, solved.
-        permutations: shared by graphs to compare, like ``logarithms``.
-        logarithms: of max, min and product.
+        permutations: shared by graphs to compare, like ``extrema`` and ``logarithms``.
+        extrema: of blocks along dimensions that are cut.
+        logarithms: of max, min and product over ranks.
         names: attribute -> name of the tensor behind it.
     """
 
@@ -148,11 +150,12 @@ class Evaluation(GridInterpreter):
         self,
         dimensions: Dimensions,
         permutations: LinearPermutations,
+        extrema: Extrema,
         logarithms: Logarithms,
         names: Mapping[str, str],
     ) -> None:
         """Compute nothing before ``evaluated``."""
-        super().__init__(dimensions, permutations)
+        super().__init__(dimensions, permutations, extrema)
         self.attributes, self.logarithms = names, logarithms
         self.results: dict[tuple[fx.Node, int], Field] = {}
 
