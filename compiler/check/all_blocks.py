@@ -33,6 +33,7 @@ from compiler.check.real_normal_form import real_normal_form
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.single_device import grid
 from compiler.check.single_device.cuts import Cuts, Range
+from compiler.check.single_device.extrema import Extrema
 from compiler.check.single_device.factors import CATS, pieces
 from compiler.check.single_device.interpret import GridInterpreter, Groups
 from compiler.check.single_device.relations import Dimensions
@@ -152,7 +153,7 @@ class Evaluation(GridInterpreter):
         names: Mapping[str, str],
     ) -> None:
         """Compute nothing before ``evaluated``."""
-        super().__init__(dimensions, permutations)
+        super().__init__(dimensions, permutations, Extrema())
         self.attributes, self.logarithms = names, logarithms
         self.results: dict[tuple[fx.Node, int], Field] = {}
 
