@@ -114,7 +114,7 @@ class GridInterpreter(Interpreter):
             Kind.REDUCE_SCATTER: lambda: self._scattered(communication, x, groups),
             Kind.ALL_GATHER: lambda: self._gathered(x, groups),
             Kind.BROADCAST: lambda: self._sent(node, x, groups),
-            Kind.ALL_TO_ALL: lambda: self._parts_sent(node, x, groups),
+            Kind.ALL_TO_ALL: lambda: self._parts_exchanged(node, x, groups),
         }
         result = moves.get(communication.kind, lambda: None)()
         if result is None or not self._aligned(node, communication, result, len(groups[0])):
@@ -146,7 +146,7 @@ class GridInterpreter(Interpreter):
             sent[list(group)] = by_rank[group[src]]
         return sent
 
-    def _parts_sent(self, node: fx.Node, x: Field, groups: Groups) -> Field | None:
+    def _parts_exchanged(self, node: fx.Node, x: Field, groups: Groups) -> Field | None:
         """Return the i-th part of every rank's operand on the i-th rank; None for other splits."""
         n, arguments = len(groups[0]), access.arguments(node)
         splits = [arguments[name] for name in ("input_split_sizes", "output_split_sizes")]
