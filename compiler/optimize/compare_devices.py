@@ -33,8 +33,9 @@ def check_parallel(
         mesh: resolves the group names of ``parallel``.
         inputs: name of an input or parameter of ``parallel``, or a pattern -> Shard(dim),
             Replicate(), {axis: placement}, or ``Packed`` where several tensors in one are sharded
-            each by itself. Left out: what the shapes of both say, and where both models split what
-            becomes of a sharded dimension into parts, ``Packed`` with those parts.
+            each by itself; ``{"dp": Varying()}`` where replicas have inputs of their own. Left out:
+            what the shapes of both say, and where both models split what becomes of a sharded
+            dimension into parts, ``Packed`` with those parts.
 
     Returns:
         The report. EQUIVALENT holds of every rank, over the reals, if ``.premises`` do.

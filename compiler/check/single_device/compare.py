@@ -62,7 +62,8 @@ def check_single_device(
         single: the model on one device.
         parallel: the model as each rank has it.
         inputs: name of an input of ``parallel``, or a pattern -> how it is cut out of the input
-            of the same name of ``single``; those left out as their shapes say.
+            of the same name of ``single``; those left out as their shapes say. Along an axis over
+            which one is Varying, replicas are compared each by itself.
         constants: of both, placeholder -> tensor that the model's code made, the same on all ranks.
         simulates: look for a counterexample where outputs are not shown equal.
 

@@ -335,3 +335,17 @@ def test_gathered_columns_of_several_sequences():
         )
         parallel = logits("mesh <tp = 2>", 4, *lines, "return (%8,)")
         check(check_single_device(single, parallel))
+
+
+@pytest.mark.parametrize(("op", "check"), [("avg", right), ("", wrong), ("sum", wrong)])
+def test_a_norm_over_columns_that_are_sharded(op, check):
+    """The mean of squares is that of the ranks' means."""
+
+    def norm(b, v, op=""):
+        y = b.call(aten.linear.default, v["x"], v["gate"])
+        square = b.call(aten.mean.dim, b.call(aten.pow.Tensor_Scalar, y, 2), [-1], True)
+        square = reduced(b, square, op) if op else square
+        return b.call(aten.mul.Tensor, y, b.call(aten.rsqrt.default, square))
+
+    shapes = {"x": (T, H), "gate": (INNER, H)}
+    check(compared(norm, lambda b, v: norm(b, v, op), shapes, {"gate": 0}))

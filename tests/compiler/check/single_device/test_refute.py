@@ -60,3 +60,19 @@ def test_constants_of_the_code_have_their_values():
     for constant, verdict in ((TABLE.flip(0), Verdict.UNPROVED), (TABLE, Verdict.NOT_EQUIVALENT)):
         constants = {"c": TABLE}, {"c": constant}
         assert check_single_device(single, flipped, None, constants).verdict is verdict
+
+
+def counted(mesh, op):
+    """A number of tokens, and a tensor, of which each rank has some columns."""
+    width = 8 // int(mesh.split()[-1].rstrip(">"))
+    lines = "%1: sym(s0) = aten.sym_size.int(%0, 0)", f"%2: f64[s0, {width}] = aten.{op}(%0)"
+    mesh = f"{mesh}\nsym s0 in [2, 64]"
+    return function(f'%0 "x": f64[s0, {width}]', *lines, "return (%1, %2)", mesh=mesh)
+
+
+def test_numbers_before_a_tensor_are_no_tensors():
+    single = counted("mesh <tp = 1>", "sin")
+    assert check_single_device(single, counted("mesh <tp = 4>", "sin")).verdict.runs
+    report = check_single_device(single, counted("mesh <tp = 4>", "cos"))
+    assert report.verdict is Verdict.NOT_EQUIVALENT
+    assert report.counterexample.output == 1
