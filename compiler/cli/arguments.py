@@ -128,6 +128,16 @@ def parser() -> ArgumentParser:
     _add_output(optimize, required=True)
     option(optimize, "--tokens N", "what symbolic sizes count as", type=at_least(1))
 
+    by = Parser(add_help=False)
+    option(by, "--by", "what a graph must be: proved, or give the same in simulation of its ranks",
+           choices=("proof", "simulation"))  # fmt: skip
+    add("bisect", BISECT, _model(), _policy(), by)
+    reduce = add("reduce", REDUCE, _model(), _policy(), by, module="bisect")
+    option(reduce, "--command CMD", "what must go on failing, in place of the passes: a command "
+           "that gets the graph file for {}, or as its last argument", default="")  # fmt: skip
+    option(reduce, "--seconds N", "how long to search", type=at_least(1), default=120)
+    _add_output(reduce, required=True)
+
     rules = add("rules", RULES, _format(TABLES))
     option(rules, "pattern OP", "ops to list: part of a name, or a glob", nargs="?", default="")
 
@@ -356,6 +366,15 @@ OPTIMIZE = """\
 Optimize the graph in FILE, check it, and write it in the same form.
 
 Nothing is written unless the result is shown to be equivalent."""
+BISECT = """\
+Name the rewrite after which MODEL is not proved, or computes something else.
+
+MODEL is planned and lowered without proof; the passes are bisected. Exit code 0:
+every rewrite is right. 1 and 2: the verdict on the rewrite at fault."""
+REDUCE = """\
+Write the smallest graph that fails as MODEL does: a proof, a pass, or a command.
+
+  commplan reduce model.spmd -o small.spmd --command 'python check.py {}'"""
 RULES = """\
 List the ops that have a rule, each with what its rule says.
 
