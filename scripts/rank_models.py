@@ -145,6 +145,15 @@ def decode_call(model: Any, batch: int, context: int, device: str) -> Call:
     return (ids, positions, cache), {}
 
 
+def small_prefill(tokens: int = 128) -> tuple[Step3p5ForCausalLM, Any, Any]:
+    """A small Step-3.5 with weights and one prompt, for ``commplan bench``."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.no_grad():
+        model = random_model(config_of_size(None, small=True), device, torch.float32)
+    torch.manual_seed(0)  # the same tokens on all ranks
+    return model, *prefill_call(tokens, model.config.vocab_size, device)
+
+
 @dataclass
 class Captured:
     """A model captured for one kind of call, and the seconds that capture took."""

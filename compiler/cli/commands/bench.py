@@ -49,9 +49,9 @@ def blocks(model: str, measured: Measured) -> Iterator[Block]:
     tokens = "" if measured.tokens is None else f"  {measured.tokens} tokens"
     machine = f"  machine {measured.machine}" if measured.machine else ""
     yield f"{model}  {measured.ranks} x {measured.device}  {measured.launch}{tokens}{machine}"
-    headings = ("ms", "quartiles", "times as fast", "predicted ms")
+    headings = ("ms", "quartiles", "speedup", "predicted")
     times = new_table("", *map(number_column, headings), caption=_turns(measured))
-    sent = new_table("", "collectives of a call", *map(number_column, ("payload", "of the time")))
+    sent = new_table("", "collectives of a call", *map(number_column, ("payload", "share")))
     for form in measured.forms:
         low, high = (f"{us / 1e3:.3f}" for us in _quartiles(form.rounds_us))
         predicted = "" if form.predicted_us is None else f"{form.predicted_us / 1e3:.3f}"

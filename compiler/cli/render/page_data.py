@@ -40,7 +40,6 @@ from compiler.cli.render.report import remark_rows, roundings
 from compiler.ir import access
 from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
-from compiler.ir.remark import Remark
 from compiler.ir.text import value_count
 from compiler.plan.decision import Decision
 
@@ -270,8 +269,13 @@ class Fate:
                 names.setdefault(moved(node, written), []).append(node.name)
             owners.append(names)
         whys: tuple[dict[str, list[Json]], dict[str, list[Json]]] = ({}, {})
+        subjects = {  # the first graph that has a collective of that name in that layer
+            (f"%{node.name}", access.layer_path(call.operand)): node
+            for graph in reversed(graphs)
+            for node, call in waits(graph.graph)
+        }
         for remark in self.part.remarks:
-            subject = _node_of(remark, graphs)
+            subject = subjects.get((remark.value, remark.layer))
             if subject is None:
                 continue
             why = {"kind": str(remark.kind), "reason": remark.reason, "remedy": remark.remedy}
@@ -319,15 +323,6 @@ def _next_waits(start: fx.Node, *, upstream: bool) -> Iterator[fx.Node]:
                     yield other
                 else:
                     queue.append(other)
-
-
-def _node_of(remark: Remark, graphs: Sequence[SpmdGraph]) -> fx.Node | None:
-    """Return the collective that a remark is on, of the first graph that has it."""
-    for graph in graphs:
-        for node, call in waits(graph.graph):
-            if f"%{node.name}" == remark.value and access.layer_path(call.operand) == remark.layer:
-                return node
-    return None
 
 
 def _groups(graph: SpmdGraph, before: Side, fates: Sequence[Fate]) -> Iterator[Json]:
