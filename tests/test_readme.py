@@ -1,4 +1,4 @@
-"""README.md: its Python blocks run as they stand, each in a process of its own."""
+"""README.md and docs/graphs.md: their Python blocks run as they stand, each in its own process."""
 
 import os
 import re
@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/graphs.md")
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+]
 
 A_MODEL = """
 import torch
@@ -102,3 +106,10 @@ def test_python_blocks_run(tmp_path, block, before, printed):
 
 def test_every_block_is_run():
     assert len(BLOCKS) == 4
+
+
+def test_links_lead_to_files():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https:") or (page.parent / link).exists(), f"{page}: {link}"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODEL, TEST = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/ci.md").read_text(), re.M | re.S)
+EXAMPLE = ROOT / "docs" / "example"
+MODEL, TEST = ((EXAMPLE / name).read_text() for name in ("my_model.py", "test_collectives.py"))
 WRONG = """
 def test_what_is_no_graph(collectives_snapshot):
     collectives_snapshot(3)
@@ -45,7 +45,10 @@ def test_a_list_is_accepted_compared_and_found_changed(project):
     assert ended(project, "--commplan-update")[0] == 0
     file = project / "__collectives__" / "test_collectives.test_collectives.json"
     rows = json.loads(file.read_text())["collectives"]
-    assert [row["layer"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["layer"] for row in rows] == [
+        f"layers.{i}.{name}" for i in range(4) for name in ("routed", "shared")
+    ]
+    assert file.read_text() == (EXAMPLE / "__collectives__" / file.name).read_text()
 
     moved = "# moved by a line\n" + MODEL
     (project / "my_model.py").write_text(moved)
@@ -56,7 +59,10 @@ def test_a_list_is_accepted_compared_and_found_changed(project):
     (project / "test_collectives.py").write_text(TEST + WRONG)
     code, said = ended(project)
     assert code == 1
-    assert "8 all_reduces, at most 4 allowed" in said
+    assert "16 all_reduces, at most 8 allowed" in said
     assert "must be given a model's name or a graph" in said
-    (project / "test_collectives.py").write_text(TEST.replace(": 4", ": 8"))
-    assert "{0-3}: +1 all_reduce f32[s0, 16] over tp, my_model.py:13" in ended(project)[1]
+    (project / "test_collectives.py").write_text(TEST.replace(": 8", ": 16"))
+    assert (
+        "layers.{0-3}.routed: +1 all_reduce f32[s0, 16] over tp, my_model.py:16"
+        in ended(project)[1]
+    )

@@ -58,7 +58,7 @@ def plan(
             resized = source if same else load(model, replace(options, tp=ranks), stages)
             every.append(Plans.of(resized, replace(search, machine=other), stages))
         values = {"machines": forecast.comparison_json(every, counts)}
-        Document("machines/1", values, [forecast.comparison_table(every, counts)]).print(format)
+        Document("comparison/1", values, [forecast.comparison_table(every, counts)]).print(format)
         return 0
     parts = results_of(plans, counts, stages)
     if plot is not None:

@@ -15,8 +15,8 @@ from compiler.cost import machine_files
 from tests.compiler.cli.conftest import TWO_SUMS
 
 LONG, DEEP = "9" * 5000, 100_000
-DOCS = Path(__file__).parents[3] / "docs" / "bad_input.md"
-ROWS = re.findall(r"^\| (.*?) \| `(.*?)` \|(?:.*?)\| (\d+): ?(.*?) \|$", DOCS.read_text(), re.M)
+DOCS = (Path(__file__).parents[3] / "docs" / "bad_input.md").read_text()
+ROWS = re.findall(r"^\| (.*?) \| `(.*?)` \|(?:.*?)\| (\d+): ?(.*?) \|$", DOCS, re.M)
 COLUMNS = "source,gpu,n_ranks,library,op,bytes,time_us,notes"
 
 
@@ -111,7 +111,7 @@ def test_rows(run, what, command, code, text):
 
 def test_every_row_and_file_is_used():
     commands = " ".join(command for _, command, _, _ in ROWS)
-    assert len(ROWS) == DOCS.read_text().partition("Held by tests")[0].count("\n| ") - 2
+    assert len(ROWS) == DOCS.partition("Held by tests")[0].count("\n| ") - 2
     assert [name for name in FILES if name not in commands] == []
 
 
