@@ -3,12 +3,14 @@
     scripts/lint_zoo                       all types that have no row yet, on 8 made-up ranks
     scripts/lint_zoo --again llama qwen3   these, also if they have
 
-The rows of docs/zoo.md are replaced as results come; so an interrupted run is taken up.
+The rows of docs/zoo.md are replaced as results come; so an interrupted run is taken up, and several
+may share the types.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import multiprocessing
 import re
@@ -50,7 +52,7 @@ def row(model_type: str, ranks: int) -> tuple[str, list[str]]:
 
     started, cells, texts = time.perf_counter(), ["", "", "", ""], list[str]()
     try:
-        capture = capture_ranks(model, lambda: calls[-1], ranks)
+        capture = capture_ranks(model, lambda: calls[-1], ranks, capture="record")
         facts = LintFacts(capture.graph)
         texts = [f"{one}\n" for one in findings_of(facts, capture.mutations)]
         counts = statistics(capture.graph.graph).counts
@@ -92,11 +94,19 @@ def measured(model_type: str, ranks: int, limit_s: int) -> tuple[str, list[str]]
 
 def written(line: str) -> None:
     """Put a row into the page, in the place of the one of its type."""
-    text = PAGE.read_text()
+    with PAGE.open("r+") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)  # several runs may share the types
+        text = _with(page.read(), line)
+        page.seek(0)
+        page.write(text)
+        page.truncate()
+
+
+def _with(text: str, line: str) -> str:
     rows = {match[1]: match[0] for match in ROW.finditer(text)}
     rows |= {match[1]: match[0] for match in ROW.finditer(line)}
     before, after = text.partition(RULE)[0], ROW.sub("", text.partition(RULE)[2])
-    PAGE.write_text(before + RULE + "".join(rows[name] for name in sorted(rows)) + after)
+    return before + RULE + "".join(rows[name] for name in sorted(rows)) + after
 
 
 def main() -> int:

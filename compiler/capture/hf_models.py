@@ -1,13 +1,14 @@
 """Models of transformers by their type, ``hf:llama``: sharded by their own plan, without weights.
 
-The configuration is the type's default, which is that of a published model, with as few layers as
-show every kind of layer. Parameters are on the meta device. transformers is optional, and imported
-when a model is built.
+The configuration is the type's default, which is that of a published model, but for these: as few
+layers as show every kind of layer, heads that the ranks divide, and an output layer of its own.
+Parameters are on the meta device. transformers is optional, and imported when a model is built.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from types import ModuleType
@@ -30,6 +31,9 @@ AUTO = (
 """Tables of model classes in transformers; the first that has the type counts."""
 MOST_LAYERS = 8
 """Layers among which every kind of layer is looked for."""
+HEADS = ("num_attention_heads", "num_key_value_heads")
+UNSET = {"n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 4, "top_k": 4}
+"""Numbers that some types leave open."""
 FIRST_SPARSE = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
 """Settings that say how many layers in front are dense."""
 
@@ -59,7 +63,7 @@ def load(
     model_type: str,
     tokens: int = 16,
     layers: int = 0,
-    attention: str = "sdpa",
+    attention: str = "",
     experts: str = "grouped_mm",
 ) -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Return a model of transformers as this rank has it, and the arguments of a call.
@@ -68,7 +72,7 @@ def load(
         model_type: as in ``config.json``.
         tokens: in one sequence.
         layers: number of layers; 0: as few as show every kind.
-        attention: transformers' implementation of attention.
+        attention: transformers' implementation of attention; empty: sdpa where there is one.
         experts: and of routed experts.
 
     Raises:
@@ -80,20 +84,22 @@ def load(
         raise CaptureError(
             "hf: needs transformers", found=str(error), remedy="pip install transformers"
         ) from error
-    config = small_config(transformers, model_type, layers)
-    config._attn_implementation = attention
+    config = small_config(transformers, model_type, layers, dist.get_world_size())
+    make = model_class(transformers, type(config))
+    has_sdpa = getattr(make, "_supports_sdpa", False)
+    config._attn_implementation = attention or ("sdpa" if has_sdpa else "eager")
     with torch.device("meta"):
-        model: Any = model_class(transformers, type(config))(config).to(torch.bfloat16).eval()
+        model: Any = make(config).to(torch.bfloat16).eval()
     model.config._experts_implementation = experts
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     of_ranks = importlib.import_module("transformers.distributed")
-    plan, *_ = model._resolve_parallel_plans(of_ranks.DistributedConfig(tp_size=mesh.size()))
-    if not plan:
+    if not model.tp_plan:
         raise CaptureError(
             f"transformers has no tensor-parallel plan for {model_type!r}",
             where=type(model).__name__,
             remedy="name a type with base_model_tp_plan in its configuration",
         )
+    plan, *_ = model._resolve_parallel_plans(of_ranks.DistributedConfig(tp_size=mesh.size()))
     of_ranks.tensor_parallel.apply_tensor_parallelism(model, mesh, plan)
     if model.main_input_name != "input_ids":
         raise CaptureError(
@@ -103,8 +109,8 @@ def load(
     return OneTensor(model, "input_ids"), (torch.zeros(1, tokens, dtype=torch.int64),)
 
 
-def small_config(transformers: ModuleType, model_type: str, layers: int = 0) -> Any:
-    """Return the default configuration of a type, with few layers; see ``load``.
+def small_config(transformers: ModuleType, model_type: str, layers: int, ranks: int) -> Any:
+    """Return the default configuration of a type, with few layers, for ``ranks``; see ``load``.
 
     Raises:
         CaptureError: there is no such type.
@@ -118,7 +124,10 @@ def small_config(transformers: ModuleType, model_type: str, layers: int = 0) -> 
         ) from None
     config = make()
     text = config.get_text_config()
-    settings = dict(_cut(text, layers or _layers(text)))
+    settings = dict([*_cut(text, layers or _layers(text)), *_more_heads(text, ranks)])
+    settings |= {"tie_word_embeddings": False}
+    stated = text.to_dict()
+    settings |= {name: x for name, x in UNSET.items() if stated.get(name, x) is None}
     if text is config:
         return make(**settings)
     return make(**{name: settings for name, part in vars(config).items() if part is text})
@@ -130,6 +139,18 @@ def _cut(config: Any, layers: int) -> Iterator[tuple[str, Any]]:
         if isinstance(value, list) and len(value) == config.num_hidden_layers:
             yield name, value[:layers]
     yield "num_hidden_layers", layers
+
+
+def _more_heads(config: Any, ranks: int) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a configuration whose heads all ranks can share, with its ratio."""
+    stated = config.to_dict()
+    heads = {name: x for name in HEADS if isinstance(x := stated.get(name), int)}
+    if not any(x % ranks for x in heads.values()):
+        return
+    times = ranks // math.gcd(ranks, *heads.values())
+    yield from ((name, x * times) for name, x in heads.items())
+    if not stated.get("head_dim"):
+        yield "hidden_size", config.hidden_size * times
 
 
 def _layers(config: Any) -> int:

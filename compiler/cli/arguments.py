@@ -229,9 +229,10 @@ def _files() -> Parser:
 def _model() -> Parser:
     """Return MODEL and its options."""
     shared = Parser(add_help=False, parents=[_files(), _captured()])
-    option(shared, "model MODEL", f"{', '.join(ALIASES)}; any module:factory, a callable that is "
-           "called under an initialized process group and returns (model, args) or (model, args, "
-           "kwargs); or a graph file, .spmd or .pt2")  # fmt: skip
+    option(shared, "model MODEL", f"{', '.join(ALIASES)}; hf:TYPE, a model type of transformers, "
+           "sharded by its plan, without weights; any module:factory, a callable that is called "
+           "under an initialized process group and returns (model, args) or (model, args, kwargs); "
+           "or a graph file, .spmd or .pt2")  # fmt: skip
     return shared
 
 
