@@ -36,15 +36,18 @@ class OpaqueOp:
             that only arguments name, and all of ``linear``, yields partial sums. ``_`` is a
             dimension that is needed whole, ``*`` any number of them, ``...`` any number of
             dimensions that correspond from the last on. Tensors that the op writes count as
-            results, after those that it returns. Empty: every dimension is needed whole.
+            results, after those that it returns. Names of optional arguments that a call leaves
+            out are skipped. Empty: every dimension is needed whole.
         linear: arguments in which the op is linear, all together, while the others stay.
         per_rank: the op may be another function on every rank (weights or caches that it reads
             from elsewhere).
+        routes: it sends each row to some of many experts; its layer is a sparse one.
     """
 
     dims: str = ""
     linear: tuple[str, ...] = ()
     per_rank: bool = False
+    routes: bool = False
 
     def __post_init__(self) -> None:
         """Check the names.
@@ -108,7 +111,7 @@ def declared(call: Call) -> Meaning | None:
     if op is None or claim is None:
         return None
     order = {name: i for name, i in _operands(call, op)}
-    dims = _dims(call, claim, list(order.values()))
+    dims = _dims(call, op, claim, list(order.values()))
     linear = [order[name] for name in claim.linear if name in order]
     if not linear or len(linear) < len(claim.linear) or converted(call, linear):
         return Meaning(dims=_kept(dims), rank_dependent=claim.per_rank)
@@ -133,9 +136,10 @@ def _operands(call: Call, op: OpOverload) -> list[tuple[str, int]]:
     return listed
 
 
-def _dims(call: Call, claim: OpaqueOp, order: list[int]) -> Dims | None:
+def _dims(call: Call, op: OpOverload, claim: OpaqueOp, order: list[int]) -> Dims | None:
     """Return the labels that the declared names give, None where they do not fit the call."""
     operands, results = parsed(claim.dims)
+    operands = _stated(operands, op, call)
     shapes = [call.shapes[i] for i in order]
     produced = [s for s, t in zip(call.result_shapes, call.result_dtypes, strict=True) if t]
     is_view = any("_slice_dim" in name or "_storage_offset" in name for name in call.arguments)
@@ -156,6 +160,15 @@ def _dims(call: Call, claim: OpaqueOp, order: list[int]) -> Dims | None:
     for i, own in zip(order, same, strict=False):
         in_order[i] = own
     return Dims(tuple(in_order), tuple(same[len(shapes) :]))
+
+
+def _stated(names: Names, op: OpOverload, call: Call) -> Names:
+    """Return the names of tensors that ``call`` passes, of those of all tensors of the schema."""
+    tensors = [a.name for a in op._schema.arguments if "Tensor" in str(a.type)]
+    passed = {name for name, _ in _operands(call, op)}
+    if len(tensors) != len(names) or len(passed) == len(names):
+        return names
+    return tuple(own for own, name in zip(names, tensors, strict=True) if name in passed)
 
 
 def _labels(names: tuple[str, ...], shape: tuple[Any, ...]) -> Labels:

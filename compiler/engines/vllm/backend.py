@@ -1,0 +1,180 @@
+"""The backend that vLLM calls with the whole graph of a model, found by its name.
+
+    LLM(..., compilation_config={"mode": 2, "backend": "commplan_vllm"},
+        additional_config={"commplan": {"machine": "h200x8"}})
+
+vLLM's collectives are read as ours and written back, so that what runs are vLLM's own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dynamo.aot_compile_types import SerializableCallable
+from torch._dynamo.source import LocalSource
+from torch.distributed import distributed_c10d as c10d
+
+from compiler.backend.backend_options import BackendOptions
+from compiler.backend.dynamo_backend import compiled
+from compiler.capture.groups import process_group
+from compiler.engines.vllm.plugin import LAYERS
+from compiler.engines.vllm.weights import own_placements
+from compiler.errors import CommPlanError
+from compiler.ir.collectives import WAIT, Kind, collective
+from compiler.ir.dialects import read
+from compiler.ir.placement import Placement, Replicate
+
+OPTIONS = "commplan"
+"""Key of the backend's options in vLLM's ``additional_config``."""
+
+
+def commplan_vllm(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile the graph of a model of vLLM, its all_reduces placed where they cost least.
+
+    Args:
+        gm: the graph as Dynamo traced it.
+        example_inputs: the values of its placeholders.
+        options: see ``BackendOptions``; they override those of ``additional_config``.
+        mode: mode of Inductor.
+
+    Raises:
+        CommPlanError: see ``compiler.backend.commplan``.
+    """
+    engine = VllmGraphs()
+    own = getattr(engine.config_of(example_inputs), "additional_config", None)
+    configured = own.get(OPTIONS, {}) if isinstance(own, dict) else {}
+    settings = BackendOptions.of({**configured, **(options or {})}, mode)
+    return _Planned(compiled(gm, example_inputs, settings, engine))
+
+
+class _Planned(SerializableCallable):
+    """A compiled graph. vLLM cannot save it: plans are made when ranks meet, at each start."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    @classmethod
+    def serialize_compile_artifacts(cls, fn: Any) -> bytes:
+        """Refuse.
+
+        Raises:
+            CommPlanError: always.
+        """
+        raise CommPlanError(
+            "graphs that commplan planned are not saved",
+            found="vLLM's cache of compiled models",
+            remedy="nothing: the model is planned again at the next start, in seconds",
+        )
+
+    @classmethod
+    def deserialize_compile_artifacts(cls, data: bytes) -> Any:
+        """Never called: none is saved."""
+        raise NotImplementedError
+
+
+class VllmGraphs:
+    """How vLLM's graphs are read and written, and what its layers say of their weights."""
+
+    def __init__(self) -> None:
+        self._weights = dict(_weights())
+
+    def config_of(self, example_inputs: Sequence[Any]) -> Any:
+        """Return the configuration that a graph's layers were built for; None without any."""
+        owners = (self._weights.get(id(value)) for value in example_inputs)
+        return next((LAYERS[owner[0]] for owner in owners if owner is not None), None)
+
+    def declare(self, node: fx.Node, value: Any) -> Placement | None:
+        """Return what ranks hold of an input.
+
+        Activations that enter the model (embeddings of images, residuals of earlier stages) are
+        the same on all ranks of tensor parallelism: vLLM's schedulers see to that.
+        """
+        if not isinstance(value, torch.Tensor):
+            return None
+        if (owner := self._weights.get(id(value))) is not None:
+            return owner[1]
+        return Replicate() if value.is_floating_point() and _is_argument(node) else None
+
+    def read(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Return the graph with vLLM's ops as what they do; its groups resolve from now on."""
+        _name_groups()
+        graph = read(gm.graph, _size)
+        return gm if graph is gm.graph else fx.GraphModule(gm, graph)
+
+    def write(self, module: fx.GraphModule) -> None:
+        """Put vLLM's collectives in the place of ours."""
+        write_collectives(module)
+
+
+def _weights() -> Iterator[tuple[int, tuple[nn.Module, Placement]]]:
+    """Yield id of a tensor, the layer that owns it and its placement, of all layers there are."""
+    for layer in list(LAYERS):
+        tensors = {**layer._parameters, **layer._buffers}
+        for name, placement in own_placements(layer):
+            yield id(tensors[name]), (layer, placement)
+
+
+def _is_argument(node: fx.Node) -> bool:
+    """Return whether an input is an argument of the model's forward."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    return isinstance(source, LocalSource) and source.is_input
+
+
+def _name_groups() -> None:
+    """Let PyTorch know vLLM's groups by vLLM's names."""
+    from vllm.distributed import parallel_state
+
+    register: Callable[[str, Any], None] = vars(c10d)["_register_process_group"]
+    for name, reference in parallel_state._groups.items():
+        coordinator = reference()
+        if coordinator is not None and process_group(name) is None:
+            register(name, coordinator.device_group)
+
+
+def _size(name: str) -> int:
+    group = process_group(name)
+    assert group is not None, f"vLLM knows no group {name}"
+    return int(group.size())
+
+
+def write_collectives(module: fx.GraphModule) -> None:
+    """Replace collectives over groups of vLLM by its own ops, in place."""
+    from vllm.distributed import parallel_state
+
+    ops, graph = torch.ops.vllm, module.graph
+    in_place = torch.ops._c10d_functional.all_reduce_.default
+    for node in list(graph.nodes):
+        if node.target is in_place:
+            node.target = torch.ops._c10d_functional.all_reduce.default
+        call = collective(node) if node.target is not WAIT else None
+        if call is None or call.group not in parallel_state._groups or call.result is None:
+            continue
+        args: tuple[Any, ...] = (call.operand, 0, _size(call.group), call.group)
+        match call.kind, call.op:
+            case Kind.ALL_REDUCE, "sum":
+                target, args = ops.all_reduce.default, (call.operand, call.group)
+            case Kind.REDUCE_SCATTER, "sum":
+                target = ops.reduce_scatter.default
+            case Kind.ALL_GATHER, _:
+                target = ops.all_gather.default
+            case _:
+                continue
+        with graph.inserting_before(node):
+            own = graph.call_function(target, args)
+        own.meta = dict(call.result.meta)
+        call.result.replace_all_uses_with(own)
+        graph.erase_node(call.result)
+        graph.erase_node(node)
+    module.recompile()
