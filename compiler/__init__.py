@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compiler.check import Report, Verdict
     from compiler.check.single_device import Packed
     from compiler.errors import CommPlanError, UndeclaredInputs
-    from compiler.ir.dialects import CollectiveOp, ComposedOp, OpaqueOp, register_ops
+    from compiler.ir.dialects import CollectiveOp, ComposedOp, OpaqueOp, check_op, register_ops
     from compiler.ir.mesh import Mesh
     from compiler.ir.placement import Partial, Replicate, Shard, Varying
     from compiler.linter import Finding
@@ -45,6 +45,7 @@ __all__ = [
     "Varying",
     "Verdict",
     "check_equivalence",
+    "check_op",
     "check_parallel",
     "lint",
     "optimize_allreduce",
@@ -61,7 +62,7 @@ _HOMES = {
     "compiler.check": ("Report", "Verdict"),
     "compiler.check.single_device": ("Packed",),
     "compiler.errors": ("CommPlanError", "UndeclaredInputs"),
-    "compiler.ir.dialects": ("CollectiveOp", "ComposedOp", "OpaqueOp", "register_ops"),
+    "compiler.ir.dialects": ("CollectiveOp", "ComposedOp", "OpaqueOp", "check_op", "register_ops"),
     "compiler.ir.mesh": ("Mesh",),
     "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
     "compiler.optimize": (

@@ -125,15 +125,16 @@ def multilinear(keys: Keys, factors: Sequence[Field]) -> Field:
         outer = joint[..., :, None] * factor[..., None, :] % P[..., None]
         joint = cast(Field, outer.reshape(*outer.shape[:-2], -1))
     maps = per_key(keys, lambda key: _drawn(key, LANES, WIDTH, joint.shape[-1]))
-    return _mapped(maps, joint)
+    return applied(maps, joint)
 
 
-def _mapped(maps: Field, x: Field) -> Field:
+def applied(maps: Field, x: Field) -> Field:
+    """Apply matrices to vectors, rank by rank and block by block."""
     return cast(Field, (maps * x[..., None, :] % P[..., None]).sum(axis=-1, dtype=np.uint64) % P)
 
 
 @lru_cache(maxsize=1 << 12)
-def _keeping_constants(key: bytes, width: int) -> Field:
+def keeping_constants(key: bytes, width: int) -> Field:
     """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one."""
     matrix = _drawn(key, LANES, WIDTH, width).copy()
     excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
@@ -143,19 +144,19 @@ def _keeping_constants(key: bytes, width: int) -> Field:
 
 def stretched(key: bytes, x: Field) -> Field:
     """Broadcast along given dimensions: by a random linear map that keeps constants."""
-    return _mapped(_keeping_constants(key, WIDTH), x)
+    return applied(keeping_constants(key, WIDTH), x)
 
 
 def joined(key: bytes, x: Field) -> Field:
     """Return all blocks as one vector, by a random linear map that keeps constants."""
     ranks, blocks = x.shape[:2]
     together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
-    return _mapped(_keeping_constants(key, blocks * WIDTH), together)
+    return applied(keeping_constants(key, blocks * WIDTH), together)
 
 
 def spread(keys: Sequence[bytes], x: Field) -> Field:
     """Return one vector as blocks, by random linear maps that keep constants, one per key."""
-    return _mapped(np.stack([_keeping_constants(key, WIDTH) for key in keys]), x)
+    return applied(np.stack([keeping_constants(key, WIDTH) for key in keys]), x)
 
 
 def summed_blocks(x: Field) -> Field:

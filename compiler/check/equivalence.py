@@ -3,13 +3,15 @@
 Both are interpreted in one random model (``compiler.check.algebra``); equal outputs are equal
 functions over the reals, for all ranks of the mesh and all values of symbolic sizes at once.
 An op that stands for a composition (``compiler.ir.fused_ops``) is read as that composition.
-Unequal outputs are decided by simulation where the inputs are small enough to hold.
+Where outputs are not equal, simulation looks for a counterexample, if the inputs are small enough
+to hold; where there is none, both are compared once more with all dimensions in blocks
+(``compiler.check.all_blocks``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 
@@ -18,15 +20,17 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from compiler.check.algebra import vectors
+from compiler.check.all_blocks import equal_in_blocks
 from compiler.check.blocks import Value
 from compiler.check.expand import expanded
 from compiler.check.gathered_rows import with_gathered_rows
 from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
 from compiler.check.real_normal_form import narrowings, real_normal_form
+from compiler.check.refutation import SEEDS, SIMULATION_BYTES, first_difference
 from compiler.check.same_calls import identical, same_calls
 from compiler.check.selective_reductions import Logarithms
-from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
+from compiler.check.simulate import PerRank, draw_inputs, is_fake
 from compiler.check.sizes import RowSizes, renamed, symbols
 from compiler.check.verdict import Counterexample, Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError
@@ -37,19 +41,7 @@ from compiler.ir.graph import SpmdGraph, well_formed
 from compiler.ir.row_ops import PAD_ROWS
 from compiler.ir.rules.meaning import shape_key, size_key
 
-SIMULATION_BYTES = 256 << 20
-"""Inputs of all ranks together above which no counterexample is looked for."""
-
-TOLERANCE = 1e-6
-"""Relative difference that float64 rounding cannot explain."""
-
-SMALLEST_SCALE = 1e-3
-"""Differences are relative to at least this: inputs are of order 1, and where they cancel out, what
-is left of the largest intermediate values is rounding."""
-
 Values = dict[fx.Node, Value]
-SEEDS = 3
-"""Draws of inputs on which a counterexample is looked for."""
 
 
 @collection_paused()
@@ -81,30 +73,21 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
         return report(verdict, str(error))
-    if not unequal:
-        return report(
-            Verdict.EQUIVALENT,
-            f"all {len(_outputs(source))} outputs are the same function of the inputs on each of "
-            f"{source.mesh.size} ranks, over the reals",
-            roundings=tuple(_roundings(source, target, before, after)),
-        )
-    first = unequal[0]
-    where = _divergence(before, after, *(_outputs(side)[first] for side in (source, target)))
-    try:
-        refutation = _counterexample(source, target)
-    except CommPlanError as error:
-        return report(Verdict.UNPROVED, f"output {first} differs: {where}. {error.what}")
-    if refutation is not None:
-        return report(
-            Verdict.NOT_EQUIVALENT,
-            f"output {refutation.output} on rank {refutation.rank} differs by "
-            f"{refutation.difference:.3g} (relative) for the inputs of seed {refutation.seed}: "
-            f"source {refutation.source}, target {refutation.target}. First difference: {where}",
-            counterexample=refutation,
-        )
+    if unequal:
+        refutation, why = _refutation(source, target)
+        if refutation is not None or not equal_in_blocks(source, target, names):
+            pair = (_outputs(side)[unequal[0]] for side in (source, target))
+            where = _divergence(before, after, *pair)
+            if refutation is None:
+                text = f"output {unequal[0]} is not shown equal: {where}. {why}"
+                return report(Verdict.UNPROVED, text)
+            text = f"{why}. First difference: {where}"
+            return report(Verdict.NOT_EQUIVALENT, text, counterexample=refutation)
     return report(
-        Verdict.UNPROVED,
-        f"output {first} is not shown equal: {where}. No counterexample in {SEEDS} simulations",
+        Verdict.EQUIVALENT,
+        f"all {len(_outputs(source))} outputs are the same function of the inputs on each of "
+        f"{source.mesh.size} ranks, over the reals",
+        roundings=tuple(_roundings(source, target, before, after)),
     )
 
 
@@ -304,6 +287,20 @@ def _described(node: fx.Node) -> str:
     return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
 
 
+def _refutation(source: SpmdGraph, target: SpmdGraph) -> tuple[Counterexample | None, str]:
+    """Return inputs that refute, if there are, and what they show, or why there are none."""
+    try:
+        one = _counterexample(source, target)
+    except CommPlanError as error:
+        return None, error.what
+    if one is None:
+        return None, f"No counterexample in {SEEDS} simulations"
+    return one, (
+        f"output {one.output} on rank {one.rank} differs by {one.difference:.3g} (relative) for "
+        f"the inputs of seed {one.seed}: source {one.source}, target {one.target}"
+    )
+
+
 def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | None:
     """Return inputs on which an output differs by more than rounding, or None.
 
@@ -323,67 +320,3 @@ def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | No
         return inputs, inputs | {twin: inputs[name] for name, twin in twins}
 
     return first_difference(source, target, drawn, lambda output, want: want)
-
-
-def first_difference(
-    source: SpmdGraph,
-    target: SpmdGraph,
-    drawn: Callable[[int], tuple[dict[str, PerRank], dict[str, PerRank]]],
-    expected: Callable[[int, PerRank], PerRank],
-) -> Counterexample | None:
-    """Return where simulated outputs differ by more than rounding, or None.
-
-    Args:
-        source: what is right.
-        target: what is held against it.
-        drawn: seed -> inputs of both.
-        expected: output, its value in the source -> what it must be on the ranks of the target.
-
-    Raises:
-        CommPlanError: the graphs cannot be simulated here.
-    """
-    skipped = [x | y for x, y in zip(sampled(source), sampled(target), strict=True)]
-    if all(skipped):
-        raise CommPlanError("Not simulated: every output depends on random numbers")
-    for seed in range(SEEDS):
-        inputs, twin_inputs = drawn(seed)
-        try:
-            want = simulate(source, inputs, exact=True)
-            got = simulate(target, twin_inputs, exact=True)
-        except Exception as error:
-            raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
-        for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if skipped[output]:
-                continue
-            if refutation := difference(seed, output, expected(output, a), b):
-                return refutation
-    return None
-
-
-def sampled(graph: SpmdGraph) -> list[bool]:
-    """Return, per output, whether it depends on random numbers, which differ in every run."""
-    drawn: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        rule, operands = graph.meanings.get(node), access.operands(node)
-        reads = None if rule is None else rule.reads
-        read = operands if reads is None else [operands[i] for i in reads]
-        if (rule is not None and rule.random) or not drawn.isdisjoint(read):
-            drawn.add(node)
-    return [node in drawn for node in _outputs(graph)]
-
-
-def difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:
-    """Return where an output differs by more than rounding, per rank; None if it does not."""
-    for rank, (a, b) in enumerate(zip(want, got, strict=True)):
-        if not isinstance(a, torch.Tensor) or a.numel() == 0:
-            continue
-        x, y = a.double().flatten(), b.double().flatten()
-        gap = (x - y).abs()
-        gap[(x == y) | (x.isnan() & y.isnan())] = 0  # infinities too
-        at = int(gap.nan_to_num(torch.inf).argmax())
-        scale = max(float(x.nan_to_num().abs().max()), SMALLEST_SCALE)
-        if not float(gap[at]) <= TOLERANCE * scale:
-            near = slice(max(at - 1, 0), at + 2)
-            shown = [", ".join(f"{float(e):.6g}" for e in side[near]) for side in (x, y)]
-            return Counterexample(seed, output, rank, float(gap[at]) / scale, *shown)
-    return None

@@ -135,10 +135,10 @@ class Interpreter:
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, rule, read)
         if act is not None:
-            return self._on_blocks(act, read)
+            return self._on_blocks(call, act, read)
         return self._fresh(node) if any(x.padded for x in read) else self._whole(call, rule, read)
 
-    def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
+    def _on_blocks(self, call: Call, act: Blockwise, read: Sequence[Value]) -> Value:
         """Evaluate the call on every block."""
         both = zip(read, act.operands, strict=True)
         operands = [x.data if cut else self._joined(x) for x, cut in both]
@@ -146,7 +146,7 @@ class Interpreter:
             return replace(act.like, data=operands[0], cut=act.cut, parts=act.rule.parts)
         data = self._evaluated(act.call, act.rule, operands)
         if act.cut[0] is None:
-            return Value(algebra.summed_blocks(data), act.cut)
+            return self._spread(algebra.summed_blocks(data), call)
         return replace(act.like, data=data, cut=act.cut, parts=())
 
     def _whole(self, call: Call, rule: Meaning | None, read: Sequence[Value]) -> Value:
@@ -333,10 +333,7 @@ class Interpreter:
             if not access.dtype(reduction.operand).is_floating_point:  # divides with a remainder
                 return self._hashed(self.key("avg", n), [total], by_rank=False)
             return algebra.scaled(total, Fraction(1, n))
-        if not x.any():
-            return x  # the log of zeros, which are slices of zeros too, is not a map of another log
-        logs = algebra.summed_over(self.logarithms.log(reduction.op, x), groups.ranks)
-        return self.logarithms.exp(reduction.op, logs)
+        return self.logarithms.reduced_over(reduction.op, x, groups)
 
     def _shares(self, node: fx.Node, x: Value, dim: int, size: Any, groups: ReplicaGroups) -> Value:
         """Return each rank's share of the rows of a value, by its position in its group."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch._ops import HigherOrderOperator
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
 from compiler.ir.declared_inputs import Inputs, by_input
-from compiler.ir.dialects import read
+from compiler.ir.dialects.read import Reading, read, readings_of
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
@@ -45,6 +45,7 @@ class SpmdGraph:
         copied: meanings of nodes that are copies of nodes of another graph.
         dispatched: sums over ranks, scattered, for which the plan sends rows to the ranks that
             need them, where the graph is run by ops that can.
+        readings: calls of ops of others, in the order in which they were read.
         analyses: results of ``compiler.analysis`` about this graph.
     """
 
@@ -54,6 +55,7 @@ class SpmdGraph:
     inputs: Mapping[str, Placements]
     copied: Mapping[fx.Node, Meaning | None] = field(default_factory=dict, repr=False)
     dispatched: frozenset[fx.Node] = frozenset()
+    readings: tuple[Reading, ...] = field(default=(), repr=False)
     analyses: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -93,7 +95,7 @@ class SpmdGraph:
         meanings = self.meanings
         copied = {copy: meanings[node] for copy, node in copies.items() if node in meanings}
         sent = frozenset(copy for copy, node in copies.items() if node in self.dispatched)
-        return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied, sent)
+        return replace(self, graph=graph, mesh=mesh or self.mesh, copied=copied, dispatched=sent)
 
 
 def check_arguments(mesh: object, *modules: object, inputs: object = None) -> None:
@@ -169,7 +171,7 @@ def spmd_graph_of(
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, inputs_placed[str(node.target)])
-    return SpmdGraph(root, graph, mesh, inputs_placed)
+    return SpmdGraph(root, graph, mesh, inputs_placed, readings=readings_of(graph))
 
 
 def _only(mesh: Mesh) -> str:

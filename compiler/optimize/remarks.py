@@ -20,6 +20,7 @@ from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from passes import PlaceReductions
 
+SHARE = "with a machine (--machine) rows are shared where that takes less time"
 UNVERIFIED = "verification was switched off: the graph is unproved"
 
 
@@ -93,11 +94,11 @@ def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
             what = collective(node)
             if what is not None and what.kind is Kind.ALL_REDUCE:
                 why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"
-                yield _missed(node, why)
+                yield _missed(node, why, SHARE)
 
 
-def _missed(node: fx.Node, why: str) -> Remark:
+def _missed(node: fx.Node, why: str, remedy: str = "") -> Remark:
     """A remark on a collective, in the layer of its operand."""
     what = collective(node)
     layer = access.layer_path(what.operand) if what else ""
-    return Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
+    return Remark(RemarkKind.MISSED, f"%{node.name}", why, layer, remedy)

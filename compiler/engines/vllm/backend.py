@@ -23,7 +23,6 @@ from compiler.capture.groups import process_group
 from compiler.engines.vllm.plugin import LAYERS
 from compiler.engines.vllm.weights import own_placements
 from compiler.errors import CommPlanError
-from compiler.ir.collectives import WAIT, Kind, collective
 from compiler.ir.dialects import read
 from compiler.ir.placement import Placement, Replicate
 
@@ -89,6 +88,7 @@ class VllmGraphs:
 
     def __init__(self) -> None:
         self._weights = dict(_weights())
+        self._readings: tuple[Reading, ...] = ()
 
     def config_of(self, example_inputs: Sequence[Any]) -> Any:
         """Return the configuration that a graph's layers were built for; None without any."""
@@ -111,11 +111,18 @@ class VllmGraphs:
         """Return the graph with vLLM's ops as what they do; its groups resolve from now on."""
         _name_groups()
         graph = read(gm.graph, _size)
+        self._readings = readings_of(graph)
         return gm if graph is gm.graph else fx.GraphModule(gm, graph)
 
     def write(self, module: fx.GraphModule) -> None:
-        """Put vLLM's collectives in the place of ours."""
-        write_collectives(module)
+        """Put vLLM's ops in the place of ours."""
+        c10d_ops = torch.ops._c10d_functional
+        for node in module.graph.find_nodes(
+            op="call_function", target=c10d_ops.all_reduce_.default
+        ):
+            node.target = c10d_ops.all_reduce.default
+        module.graph = write(module.graph, self._readings, _size)
+        module.recompile()
 
 
 def _weights() -> Iterator[tuple[int, tuple[nn.Module, Placement]]]:
@@ -147,34 +154,3 @@ def _size(name: str) -> int:
     group = process_group(name)
     assert group is not None, f"vLLM knows no group {name}"
     return int(group.size())
-
-
-def write_collectives(module: fx.GraphModule) -> None:
-    """Replace collectives over groups of vLLM by its own ops, in place."""
-    from vllm.distributed import parallel_state
-
-    ops, graph = torch.ops.vllm, module.graph
-    in_place = torch.ops._c10d_functional.all_reduce_.default
-    for node in list(graph.nodes):
-        if node.target is in_place:
-            node.target = torch.ops._c10d_functional.all_reduce.default
-        call = collective(node) if node.target is not WAIT else None
-        if call is None or call.group not in parallel_state._groups or call.result is None:
-            continue
-        args: tuple[Any, ...] = (call.operand, 0, _size(call.group), call.group)
-        match call.kind, call.op:
-            case Kind.ALL_REDUCE, "sum":
-                target, args = ops.all_reduce.default, (call.operand, call.group)
-            case Kind.REDUCE_SCATTER, "sum":
-                target = ops.reduce_scatter.default
-            case Kind.ALL_GATHER, _:
-                target = ops.all_gather.default
-            case _:
-                continue
-        with graph.inserting_before(node):
-            own = graph.call_function(target, args)
-        own.meta = dict(call.result.meta)
-        call.result.replace_all_uses_with(own)
-        graph.erase_node(call.result)
-        graph.erase_node(node)
-    module.recompile()

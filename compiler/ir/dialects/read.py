@@ -46,11 +46,15 @@ class Reading:
 
     Attributes:
         node: the call, in the graph that was read.
+        op: the op that it calls.
+        entry: what that is declared to be.
         traced: the function it stands for; its placeholders are ``operands`` in order.
         operands: the values that the call reads, in the graph that was read.
     """
 
     node: fx.Node
+    op: OpOverload
+    entry: CollectiveOp | ComposedOp
     traced: fx.Graph = field(repr=False)
     operands: tuple[fx.Node, ...]
 
@@ -109,6 +113,12 @@ def read(graph: fx.Graph, ranks_of: Callable[[str], int], world: str = "") -> fx
     return copy.target
 
 
+def readings_of(graph: fx.Graph) -> tuple[Reading, ...]:
+    """Return the calls of which ``graph`` has pieces, in order."""
+    pieces = (node.meta.get(READ) for node in graph.nodes)
+    return tuple(dict.fromkeys(piece.reading for piece in pieces if piece is not None))
+
+
 def _is_own(node: fx.Node) -> bool:
     """Return whether a node is nothing that anybody could have declared."""
     op = called(node)
@@ -132,7 +142,9 @@ def _written_out(
         cache[key] = _traced(node, entry, operands, ranks_of, world)
     traced = cache[key]
     _check_results(node, access.returned(traced))
-    reading = Reading(node, traced, operands)
+    op = called(node)
+    assert op is not None, f"%{node.name} calls no op"
+    reading = Reading(node, op, entry, traced, operands)
     values = dict(
         zip(access.node_of(traced, "placeholder"), (copy.values[x] for x in operands), strict=True)
     )
@@ -158,7 +170,7 @@ def _traced(
     """Return the function that ``node`` stands for as a graph of ``operands``."""
     op = called(node)
     assert op is not None, f"%{node.name} calls no op"
-    function = _function(op, entry, ranks_of, world)
+    function = function_of(op, entry, ranks_of, world)
 
     def of_operands(*values: Any) -> Any:
         value_of = dict(zip(operands, values, strict=True))
@@ -193,29 +205,30 @@ def _traced(
 
 def _functional(op: OpOverload, function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
     """Return what ``auto_functionalized`` does: results, then tensors as the op leaves them."""
-    written = [
-        a for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write
-    ]
+    written = written_by(op)
     names, bases = [a.name for a in written], kwargs.pop("_all_bases", None)
     if bases is None:
         tensors = {n: pytree.tree_map(_cloned, kwargs[n]) for n in names}
         after: Any = list(tensors.values())
     else:
         after = [_cloned(x) for x in bases]
+
+        def regenerated(view: Any) -> Any:
+            return None if view is None else view.regenerate_view(after)
+
         types: list[Any] = [a.type for a in written]
         views = read_view_information_from_args(names, types, kwargs, after)
-        tensors = {
-            name: pytree.tree_map(lambda v: v.regenerate_view(after), view, is_leaf=_is_view)
-            for name, view in views.items()
-        }
+        tensors = {name: pytree.tree_map(regenerated, view) for name, view in views.items()}
     results = function(**{**kwargs, **tensors})
     returned = op._schema.returns
     listed = tuple(results) if len(returned) > 1 else (results,)
     return (*listed, *after)
 
 
-def _is_view(x: Any) -> bool:
-    return hasattr(x, "regenerate_view")
+def written_by(op: OpOverload) -> list[Any]:
+    """Return the arguments that an op writes to."""
+    listed = op._schema.arguments
+    return [a for a in listed if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _cloned(x: Any) -> Any:
@@ -226,13 +239,21 @@ def _names(op: OpOverload) -> tuple[str, ...]:
     return access.parameters(op)[0]
 
 
-def _function(
+def function_of(
     op: OpOverload, entry: Entry, ranks_of: Callable[[str], int], world: str
 ) -> Callable[..., Any]:
     """Return what a call of the op does, as a function of its arguments by name."""
-    _, _, defaults = access.parameters(op)
+    names, _, defaults = access.parameters(op)
     if isinstance(entry, CollectiveOp):
         collective = entry
+        stated = (collective.tensor, collective.group, collective.ranks, collective.reduce_op)
+        missing = [x for x in (*stated, collective.dim) if x and str(x) == x and x not in names]
+        if missing:
+            raise GraphError(
+                f"the CollectiveOp of {op} names an argument that the op does not have",
+                found=f"{missing[0]!r}; it has {', '.join(names)}",
+                remedy="name the arguments as the schema of the op does",
+            )
 
         def communicate(**arguments: Any) -> Any:
             called_with = {**defaults, **arguments}
@@ -278,9 +299,8 @@ def communicated(
     result = c10d.wait_tensor(result)
     if entry.kind == Kind.ALL_GATHER and dim:
         result = torch.unflatten(result, 0, (ranks, -1)).movedim(0, dim).flatten(dim, dim + 1)
-    for argument in op._schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            called_with[argument.name].copy_(result)
+    for argument in written_by(op):
+        called_with[argument.name].copy_(result)
     return result if op._schema.returns else None
 
 

@@ -79,6 +79,11 @@ def parsed(dims: str) -> tuple[Names, Names]:
     return names[0], names[1]
 
 
+def names_in(dims: str) -> set[str]:
+    """Return the names of dimensions that may be cut."""
+    return {n for side in parsed(dims) for names in side for n in _named(names)}
+
+
 def _named(names: tuple[str, ...]) -> list[str]:
     return [n for n in names if n not in (REST, BATCH, WHOLE)]
 
