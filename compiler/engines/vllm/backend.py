@@ -23,7 +23,8 @@ from compiler.capture.groups import process_group
 from compiler.engines.vllm.plugin import LAYERS
 from compiler.engines.vllm.weights import own_placements
 from compiler.errors import CommPlanError
-from compiler.ir.dialects import read
+from compiler.ir.dialects import read, write
+from compiler.ir.dialects.read import Reading, readings_of
 from compiler.ir.placement import Placement, Replicate
 
 OPTIONS = "commplan"
