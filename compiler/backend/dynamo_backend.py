@@ -23,6 +23,7 @@ from compiler.backend.placeholder_placements import DynamoInput, dynamo_inputs
 from compiler.errors import CaptureError, CommPlanError, ExchangeError
 from compiler.ir import access
 from compiler.ir.placement import Placement
+from compiler.runtime.in_place import reduce_out_of_place
 
 Compiled = Callable[[list[Any]], Any]
 Compile = Callable[[fx.GraphModule], Compiled]
@@ -148,6 +149,7 @@ class _Graph:
         first, *others = dict.fromkeys(r.plan for r in result.forms.ranges())
         if self.engine:
             for form in (first, *others):
+                reduce_out_of_place(form.graph)
                 self.engine.write(form)
         if not others:
             return counted(compile_one(first, result.key), result)

@@ -117,11 +117,6 @@ class VllmGraphs:
 
     def write(self, module: fx.GraphModule) -> None:
         """Put vLLM's ops in the place of ours."""
-        c10d_ops = torch.ops._c10d_functional
-        for node in module.graph.find_nodes(
-            op="call_function", target=c10d_ops.all_reduce_.default
-        ):
-            node.target = c10d_ops.all_reduce.default
         module.graph = write(module.graph, self._readings, _size)
         module.recompile()
 
