@@ -7,7 +7,7 @@ functional collectives, runnable at any time, and the same on all ranks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -230,13 +230,7 @@ def well_formed(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         _check_functional(node)
-        if collectives.starts(node):
-            for user in _before_wait(node):
-                raise GraphError(
-                    f"%{user.name} uses collective %{node.name} before its wait_tensor",
-                    where=access.source_line(user),
-                    remedy="wait for the collective first",
-                )
+        collectives.check_waited_for(node)
 
 
 def _check_functional(node: fx.Node) -> None:
@@ -264,12 +258,3 @@ def _check_functional(node: fx.Node) -> None:
             remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
             "call",
         )
-
-
-def _before_wait(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield what reads a collective, or one of several that it started, without waiting."""
-    for user in node.users:
-        if access.projection(user) is not None:
-            yield from _before_wait(user)
-        elif user.target is not collectives.WAIT:
-            yield user

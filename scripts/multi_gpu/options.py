@@ -63,7 +63,7 @@ def least(minimum: int) -> Callable[[str], int]:
         except ValueError:
             raise ArgumentTypeError(f"{text!r} is not a whole number") from None
         if number < minimum:
-            raise ArgumentTypeError(f"number {number}; the least is {minimum}")
+            raise ArgumentTypeError(f"found {number}; the least is {minimum}")
         return number
 
     return read
@@ -76,13 +76,13 @@ def several(minimum: int) -> Callable[[str], list[int]]:
 
 
 def some_of(*names: str) -> Callable[[str], list[str]]:
-    """Reads names between commas, in the order of ``known``."""
+    """Reads names between commas, in the order of ``names``."""
 
     def read(text: str) -> list[str]:
         chosen = text.split(",")
         for one in chosen:
             if one not in names:
-                raise ArgumentTypeError(f"unknown {one!r}; names: {', '.join(names)}")
+                raise ArgumentTypeError(f"unknown {one!r}; known: {', '.join(names)}")
         return [one for one in names if one in chosen]
 
     return read

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from compiler.errors import CommPlanError
 from compiler.ir.collectives import Kind
 from compiler.ir.placement import REDUCTIONS
-from compiler.ir.rules import meaning_of, opaque
+from compiler.ir.rules import forget_meanings, opaque
 from compiler.ir.rules.opaque import OpaqueOp
 
 ENTRY_POINTS = "commplan.dialects"
@@ -121,7 +121,7 @@ def register_ops(ops: Mapping[str, Entry]) -> None:
         opaque.DECLARED.pop(name, None)
         if isinstance(entry, OpaqueOp):
             opaque.DECLARED[name] = entry
-    meaning_of.cache_clear()
+    forget_meanings()
 
 
 @cache

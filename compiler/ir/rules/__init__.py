@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import TypeVar
 
 from torch import fx
 
@@ -52,7 +53,24 @@ def meaning(node: fx.Node) -> Meaning | None:
     )
 
 
-@lru_cache(maxsize=1 << 14)
+T = TypeVar("T")
+_OF_MEANINGS: list[Callable[[], None]] = []
+
+
+def cached_by_call(function: Callable[[Call], T]) -> Callable[[Call], T]:
+    """Cache what follows from meanings, until ops are declared."""
+    cached = lru_cache(maxsize=1 << 14)(function)
+    _OF_MEANINGS.append(cached.cache_clear)
+    return cached
+
+
+def forget_meanings() -> None:
+    """Empty all caches of ``cached_by_call``: an op is declared, or otherwise than before."""
+    for clear in _OF_MEANINGS:
+        clear()
+
+
+@cached_by_call
 def meaning_of(call: Call) -> Meaning | None:
     """Return the meaning of ``call``, or None if its op has no rule."""
     rule = RULES[call.target](call) if call.target in RULES else opaque.declared(call)
@@ -71,6 +89,8 @@ __all__ = [
     "Meaning",
     "Selection",
     "Term",
+    "cached_by_call",
+    "forget_meanings",
     "identity",
     "meaning",
     "meaning_of",

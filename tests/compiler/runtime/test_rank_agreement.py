@@ -1,5 +1,6 @@
 """Ranks asked for objects, and inputs compared."""
 
+import re
 import time
 from datetime import timedelta
 from functools import partial
@@ -140,7 +141,8 @@ def test_ranks_that_do_not_arrive_are_named(gloo_pool: Any) -> None:
         assert what == "rank 2 did not arrive within 0.5 s"
         assert where.startswith("  where: meeting ")
         assert where.endswith(", planning")
-        assert found.startswith("  found: rank 2: before its first call; last seen at meeting ")
+        called = r"(before its first|after) call.*"  # the pool's ranks may have served other tests
+        assert re.match(rf"  found: rank 2: {called}; last seen at meeting ", found)
         assert found.endswith(", describing")
         assert remedy.startswith("  remedy: every rank must compile the same graphs")
     assert "found: ranks 0, 1, 3: rank 2 did not arrive within 0.5 s" in overdue
