@@ -41,13 +41,25 @@ STEP3P5: dict[str, Any] = {
     "eos_token_id": 1, "num_nextn_predict_layers": 0, "use_rope_layers": [],
     "zero_centered": True, "tie_word_embeddings": False,
 }  # fmt: skip
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
-    "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+REAL: dict[str, Any] = {
+    "hidden_size": 4096, "intermediate_size": 11264, "num_attention_heads": 64,
+    "num_attention_groups": 8, "head_dim": 128, "moe_intermediate_size": 1280,
+    "share_expert_dim": 1280, "share_expert_dims": 1280,
+    "attention_other_setting": {
+        "attention_type": "sliding_attention", "num_attention_heads": 64,
+        "num_attention_groups": 8, "head_dim": 128, "true_head_dim": 128,
+    },
+}  # fmt: skip
+"""Sizes of matrices in Step-3.5-Flash."""
+QWEN3_MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 256,
+    "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     "num_hidden_layers": LAYERS, "vocab_size": 512, "max_position_embeddings": 1024,
+    "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2,
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "torch_dtype": "bfloat16", "tie_word_embeddings": False,
 }  # fmt: skip
-MODELS = {"step3p5": STEP3P5, "llama": LLAMA}
+MODELS = {"step3p5": STEP3P5, "qwen3-moe": QWEN3_MOE}
 
 
 def main() -> None:

@@ -86,7 +86,11 @@ class Engine(Protocol):
         """What ranks hold of an input, a placeholder of Dynamo's and its value; None: unsaid."""
 
     def read(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """A graph behind AOTAutograd with the engine's ops as what they do."""
+        """A graph behind AOTAutograd with the engine's ops as what they do.
+
+        Raises:
+            CommPlanError: it is to be left alone, on all ranks.
+        """
 
     def write(self, module: fx.GraphModule) -> None:
         """Put the engine's ops into a graph that is about to run."""
@@ -143,8 +147,7 @@ class _Graph:
         *, trains: bool,
     ) -> Compiled:  # fmt: skip
         counts = _counts(gm)  # before guards of a rewritten graph replace symbols by numbers
-        source = self.engine.read(gm) if self.engine else gm
-        if (result := self._rewritten(source, trains=trains)) is None:
+        if (result := self._rewritten(gm, trains=trains)) is None:
             return compile_one(gm, "as it was written")
         first, *others = dict.fromkeys(r.plan for r in result.forms.ranges())
         if self.engine:
@@ -164,7 +167,8 @@ class _Graph:
         try:
             if trains:
                 refuse(gm, self.options, _trains())
-            result = None if trains else rewritten(gm, self.given, self.options)
+            source = self.engine.read(gm) if self.engine else gm
+            result = None if trains else rewritten(source, self.given, self.options)
         except ExchangeError as error:
             if error.alone:
                 raise

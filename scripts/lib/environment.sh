@@ -81,6 +81,6 @@ ensure_vllm() {
     local pip=("$VENV/bin/python" -m pip -qq --no-input --disable-pip-version-check)
     "${pip[@]}" install "${VLLM[@]}" "$(build_requirement)" || return
     "${pip[@]}" uninstall -y "${BESIDE_VLLM[@]}" || return
-    "${pip[@]}" install --no-build-isolation -e . || return
+    "${pip[@]}" install --no-build-isolation -e '.[test]' || return
     { installation_inputs; echo "${VLLM[@]}"; } >"$stamp"
 }

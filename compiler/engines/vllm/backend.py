@@ -22,7 +22,7 @@ from compiler.backend.dynamo_backend import compiled
 from compiler.capture.groups import process_group
 from compiler.engines.vllm.plugin import LAYERS
 from compiler.engines.vllm.weights import own_placements
-from compiler.errors import CommPlanError
+from compiler.errors import CaptureError, CommPlanError
 from compiler.ir.dialects import read, write
 from compiler.ir.dialects.read import Reading, readings_of
 from compiler.ir.placement import Placement, Replicate
@@ -49,8 +49,8 @@ def commplan_vllm(
     Raises:
         CommPlanError: see ``compiler.backend.commplan``.
     """
-    engine = VllmGraphs()
-    own = getattr(engine.config_of(example_inputs), "additional_config", None)
+    engine = VllmGraphs(example_inputs)
+    own = getattr(engine.config, "additional_config", None)
     configured = own.get(OPTIONS, {}) if isinstance(own, dict) else {}
     settings = BackendOptions.of({**configured, **(options or {})}, mode)
     return _Planned(compiled(gm, example_inputs, settings, engine))
@@ -85,16 +85,17 @@ class _Planned(SerializableCallable):
 
 
 class VllmGraphs:
-    """How vLLM's graphs are read and written, and what its layers say of their weights."""
+    """How vLLM's graphs are read and written, and what its layers say of their weights.
 
-    def __init__(self) -> None:
+    Attributes:
+        config: the configuration that the graph's layers were built for; None without any.
+    """
+
+    def __init__(self, example_inputs: Sequence[Any]) -> None:
         self._weights = dict(_weights())
         self._readings: tuple[Reading, ...] = ()
-
-    def config_of(self, example_inputs: Sequence[Any]) -> Any:
-        """Return the configuration that a graph's layers were built for; None without any."""
         owners = (self._weights.get(id(value)) for value in example_inputs)
-        return next((LAYERS[owner[0]] for owner in owners if owner is not None), None)
+        self.config = next((LAYERS[owner[0]] for owner in owners if owner is not None), None)
 
     def declare(self, node: fx.Node, value: Any) -> Placement | None:
         """Return what ranks hold of an input.
@@ -109,7 +110,17 @@ class VllmGraphs:
         return Replicate() if value.is_floating_point() and _is_argument(node) else None
 
     def read(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """Return the graph with vLLM's ops as what they do; its groups resolve from now on."""
+        """Return the graph with vLLM's ops as what they do; its groups resolve from now on.
+
+        Raises:
+            CaptureError: vLLM is configured for what plans cannot keep.
+        """
+        if why := ", ".join(name for name, is_on in kept_apart(self.config) if is_on):
+            raise CaptureError(
+                "vLLM is configured for what a plan cannot keep",
+                found=why,
+                remedy="the model runs as it is; without it, it is planned",
+            )
         _name_groups()
         graph = read(gm.graph, _size)
         self._readings = readings_of(graph)
@@ -119,6 +130,19 @@ class VllmGraphs:
         """Put vLLM's ops in the place of ours."""
         module.graph = write(module.graph, self._readings, _size)
         module.recompile()
+
+
+def kept_apart(config: Any) -> Iterator[tuple[str, bool]]:
+    """Yield what a plan cannot keep, and whether vLLM is configured for it."""
+    from vllm import envs
+
+    yield (
+        "LoRA, whose adapters are chosen per row",
+        getattr(config, "lora_config", None) is not None,
+    )
+    yield "batch invariance, which fixes the order of sums", bool(envs.VLLM_BATCH_INVARIANT)
+    parallel = getattr(config, "parallel_config", None)
+    yield "elastic experts, whose ranks change", bool(getattr(parallel, "enable_elastic_ep", False))
 
 
 def _weights() -> Iterator[tuple[int, tuple[nn.Module, Placement]]]:

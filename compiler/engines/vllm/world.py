@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -109,6 +110,9 @@ def engine_config(folder: Path, world_size: int, **options: Any) -> Any:
         folder: of the model; weights and tokenizer are not needed.
         world_size: ranks of tensor parallelism.
         options: more of ``EngineArgs``.
+
+    Raises:
+        CaptureError: vLLM does not take it.
     """
     from vllm.engine.arg_utils import EngineArgs
 
@@ -117,21 +121,44 @@ def engine_config(folder: Path, world_size: int, **options: Any) -> Any:
         "tensor_parallel_size": world_size, "dtype": "bfloat16", "max_model_len": 256,
         "max_num_batched_tokens": 256, "max_num_seqs": 8, "compilation_config": {"mode": 0},
     }  # fmt: skip
-    return EngineArgs(**{**arguments, **options}).create_engine_config()
+    try:
+        return EngineArgs(**{**arguments, **options}).create_engine_config()
+    except Exception as error:
+        raise _refused("vLLM does not take the config", error) from error
 
 
 def build(config: Any) -> nn.Module:
-    """Return the model of ``config`` as this rank has it, without the weights of a checkpoint."""
+    """Return the model of ``config`` as this rank has it, without the weights of a checkpoint.
+
+    Raises:
+        CaptureError: vLLM does not build it.
+    """
     from vllm.model_executor.model_loader.utils import (
         initialize_model,
         process_weights_after_loading,
     )
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
-        model = initialize_model(config)
-        process_weights_after_loading(model, config.model_config, torch.device("cpu"))
+    device = torch.device("cpu")
+    try:
+        with set_default_torch_dtype(config.model_config.dtype), device:
+            model = initialize_model(config)
+            process_weights_after_loading(model, config.model_config, device)
+    except Exception as error:
+        raise _refused("vLLM does not build the model", error) from error
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _refused(what: str, error: Exception) -> CaptureError:
+    """Return the error for one of vLLM's own, with the line of vLLM that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return CaptureError(
+        what,
+        where=f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}",
+        found=text,
+        remedy="set fields of the config with --set, or name a folder with the model's config.json",
+    )
 
 
 class _CapturedError(Exception):
