@@ -13,9 +13,9 @@ def row(one: Linted) -> str:
     """Return a line of the table."""
     said = one.refusal[:160] if one.refusal else f"{len(one.findings)}"
     cells = (
-        (f"refused: {said}", "", "")
+        ("", f"refused: {said}", "", "")
         if one.refusal
-        else (said, str(one.reductions), f"{one.percent} %")
+        else (str(one.ranks), said, str(one.reductions), f"{one.percent} %")
     )
     return f"| {one.architecture} | {' | '.join(cells)} | {one.seconds:.0f} |"
 

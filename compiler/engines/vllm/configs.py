@@ -18,6 +18,9 @@ from compiler.errors import CommPlanError
 LAYERS, DENSE, EXPERTS, WORDS = 2, 1, 16, 1024
 """How many layers a small model has, how many of them before the sparse ones, experts and words."""
 
+POSITIONS = 4096
+"""How many a model has whose config does not say."""
+
 COUNTS = {
     LAYERS: ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
     EXPERTS: (
@@ -111,4 +114,13 @@ def _small(fields: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list) and depth > LAYERS and len(value) == depth:
             value = value[:LAYERS]
         small[name] = value
-    return small
+    return small | _completed(small)
+
+
+def _completed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for what configs may leave open, and vLLM reads."""
+    hidden, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    if not isinstance(hidden, int) or not isinstance(heads, int):
+        return {}
+    values = {"head_dim": hidden // max(heads, 1), "max_position_embeddings": POSITIONS}
+    return {name: value for name, value in values.items() if fields.get(name) is None}

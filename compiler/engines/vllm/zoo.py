@@ -9,7 +9,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -27,6 +27,7 @@ class Linted:
 
     Attributes:
         architecture: as vLLM's registry calls it.
+        ranks: of tensor parallelism.
         findings: as text.
         refusal: why it was not captured; empty if it was.
         reductions: number of all_reduces in the graph.
@@ -35,6 +36,7 @@ class Linted:
     """
 
     architecture: str
+    ranks: int = 0
     findings: tuple[str, ...] = ()
     refusal: str = ""
     reductions: int = 0
@@ -53,7 +55,12 @@ def architectures() -> list[str]:
 
 
 def linted(names: Iterable[str], ranks: int) -> Iterator[Linted]:
-    """Yield what becomes of each architecture, in order."""
+    """Yield what becomes of each architecture, in order.
+
+    Args:
+        names: architectures.
+        ranks: of tensor parallelism; half as many where a config's sizes are not divisible.
+    """
     world.prepare_process()
     import vllm.model_executor.models.registry  # noqa: F401  # once, for all
 
@@ -79,21 +86,22 @@ def _lint(name: str, ranks: int, results: Any) -> None:
     from compiler.linter import LintFacts, coverage, findings_of
 
     started = time.perf_counter()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            write_config(name, Path(folder), {})
-            captured = capture(Path(folder), ranks)
-        facts = LintFacts(captured.graph)
-        findings = tuple(str(one) for one in findings_of(facts, captured.mutations))
-        reductions = statistics(captured.graph.graph).all_reduces
-        percent = coverage(facts).percent
-        result = Linted(name, findings, "", reductions, percent)
-    except CommPlanError as error:
-        result = Linted(name, refusal=" ".join(f"{error.what}: {error.found}".split()))
-    except Exception as error:
-        text = " ".join(str(error).split())
-        result = Linted(name, refusal=f"vLLM: {type(error).__name__}: {text}")
-    seconds = time.perf_counter() - started
-    results.put(Linted(**{**vars(result), "seconds": seconds}))
+    result = Linted(name)
+    while ranks > 1 and not result.ranks:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                write_config(name, Path(folder), {})
+                captured = capture(Path(folder), ranks)
+            facts = LintFacts(captured.graph)
+            findings = tuple(str(one) for one in findings_of(facts, captured.mutations))
+            reductions = statistics(captured.graph.graph).all_reduces
+            result = Linted(name, ranks, findings, "", reductions, coverage(facts).percent)
+        except CommPlanError as error:
+            result = Linted(name, refusal=" ".join(f"{error.what}: {error.found}".split()))
+        except Exception as error:
+            text = " ".join(str(error).split())
+            result = Linted(name, refusal=f"commplan: {type(error).__name__}: {text}")
+        ranks = ranks // 2 if "divisible" in result.refusal else 1
+    results.put(replace(result, seconds=time.perf_counter() - started))
     results.close()
     results.join_thread()
