@@ -152,7 +152,7 @@ def build(config: Any) -> nn.Module:
 def _refused(what: str, error: Exception) -> CaptureError:
     """Return the error for one of vLLM's own, with the line of vLLM that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return CaptureError(
         what,
         where=f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}",
