@@ -17,6 +17,7 @@ from torch import fx
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.rules import opaque
 
 KINDS = ("dense", "sparse")
 ROUTING = {torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
@@ -70,7 +71,7 @@ def layer_metadata(
     routes: dict[int, bool] = {}
     for node in graph.graph.nodes:
         if (index := layer_of(node)) is not None:
-            routes[index] = routes.get(index, False) or node.target in ROUTING
+            routes[index] = routes.get(index, False) or _routes(node)
     kinds = {index: KINDS[routed] for index, routed in sorted(routes.items())}
     kinds |= {i: k for i, k in _from_config(config).items() if i in kinds}
     kinds |= _given(layers or (), kinds)
@@ -78,6 +79,13 @@ def layer_metadata(
     beside = [None, *map(kinds.get, order), None]
     around = zip(order, beside[:-2], beside[2:], strict=True)
     return tuple(LayerMetadata(i, kinds[i], before, after) for i, before, after in around)
+
+
+def _routes(node: fx.Node) -> bool:
+    """Return whether a call chooses experts for rows, or sends rows to those of its own choice."""
+    op = opaque.op_called(node.target, next(iter(node.args), None))
+    claim = opaque.DECLARED.get(opaque.name_of(op)) if op is not None else None
+    return node.target in ROUTING or (claim is not None and claim.routes)
 
 
 def _from_config(config: object) -> dict[int, str]:

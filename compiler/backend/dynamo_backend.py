@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import fx
@@ -22,9 +22,15 @@ from compiler.backend.inductor_cache import keyed
 from compiler.backend.placeholder_placements import DynamoInput, dynamo_inputs
 from compiler.errors import CaptureError, CommPlanError, ExchangeError
 from compiler.ir import access
+from compiler.ir.placement import Placement
+from compiler.runtime.in_place import reduce_out_of_place
 
 Compiled = Callable[[list[Any]], Any]
 Compile = Callable[[fx.GraphModule], Compiled]
+
+AUTOGRAD_CACHES = ("enable_autograd_cache", "force_autograd_cache", "bundled_autograd_cache")
+"""AOTAutograd's own caches, switched off, those that this PyTorch has: they would return what was
+compiled for weights of another run, and on one rank alone. Inductor's, behind the plan, is used."""
 
 NOTHING_OWED = "the graph has no collectives between ranks: nothing to plan"
 
@@ -54,31 +60,66 @@ def commplan(
     """
     settings = BackendOptions.of(options, mode)
     guard_modules()
-    graph = _Graph(settings, dynamo_inputs(gm, example_inputs))
-    if settings.inner == "eager":
-        return aot_autograd(
-            fw_compiler=partial(graph.eager, trains=True),
-            bw_compiler=lambda gm, _: op_by_op(gm),
-            inference_compiler=partial(graph.eager, trains=False),
-            keep_inference_input_mutations=True,
-        )(gm, example_inputs)
-    from torch._functorch import config as functorch_config
-    from torch._inductor.compile_fx import compile_fx
+    return compiled(gm, example_inputs, settings)
 
-    # AOTAutograd's own cache would return what was compiled for weights of another run, and on one
-    # rank alone; Inductor's cache, behind the plan, is used.
-    with functorch_config.patch(enable_autograd_cache=False):
-        compiled: Any = compile_fx(
-            gm, example_inputs, inner_compile=graph.inductor, config_patches=dict(settings.inductor)
-        )
-    return cast(Callable[..., Any], compiled)
+
+def compiled(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    settings: BackendOptions,
+    engine: Engine | None = None,
+) -> Callable[..., Any]:
+    """As ``commplan``, for graphs of an engine."""
+    from torch._functorch import config as functorch_config
+
+    inputs = dynamo_inputs(gm, example_inputs, *([engine.declare] if engine else []))
+    graph = _Graph(settings, inputs, engine)
+    off = {name: False for name in AUTOGRAD_CACHES if hasattr(functorch_config, name)}
+    with functorch_config.patch(off):
+        return graph.compiled(gm, example_inputs)
+
+
+class Engine(Protocol):
+    """A serving engine, whose graphs have ops of its own."""
+
+    def declare(self, node: fx.Node, value: Any) -> Placement | None:
+        """What ranks hold of an input, a placeholder of Dynamo's and its value; None: unsaid."""
+
+    def read(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """A graph behind AOTAutograd with the engine's ops as what they do.
+
+        Raises:
+            CommPlanError: it is to be left alone, on all ranks.
+        """
+
+    def write(self, module: fx.GraphModule) -> None:
+        """Put the engine's ops into a graph that is about to run."""
 
 
 class _Graph:
     """One graph of Dynamo's, which AOTAutograd hands on in one part, or two if it trains."""
 
-    def __init__(self, options: BackendOptions, inputs: Sequence[DynamoInput]) -> None:
-        self.options, self.given = options, inputs
+    def __init__(
+        self, options: BackendOptions, inputs: Sequence[DynamoInput], engine: Engine | None = None
+    ) -> None:
+        self.options, self.given, self.engine = options, inputs, engine
+
+    def compiled(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What runs in the place of Dynamo's graph."""
+        if self.options.inner == "eager":
+            return aot_autograd(
+                fw_compiler=partial(self.eager, trains=True),
+                bw_compiler=lambda gm, _: op_by_op(gm),
+                inference_compiler=partial(self.eager, trains=False),
+                keep_inference_input_mutations=True,
+            )(gm, example_inputs)
+        from torch._inductor.compile_fx import compile_fx
+
+        patches = dict(self.options.inductor)
+        result: Any = compile_fx(
+            gm, example_inputs, inner_compile=self.inductor, config_patches=patches
+        )
+        return cast(Callable[..., Any], result)
 
     def eager(self, gm: fx.GraphModule, example_inputs: Sequence[Any], *, trains: bool) -> Compiled:
         """Runs op by op."""
@@ -109,11 +150,15 @@ class _Graph:
         if (result := self._rewritten(gm, trains=trains)) is None:
             return compile_one(gm, "as it was written")
         first, *others = dict.fromkeys(r.plan for r in result.forms.ranges())
+        if self.engine:
+            for form in (first, *others):
+                reduce_out_of_place(form.graph)
+                self.engine.write(form)
         if not others:
             return counted(compile_one(first, result.key), result)
         count = counts[str(result.symbol)]
-        compiled = {form: compile_one(form, result.key) for form in (first, *others)}
-        forms = result.forms.map(lambda tokens: compiled[tokens.plan])
+        runs = {form: compile_one(form, result.key) for form in (first, *others)}
+        forms = result.forms.map(lambda tokens: runs[tokens.plan])
         return counted(boxed(lambda inputs: forms.plan(count(inputs))(inputs)), result)
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:
@@ -122,7 +167,8 @@ class _Graph:
         try:
             if trains:
                 refuse(gm, self.options, _trains())
-            result = None if trains else rewritten(gm, self.given, self.options)
+            source = self.engine.read(gm) if self.engine else gm
+            result = None if trains else rewritten(source, self.given, self.options)
         except ExchangeError as error:
             if error.alone:
                 raise

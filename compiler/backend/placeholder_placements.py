@@ -1,5 +1,6 @@
 """What ranks hold of the inputs of a graph behind AOTAutograd.
 
+    declared by an engine as its layers say; the bytes are compared where they say Replicate
     DTensor              its placements; the bytes are compared where they say Replicate
     state of the model   compared: parameters, buffers, attributes
     integers             compared: token ids, positions, masks
@@ -13,7 +14,7 @@ What is compared is so when the graph is compiled, by digest, as ``optimize_allr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,18 +41,28 @@ class DynamoInput:
         name: as Dynamo calls it.
         value: at the call that is compiled.
         is_state: it is part of a module.
+        placement: what its owner says that ranks hold; None: it says nothing.
     """
 
     name: str
     value: Any
     is_state: bool
+    placement: Placement | None = None
 
 
-def dynamo_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[DynamoInput]:
+Declare = Callable[[fx.Node, Any], Placement | None]
+"""Returns what the owner of an input, a placeholder of Dynamo's and its value, says of it."""
+
+
+def dynamo_inputs(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], declare: Declare = lambda *_: None
+) -> list[DynamoInput]:
     """The inputs of a graph that Dynamo made, which ``example_inputs`` are the values of."""
     nodes = access.node_of(gm.graph, "placeholder")
-    pairs = zip(nodes, example_inputs, strict=True)
-    return [DynamoInput(node.name, value, _is_state(node, value)) for node, value in pairs]
+    return [
+        DynamoInput(node.name, value, _is_state(node, value), declare(node, value))
+        for node, value in zip(nodes, example_inputs, strict=True)
+    ]
 
 
 def _is_state(node: fx.Node, value: Any) -> bool:
@@ -85,14 +96,23 @@ def source_of(
             is_size = value.node.expr.free_symbols <= sizes
             placements[name] = Replicate() if is_size else Varying()
         elif isinstance(value, torch.Tensor):
-            compared = _compared(node.meta.get("desc"), inputs) if name not in written else None
-            if compared is None:
-                placements[name] = Varying()
-            else:
+            description = node.meta.get("desc")
+            declared = _declared(description, inputs)
+            compared = _compared(description, inputs) if name not in written else None
+            if compared is not None:
                 state[name], dims = compared
                 cut |= dims
+            if declared is not None or compared is None:
+                placements[name] = declared or Varying()
     traced = replace(lifted, state=state, ranges=_ranges(nodes), cut=cut)
     return traced, placements, written
+
+
+def _declared(description: object, inputs: Sequence[DynamoInput]) -> Placement | None:
+    """What the owner of the tensor behind a placeholder says of it."""
+    if not isinstance(description, descriptors.PlainAOTInput):
+        return None
+    return inputs[description.idx].placement
 
 
 def _compared(description: object, inputs: Sequence[DynamoInput]) -> tuple[State, Cut] | None:

@@ -36,6 +36,7 @@ from compiler.capture.trace import (
 from compiler.errors import CaptureError
 from compiler.ir import access
 from compiler.ir.graph_copy import GraphCopy
+from compiler.ir.rules.opaque import op_called
 from compiler.ir.torch_logging import FAKE_TENSORS, unlogged, unprinted
 
 
@@ -266,7 +267,7 @@ def is_spmd(module: fx.GraphModule) -> bool:
     """Return whether a graph is functional, of ops alone, and typed: nothing to export."""
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        is_op = schema is not None or _computes_sizes(node.target)
+        is_op = schema is not None or _computes_sizes(node.target) or _is_functionalized(node)
         if node.op in ("call_module", "call_method") or (node.op == "call_function" and not is_op):
             return False
         if schema is not None and schema.is_mutable:
@@ -274,6 +275,11 @@ def is_spmd(module: fx.GraphModule) -> bool:
         if access.has_result(node) and "val" not in node.meta:
             return False
     return type(module.graph._codegen) is fx.graph.CodeGen
+
+
+def _is_functionalized(node: fx.Node) -> bool:
+    """Return whether a node calls an op that writes, made functional by AOTAutograd."""
+    return op_called(node.target, next(iter(node.args), None)) is not None
 
 
 def lift_module(module: fx.GraphModule) -> Traced:

@@ -161,6 +161,13 @@ def _add_machine(add: Callable[..., Parser]) -> None:
     show = add("show", "Show a machine's numbers with their sources.", formats)
     option(show, "name MACHINE", "a machine's name, or a machine file")
     option(show, "--ranks N", "tables of this rank count alone", type=at_least(2))
+    limits = add(
+        "thresholds", "Show for which payloads fused and custom kernels are worth while.", formats,
+        run="show_thresholds",
+    )  # fmt: skip
+    option(limits, "name MACHINE", "a machine's name, or a machine file")
+    option(limits, "--hidden N", "elements of a token, in 16 bits each", type=at_least(1),
+           default=4096)  # fmt: skip
     fit = add("fit", FIT, formats, run="fit_machines")
     option(fit, "measurements CSV", "measured rows; docs/machines.md has the columns", type=Path)
     option(fit, "--machine NAME", "a machine's name or file; repeatable, all if left out",

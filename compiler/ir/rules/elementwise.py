@@ -67,6 +67,11 @@ def cast_like(call: Call) -> Meaning:
     return replace(alone, dims=whole_but(call, ()))
 
 
+def reinterpreted(call: Call) -> Meaning:
+    """The bytes of self as another type: self itself where it is the same type."""
+    return cast(call) if call.dtypes[0] == call.result_dtypes[0] else Meaning()
+
+
 def combination(call: Call, **factors: Fraction | int | None) -> Meaning:
     """Sum of ``factor * argument``; an argument that is a number is a constant term.
 
@@ -225,6 +230,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "to.device", "to.dtype", "to.dtype_layout", "positive",
     ),
     moving(cast_like): ("to.other", "type_as"),
+    moving(reinterpreted): ("view.dtype",),
     moving(partial(cast, source="src")): ("copy.default",),
     partial(filled, value="fill_value"): ("full.default", "new_full"),
     partial(filled, value="fill_value", like=True): ("full_like",),

@@ -41,11 +41,13 @@ class OpaqueOp:
         linear: arguments in which the op is linear, all together, while the others stay.
         per_rank: the op may be another function on every rank (weights or caches that it reads
             from elsewhere).
+        routes: it sends each row to some of many experts; its layer is a sparse one.
     """
 
     dims: str = ""
     linear: tuple[str, ...] = ()
     per_rank: bool = False
+    routes: bool = False
 
     def __post_init__(self) -> None:
         """Check the names.

@@ -148,6 +148,8 @@ def copies() -> Iterator[Sample]:
     yield sample(aten._to_copy.default, masks(6, 4), dtype=torch.int64,
                  refuses=MASKS)  # fmt: skip
     yield sample(aten._to_copy.default, reals(6, 4), dtype=torch.int64)
+    yield sample(aten.view.dtype, reals(6, 4), torch.float64)
+    yield sample(aten.view.dtype, reals(6, 4), torch.int64)
     yield sample(aten.to.dtype, rough(6, 4), torch.float16)
     yield sample(aten.to.dtype, reals(6, 4).float(), torch.float64)
     yield sample(aten.to.dtype_layout, rough(6, 4), dtype=torch.float16)
