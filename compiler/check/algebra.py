@@ -88,12 +88,21 @@ def of_ranks(x: Field, ranks: int) -> Field:
     return np.broadcast_to(x, (ranks, *x.shape[1:]))
 
 
-def summed_over(x: Field, groups: Sequence[Sequence[int]]) -> Field:
-    """Return, on every rank, the sum of x over the ranks of its group."""
+def summed_over(
+    x: Field, groups: Sequence[Sequence[int]] | npt.NDArray[np.intp], weights: Field | None = None
+) -> Field:
+    """Return, on every rank, the sum of x over the ranks of its group.
+
+    Args:
+        x: what each rank adds.
+        groups: the ranks of every group.
+        weights: how often each place of a group is added; None: once.
+    """
     members = np.asarray(groups)
     if len(x) == 1:
-        return scaled(x, Fraction(members.shape[1]))
-    sums = x[members].sum(axis=1, dtype=np.uint64) % P
+        return scaled(x, Fraction(members.shape[1] if weights is None else int(weights.sum())))
+    addends = x[members] if weights is None else x[members] * weights[:, None, None, None]
+    sums = addends.sum(axis=1, dtype=np.uint64) % P
     if len(members) == 1:
         return cast(Field, sums)
     total = np.empty_like(x)
@@ -133,39 +142,59 @@ def _mapped(maps: Field, x: Field) -> Field:
 
 
 @lru_cache(maxsize=1 << 12)
-def _keeping_constants(key: bytes, width: int) -> Field:
-    """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one."""
-    matrix = _drawn(key, LANES, WIDTH, width).copy()
-    excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
-    matrix[..., 0] = (matrix[..., 0] + P - excess) % P
+def _keeping_constants(key: bytes, weights: tuple[int, ...]) -> Field:
+    """Draw a random matrix [LANES, WIDTH, width] whose rows, so weighted, add up to one.
+
+    Args:
+        key: of the draw.
+        weights: of the columns; that of the first is one.
+    """
+    assert weights[0] == 1, "the first column makes up for all others"
+    matrix = _drawn(key, LANES, WIDTH, len(weights)).copy()
+    total = (matrix * np.array(weights, np.uint64)).sum(axis=-1, dtype=np.uint64)
+    matrix[..., 0] = (matrix[..., 0] + P + 1 - total % P) % P
     return matrix
 
 
 def stretched(key: bytes, x: Field) -> Field:
     """Broadcast along given dimensions: by a random linear map that keeps constants."""
-    return _mapped(_keeping_constants(key, WIDTH), x)
+    return _mapped(_keeping_constants(key, (1,) * WIDTH), x)
 
 
-def joined(key: bytes, x: Field) -> Field:
-    """Return all blocks as one vector, by a random linear map that keeps constants."""
+def joined(key: bytes, x: Field, weights: Field | None = None) -> Field:
+    """Return all blocks as one vector, by a random linear map that keeps constants.
+
+    Args:
+        key: of the map.
+        x: the blocks.
+        weights: how often each counts, [1, blocks, 1, 1]; the first, and by default all, once.
+    """
     ranks, blocks = x.shape[:2]
-    together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
-    return _mapped(_keeping_constants(key, blocks * WIDTH), together)
+    times = (1,) * blocks if weights is None else tuple(weights.ravel().tolist())
+    weighted = x if weights is None else x * weights % P
+    together = np.moveaxis(weighted, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
+    return _mapped(_keeping_constants(key, tuple(n for n in times for _ in range(WIDTH))), together)
 
 
 def spread(keys: Sequence[bytes], x: Field) -> Field:
     """Return one vector as blocks, by random linear maps that keep constants, one per key."""
-    return _mapped(np.stack([_keeping_constants(key, WIDTH) for key in keys]), x)
+    return _mapped(np.stack([_keeping_constants(key, (1,) * WIDTH) for key in keys]), x)
 
 
-def summed_blocks(x: Field) -> Field:
-    """Return the sum of all blocks."""
-    return cast(Field, x.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
+def summed_blocks(x: Field, weights: Field | None = None) -> Field:
+    """Return the sum of all blocks, each as often as ``weights``, [1, blocks, 1, 1], say."""
+    addends = x if weights is None else x * weights
+    return cast(Field, addends.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
 
 
 def alike(x: Field) -> Field:
     """Return ``x`` with one rank where all hold the same."""
     return x[:1] if (x == x[:1]).all() else x
+
+
+def vector(row: bytes) -> Field:
+    """Return the vector whose bytes ``vectors`` gives."""
+    return cast(Field, np.frombuffer(row, np.uint64).reshape(LANES, WIDTH))
 
 
 def vectors(x: Field) -> list[list[bytes]]:

@@ -9,7 +9,7 @@ Unequal outputs are decided by simulation where the inputs are small enough to h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 
@@ -18,17 +18,17 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from compiler.check.algebra import vectors
-from compiler.check.blocks import Value
+from compiler.check.compare import compared, equal, outputs
+from compiler.check.counterexample import SEEDS, counterexample
 from compiler.check.expand import expanded
 from compiler.check.gathered_rows import with_gathered_rows
-from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
 from compiler.check.real_normal_form import narrowings, real_normal_form
 from compiler.check.same_calls import identical, same_calls
-from compiler.check.selective_reductions import Logarithms
-from compiler.check.simulate import PerRank, draw_inputs, is_fake, simulate
-from compiler.check.sizes import RowSizes, renamed, symbols
-from compiler.check.verdict import Counterexample, Report, UnprovedError, Verdict
+from compiler.check.seal import Values
+from compiler.check.simulate import is_fake
+from compiler.check.sizes import renamed, symbols
+from compiler.check.verdict import Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
 from compiler.ir import access
@@ -36,20 +36,6 @@ from compiler.ir.collectives import WAIT, check_numbers, collective
 from compiler.ir.graph import SpmdGraph, well_formed
 from compiler.ir.row_ops import PAD_ROWS
 from compiler.ir.rules.meaning import shape_key, size_key
-
-SIMULATION_BYTES = 256 << 20
-"""Inputs of all ranks together above which no counterexample is looked for."""
-
-TOLERANCE = 1e-6
-"""Relative difference that float64 rounding cannot explain."""
-
-SMALLEST_SCALE = 1e-3
-"""Differences are relative to at least this: inputs are of order 1, and where they cancel out, what
-is left of the largest intermediate values is rounding."""
-
-Values = dict[fx.Node, Value]
-SEEDS = 3
-"""Draws of inputs on which a counterexample is looked for."""
 
 
 @collection_paused()
@@ -59,12 +45,12 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     Both must have the same mesh, but for groups that only the target names, and the same placements
     of inputs: those of ``source`` count.
     """
-    start = time.perf_counter()
+    start, many_ranks = time.perf_counter(), list[str]()
     count = len(source.graph.nodes) + len(target.graph.nodes)
 
     def report(verdict: Verdict, explanation: str, **more: object) -> Report:
-        seconds = time.perf_counter() - start
-        return Report(verdict, explanation, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
+        seconds, many = time.perf_counter() - start, tuple(many_ranks)
+        return Report(verdict, explanation, many_ranks=many, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
 
     try:
         if why := _ill_formed(source, target) or _signature_difference(source, target):
@@ -77,21 +63,23 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
             check_metadata(source, target)
             return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
         source, target = _composed(source, target)
-        before, after, unequal = _compared(source, target, names)
+        found = compared(source, target, names)
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
         return report(verdict, str(error))
-    if not unequal:
+    before, after = found.before, found.after
+    many_ranks.extend(found.many_ranks())
+    if not found.unequal:
         return report(
             Verdict.EQUIVALENT,
-            f"all {len(_outputs(source))} outputs are the same function of the inputs on each of "
+            f"all {len(outputs(source))} outputs are the same function of the inputs on each of "
             f"{source.mesh.size} ranks, over the reals",
             roundings=tuple(_roundings(source, target, before, after)),
         )
-    first = unequal[0]
-    where = _divergence(before, after, *(_outputs(side)[first] for side in (source, target)))
+    first = found.unequal[0]
+    where = _divergence(before, after, *(outputs(side)[first] for side in (source, target)))
     try:
-        refutation = _counterexample(source, target)
+        refutation = counterexample(source, target, _placeholders(source, target), found.kept)
     except CommPlanError as error:
         return report(Verdict.UNPROVED, f"output {first} differs: {where}. {error.what}")
     if refutation is not None:
@@ -134,44 +122,6 @@ def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGrap
         ((wide, narrow, _), count), *_ = added.items()
         raise UnprovedError(f"{count} more conversions from {wide} to {narrow} than in the source")
     return real_normal_form(before), real_normal_form(after)
-
-
-def _outputs(graph: SpmdGraph) -> list[fx.Node]:
-    return list(access.results(access.output(graph.graph)))
-
-
-def _compared(
-    source: SpmdGraph, target: SpmdGraph, names: dict[str, str]
-) -> tuple[Values, Values, list[int]]:
-    """Interpret both in one random model; return their values, and which outputs are not equal.
-
-    Tensors in one piece are quicker to interpret, and enough unless rows are cut or gathers moved.
-
-    Args:
-        source: the source.
-        target: the target.
-        names: see ``_attribute_names``.
-    """
-    sizes, outputs = (
-        RowSizes.of((source, target)),
-        [*zip(_outputs(source), _outputs(target), strict=True)],
-    )
-    for in_blocks in (sizes,) if sizes.cuts or not sizes.sizes else (RowSizes(), sizes):
-        logarithms = Logarithms.of((source, target))
-        before = Interpreter(source, {n: n for n in names}, in_blocks, logarithms).run()
-        after = Interpreter(target, names, in_blocks, logarithms).run()
-        unequal = [i for i, pair in enumerate(outputs) if not _equal(before, after, *pair)]
-        if not unequal:
-            break
-    return before, after, unequal
-
-
-def _equal(before: Values, after: Values, source: fx.Node, target: fx.Node) -> bool:
-    if source not in before or target not in after:
-        return source not in before and target not in after
-    a, b = before[source], after[target]
-    same = (a.cut, a.count, a.unit, a.padded) == (b.cut, b.count, b.unit, b.padded)
-    return same and bool((a.data == b.data).all())
 
 
 def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
@@ -284,7 +234,7 @@ def _divergence(before: Values, after: Values, source: fx.Node, target: fx.Node)
     """Follow differing operands from an output back to where the two graphs part."""
     while source.target == target.target:
         pairs = list(zip(source.all_input_nodes, target.all_input_nodes, strict=False))
-        unequal = [p for p in pairs if not _equal(before, after, *p)]
+        unequal = [p for p in pairs if not equal(before, after, *p)]
         if len(source.all_input_nodes) != len(target.all_input_nodes) or len(unequal) != 1:
             break
         source, target = unequal[0]
@@ -302,88 +252,3 @@ def _described(node: fx.Node) -> str:
     read = ", ".join([*map(str, args), *(f"{name}={value}" for name, value in kwargs.items())])
     place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
     return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
-
-
-def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | None:
-    """Return inputs on which an output differs by more than rounding, or None.
-
-    Raises:
-        CommPlanError: the graphs cannot be simulated here.
-    """
-    needed = source.mesh.size * sum(
-        access.payload_bytes(n) for n in source.graph.nodes
-        if n.op in ("placeholder", "get_attr") and access.is_tensor(n)
-    )  # fmt: skip
-    if needed > SIMULATION_BYTES:
-        raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
-
-    def drawn(seed: int) -> tuple[dict[str, PerRank], dict[str, PerRank]]:
-        inputs = draw_inputs(source, seed)
-        twins = _placeholders(source, target).items()
-        return inputs, inputs | {twin: inputs[name] for name, twin in twins}
-
-    return first_difference(source, target, drawn, lambda output, want: want)
-
-
-def first_difference(
-    source: SpmdGraph,
-    target: SpmdGraph,
-    drawn: Callable[[int], tuple[dict[str, PerRank], dict[str, PerRank]]],
-    expected: Callable[[int, PerRank], PerRank],
-) -> Counterexample | None:
-    """Return where simulated outputs differ by more than rounding, or None.
-
-    Args:
-        source: what is right.
-        target: what is held against it.
-        drawn: seed -> inputs of both.
-        expected: output, its value in the source -> what it must be on the ranks of the target.
-
-    Raises:
-        CommPlanError: the graphs cannot be simulated here.
-    """
-    skipped = [x | y for x, y in zip(sampled(source), sampled(target), strict=True)]
-    if all(skipped):
-        raise CommPlanError("Not simulated: every output depends on random numbers")
-    for seed in range(SEEDS):
-        inputs, twin_inputs = drawn(seed)
-        try:
-            want = simulate(source, inputs, exact=True)
-            got = simulate(target, twin_inputs, exact=True)
-        except Exception as error:
-            raise CommPlanError(f"Not simulated: {type(error).__name__}: {error}") from error
-        for output, (a, b) in enumerate(zip(want, got, strict=True)):
-            if skipped[output]:
-                continue
-            if refutation := difference(seed, output, expected(output, a), b):
-                return refutation
-    return None
-
-
-def sampled(graph: SpmdGraph) -> list[bool]:
-    """Return, per output, whether it depends on random numbers, which differ in every run."""
-    drawn: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        rule, operands = graph.meanings.get(node), access.operands(node)
-        reads = None if rule is None else rule.reads
-        read = operands if reads is None else [operands[i] for i in reads]
-        if (rule is not None and rule.random) or not drawn.isdisjoint(read):
-            drawn.add(node)
-    return [node in drawn for node in _outputs(graph)]
-
-
-def difference(seed: int, output: int, want: PerRank, got: PerRank) -> Counterexample | None:
-    """Return where an output differs by more than rounding, per rank; None if it does not."""
-    for rank, (a, b) in enumerate(zip(want, got, strict=True)):
-        if not isinstance(a, torch.Tensor) or a.numel() == 0:
-            continue
-        x, y = a.double().flatten(), b.double().flatten()
-        gap = (x - y).abs()
-        gap[(x == y) | (x.isnan() & y.isnan())] = 0  # infinities too
-        at = int(gap.nan_to_num(torch.inf).argmax())
-        scale = max(float(x.nan_to_num().abs().max()), SMALLEST_SCALE)
-        if not float(gap[at]) <= TOLERANCE * scale:
-            near = slice(max(at - 1, 0), at + 2)
-            shown = [", ".join(f"{float(e):.6g}" for e in side[near]) for side in (x, y)]
-            return Counterexample(seed, output, rank, float(gap[at]) / scale, *shown)
-    return None

@@ -31,6 +31,8 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"  rounding: {len(layers)} x {text}{where}", soft_wrap=True)
     for premise in report.premises:
         console.print(f"  premise: {premise}", soft_wrap=True)
+    for line in report.many_ranks:
+        console.print(f"  ranks: {line}", soft_wrap=True)
     if (example := report.counterexample) is not None:
         console.print(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
