@@ -19,11 +19,11 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import all_slice
 
-FEW = 4
-"""Coordinates of an axis to begin with: enough where two sums over it are multiplied at most."""
+FEW = 3
+"""Coordinates of an axis to begin with: enough where no sums over it are multiplied."""
 
-FEW_SHARING = 6
-"""Coordinates of an axis whose ranks share rows, likewise; two more are needed for that."""
+FEW_SHARING = 5
+"""Coordinates of an axis whose ranks share rows, likewise."""
 
 
 MANY = 8
@@ -85,7 +85,7 @@ def compared(source: SpmdGraph, target: SpmdGraph, names: dict[str, str]) -> Com
     axes = RankAxes.of(source.mesh, _groups(source, target))
     sizes = RowSizes.of((source, target), axes)
     for in_blocks in (sizes,) if sizes.cuts or not sizes.sizes else (RowSizes(), sizes):
-        comparison = _Comparing(source, target, names, axes, in_blocks).on_few_ranks()
+        comparison = Comparing(source, target, names, axes, in_blocks).on_few_ranks()
         if not comparison.unequal:
             break
     return comparison
@@ -100,7 +100,7 @@ def _groups(*graphs: SpmdGraph) -> Iterator[ReplicaGroups]:
 
 
 @dataclass(frozen=True)
-class _Comparing:
+class Comparing:
     """Compares two graphs; attributes as of ``compared``, and of ``Comparison``."""
 
     source: SpmdGraph
@@ -115,7 +115,7 @@ class _Comparing:
 
         Values that differ on some ranks differ, however few these are.
         """
-        first = self._on(self._first())
+        first = self.on(self._first())
         if first.unequal or first.kept.decide:
             return first
         sides = (self.source, first.before), (self.target, first.after)
@@ -135,12 +135,12 @@ class _Comparing:
 
     def _decided(self, kept: Iterable[int], sealed: Iterable[fx.Node] = ()) -> Comparison:
         """Return the comparison on so many coordinates, and on more until they decide."""
-        found = self._on(kept, sealed)
-        while not (found.unequal or found.kept.decide):
-            found = self._on(map(max, found.kept.kept, found.kept.needed()), sealed)
-        return found
+        comparison = self.on(kept, sealed)
+        while not (comparison.unequal or comparison.kept.decide):
+            comparison = self.on(map(max, comparison.kept.kept, comparison.kept.needed()), sealed)
+        return comparison
 
-    def _on(self, kept: Iterable[int], sealed: Iterable[fx.Node] = ()) -> Comparison:
+    def on(self, kept: Iterable[int], sealed: Iterable[fx.Node] = ()) -> Comparison:
         """Return the comparison on so many coordinates, all of those that are told apart."""
         most = zip(self.axes.sizes, kept, range(len(self.axes.sizes)), strict=True)
         own = [n if i in self.apart else min(n, k) for n, k, i in most]
@@ -154,7 +154,7 @@ class _Comparing:
             )
         except ApartError as error:
             self.apart.update(dict.fromkeys(error.axes, error.why))
-            return self._on(own, sealed)
+            return self.on(own, sealed)
         representatives.noted(logarithms.most or representatives.none)
         representatives.orders = bool(logarithms.kinds)
         pairs = zip(outputs(self.source), outputs(self.target), strict=True)

@@ -63,23 +63,23 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
             check_metadata(source, target)
             return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
         source, target = _composed(source, target)
-        found = compared(source, target, names)
+        comparison = compared(source, target, names)
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
         return report(verdict, str(error))
-    before, after = found.before, found.after
-    many_ranks.extend(found.many_ranks())
-    if not found.unequal:
+    before, after = comparison.before, comparison.after
+    many_ranks.extend(comparison.many_ranks())
+    if not comparison.unequal:
         return report(
             Verdict.EQUIVALENT,
             f"all {len(outputs(source))} outputs are the same function of the inputs on each of "
             f"{source.mesh.size} ranks, over the reals",
             roundings=tuple(_roundings(source, target, before, after)),
         )
-    first = found.unequal[0]
+    first = comparison.unequal[0]
     where = _divergence(before, after, *(outputs(side)[first] for side in (source, target)))
     try:
-        refutation = counterexample(source, target, _placeholders(source, target), found.kept)
+        refutation = counterexample(source, target, _placeholders(source, target), comparison.kept)
     except CommPlanError as error:
         return report(Verdict.UNPROVED, f"output {first} differs: {where}. {error.what}")
     if refutation is not None:

@@ -32,27 +32,27 @@ class Seal:
 
     def __init__(self, nodes: Iterable[fx.Node]) -> None:
         self.nodes = frozenset(nodes)
-        self._given: set[bytes] = set()
+        self._sealed: set[bytes] = set()
 
     def __call__(self, x: Field) -> Field:
         """Return the function of every vector of ``x``."""
         rows = algebra.vectors(x)
-        keys = [[row if row in self._given else b"seal|" + row for row in rank] for rank in rows]
+        keys = [[row if row in self._sealed else b"seal|" + row for row in rank] for rank in rows]
         return algebra.per_key(keys, self._one)
 
     def _one(self, key: bytes) -> Field:
-        if key in self._given:
+        if key in self._sealed:
             return algebra.vector(key)
         sealed: Field = algebra.random_vectors([[key]])[0, 0]
-        self._given.add(sealed.tobytes())
+        self._sealed.add(sealed.tobytes())
         return sealed
 
 
 def narrow_values(graphs: Iterable[tuple[SpmdGraph, Values]]) -> list[fx.Node]:
     """Return what all later values of each of ``graphs``, as interpreted, go by, if all have it."""
-    found = [dict(_narrow(graph, values)) for graph, values in graphs]
-    common = set.intersection(*(set(rows.values()) for rows in found))
-    return [node for rows in found for node, own in rows.items() if own in common]
+    narrow = [dict(_narrow(graph, values)) for graph, values in graphs]
+    common = set.intersection(*(set(rows.values()) for rows in narrow))
+    return [node for rows in narrow for node, own in rows.items() if own in common]
 
 
 def _narrow(graph: SpmdGraph, values: Values) -> Iterator[tuple[fx.Node, Rows]]:

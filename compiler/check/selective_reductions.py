@@ -112,12 +112,12 @@ class Logarithms:
         for kind in self.kinds:
             if not selection.distributes(kind, dtype):
                 continue
-            found = {i: self.log(kind, operands[i]) for i in read}
+            every = {i: self.log(kind, operands[i]) for i in read}
             none: Sums = ()
-            sums = reduce(_most, (deep for _, deep in found.values()), none)
+            sums = reduce(_most, (deep for _, deep in every.values()), none)
             if more is not None:
                 sums = tuple(map(add, sums or (0,) * len(more), more))
-            logs = mapped([found[i][0] if i in found else x for i, x in enumerate(operands)])
+            logs = mapped([every[i][0] if i in every else x for i, x in enumerate(operands)])
             if self.reduced(kind, [operands[i] for i in read]):
                 data = self.exp(kind, logs, sums)
             else:
