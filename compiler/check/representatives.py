@@ -199,10 +199,14 @@ class Representatives:
         return sums
 
     def needed(self) -> Iterator[int]:
-        """Yield, per axis, how many coordinates decide what was interpreted on these."""
+        """Yield, per axis, how many coordinates decide what was interpreted on these.
+
+        Of axes that are kept whole nothing is counted: all do.
+        """
         for i, (n, sums) in enumerate(zip(self.axes.sizes, self.most, strict=True)):
             own = (2 + self.orders) * self.indices[i]
-            yield min(n, sums + own if sums or self.indices[i] > 1 else 1)
+            few = sums + own if sums or self.indices[i] > 1 else 1
+            yield min(n, few) if i in self.fewer else n
 
     @property
     def decide(self) -> bool:

@@ -170,6 +170,11 @@ def test_an_op_without_a_rule_and_no_collective_needs_one_rank() -> None:
     assert needed(f.versus_zero(f.call(aten.sinc.default, f.x))) == 1
 
 
+def test_of_axes_that_are_kept_whole_nothing_is_counted() -> None:
+    axes = RankAxes.of(Mesh({"dp": 2, "tp": 12}), ())
+    assert list(Representatives(axes, (2, 5)).needed()) == [2, 1]
+
+
 # -- what is given to the checker --------------------------------------------------------------
 
 
