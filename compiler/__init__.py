@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from compiler.check import Report, Verdict
     from compiler.check.single_device import Packed
     from compiler.errors import CommPlanError, UndeclaredInputs
+    from compiler.ir.dialects import CollectiveOp, ComposedOp, OpaqueOp, check_op, register_ops
     from compiler.ir.mesh import Mesh
     from compiler.ir.placement import Partial, Replicate, Shard, Varying
     from compiler.linter import Finding
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CollectiveOp",
     "CommPlanError",
+    "ComposedOp",
     "Finding",
     "GraphReport",
     "Mesh",
     "ModelReport",
+    "OpaqueOp",
     "OptimizationResult",
     "Packed",
     "Partial",
@@ -41,10 +45,12 @@ __all__ = [
     "Varying",
     "Verdict",
     "check_equivalence",
+    "check_op",
     "check_parallel",
     "lint",
     "optimize_allreduce",
     "optimize_graph",
+    "register_ops",
     "reports",
     "reset_reports",
 ]
@@ -56,6 +62,7 @@ _HOMES = {
     "compiler.check": ("Report", "Verdict"),
     "compiler.check.single_device": ("Packed",),
     "compiler.errors": ("CommPlanError", "UndeclaredInputs"),
+    "compiler.ir.dialects": ("CollectiveOp", "ComposedOp", "OpaqueOp", "check_op", "register_ops"),
     "compiler.ir.mesh": ("Mesh",),
     "compiler.ir.placement": ("Partial", "Replicate", "Shard", "Varying"),
     "compiler.optimize": (

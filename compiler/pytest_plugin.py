@@ -73,7 +73,8 @@ class CollectivesSnapshot:
             pytest.fail(f"no list of collectives in {file}; {remedy}", pytrace=False)
         accepted = Snapshot.from_json(file.read_text(encoding="utf-8"), str(file))
         if differences := changes(accepted, snapshot):
-            pytest.fail("\n".join(("collectives changed:", *differences, remedy)), pytrace=False)
+            lines = ("collectives changed:", *(change.text for change in differences), remedy)
+            pytest.fail("\n".join(lines), pytrace=False)
 
 
 @pytest.fixture

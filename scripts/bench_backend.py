@@ -147,14 +147,14 @@ def main() -> None:
     with torch.no_grad():
         expected = model(ids)
         sharded(model, mesh)
-        found: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}
+        runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}
         for backend in BACKENDS:  # imports and first uses
             measured(sharded(Decoder(1, options.hidden), mesh), ids, backend, 1)
         for _ in range(options.rounds):
             for backend in BACKENDS:
-                found[backend].append(measured(model, ids, backend, options.calls))
+                runs[backend].append(measured(model, ids, backend, options.calls))
     summary: dict[str, Any] = {"ranks": dist.get_world_size(), "layers": options.layers}
-    for backend, rounds in found.items():
+    for backend, rounds in runs.items():
         differences = [float((r["logits"] - expected).abs().max()) for r in rounds]
         summary[backend] = {
             **{

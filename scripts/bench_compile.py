@@ -36,19 +36,19 @@ def captured(layers: int, world_size: int, how: str = "record") -> tuple[Capture
         return built
 
     started = time.process_time()
-    found = capture_ranks(model, lambda: (calls[-1], {}), world_size, capture=how)
-    return found, time.process_time() - started
+    captures = capture_ranks(model, lambda: (calls[-1], {}), world_size, capture=how)
+    return captures, time.process_time() - started
 
 
 def measured(layers: int, world_size: int, repeats: int, export: bool) -> dict[str, Any]:
     """Seconds per stage, and what came out."""
-    found, seconds = captured(layers, world_size)
-    runs = [optimize_captured(found, PlannerOptions()) for _ in range(repeats)]
+    capture, seconds = captured(layers, world_size)
+    runs = [optimize_captured(capture, PlannerOptions()) for _ in range(repeats)]
     result = runs[0]
     exported = captured(layers, world_size, "export")[1] if export else None
     return {
         "layers": layers,
-        "values": len(found.graph.graph.nodes),
+        "values": len(capture.graph.graph.nodes),
         "all_reduces": [result.before.all_reduces, result.after.all_reduces],
         "verdict": str(result.verdict),
         "record": seconds,
@@ -64,15 +64,15 @@ def main() -> int:
     parser.add_argument("--export", default="45", help="depths exported, too; default: 45")
     parser.add_argument("--world-size", type=int, default=8, help="ranks; default: 8")
     parser.add_argument("--repeats", type=int, default=3, help="of our stages; default: 3")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console(stderr=True)
     rows = []
-    exported = [int(depth) for depth in given.export.split(",") if depth]
-    for depth in map(int, given.layers.split(",")):
+    exported = [int(depth) for depth in arguments.export.split(",") if depth]
+    for depth in map(int, arguments.layers.split(",")):
         with console.status(f"capturing and optimizing {depth} layers"):
-            rows.append(measured(depth, given.world_size, given.repeats, depth in exported))
+            rows.append(measured(depth, arguments.world_size, arguments.repeats, depth in exported))
         console.print(f"{depth} layers: done")
     table = Table(title="seconds per stage", title_justify="left")
     for column in ("layers", "values", "all_reduces", "verdict", "record", "export", *OURS):

@@ -57,11 +57,11 @@ def compiled(form: Any, call: Call) -> Callable[[], object]:
     backend = aot_autograd(
         fw_compiler=remembered, inference_compiler=remembered, keep_inference_input_mutations=True
     )
-    made = torch.compile(form, backend=backend, dynamic=False)
+    compiled_form = torch.compile(form, backend=backend, dynamic=False)
 
     def run() -> object:
         with torch.no_grad():
-            return made(*call[0], **call[1])
+            return compiled_form(*call[0], **call[1])
 
     for _ in range(WARM_UP):
         run()
@@ -92,13 +92,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=12, help="decoder layers; default: 12")
     parser.add_argument("--rounds", type=int, default=500, help="calls of each form; default: 500")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console(stderr=True)
     dist.init_process_group("fake", rank=0, world_size=RANKS)
-    with console.status(f"capturing and compiling {given.layers} layers"):
-        rows = measured(given.layers, given.rounds)
+    with console.status(f"capturing and compiling {arguments.layers} layers"):
+        rows = measured(arguments.layers, arguments.rounds)
     dist.destroy_process_group()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     table = Table(title=f"host time of a compiled call, {versions}", title_justify="left")
@@ -107,7 +107,7 @@ def main() -> int:
     for row in rows:
         table.add_row(row["form"], f"{row['us']:.1f}", f"{row['more_than_by_hand_us']:.1f}")
     console.print(table)
-    print(json.dumps({"versions": versions, "layers": given.layers, "rows": rows}, indent=1))
+    print(json.dumps({"versions": versions, "layers": arguments.layers, "rows": rows}, indent=1))
     return 0
 
 

@@ -41,12 +41,12 @@ def check(world_size: int, dtype: str) -> dict[str, float]:
     cases += [(rows, width) for width in WIDTHS for rows in (1, world_size + 1)]
     worst = {}
     for name, run in RUNS.items():
-        found = []
+        deviations = []
         for number, (rows, hidden) in enumerate(cases):
             offset = float(number % 2)
             o = Operands(ranks, rows, hidden, DTYPES[dtype], offset, seed=number)
-            found.append(worst_deviation(ranks, run, o))
-        worst[name] = max(found)
+            deviations.append(worst_deviation(ranks, run, o))
+        worst[name] = max(deviations)
     return worst
 
 
@@ -83,7 +83,7 @@ def check_all(console: Console) -> dict[str, Any]:
     """Runs ``check`` for all world sizes and dtypes, in processes of their own."""
     jobs = [(world_size, dtype) for world_size in (2, 4, 8) for dtype in DTYPES]
     with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
-        found = pool.starmap(check, jobs)
+        deviations = pool.starmap(check, jobs)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         large = ["one-shot norm", "two-shot norm", "two-shot norm, symmetric"]
         largest = dict(zip(large, pool.map(check_largest, large), strict=True))
@@ -91,11 +91,11 @@ def check_all(console: Console) -> dict[str, Any]:
     for column in ("kernel", *(f"{dtype} × {n}" for n, dtype in jobs)):
         table.add_column(column)
     for name in RUNS:
-        table.add_row(name, *(f"{worst[name]:.3f}" for worst in found))
+        table.add_row(name, *(f"{worst[name]:.3f}" for worst in deviations))
     console.print(table)
     console.print("32,768 rows × 16,384, bf16, 2 ranks:", largest)
     results: dict[str, Any] = {
-        f"{n} {dtype}": worst for (n, dtype), worst in zip(jobs, found, strict=True)
+        f"{n} {dtype}": worst for (n, dtype), worst in zip(jobs, deviations, strict=True)
     }
     return results | {"largest": largest}
 
@@ -103,9 +103,9 @@ def check_all(console: Console) -> dict[str, Any]:
 def repeat_all(console: Console) -> dict[str, int]:
     """Runs ``repeat`` for all world sizes, each alone on the device."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        found = dict(zip(("2", "4", "8"), pool.map(repeat, (2, 4, 8)), strict=True))
-    console.print("wrong elements in 1,000 calls + 1,000 replayed, by ranks:", found)
-    return found
+        outcomes = dict(zip(("2", "4", "8"), pool.map(repeat, (2, 4, 8)), strict=True))
+    console.print("wrong elements in 1,000 calls + 1,000 replayed, by ranks:", outcomes)
+    return outcomes
 
 
 def choice(console: Console, ranks: int | None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, choices=(2, 4, 8), help="of choice; default: all")
     parser.add_argument("--kernel", help="that tune measures; default: all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder; default: out")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     # Read when CUDA starts: with fewer queues one rank's kernel waits behind another's.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"
     quiet()
@@ -178,16 +178,16 @@ def main() -> int:
             "time": kernel_timing.time_all,
             "time-small": kernel_timing.time_small,
             "host": kernel_choice.host,
-            "choice": functools.partial(choice, ranks=given.ranks),
-            "tune": functools.partial(tune_all, kernel=given.kernel),
+            "choice": functools.partial(choice, ranks=arguments.ranks),
+            "tune": functools.partial(tune_all, kernel=arguments.kernel),
             "touch": touch,
         }
         results = {}
-        given.out.mkdir(parents=True, exist_ok=True)
-        for part in given.only or PARTS:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for part in arguments.only or PARTS:
             results[part] = parts[part](console)
             text = json.dumps({"device": torch.cuda.get_device_name(), **results}, indent=1)
-            (given.out / "kernels.json").write_text(text)
+            (arguments.out / "kernels.json").write_text(text)
     except CommPlanError as error:
         console.print(f"error: {error}", markup=False)
         return 3

@@ -127,23 +127,23 @@ def main() -> int:
     parser.add_argument("--tokens", type=integers, default=[8192], help="of the prompt")
     parser.add_argument("--repeats", type=int, default=10, help="of the timed call")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: takes a minute")
-    given = parser.parse_args()
-    device = Device(given.device)
+    arguments = parser.parse_args()
+    device = Device(arguments.device)
     dist.init_process_group("fake", rank=0, world_size=RANKS)
     with torch.no_grad():
-        config = config_of_size(given.layers, small=not device.cuda)
-        model = random_model(config, given.device, torch.bfloat16)
-    for tokens in given.tokens:
-        run = caller(model, prefill_call(tokens, config.vocab_size, given.device))
+        config = config_of_size(arguments.layers, small=not device.cuda)
+        model = random_model(config, arguments.device, torch.bfloat16)
+    for tokens in arguments.tokens:
+        run = caller(model, prefill_call(tokens, config.vocab_size, arguments.device))
         run()
-        walls_us = {"wall": device.times_us(run, given.repeats)[0]}
+        walls_us = {"wall": device.times_us(run, arguments.repeats)[0]}
         with marked(model):
-            spent = parts(run, given.device)
-        if given.compile:
-            whole = prefill_call(tokens, config.vocab_size, given.device)
+            spent = parts(run, arguments.device)
+        if arguments.compile:
+            whole = prefill_call(tokens, config.vocab_size, arguments.device)
             compiled = caller(torch.compile(model, dynamic=False), whole)
             compiled()
-            walls_us["wall, torch.compile"] = device.times_us(compiled, given.repeats)[0]
+            walls_us["wall, torch.compile"] = device.times_us(compiled, arguments.repeats)[0]
         Console(width=100).print(table_of(tokens, spent, walls_us))
     dist.destroy_process_group()
     return 0

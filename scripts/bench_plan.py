@@ -30,11 +30,11 @@ LAST_TOKENS = 32768
 GRID_RATIO = 1.3
 
 
-def planned(found: Capture, name: str, counts: list[int]) -> dict[str, Any]:
+def planned(capture: Capture, name: str, counts: list[int]) -> dict[str, Any]:
     """Ranges, totals at ``counts``, and seconds on one machine."""
     start = time.perf_counter()
     search = PlannerOptions(machine=load_machine(name))
-    planner = Planner(found.graph, search)
+    planner = Planner(capture.graph, search)
     middle = time.perf_counter()
     table = planner.table
     end = time.perf_counter()
@@ -82,17 +82,17 @@ def main() -> int:
     parser.add_argument("--tokens", default="1,64,512,2048,8192,16384,32768")
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown")
     parser.add_argument("--output", type=Path, help="also write JSON to this file")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    console, counts = Console(stderr=True), [int(n) for n in given.tokens.split(",")]
-    with console.status(f"capturing {given.layers} layers"):
-        found, _ = captured(given.layers, given.world_size)
+    console, counts = Console(stderr=True), [int(n) for n in arguments.tokens.split(",")]
+    with console.status(f"capturing {arguments.layers} layers"):
+        capture, _ = captured(arguments.layers, arguments.world_size)
     rows = []
     try:
-        for name in given.machines.split(","):
+        for name in arguments.machines.split(","):
             with console.status(f"planning for {name}"), collection_paused():
-                rows.append(planned(found, name, counts))
+                rows.append(planned(capture, name, counts))
             row = rows[-1]
             console.print(
                 f"{name}: canonicalized in {row['canonicalize_s']:.2f} s, all ranges planned in "
@@ -102,9 +102,9 @@ def main() -> int:
     except CommPlanError as error:
         console.print(f"error: {error}", markup=False)
         return 3
-    if given.output:
-        given.output.write_text(json.dumps(rows, indent=1))
-    print(json.dumps(rows, indent=1) if given.format == "json" else markdown(rows, counts))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(rows, indent=1))
+    print(json.dumps(rows, indent=1) if arguments.format == "json" else markdown(rows, counts))
     return 0
 
 

@@ -109,20 +109,20 @@ def compiled_times(
 ) -> dict[str, dict[str, Any]]:
     """Times of forms under ``torch.compile``; they take turns, as in ``graph_times``."""
     torch._dynamo.reset()
-    found, runs = dict[str, dict[str, Any]](), dict[str, Callable[[], object]]()
+    by_form, runs = dict[str, dict[str, Any]](), dict[str, Callable[[], object]]()
     for name, form in forms.items():
         runs[name] = caller(torch.compile(form, mode=mode, dynamic=False), call)
         start = time.perf_counter()
         for _ in range(3):
             runs[name]()
         device.synchronize()
-        found[name] = {"compile_s": time.perf_counter() - start}
+        by_form[name] = {"compile_s": time.perf_counter() - start}
     taken = [[device.times_us(run, 1)[0] for run in runs.values()] for _ in range(rounds)]
     for (name, run), times in zip(runs.items(), zip(*taken, strict=True), strict=True):
         seen = kernels(run, device.name)
-        found[name] |= {"us": statistics.median(times), "kernels": seen.get("kernels")}
-        found[name]["busy_us"] = seen.get("busy_us")
-    return found
+        by_form[name] |= {"us": statistics.median(times), "kernels": seen.get("kernels")}
+        by_form[name]["busy_us"] = seen.get("busy_us")
+    return by_form
 
 
 def caller(form: Any, call: Call) -> Callable[[], object]:
@@ -136,14 +136,22 @@ def caller(form: Any, call: Call) -> Callable[[], object]:
 
 
 def time_forms(
-    model: Any, calls: dict[int, Call], device: Device, given: argparse.Namespace, *, decode: bool
+    model: Any,
+    calls: dict[int, Call],
+    device: Device,
+    arguments: argparse.Namespace,
+    *,
+    decode: bool,
 ) -> list[dict[str, Any]]:
     """All forms of the model at all sizes of one kind of call, captured once."""
-    found = captured(model, calls[max(calls)])
-    told(f"captured in {found.seconds:.1f} s")
+    capture = captured(model, calls[max(calls)])
+    told(f"captured in {capture.seconds:.1f} s")
     by_hand = merged_by_hand(model)
-    merged, traffic, verdict = optimized(model, found.capture, "merge")
-    plans, rows = Plans(model, found.capture, given.machines.split(",")[0]), list[dict[str, Any]]()
+    merged, traffic, verdict = optimized(model, capture.capture, "merge")
+    plans, rows = (
+        Plans(model, capture.capture, arguments.machines.split(",")[0]),
+        list[dict[str, Any]](),
+    )
     for tokens, call in calls.items():
         plan, (before, after) = plans.at(tokens), traffic(tokens)
         forms: dict[str, tuple[Any, Traffic, str]] = {
@@ -152,7 +160,7 @@ def time_forms(
         }  # fmt: skip
         here = []
         for name, (form, sent, proven) in forms.items():
-            measured = times_of(caller(form, call), device, given.repeats)
+            measured = times_of(caller(form, call), device, arguments.repeats)
             facts = {"form": name, "tokens": tokens, "decode": decode, "verdict": proven}
             here.append({**facts, "collectives": sent, **measured})
             if name in (MERGED, PLANNED):
@@ -163,13 +171,13 @@ def time_forms(
             told(f"{tokens} tokens, {name}: {floats(here[-1])}")
         if decode and device.cuda:
             runs = {name: caller(form, call) for name, (form, *_) in forms.items()}
-            for r, graph_us in zip(here, graph_times(runs, device, given.rounds), strict=True):
+            for r, graph_us in zip(here, graph_times(runs, device, arguments.rounds), strict=True):
                 r["graph_us"] = graph_us
             told(f"{tokens} tokens, CUDA graphs: {[round(r['graph_us']) for r in here]}")
         # the planned form's stand-ins for collectives do not compile
-        ours = {name: form for name, (form, *_) in forms.items() if name in given.compiled}
-        for mode in filter(given.compile.__contains__, MODES[decode]):
-            by_form = compiled_times(ours, mode, call, device, given.rounds)
+        ours = {name: form for name, (form, *_) in forms.items() if name in arguments.compiled}
+        for mode in filter(arguments.compile.__contains__, MODES[decode]):
+            by_form = compiled_times(ours, mode, call, device, arguments.rounds)
             told(f"{tokens} tokens, {mode}: {by_form}")
             for r in here:
                 r |= {mode: by_form[r["form"]]} if r["form"] in by_form else {}
@@ -185,9 +193,9 @@ def floats(row: dict[str, Any]) -> dict[str, Any]:
 def predicted(measured: dict[str, Any], machine: str) -> dict[str, float]:
     """Communication and forward of eight ranks, in microseconds."""
     launch = "graph" if "graph_us" in measured else "eager"
-    known, traffic = load_machine(machine), measured["collectives"]
+    prices, traffic = load_machine(machine), measured["collectives"]
     group = [list(range(RANKS))]
-    sent = sum(known.collective_time_ps(k, b, group, launch=launch) for k, b in traffic) / 1e6
+    sent = sum(prices.collective_time_ps(k, b, group, launch=launch) for k, b in traffic) / 1e6
     forward = compute_us(measured) + sent
     return {"sent_us": sent, "forward_us": forward, "tokens_s": measured["tokens"] / forward * 1e6}
 
@@ -257,11 +265,11 @@ def compiled_table(rows: list[dict[str, Any]]) -> Table:
     table = table_of("MEASURED under torch.compile", *columns)
     for r in rows:
         for mode in MODES[True]:
-            if (found := r.get(mode)) is not None:
-                ratio = found["us"] / beside(rows, r, BY_HAND)[mode]["us"]
+            if (times := r.get(mode)) is not None:
+                ratio = times["us"] / beside(rows, r, BY_HAND)[mode]["us"]
                 table.add_row(
-                    *head(r), mode, ms(found, "us"), str(found["kernels"] or ""),
-                    ms(found, "busy_us"), f"{found['compile_s']:.0f}", f"{ratio:.3f}",
+                    *head(r), mode, ms(times, "us"), str(times["kernels"] or ""),
+                    ms(times, "busy_us"), f"{times['compile_s']:.0f}", f"{ratio:.3f}",
                 )  # fmt: skip
     return table
 
@@ -273,10 +281,10 @@ def predicted_table(rows: list[dict[str, Any]], machine: str, planned_for: str) 
         f"{planned_for}", "collectives", "comm ms", "forward ms", "tokens/s", "gain",
     )  # fmt: skip
     for r in rows:
-        found, first = (x["predicted"][machine] for x in (r, beside(rows, r, WRITTEN)))
+        times, first = (x["predicted"][machine] for x in (r, beside(rows, r, WRITTEN)))
         table.add_row(
-            *head(r), str(len(r["collectives"])), ms(found, "sent_us"), ms(found, "forward_us"),
-            f"{found['tokens_s']:,.0f}", f"{first['forward_us'] / found['forward_us'] - 1:.1%}",
+            *head(r), str(len(r["collectives"])), ms(times, "sent_us"), ms(times, "forward_us"),
+            f"{times['tokens_s']:,.0f}", f"{first['forward_us'] / times['forward_us'] - 1:.1%}",
         )  # fmt: skip
     return table
 
@@ -295,21 +303,21 @@ def savings_table(rows: list[dict[str, Any]], machine: str) -> Table:
     return table
 
 
-def finish(rows: list[dict[str, Any]], given: argparse.Namespace, layers: int) -> None:
+def finish(rows: list[dict[str, Any]], arguments: argparse.Namespace, layers: int) -> None:
     """Predicts, prints and writes."""
-    machines = given.machines.split(",")
+    machines = arguments.machines.split(",")
     for r in rows:
         r["predicted"] = {name: predicted(r, name) for name in machines}
     show(rows, Console(width=160), machines)
-    if given.output:
-        cuda = given.device == "cuda"
+    if arguments.output:
+        cuda = arguments.device == "cuda"
         facts = {
             "torch": torch.__version__,
             "layers": layers,
             "device": torch.cuda.get_device_name() if cuda else "cpu",
         }
         listed = [{**r, "collectives": len(r["collectives"])} for r in rows]
-        given.output.write_text(json.dumps({**facts, "rows": listed}, indent=1))
+        arguments.output.write_text(json.dumps({**facts, "rows": listed}, indent=1))
 
 
 def told(what: str) -> None:
@@ -344,25 +352,25 @@ def main() -> int:
     )
     parser.add_argument("--machines", default="h200x8,h100x8", help="to predict for")
     parser.add_argument("--output", type=Path, help="JSON file")
-    given = parser.parse_args()
-    given.compile = given.compile.split(",")
-    given.compiled = (WRITTEN,) * given.compile_written + (BY_HAND, MERGED)
+    arguments = parser.parse_args()
+    arguments.compile = arguments.compile.split(",")
+    arguments.compiled = (WRITTEN,) * arguments.compile_written + (BY_HAND, MERGED)
     warnings.simplefilter("ignore")
-    device, rows = Device(given.device), list[dict[str, Any]]()
+    device, rows = Device(arguments.device), list[dict[str, Any]]()
     dist.init_process_group("fake", rank=0, world_size=RANKS)
-    config = config_of_size(given.layers, small=not device.cuda)
+    config = config_of_size(arguments.layers, small=not device.cuda)
     with torch.no_grad():
-        model = random_model(config, given.device, torch.bfloat16)
+        model = random_model(config, arguments.device, torch.bfloat16)
     told("weights made")
     vocab = config.vocab_size
-    if given.prefill:
-        prompts = {n: prefill_call(n, vocab, given.device) for n in given.prefill}
-        rows += time_forms(model, prompts, device, given, decode=False)
-    batches = [[n for n in given.decode if n > 1], [n for n in given.decode if n == 1]]
+    if arguments.prefill:
+        prompts = {n: prefill_call(n, vocab, arguments.device) for n in arguments.prefill}
+        rows += time_forms(model, prompts, device, arguments, decode=False)
+    batches = [[n for n in arguments.decode if n > 1], [n for n in arguments.decode if n == 1]]
     for sizes in filter(None, batches):  # a batch of one is a graph of its own
-        steps = {n: decode_call(model, n, given.context, given.device) for n in sizes}
-        rows += time_forms(model, steps, device, given, decode=True)
-    finish(rows, given, config.num_hidden_layers)
+        steps = {n: decode_call(model, n, arguments.context, arguments.device) for n in sizes}
+        rows += time_forms(model, steps, device, arguments, decode=True)
+    finish(rows, arguments, config.num_hidden_layers)
     dist.destroy_process_group()
     return 0
 

@@ -399,10 +399,10 @@ def cost(layers: int, rounds: int) -> dict[str, Any]:
     watch.add(reads)
     slots = [(m._parameters, key) for m in model.modules() for key in m._parameters]
     slots += [(m._buffers, key) for m in model.modules() for key in m._buffers]
-    held = [table[key] for table, key in slots]
+    entries = [table[key] for table, key in slots]
 
     def identity() -> bool:
-        return all(map(is_, [table[key] for table, key in slots], held))
+        return all(map(is_, [table[key] for table, key in slots], entries))
 
     taken: dict[str, list[float]] = {"watch_us": [], "identity_us": []}
     for _ in range(rounds):
@@ -457,14 +457,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=50, help="of 100 looks; default: 50")
     parser.add_argument("--door", action="append", choices=DOORS, help="default: all there are")
     parser.add_argument("--change", action="append", choices=CHANGES, help="default: all")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console(stderr=True)
-    doors = given.door or [DOORS[0], *DOORS[1:] * has_backend()]
-    ranks = on_ranks(doors, given.change or list(CHANGES))
+    doors = arguments.door or [DOORS[0], *DOORS[1:] * has_backend()]
+    ranks = on_ranks(doors, arguments.change or list(CHANGES))
     console.print(table_of(ranks[0]))
-    looks = cost(given.layers, given.rounds)
+    looks = cost(arguments.layers, arguments.rounds)
     console.print(
         f"{looks['layers']} layers, {looks['modules']} modules: looking {looks['watch_us']:.1f} us "
         f"a call, comparing {looks['tensors']} tensors by identity {looks['identity_us']:.1f} us"

@@ -47,16 +47,16 @@ def stage(name: str) -> Iterator[None]:
 
 def real_size(layers: int | None, experts: str, world_size: int) -> ModelReport:
     """Plans and proves the real config on the meta device."""
-    made: dict[str, Any] = {}
+    models: dict[str, Any] = {}
 
     def factory() -> torch.nn.Module:
-        made["model"], made["args"], *_ = entry.prefill(experts=experts, layers=layers)
-        return made["model"]
+        models["model"], models["args"], *_ = entry.prefill(experts=experts, layers=layers)
+        return models["model"]
 
     with stage(f"capturing {layers or 45} layers as two of {world_size} ranks"):
-        captured = capture_ranks(factory, lambda: (made["args"], {}), world_size)
+        captured = capture_ranks(factory, lambda: (models["args"], {}), world_size)
     with stage("planning, rewriting, proving"):
-        report = optimize_captured(captured, PlannerOptions(), config=made["model"].config)
+        report = optimize_captured(captured, PlannerOptions(), config=models["model"].config)
     return report
 
 
@@ -126,13 +126,13 @@ def loaded_by_transformers(family: str, ranks: int) -> bool:
         FAMILIES[family].save(Path(folder) / family)
         for door in ("optimize", "compile"):
             with stage(f"running a small {family} of transformers, {door}"):
-                found = measured("family", family, door, folder, pool, ("fp32",), ("dynamic",))
-            outcomes.append(found)
-            cells = dict(zip(COLUMNS, rows(family, ranks, door, found)[0], strict=True))
+                outcome = measured("family", family, door, folder, pool, ("fp32",), ("dynamic",))
+            outcomes.append(outcome)
+            cells = dict(zip(COLUMNS, rows(family, ranks, door, outcome)[0], strict=True))
             table.add_row(*(cells[column] for column in shown))
     pool.stop()
     console.print(table)
-    for error in dict.fromkeys(error for found in outcomes for error in found.errors.values()):
+    for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
         console.print(f"[bold]failed[/]: {error}")
     console.print("optimize: optimize_allreduce(model); compile: torch.compile(backend='commplan')")
     return not any(map(wrong, outcomes))
@@ -144,17 +144,17 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="decoder layers of part 1; default: all 45")
     parser.add_argument("--world-size", type=int, default=8, help="ranks of part 1; default: 8")
     parser.add_argument("--rounds", type=int, default=7, help="timing rounds of part 2; default: 7")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     start = time.perf_counter()
-    report = real_size(given.layers, "tp", given.world_size)
+    report = real_size(arguments.layers, "tp", arguments.world_size)
     show_report(
-        f"Step-3.5-Flash, real size, TP {given.world_size}, no weights, symbolic token count",
+        f"Step-3.5-Flash, real size, TP {arguments.world_size}, no weights, symbolic token count",
         report,
     )
     runs = []
     for experts in ("tp", "ep"):
         with stage(f"running a small Step-3.5 on 4 gloo ranks, experts by {experts}"):
-            runs += run_small(experts, ranks=4, rounds=given.rounds)
+            runs += run_small(experts, ranks=4, rounds=arguments.rounds)
     agree = show_runs("Small Step-3.5, random fp32 weights, 4 gloo processes", runs)
     merged = all(run.all_reduces_after < run.all_reduces_before for run in runs)
     agree &= loaded_by_transformers("GLM4-MoE", ranks=2)

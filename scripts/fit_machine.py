@@ -21,9 +21,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("csv", type=Path, help="measured rows; docs/machines.md has the columns")
     parser.add_argument("--dry-run", action="store_true", help="print errors, write nothing")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        return fit_machines(given.csv, None, None if given.dry_run else FOLDER, "table")
+        return fit_machines(arguments.csv, None, None if arguments.dry_run else FOLDER, "table")
     except CommPlanError as error:
         stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1

@@ -126,8 +126,8 @@ def plain(name: str, *results: str, norm: bool = False) -> Run:
         whole = name.startswith("one_shot") or name.endswith("_whole")
         residual = o.residual if whole else o.shard(o.residual, rank)
         operands = (residual, o.weight, EPS, o.offset) if norm else ()
-        found = getattr(OPS, name)(o.xs[rank], *operands, *arguments(o, rank))
-        return dict(zip(results, found if norm else (found,), strict=True))
+        output = getattr(OPS, name)(o.xs[rank], *operands, *arguments(o, rank))
+        return dict(zip(results, output if norm else (output,), strict=True))
 
     return run
 
@@ -179,9 +179,9 @@ def worst_deviation(ranks: StreamRanks, run: Run, o: Operands) -> float:
     results: list[dict[str, torch.Tensor]] = [{} for _ in ranks.workspaces]
     ranks.run(lambda rank: results[rank].update(run(o, rank)))
     torch.cuda.synchronize()
-    if any(not agree(found, results[0]) for found in results):
+    if any(not agree(result, results[0]) for result in results):
         return torch.inf
-    return max(deviation(o, rank, found) for rank, found in enumerate(results))
+    return max(deviation(o, rank, result) for rank, result in enumerate(results))
 
 
 def agree(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -190,14 +190,14 @@ def agree(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     return all(torch.equal(left[name], right[name]) for name in whole)
 
 
-def deviation(o: Operands, rank: int, found: dict[str, torch.Tensor]) -> float:
+def deviation(o: Operands, rank: int, results: dict[str, torch.Tensor]) -> float:
     """Of all results of one rank."""
     worst, exact = 0.0, expected(o)
-    if "y of h" in found:  # the norm of what the ranks exchanged, which is rounded
+    if "y of h" in results:  # the norm of what the ranks exchanged, which is rounded
         none = torch.zeros_like(o.residual)
-        y, _ = reference.add_rms_norm(found["h"], none, o.weight, EPS, o.offset)
+        y, _ = reference.add_rms_norm(results["h"], none, o.weight, EPS, o.offset)
         exact["y of h"] = y
-    for name, tensor in found.items():
+    for name, tensor in results.items():
         wanted = exact[name.removesuffix(" shard")]
         wanted = o.shard(wanted, rank) if name.endswith(" shard") else wanted
         worst = max(worst, reference.deviation(tensor, wanted))
@@ -235,10 +235,10 @@ def repeated(ranks: StreamRanks, *, launches: int, seed: int) -> int:
     for name in names:
         for i, o in enumerate(operands):
             assert worst_deviation(ranks, RUNS[name], o) <= 1, f"{name}, {o.rows} rows"
-            found: list[dict[str, torch.Tensor]] = [{} for _ in range(world)]
-            ranks.run(lambda rank: found[rank].update(RUNS[name](o, rank)))  # noqa: B023
+            results: list[dict[str, torch.Tensor]] = [{} for _ in range(world)]
+            ranks.run(lambda rank: results[rank].update(RUNS[name](o, rank)))  # noqa: B023
             torch.cuda.synchronize()
-            first.update({(name, i, rank): found[rank] for rank in range(world)})
+            first.update({(name, i, rank): results[rank] for rank in range(world)})
     generator = torch.Generator().manual_seed(seed)
 
     def call(rank: int, number: int, delay_cycles: int) -> None:

@@ -16,11 +16,11 @@ from compiler.ir.collectives import Kind
 from compiler.optimize import optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import TokenRange, TokenTable
+from compiler.runtime.group_exchange import exchange_over, ranks_of
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.host_memory import through_host
 from compiler.runtime.lowering import lower
 from compiler.runtime.module import OptimizedModule
-from compiler.runtime.rank_agreement import exchange_over, ranks_of
 from models.step3p5 import Step3p5Config, Step3p5ForCausalLM
 from models.step3p5.attention import KVCache, Step
 from models.step3p5.entry import real_config
@@ -156,24 +156,24 @@ class Captured:
 def captured(model: Step3p5ForCausalLM, call: Call) -> Captured:
     """Captures ``model``; sizes over one stay symbolic."""
     start = time.perf_counter()
-    found = capture(model, *call, exchange=exchange_over(ranks_of(None)))
-    return Captured(found, time.perf_counter() - start)
+    capture_ = capture(model, *call, exchange=exchange_over(ranks_of(None)))
+    return Captured(capture_, time.perf_counter() - start)
 
 
 def optimized(
-    model: Step3p5ForCausalLM, found: Capture, policy: str
+    model: Step3p5ForCausalLM, captured_: Capture, policy: str
 ) -> tuple[OptimizedModule, Callable[[int], tuple[Traffic, Traffic]], str]:
     """The optimized model, its collectives before and after by tokens, and the verdict."""
-    result = optimize_captured(found, PlannerOptions(policy), config=model.config)
-    ready = lower(result.spmd, found.groups, mutations=found.mutations)
+    result = optimize_captured(captured_, PlannerOptions(policy), config=model.config)
+    ready = lower(result.spmd, captured_.groups, mutations=captured_.mutations)
     report = replace(result, remarks=(*result.remarks, *ready.remarks))
     forms = TokenTable(1, (TokenRange(1, 1, ready),))
-    prepared = GuardedGraph(forms, None, found, report, None)
+    prepared = GuardedGraph(forms, None, captured_, report, None)
 
     def traffic(tokens: int) -> tuple[Traffic, Traffic]:
         from compiler.analysis.statistics import statistics
 
-        graphs = (found.graph.graph, result.spmd.graph)
+        graphs = (captured_.graph.graph, result.spmd.graph)
         before, after = (statistics(g, tokens).collectives for g in graphs)
         return [(c.kind, c.payload_bytes) for c in before], [
             (c.kind, c.payload_bytes) for c in after

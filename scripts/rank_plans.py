@@ -66,11 +66,11 @@ class Plans:
         machine: name of the machine.
     """
 
-    def __init__(self, model: Step3p5ForCausalLM, found: Capture, machine: str) -> None:
-        self.model, self.found = model, found
-        layers = layer_metadata(found.graph, config=model.config)
+    def __init__(self, model: Step3p5ForCausalLM, capture: Capture, machine: str) -> None:
+        self.model, self.found = model, capture
+        layers = layer_metadata(capture.graph, config=model.config)
         search = PlannerOptions(machine=load_machine(machine))
-        self.planner = Planner(found.graph, search, layers)
+        self.planner = Planner(capture.graph, search, layers)
 
     def at(self, tokens: int) -> Planned:
         """The plan for ``tokens`` tokens, proven, as it runs where there is but this rank."""
@@ -94,11 +94,11 @@ class Plans:
         )
 
     def _parts(self, decided: Decision, tokens: int) -> Parts:
-        found = Counter[str]()
+        parts = Counter[str]()
         for node, spent in self.planner.predicted_times(decided, tokens).items():
-            found[COMMUNICATION] += spent.communication_ps
-            found[part_of(access.layer_path(node))] += spent.computation_ps
-        return {name: ps / PS_PER_US for name, ps in found.items()}
+            parts[COMMUNICATION] += spent.communication_ps
+            parts[part_of(access.layer_path(node))] += spent.computation_ps
+        return {name: ps / PS_PER_US for name, ps in parts.items()}
 
 
 def part_of(path: str) -> str:
@@ -109,13 +109,13 @@ def part_of(path: str) -> str:
 def savings(spent: dict[str, Parts]) -> dict[str, float]:
     """What saves how many microseconds: merging reductions, then sharing rows."""
     written, merged, planned = (spent[k] for k in ("as written", "merged", "planned"))
-    found = {
+    saved = {
         "merged collectives": written[COMMUNICATION] - merged[COMMUNICATION],
         "collectives on shares": merged[COMMUNICATION] - planned[COMMUNICATION],
     }
     for part in (*PARTS.values(), REST):
-        found[f"{part}, on shares"] = merged.get(part, 0.0) - planned.get(part, 0.0)
-    return found
+        saved[f"{part}, on shares"] = merged.get(part, 0.0) - planned.get(part, 0.0)
+    return saved
 
 
 def stand_in(graph: fx.Graph) -> None:

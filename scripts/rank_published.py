@@ -16,9 +16,9 @@ def beside_published(rows: list[dict[str, Any]], machine: str) -> Iterator[str]:
     forms = {r["form"]: r for r in rows if not r["decode"] and r["tokens"] == TOKENS}
     if not forms:
         return
-    found = {form: r["predicted"][machine] for form, r in forms.items()}
-    first = found["as written"]
-    shown = " -> ".join(f"{p['tokens_s']:,.0f} {form}" for form, p in found.items())
+    ours = {form: r["predicted"][machine] for form, r in forms.items()}
+    first = ours["as written"]
+    shown = " -> ".join(f"{p['tokens_s']:,.0f} {form}" for form, p in ours.items())
     yield f"PUBLISHED {BEFORE:,} -> {AFTER:,} tokens/s, {AFTER / BEFORE - 1:+.1%} ({SOURCE})"
     yield f"PREDICTED {shown}"
     own = (first["forward_us"] - first["sent_us"]) / 1e3
@@ -28,7 +28,7 @@ def beside_published(rows: list[dict[str, Any]], machine: str) -> Iterator[str]:
         f"  Compute: {own:.1f} ms here; published {before:.1f} ms for all, which leaves "
         f"{before - sent:.1f} beside {sent:.1f} of communication as written."
     )
-    merged = found["optimized, merge"]
+    merged = ours["optimized, merge"]
     less = (first["sent_us"] - merged["sent_us"]) / 1e3
     count = len(forms["as written"]["collectives"]) - len(forms["optimized, merge"]["collectives"])
     yield (
@@ -37,6 +37,6 @@ def beside_published(rows: list[dict[str, Any]], machine: str) -> Iterator[str]:
         f"For all of it each of the {count} all_reduces would have to take "
         f"{(before - after) / count * 1e3:.0f} us, and is priced at {less / count * 1e3:.0f}."
     )
-    if "planned" in found:
-        more = (merged["forward_us"] - found["planned"]["forward_us"]) / 1e3
+    if "planned" in ours:
+        more = (merged["forward_us"] - ours["planned"]["forward_us"]) / 1e3
         yield f"  Sharing rows saves {more:.2f} ms more, of the compute measured here."

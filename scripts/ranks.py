@@ -49,8 +49,8 @@ def run_small(experts: str, *, ranks: int, rounds: int) -> list[Run]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "runs.pt"
         mp.spawn(_rank, (ranks, experts, rounds, f"{folder}/store", results), nprocs=ranks)
-        found: list[Run] = torch.load(results, weights_only=False)
-        return found
+        runs: list[Run] = torch.load(results, weights_only=False)
+        return runs
 
 
 def _rank(rank: int, ranks: int, experts: str, rounds: int, store: str, results: Path) -> None:

@@ -32,6 +32,8 @@ def why_not_linear(node: fx.Node, partial: Sequence[fx.Node], facts: ReductionFa
         return why
     if access.rank_constants(node):
         return f"{node.target} takes a number that depends on the rank"
+    if rule.rank_dependent:
+        return f"{node.target} is not the same function on every rank"
     chosen, terms = rule.selection, rule.terms
     if kind not in LINEAR_KINDS:
         terms = chosen.terms if chosen and chosen.distributes(kind, _dtype(node)) else None

@@ -19,6 +19,8 @@ from compiler.ir.collectives import OPS, collective
 from compiler.ir.mesh import product
 from compiler.ir.remark import Remark, RemarkKind
 
+WIDEN = "--widen (widen=True) lets reductions move below conversions to a wider type"
+
 
 def reduction_remarks(assignment: PartialAssignment) -> tuple[Remark, ...]:
     """Return one remark per reduction of the source: merged, moved, or kept and why.
@@ -35,8 +37,9 @@ def reduction_remarks(assignment: PartialAssignment) -> tuple[Remark, ...]:
         if moved := _moved(node, assignment):
             remarks.append(Remark(RemarkKind.PASSED, f"%{node.name}", what + moved, layer))
         elif node not in scattered:
-            why = f"kept: {_kept(node, facts, values)}"
-            remarks.append(Remark(RemarkKind.MISSED, f"%{node.name}", what + why, layer))
+            why, remedy = _kept(node, facts, values)
+            reason = f"{what}kept: {why}"
+            remarks.append(Remark(RemarkKind.MISSED, f"%{node.name}", reason, layer, remedy))
     return tuple(remarks)
 
 
@@ -54,29 +57,30 @@ def _moved(node: fx.Node, assignment: PartialAssignment) -> str:
     return f"{how} {movers[0].target}"
 
 
-def _kept(node: fx.Node, facts: ReductionFacts, values: PartialValues) -> str:
-    """Why the reduction with result ``node`` was not moved.
+def _kept(node: fx.Node, facts: ReductionFacts, values: PartialValues) -> tuple[str, str]:
+    """Why the reduction with result ``node`` was not moved, and what would change that.
 
     The first of its readers that needs it reduced; that nothing is saved, if all could do without.
     """
     for user in node.users:
         if user.op == "output":
-            return "the graph returns its result"
+            return "the graph returns its result", ""
         if user in values or user in values[node].joint:
             continue
         if user.target in OPS:
-            return _sent(user, facts)
+            return _sent(user, facts), ""
         if reads_shape(user):
             continue
         partial = [x for x in access.operands(user) if x in values and not values[x].addend]
         why = why_not_linear(user, partial, facts) or "read by no linear op"
-        return why + _widened(node, user, facts)
+        remedy = WIDEN if _widens_only(user, facts) else ""
+        return why + _widened(node, user, facts), remedy
     here = access.payload_bytes(node)
     for user in node.users:
         if user in values and access.is_tensor(user) and access.payload_bytes(user) > here:
             there = access.payload_bytes(user)
-            return f"moving it below {user.target} costs {there} bytes instead of {here}"
-    return "moving it saves nothing"
+            return f"moving it below {user.target} costs {there} bytes instead of {here}", ""
+    return "moving it saves nothing", ""
 
 
 def _sent(user: fx.Node, facts: ReductionFacts) -> str:
@@ -93,10 +97,16 @@ def _sent(user: fx.Node, facts: ReductionFacts) -> str:
     return f"{what.kind} %{user.name} sends its result"
 
 
+def _widens_only(user: fx.Node, facts: ReductionFacts) -> bool:
+    """Whether ``user`` is in the way as a conversion to a wider type alone."""
+    rule = facts.graph.meanings.get(user)
+    casts = rule is not None and rule.casts and widens(user)
+    return bool(casts) and not facts.allow_dtype_widening
+
+
 def _widened(node: fx.Node, user: fx.Node, facts: ReductionFacts) -> str:
     """What crossing the widening cast ``user`` would lead to."""
-    rule = facts.graph.meanings.get(user)
-    if facts.allow_dtype_widening or rule is None or not rule.casts or not widens(user):
+    if not _widens_only(user, facts):
         return ""
     wide = partial_values(
         reduction_facts(facts.graph, facts.reduction, True, facts.allow_new_groups)

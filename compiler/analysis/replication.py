@@ -91,7 +91,7 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
             classes[node] = _own_shares(groups, classes[cut.operand])
         elif node.op == "call_function":
             rule = graph.meanings.get(node)
-            if node in graph.meanings and (rule is None or rule.random):
+            if node in graph.meanings and (rule is None or rule.random or differs(node, rule)):
                 classes[node] = nobody
                 continue
             read = {classes[x] for x in _read(node, rule)}
@@ -101,6 +101,11 @@ def replication(graph: SpmdGraph) -> Mapping[fx.Node, Classes]:
                 met[key] = numbered(zip(*key, strict=True)) if key else everyone
             classes[node] = met[key]
     return classes
+
+
+def differs(node: fx.Node, rule: Meaning) -> bool:
+    """Whether an op is another function on every rank, for other reasons than its arguments."""
+    return rule.rank_dependent and not access.rank_constants(node)
 
 
 def _read(node: fx.Node, rule: Meaning | None) -> Iterable[fx.Node]:

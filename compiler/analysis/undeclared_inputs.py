@@ -31,7 +31,8 @@ def undeclared(graph: SpmdGraph, inputs: Inputs | None = None) -> UndeclaredInpu
         inputs: what the caller declared.
     """
     alike = list(_among_equals(graph))
-    if not alike or any(access.rank_constants(n) or all_slice(n) for n in graph.graph.nodes):
+    own = any(rule is not None and rule.rank_dependent for rule in graph.meanings.values())
+    if not alike or own or any(map(all_slice, graph.graph.nodes)):
         return None
     names = input_names(graph.graph)
     if set(graph.inputs) <= {name for text in inputs or {} for name in named(text, names)}:

@@ -14,6 +14,7 @@ import torch
 from compiler.cost import Machine
 from compiler.errors import CommPlanError
 from compiler.optimize.validation import planner_options
+from compiler.switches import checks_calls
 
 INNER = ("inductor", "eager")
 ON_FAILURE = ("warn", "raise")
@@ -34,6 +35,7 @@ class BackendOptions:
             the author wrote it, or "raise".
         timeout_s: seconds that a rank waits for the others; None: half of the process group's
             timeout.
+        debug: likewise; every run of a compiled graph is compared.
         inductor: Inductor's own options, as ``torch.compile(options={…})`` takes them without a
             backend: ``{"triton.cudagraphs": True}``.
     """
@@ -46,6 +48,7 @@ class BackendOptions:
     inner: str = "inductor"
     on_failure: str = "warn"
     timeout_s: float | None = None
+    debug: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +72,8 @@ class BackendOptions:
                     found=f"it has {', '.join(names)}",
                     remedy='pass options of Inductor as options={"inductor": {…}}',
                 )
-        options = cls(**{**_of_mode(mode), **(values or {})})
+        checks = {"debug": True} if checks_calls() else {}
+        options = cls(**{**_of_mode(mode), **(values or {}), **checks})
         options.check()
         return options
 
@@ -78,8 +82,9 @@ class BackendOptions:
         planner_options(self.policy, self.machine, self.launch, kernels=self.kernels)
         _check_one_of("inner", self.inner, INNER)
         _check_one_of("on_failure", self.on_failure, ON_FAILURE)
-        if not isinstance(self.verify, bool):
-            raise _refused("verify", self.verify, "True or False")
+        for name in ("verify", "debug"):
+            if not isinstance(getattr(self, name), bool):
+                raise _refused(name, getattr(self, name), "True or False")
         is_number = isinstance(self.timeout_s, int | float) and not isinstance(self.timeout_s, bool)
         if self.timeout_s is not None and not (is_number and self.timeout_s > 0):
             raise _refused("timeout_s", self.timeout_s, "seconds above 0, or None")

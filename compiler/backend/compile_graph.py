@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -21,23 +22,21 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compiler.backend.aot_graphs import restored
 from compiler.backend.backend_options import BackendOptions
 from compiler.backend.placeholder_placements import DynamoInput, source_of
-from compiler.capture import capture
-from compiler.errors import CommPlanError, ExchangeError
+from compiler.capture import Capture, capture
+from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
 from compiler.ir import access
 from compiler.ir.collectives import all_group_names
 from compiler.ir.mesh import Mesh
-from compiler.ir.placement import Placements
-from compiler.optimize.model_api import agree, lower_ranges, optimize_captured, remarks_of
+from compiler.ir.placement import Placements, Replicate
+from compiler.optimize.prepare import agree, comparison, lower_ranges, optimize_captured, remarks_of
 from compiler.optimize.result import ModelReport
 from compiler.optimize.validation import AUTO, planner_options
 from compiler.plan.token_ranges import TokenTable
+from compiler.runtime.group_exchange import GroupExchange, exchange_over, ranks_of_groups
+from compiler.runtime.model_calls import ModelCalls
 from compiler.runtime.process_groups import ProcessGroups
-from compiler.runtime.rank_agreement import (
-    GroupExchange,
-    exchange_over,
-    ranks_of_groups,
-)
+from compiler.runtime.rank_agreement import compare_calls, connected_ranks, text_of_tensor
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Rewritten:
         report: what was done.
         placements: of the inputs, as text -> how many tensors have them.
         key: what the graphs were planned for, as text.
+        calls: counts the runs; None where there are no ranks to ask.
+        compare: compares the inputs of a run with those of other ranks.
     """
 
     forms: TokenTable[fx.GraphModule]
@@ -57,6 +58,8 @@ class Rewritten:
     report: ModelReport
     placements: dict[str, int]
     key: str
+    calls: ModelCalls | None
+    compare: Callable[[Sequence[Any]], None] | None
 
 
 @contextmanager
@@ -95,16 +98,8 @@ def rewritten(
     with outside_tracing():
         if exchange is None:  # a fake group: there are no other ranks
             return _planned(gm, inputs, options, None, groups)
-        exchange = exchange.during(f"compiling {title(gm)}")
-        try:
-            result = _planned(gm, inputs, options, exchange, groups)
-            exchange.gather(None)
-        except ExchangeError:
-            raise
-        except Exception as error:
-            _fail(exchange, error)
-            raise
-        return result
+        with exchange.together(f"compiling {title(gm)}") as ranks:
+            return _planned(gm, inputs, options, ranks, groups)
 
 
 def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> None:
@@ -117,7 +112,7 @@ def refuse(gm: fx.GraphModule, options: BackendOptions, why: CommPlanError) -> N
     names = all_group_names(gm.graph)
     if names and (exchange := exchange_over(ranks_of_groups(names), options.timeout)) is not None:
         with outside_tracing():
-            _fail(exchange.during(f"compiling {title(gm)}"), why)
+            exchange.during(f"compiling {title(gm)}").share_failure(why)
     if names:
         raise why
 
@@ -127,20 +122,6 @@ def title(gm: fx.GraphModule) -> str:
     ops = [str(node.target) for node in gm.graph.nodes if node.op == "call_function"]
     digest = hashlib.blake2b("\n".join(ops).encode(), digest_size=4).hexdigest()
     return f"a graph of {len(ops)} ops, digest {digest}"
-
-
-def _fail(exchange: GroupExchange, error: Exception) -> None:
-    """Let the other ranks fail too.
-
-    Raises:
-        ExchangeError: a rank failed for another reason.
-    """
-    reason = error.what if isinstance(error, CommPlanError) else f"{type(error).__name__}: {error}"
-    try:
-        exchange.fail(reason)
-    except ExchangeError as failure:
-        if failure.alone or len(set(failure.reasons.values())) > 1:
-            raise failure from error
 
 
 @collection_paused()
@@ -168,6 +149,7 @@ def _planned(
         agree(
             exchange, result, chosen,
             kernels=options.kernels, verify=options.verify, inner=options.inner,
+            debug=options.debug,
         )  # fmt: skip
     outputs = len(access.results(access.output(captured.graph.graph)))
     writes = dict(enumerate(written, outputs - len(written)))
@@ -189,7 +171,35 @@ def _planned(
     key = f"{result.digests} {name} {captured.groups} {captured.graph.mesh!r} "
     key += f"{captured.graph.inputs} {options}"
     table = variants.map(lambda tokens: forms[tokens.plan])
-    return Rewritten(table, result.symbol, report, counted, key)
+    calls = compare = None
+    if exchange is not None:
+        connected = connected_ranks(captured.graph)
+        calls = ModelCalls(exchange.roll_call, title(gm))
+        calls.connect(frozenset(next(part for part in connected if exchange.rank in part)))
+        if options.debug:
+            compare = _comparison(gm, captured, exchange, connected, result.digests)
+    return Rewritten(table, result.symbol, report, counted, key, calls, compare)
+
+
+def _comparison(
+    gm: fx.GraphModule,
+    captured: Capture,
+    exchange: GroupExchange,
+    connected: Collection[Sequence[int]],
+    plans: str,
+) -> Callable[[Sequence[Any]], None]:
+    """What compares the inputs of a run: of integers that must be the same, the values, too."""
+    names = [str(node.target) for node in access.node_of(gm.graph, "placeholder")]
+    values = comparison(exchange, captured)
+    same = {name for name, placed in captured.graph.inputs.items() if Replicate() in placed}
+
+    def compare(inputs: Sequence[Any]) -> None:
+        tensors = {n: x for n, x in zip(names, inputs, strict=True) if isinstance(x, torch.Tensor)}
+        texts = {name: text_of_tensor(x) for name, x in tensors.items()}
+        compare_calls(exchange, connected, plans, texts)
+        values({n: x for n, x in tensors.items() if n in same and not x.is_floating_point()})
+
+    return compare
 
 
 def _device(gm: fx.GraphModule) -> torch.device | None:

@@ -110,11 +110,11 @@ class _Graph:
             return compile_one(gm, "as it was written")
         first, *others = dict.fromkeys(r.plan for r in result.forms.ranges())
         if not others:
-            return compile_one(first, result.key)
+            return counted(compile_one(first, result.key), result)
         count = counts[str(result.symbol)]
         compiled = {form: compile_one(form, result.key) for form in (first, *others)}
         forms = result.forms.map(lambda tokens: compiled[tokens.plan])
-        return boxed(lambda inputs: forms.plan(count(inputs))(inputs))
+        return counted(boxed(lambda inputs: forms.plan(count(inputs))(inputs)), result)
 
     def _rewritten(self, gm: fx.GraphModule, *, trains: bool) -> Rewritten | None:
         """What to run; None: the graph as it is. Reports which, and why."""
@@ -160,6 +160,27 @@ def op_by_op(gm: fx.GraphModule) -> Compiled:
     _LazyGraphModule.force_recompile(gm)
     forward = gm.forward
     return boxed(lambda inputs: forward(*inputs))
+
+
+def counted(run: Compiled, result: Rewritten) -> Compiled:
+    """Return what runs a graph, and lets the other ranks read how far this one is."""
+    if (calls := result.calls) is None:
+        return run
+
+    def count(inputs: list[Any]) -> Any:
+        calls.begin()
+        try:
+            if result.compare is not None:
+                result.compare(inputs)
+        except Exception as error:
+            calls.refuse(error)
+            raise
+        calls.go_on(runs=True)
+        outputs = calls.run(run, [inputs])
+        calls.end()
+        return outputs
+
+    return boxed(count)
 
 
 def boxed(run: Compiled) -> Compiled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +11,7 @@ from compiler.analysis.statistics import Statistics
 from compiler.check import Verdict
 from compiler.ir.remark import Remark
 from compiler.optimize.result import ModelReport
+from compiler.switches import switch_logs_on
 
 LOG = logging.getLogger("compiler.backend")
 """Switched on by ``TORCH_LOGS="+compiler.backend"``, or by ``COMMPLAN_LOGS=debug|info|…``."""
@@ -89,14 +89,6 @@ def reset_reports() -> None:
 
 def add(report: GraphReport) -> None:
     """Keep a report, and log it."""
-    _switch_on()
+    switch_logs_on()
     _REPORTS.append(report)
     LOG.info("%s", report)
-
-
-def _switch_on() -> None:
-    """Let the log write to standard error if ``COMMPLAN_LOGS`` says so."""
-    level = os.environ.get("COMMPLAN_LOGS", "").upper()
-    if level and not LOG.handlers:
-        LOG.addHandler(logging.StreamHandler())
-        LOG.setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)

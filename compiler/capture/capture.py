@@ -22,6 +22,7 @@ from compiler.capture.trace import GraphCall, StateKind, Traced
 from compiler.errors import CaptureError, CommPlanError, MeshError
 from compiler.garbage import collection_paused
 from compiler.ir import collectives
+from compiler.ir.dialects import read
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.rank_exchange import Exchange
@@ -99,7 +100,7 @@ def capture(
         failure: CommPlanError | None = None
         trace, mine, bail = None, None, ""
         try:
-            trace = traced(model, args, kwargs or {}, method)
+            trace = traced(model, args, kwargs or {}, method, mesh=mesh)
             mine = described(trace, mesh)
         except NotRecordedError as error:
             bail = str(error)
@@ -174,13 +175,29 @@ def traced(
     kwargs: Mapping[str, Any],
     method: str = "export",
     shared: Shared | None = None,
+    mesh: Mesh | None = None,
 ) -> Traced:
     """Trace a model, a program or a graph; see ``capture`` and ``record``.
+
+    Ops that are declared (``compiler.ir.dialects``) are read as what they do.
 
     Raises:
         NotRecordedError: it cannot be recorded.
         CaptureError: it cannot be traced.
     """
+    one = _as_it_is(model, args, kwargs, method, shared)
+    ranks_of, world = groups.sizes(mesh)
+    return replace(one, graph=read(one.graph, ranks_of, world))
+
+
+def _as_it_is(
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: str,
+    shared: Shared | None,
+) -> Traced:
+    """Trace a model, a program or a graph."""
     if isinstance(model, Traced):
         return model
     if isinstance(model, ExportedProgram):
@@ -201,11 +218,7 @@ def described(trace: Traced, mesh: Mesh | None) -> Description:
     names = [n for n in collectives.all_group_names(graph) if mesh is None or n not in mesh.groups]
     members_of = {name: groups.members(name) for name in names}
     if unknown := [name for name, members in members_of.items() if members is None]:
-        raise MeshError(
-            f"group name {unknown[0]!r} does not resolve",
-            found="no process group of that name here, and no mesh that has it",
-            remedy="create the process groups before capture, or pass mesh= with this name",
-        )
+        raise groups.unresolved(unknown[0])
     members_of |= {name: groups.members(name) for name in declared_placements.groups_of(trace.cut)}
     resolved = {name: members for name, members in members_of.items() if members is not None}
     return rank_traces.describe(graph, resolved, {name: groups.label(name) for name in resolved})

@@ -84,7 +84,7 @@ def capture_ranks(
         with fake_process_group(rank, world_size):
             model = factory()
             args, kwargs = make_inputs()
-            one = traced(model, args, kwargs, method, shared)
+            one = traced(model, args, kwargs, method, shared, mesh)
             return model, one, described(one, mesh), _digests_of_code(one)
 
     for method in tracers(capture):

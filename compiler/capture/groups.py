@@ -51,6 +51,32 @@ def process_group(name: str) -> ProcessGroup | None:
         return None
 
 
+def sizes(mesh: Mesh | None) -> tuple[Callable[[str], int], str]:
+    """Return how many ranks a group of some name has, and the name of the group of all ranks.
+
+    A name that neither ``mesh`` nor this process knows raises MeshError.
+    """
+
+    def ranks_of(name: str) -> int:
+        if mesh is not None and (name in mesh.groups or process_group(name) is None):
+            return mesh.group(name).axis_size
+        if (listed := members(name)) is None:
+            raise unresolved(name)
+        return len(listed)
+
+    everyone = str(dist.group.WORLD.group_name) if dist.group.WORLD is not None else ""
+    return ranks_of, everyone or (next(iter(mesh.axes)) if mesh and len(mesh.axes) == 1 else "")
+
+
+def unresolved(name: str) -> MeshError:
+    """Return the error that a group has no name here."""
+    return MeshError(
+        f"group name {name!r} does not resolve",
+        found="no process group of that name here, and no mesh that has it",
+        remedy="create the process groups before capture, or pass mesh= with this name",
+    )
+
+
 def label(name: str) -> str:
     """Return the mesh dimension of a process group, or what its creator called it, or nothing."""
     group = process_group(name)

@@ -134,31 +134,34 @@ def multilinear(keys: Keys, factors: Sequence[Field]) -> Field:
         outer = joint[..., :, None] * factor[..., None, :] % P[..., None]
         joint = cast(Field, outer.reshape(*outer.shape[:-2], -1))
     maps = per_key(keys, lambda key: _drawn(key, LANES, WIDTH, joint.shape[-1]))
-    return _mapped(maps, joint)
+    return applied(maps, joint)
 
 
-def _mapped(maps: Field, x: Field) -> Field:
+def applied(maps: Field, x: Field) -> Field:
+    """Apply matrices to vectors, rank by rank and block by block."""
     return cast(Field, (maps * x[..., None, :] % P[..., None]).sum(axis=-1, dtype=np.uint64) % P)
 
 
 @lru_cache(maxsize=1 << 12)
-def _keeping_constants(key: bytes, weights: tuple[int, ...]) -> Field:
-    """Draw a random matrix [LANES, WIDTH, width] whose rows, so weighted, add up to one.
+def keeping_constants(key: bytes, width: int, weights: tuple[int, ...] = ()) -> Field:
+    """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one.
 
     Args:
         key: of the draw.
-        weights: of the columns; that of the first is one.
+        width: number of columns.
+        weights: how often each counts, the first once; (): all once.
     """
-    assert weights[0] == 1, "the first column makes up for all others"
-    matrix = _drawn(key, LANES, WIDTH, len(weights)).copy()
-    total = (matrix * np.array(weights, np.uint64)).sum(axis=-1, dtype=np.uint64)
-    matrix[..., 0] = (matrix[..., 0] + P + 1 - total % P) % P
+    assert weights[:1] in ((), (1,)), "the first column makes up for all others"
+    matrix = _drawn(key, LANES, WIDTH, width).copy()
+    counted = matrix * np.array(weights, np.uint64) if weights else matrix
+    excess = (counted.sum(axis=-1, dtype=np.uint64) + P - 1) % P
+    matrix[..., 0] = (matrix[..., 0] + P - excess) % P
     return matrix
 
 
 def stretched(key: bytes, x: Field) -> Field:
     """Broadcast along given dimensions: by a random linear map that keeps constants."""
-    return _mapped(_keeping_constants(key, (1,) * WIDTH), x)
+    return applied(keeping_constants(key, WIDTH), x)
 
 
 def joined(key: bytes, x: Field, weights: Field | None = None) -> Field:
@@ -170,15 +173,16 @@ def joined(key: bytes, x: Field, weights: Field | None = None) -> Field:
         weights: how often each counts, [1, blocks, 1, 1]; the first, and by default all, once.
     """
     ranks, blocks = x.shape[:2]
-    times = (1,) * blocks if weights is None else tuple(weights.ravel().tolist())
-    weighted = x if weights is None else x * weights % P
-    together = np.moveaxis(weighted, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
-    return _mapped(_keeping_constants(key, tuple(n for n in times for _ in range(WIDTH))), together)
+    times: tuple[int, ...] = ()
+    if weights is not None:
+        x, times = x * weights % P, tuple(np.repeat(weights.ravel(), WIDTH).tolist())
+    together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
+    return applied(keeping_constants(key, blocks * WIDTH, times), together)
 
 
 def spread(keys: Sequence[bytes], x: Field) -> Field:
     """Return one vector as blocks, by random linear maps that keep constants, one per key."""
-    return _mapped(np.stack([_keeping_constants(key, (1,) * WIDTH) for key in keys]), x)
+    return applied(np.stack([keeping_constants(key, WIDTH) for key in keys]), x)
 
 
 def summed_blocks(x: Field, weights: Field | None = None) -> Field:

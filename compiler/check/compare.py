@@ -30,6 +30,9 @@ MANY = 8
 """Coordinates of an axis above which a report says how many are interpreted, and why."""
 
 
+SELECTED = "a maximum, minimum or product over ranks counts those that differ"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What two graphs compute.
@@ -142,10 +145,12 @@ class Comparing:
 
     def on(self, kept: Iterable[int], sealed: Iterable[fx.Node] = ()) -> Comparison:
         """Return the comparison on so many coordinates, all of those that are told apart."""
-        most = zip(self.axes.sizes, kept, range(len(self.axes.sizes)), strict=True)
+        every, logarithms = range(len(self.axes.sizes)), Logarithms.of((self.source, self.target))
+        if logarithms.kinds:
+            self.apart.update(dict.fromkeys(every, SELECTED))
+        most = zip(self.axes.sizes, kept, every, strict=True)
         own = [n if i in self.apart else min(n, k) for n, k, i in most]
         representatives, seal = Representatives(self.axes, own), Seal(sealed)
-        logarithms = Logarithms.of((self.source, self.target))
         sides = (self.source, {n: n for n in self.names}), (self.target, self.names)
         try:
             before, after = (
@@ -155,8 +160,6 @@ class Comparing:
         except ApartError as error:
             self.apart.update(dict.fromkeys(error.axes, error.why))
             return self.on(own, sealed)
-        representatives.noted(logarithms.most or representatives.none)
-        representatives.orders = bool(logarithms.kinds)
         pairs = zip(outputs(self.source), outputs(self.target), strict=True)
         unequal = [i for i, pair in enumerate(pairs) if not equal(before, after, *pair)]
         return Comparison(before, after, unequal, representatives, self.apart)

@@ -78,6 +78,8 @@ class Interpreter(CallInterpreter):
         if (index := access.projection(node)) is not None:
             return self._projected(call, read[0], index)
         rule = meaning_of(call)
+        if rule is not None and rule.rank_dependent:
+            call = replace(call, rank_dependent=True)
         if call.target in SLICES:
             groups = block_slices.sharing_groups(call, self.spmd.mesh)
             if groups is not None and self.kept.fewer:
@@ -88,7 +90,7 @@ class Interpreter(CallInterpreter):
                 return self._shares(node, read[0], call.dim(), call.shapes[0][call.dim()], groups)
         act = self._blockwise(call, rule, read)
         if act is not None:
-            return self._on_blocks(act, read)
+            return self._on_blocks(call, act, read)
         return self._fresh(node) if any(x.padded for x in read) else self._whole(call, rule, read)
 
     def _collective(self, node: fx.Node, communication: Collective) -> Value:
@@ -131,12 +133,7 @@ class Interpreter(CallInterpreter):
                 quotient = self._hashed(self.key("avg", n), [total], by_rank=False)
                 return replace(x, data=quotient, sums=self.kept.none)
             return replace(x, data=algebra.scaled(total, Fraction(1, n)), sums=sums)
-        if not x.data.any():
-            return x  # the log of zeros, which are slices of zeros too, is not a map of another log
-        logs, depth = self.logarithms.log(reduction.op, x.data)
-        logs = algebra.summed_over(logs, members.ranks, members.weights)
-        depth = self.kept.noted(depth or self.kept.none, members.named)
-        data = self.logarithms.exp(reduction.op, logs, depth)
+        data = self.logarithms.reduced_over(reduction.op, x.data, groups)
         return replace(x, data=data, sums=self.kept.none)
 
     def _shares(self, node: fx.Node, x: Value, dim: int, size: Any, groups: ReplicaGroups) -> Value:

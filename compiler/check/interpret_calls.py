@@ -82,7 +82,7 @@ class CallInterpreter:
         """Return a number of rows as what may be divided."""
         return self.sizes.in_steps(renamed(size, self._names))
 
-    def _on_blocks(self, act: Blockwise, read: Sequence[Value]) -> Value:
+    def _on_blocks(self, call: Call, act: Blockwise, read: Sequence[Value]) -> Value:
         """Evaluate the call on every block."""
         both = list(zip(read, act.operands, strict=True))
         operands = [x.data if cut else self._joined(x) for x, cut in both]
@@ -94,7 +94,7 @@ class CallInterpreter:
         data = self._evaluated(act.call, act.rule, operands)
         if act.cut[0] is None:
             sums = self.kept.noted(sums, layout)
-            return Value(algebra.summed_blocks(data, self.kept.weights(layout)), act.cut, (), sums)
+            return self._spread(algebra.summed_blocks(data, self.kept.weights(layout)), call, sums)
         return replace(act.like, data=data, cut=act.cut, sums=sums, parts=())
 
     def _whole(self, call: Call, rule: Meaning | None, read: Sequence[Value]) -> Value:
@@ -154,8 +154,7 @@ class CallInterpreter:
         if set(x.cut) == {None}:
             return x.data
         key, weights = self.key("join", x.layout), self.kept.weights(x.layout)
-        sums = self.kept.noted(self.kept.none, x.layout, 2)
-        return self._picked(x.data, lambda blocks: algebra.joined(key, blocks, weights), sums)
+        return self._picked(x.data, lambda blocks: algebra.joined(key, blocks, weights))
 
     def _spread(self, data: Field, call: Call, sums: Sums) -> Value:
         """Return one vector as the value of a call, in blocks where sizes say so."""
@@ -183,12 +182,10 @@ class CallInterpreter:
         is_shared = any(cut == dim and layout for cut, (dim, layout) in wanted)
         return None if whole and is_shared else act
 
-    def _picked(
-        self, data: Field, pick: Callable[[Field], Field], sums: Sums | None = None
-    ) -> Field:
-        """Apply ``pick``, which is linear and adds so many sums, to a value and its logarithms."""
+    def _picked(self, data: Field, pick: Callable[[Field], Field]) -> Field:
+        """Apply ``pick``, which is linear, to a value and to its logarithms."""
         return self.logarithms.selected(
-            PICKED, None, [data], pick(data), lambda picked: pick(picked[0]), sums
+            PICKED, None, [data], pick(data), lambda picked: pick(picked[0])
         )
 
     def _projected(self, call: Call, x: Value, index: int) -> Value:

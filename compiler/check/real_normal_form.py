@@ -52,9 +52,14 @@ CONVERSIONS = (aten._to_copy.default, aten.to.dtype)
 SUMS = (aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim)
 
 
-def real_normal_form(graph: SpmdGraph) -> SpmdGraph:
-    """Return the same function over the reals, floating-point values in one form and float64."""
-    form = _RealForm(fx.Graph())
+def real_normal_form(graph: SpmdGraph, *, rounds: bool = False) -> SpmdGraph:
+    """Return the same function over the reals, floating-point values in one form.
+
+    Args:
+        graph: the graph.
+        rounds: conversions stay, and types with them; otherwise all that is real is float64.
+    """
+    form = _RealForm(fx.Graph(), rounds=rounds)
     for node in graph.graph.nodes:
         written = form.written(node) if _is_real(node) else None
         if written is None:
@@ -102,11 +107,12 @@ class _RealForm:
 
     Attributes:
         graph: where they are written.
+        rounds: conversions and types stay.
         values: node of the source -> what it is there.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: fx.Graph, *, rounds: bool) -> None:
+        self.graph, self.rounds = graph, rounds
         self.values: dict[fx.Node, fx.Node] = {}
         self._tensors: dict[object, torch.Tensor] = {}
 
@@ -123,7 +129,8 @@ class _RealForm:
                 self._tensors[sizes] = tensor
             return self._tensors[sizes]
 
-        return {**node.meta, "val": as_real(node.meta.get("val"))}
+        value = node.meta.get("val")
+        return {**node.meta, "val": value if self.rounds else as_real(value)}
 
     def written(self, node: fx.Node) -> fx.Node | None:
         """Return what ``node`` computes, in the form; None where no identity speaks of it."""
@@ -138,7 +145,7 @@ class _RealForm:
         if x is None:
             return None
         if node.target in CONVERSIONS:
-            return x
+            return None if self.rounds else x
         if node.target in EXPONENTS:
             return self._power(x, EXPONENTS[node.target])
         if node.target is POW and (exponent := scalar(args["exponent"])) is not None:

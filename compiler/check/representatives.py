@@ -68,9 +68,6 @@ class Representatives:
     Args:
         axes: of the mesh, split until every group is a product of some.
         kept: per axis, how many coordinates are kept; all, or one or more.
-
-    Attributes:
-        orders: what vectors are taken for may depend on which of equal ones came first.
     """
 
     def __init__(self, axes: RankAxes, kept: Sequence[int]) -> None:
@@ -79,7 +76,7 @@ class Representatives:
         self.coordinates = list(itertools.product(*map(range, kept)))
         self.numbers = axes.numbers(self.coordinates)
         self.none: Sums = (0,) * len(self.kept)
-        self.most, self.indices, self.orders = self.none, [1] * len(self.kept), False
+        self.most, self.indices = self.none, [1] * len(self.kept)
         self._members: dict[ReplicaGroups, Members] = {}
 
     @staticmethod
@@ -204,8 +201,7 @@ class Representatives:
         Of axes that are kept whole nothing is counted: all do.
         """
         for i, (n, sums) in enumerate(zip(self.axes.sizes, self.most, strict=True)):
-            own = (2 + self.orders) * self.indices[i]
-            few = sums + own if sums or self.indices[i] > 1 else 1
+            few = sums + 2 * self.indices[i] if sums or self.indices[i] > 1 else 1
             yield min(n, few) if i in self.fewer else n
 
     @property

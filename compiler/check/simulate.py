@@ -20,6 +20,7 @@ from torch import fx
 
 from compiler.check.expand import expanded
 from compiler.check.representatives import Representatives
+from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
@@ -27,6 +28,10 @@ from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.placement import Replicate
 from compiler.ir.row_ops import all_slice, own_share
+from compiler.ir.rules import RULES, opaque
+
+OWN = ("aten", "prims", "prim", "commplan")
+"""Namespaces of ops that are functions of their operands on any machine, in any type."""
 
 PerRank = list[Any]
 """One value per rank."""
@@ -100,6 +105,9 @@ def _called(
         exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
         return exchanged(graph, [args for args, _ in read])
     assert callable(node.target), f"%{node.name} is not a call"
+    op = opaque.op_called(node.target, next(iter(node.args), None))
+    if op is not None and op.namespace not in OWN and node.target not in RULES:
+        raise CommPlanError(f"Not simulated: {op} runs where its engine does")
     return [node.target(*args, **kwargs) for args, kwargs in read]
 
 

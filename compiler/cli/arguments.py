@@ -16,7 +16,7 @@ VERSION = "0.1.0"
 POLICIES = ("cost", "merge", "boundary", "off")
 LAUNCHES = ("graph", "eager")
 REMARKS = ("all", "missed", "passed")
-TABLE_OR_JSON, TEXT_OR_JSON = ("table", "json"), ("text", "json")
+FORMATS, TABLES = ("text", "json", "github", "markdown"), ("text", "json", "markdown")
 """Choices; of each the first is the default."""
 REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 
@@ -65,21 +65,22 @@ def parser() -> ArgumentParser:
     program.add_argument("--version", action="version", version=f"commplan {VERSION}")
     add = _adder(program)
 
-    plan = add("plan", PLAN, _model(), _policy(), _format(TABLE_OR_JSON))
-    option(plan, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
-    option(plan, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
-           "machine list`, or a file; without, by payload bytes")  # fmt: skip
-    option(plan, "--launch", "how kernels are launched on the machine", choices=LAUNCHES)
+    plan = add("plan", PLAN, _model(), _policy(), _format(FORMATS))
+    _add_machine_options(plan)
     option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
            "print only what they take", default="")  # fmt: skip
     option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
     option(plan, "--remarks", "remarks on what was done, what not, or all", choices=REMARKS)
     option(plan, "--timing", "print the time of every pass to standard error")
 
-    dump = add("dump", DUMP, _model(), _policy(), _format(("text", "json", "dot", "html")))
+    report = add("report", REPORT, _model(), _policy(), _format(("html", "json")))
+    _add_machine_options(report)
+    _add_output(report)
+
+    dump = add("dump", DUMP, _model(), _policy(), _format(("text", "json", "dot")))
     option(dump, "--before", "the graph as captured")
     option(dump, "--after", "the optimized graph; the default")
-    option(dump, "--both", "both; the default, and side by side, in HTML")
+    option(dump, "--both", "both")
     option(dump, "--layers A-B", "only these layers, as a graph of their own", default="")
     _add_output(dump)
     option(dump, "--print-after all|changed|PASS", "print the graph after passes, to standard "
@@ -91,43 +92,51 @@ def parser() -> ArgumentParser:
 
     _add_output(add("capture", CAPTURE, _model()))
 
-    check = add("check", CHECK, _files(), _format(TEXT_OR_JSON), run="check_graphs")
+    check = add("check", CHECK, _files(), _format(FORMATS), run="check_graphs")
     option(check, "source SOURCE", "graph file that says what is right")
     option(check, "target TARGET", "graph file to hold against it")
 
-    verify = add("verify", VERIFY, _model(), _format(TEXT_OR_JSON))
+    verify = add("verify", VERIFY, _model(), _format(FORMATS))
     option(verify, "single SINGLE", "the model on one device, if it is another than MODEL with one "
            "rank", nargs="?", default="")  # fmt: skip
 
-    formats = _format((*TEXT_OR_JSON, "github", "markdown"))
-    listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), formats)
+    listed = add("collectives", COLLECTIVES, _model(), _policy(widen=False), _format(FORMATS))
     option(listed, "--optimized", "of the optimized graph")
     option(listed, "--max KIND=N", "end with exit code 1 if there are more of a kind, such as "
            "all_reduce=90; repeatable", dest="most", **REPEATABLE)  # fmt: skip
-    diff = add("diff", DIFF, _captured(), formats, module="collectives")
+    diff = add("diff", DIFF, _captured(), _format(FORMATS), module="collectives")
     option(diff, "old OLD", "a list of commplan collectives, or as MODEL")
     option(diff, "new NEW", "what to hold against it, likewise")
 
-    lint = add("lint", LINT, _model(), _format((*TEXT_OR_JSON, "github")))
+    lint = add("lint", LINT, _model(), _format(FORMATS))
     option(lint, "--require-coverage PERCENT", "end with exit code 2 unless placements are known "
-           "of so much of the model, of all of it if no number is given", type=at_least(0),
-           nargs="?", const=100, default=0)  # fmt: skip
+           "of so much of the model, of all of it if no number is given",
+           type=at_least(0, most=100), nargs="?", const=100, default=0)  # fmt: skip
 
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
     option(optimize, "file FILE", "graph file, .spmd or .pt2")
     _add_output(optimize, required=True)
     option(optimize, "--tokens N", "what symbolic sizes count as", type=at_least(1))
 
-    rules = add("rules", RULES, _format(TABLE_OR_JSON))
+    rules = add("rules", RULES, _format(TABLES))
     option(rules, "pattern OP", "ops to list: part of a name, or a glob", nargs="?", default="")
 
     _add_machine(_adder(add("machine", MACHINE), "machine"))
     return program
 
 
+def _add_machine_options(command: Parser) -> None:
+    """Add the token counts that plans are shown for, and the machine that they are made for."""
+    option(command, "--tokens N,…", "token counts to plan for", default="1,64,2048,16384")
+    option(command, "--machine NAME", "plan by the time taken on a machine: a name of `commplan "
+           "machine list`, or a file; without, by payload bytes")  # fmt: skip
+    option(command, "--launch", "how kernels are launched on the machine; graph if left out",
+           choices=LAUNCHES, default=None)  # fmt: skip
+
+
 def _add_machine(add: Callable[..., Parser]) -> None:
     """Add the commands of ``commplan machine``."""
-    formats = _format(TABLE_OR_JSON)
+    formats = _format(TABLES)
     add("list", "List the machines that come with the package.", formats, run="list_machines")
     show = add("show", "Show a machine's numbers with their sources.", formats)
     option(show, "name MACHINE", "a machine's name, or a machine file")
@@ -179,7 +188,8 @@ def option(command: Parser, usage: str, help: str, **rest: Any) -> None:
         rest["metavar"] = last
     else:
         names.append(last)
-        rest |= {"default": rest["choices"][0]} if "choices" in rest else {"action": "store_true"}
+        flag = {"default": rest["choices"][0]} if "choices" in rest else {"action": "store_true"}
+        rest = flag | rest
     command.add_argument(*names, help=help, **rest)
 
 
@@ -231,7 +241,13 @@ def _policy(*, widen: bool = True) -> Parser:
 
 def _format(choices: Sequence[str]) -> Parser:
     shared = Parser(add_help=False)
-    option(shared, "--format", "how to print the result", choices=choices)
+    option(
+        shared,
+        "--format",
+        "how to print the result: as text, JSON, annotations for GitHub, "
+        "Markdown, whichever of these there are",
+        choices=choices,
+    )
     return shared
 
 
@@ -239,12 +255,13 @@ def _add_output(command: Parser, required: bool = False) -> None:
     option(command, "-o --output FILE", "write the result to FILE", type=Path, required=required)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from ``minimum``, of at most 12 digits."""
+def at_least(minimum: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``minimum``, to ``most`` or of at most 12 digits."""
 
     def read(text: str) -> int:
-        if not is_count(text, minimum):
-            raise ArgumentTypeError(f"must be a whole number from {minimum}, of at most 12 digits")
+        if not is_count(text, minimum) or (most is not None and int(text) > most):
+            end = "of at most 12 digits" if most is None else f"to {most}"
+            raise ArgumentTypeError(f"must be a whole number from {minimum}, {end}")
         return int(text)
 
     return read
@@ -256,8 +273,15 @@ Show which collectives move, what that saves, why, and whether it is proved.
 Captures MODEL, places its reductions for each token count, and checks the result.
 
   commplan plan step3p5 --tp 8 --machine h200x8 --tokens 64,4096 --set experts=ep"""
+REPORT = """\
+Write one HTML page on MODEL: plans, layers, collectives, reasons, passes, premises.
+
+The page loads nothing from elsewhere; its data stands in it as JSON, which
+--format json prints alone. Exit codes are those of plan.
+
+  commplan report step3p5 --machine h200x8 -o step3p5.html"""
 DUMP = """\
-Print a model's graph before and after optimization, as text, JSON, DOT or HTML.
+Print a model's graph before and after optimization, as text, JSON or DOT.
 
 Beside each value stands what ranks hold of it, as derived from the inputs: R the
 same, S(dim) blocks, P partial sums, V something else or not known.
@@ -265,7 +289,7 @@ The text is what check, plan and optimize read. The optimized graph is printed
 whatever the checker would say of it; plan and check tell. Options that look at
 passes see those of planning, then those that make a planned graph run.
 
-  commplan dump step3p5 --format html --layers 3-4 -o layers.html"""
+  commplan dump step3p5 --layers 3-4 -o layers.spmd"""
 CAPTURE = """\
 Save a model's graph as text, so that other commands need not capture it again.
 

@@ -70,7 +70,8 @@ def run(arguments: Sequence[str]) -> int:
             command = getattr(import_module(f"compiler.cli.commands.{module}"), function)
         return command(**keywords) or ExitCode.OK
     except CommPlanError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        lines = printable(f"error: {error}").split("\n")
+        print("\n".join(x if len(x) < 2000 else f"{x[:2000]} …" for x in lines), file=sys.stderr)
         failed = isinstance(error, VerificationError)
         return ExitCode.NOT_EQUIVALENT if failed else ExitCode.BAD_INPUT
     except Exception:

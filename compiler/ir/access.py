@@ -330,6 +330,14 @@ def source_line(node: fx.Node) -> str:
     return f"{Path(location[0]).name}:{location[1]}" if location else ""
 
 
+def source_path(node: fx.Node) -> str:
+    """Return ``models/moe.py:12``: below the working directory the path from there, else a name."""
+    location = source_location(node)
+    if location is None or not Path(location[0]).is_relative_to(Path.cwd()):
+        return source_line(node)
+    return f"{Path(location[0]).relative_to(Path.cwd())}:{location[1]}"
+
+
 def place(node: fx.Node) -> str:
     """Return the line of model code the node comes from; the node as text if none is recorded."""
     return source_line(node) or str(node.format_node())

@@ -6,7 +6,7 @@ its result. Everything above this file sees one value, the wait.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -140,6 +140,25 @@ def rename_groups(graph: fx.Graph, names: Mapping[str, str]) -> None:
 def starts(node: fx.Node) -> bool:
     """Return whether the node starts a collective, of any kind, whose result must be waited for."""
     return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
+
+
+def check_waited_for(node: fx.Node) -> None:
+    """Raise GraphError if the node starts a collective that is read before it is waited for."""
+    for user in _before_wait(node) if starts(node) else ():
+        raise GraphError(
+            f"%{user.name} uses collective %{node.name} before its wait_tensor",
+            where=access.source_line(user),
+            remedy="wait for the collective first",
+        )
+
+
+def _before_wait(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield what reads a collective, or one of several that it started, without waiting."""
+    for user in node.users:
+        if access.projection(user) is not None:
+            yield from _before_wait(user)
+        elif user.target is not WAIT:
+            yield user
 
 
 def check_groups(graph: fx.Graph, mesh: Mesh) -> None:

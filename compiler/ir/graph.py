@@ -7,8 +7,8 @@ functional collectives, runnable at any time, and the same on all ranks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch._ops import HigherOrderOperator
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
 from compiler.ir.declared_inputs import Inputs, by_input
+from compiler.ir.dialects.read import Reading, read, readings_of
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import (
@@ -44,6 +45,7 @@ class SpmdGraph:
         copied: meanings of nodes that are copies of nodes of another graph.
         dispatched: sums over ranks, scattered, for which the plan sends rows to the ranks that
             need them, where the graph is run by ops that can.
+        readings: calls of ops of others, in the order in which they were read.
         analyses: results of ``compiler.analysis`` about this graph.
     """
 
@@ -53,6 +55,7 @@ class SpmdGraph:
     inputs: Mapping[str, Placements]
     copied: Mapping[fx.Node, Meaning | None] = field(default_factory=dict, repr=False)
     dispatched: frozenset[fx.Node] = frozenset()
+    readings: tuple[Reading, ...] = field(default=(), repr=False)
     analyses: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -92,7 +95,7 @@ class SpmdGraph:
         meanings = self.meanings
         copied = {copy: meanings[node] for copy, node in copies.items() if node in meanings}
         sent = frozenset(copy for copy, node in copies.items() if node in self.dispatched)
-        return SpmdGraph(self.root, graph, mesh or self.mesh, self.inputs, copied, sent)
+        return replace(self, graph=graph, mesh=mesh or self.mesh, copied=copied, dispatched=sent)
 
 
 def check_arguments(mesh: object, *modules: object, inputs: object = None) -> None:
@@ -134,7 +137,9 @@ def spmd_graph_of(
 
     Args:
         root: holds the tensors behind the graph's attributes. Not changed.
-        graph: functional ATen ops and functional collectives, ``meta["val"]`` set. Not changed.
+        graph: functional ATen ops and functional collectives, or ops that are declared
+            (``compiler.ir.dialects``), which are read as what they do; ``meta["val"]`` set. Not
+            changed.
         mesh: resolves every group name in the graph.
         inputs: name of a placeholder, or of an attribute or tensor of the model, or a pattern
             -> placement, or {axis: placement}. Left out, attributes and placeholders for tensors
@@ -147,6 +152,7 @@ def spmd_graph_of(
         PlacementError: a name that is not an input, or a placement that does not fit.
     """
     access.output(graph)  # refuses a graph without one
+    graph = read(graph, lambda name: mesh.group(name).axis_size, _only(mesh))
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in graph.nodes:
         if "val" not in node.meta:  # what export leaves without one is better said by its kind
@@ -165,7 +171,12 @@ def spmd_graph_of(
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             _check_rank(node, inputs_placed[str(node.target)])
-    return SpmdGraph(root, graph, mesh, inputs_placed)
+    return SpmdGraph(root, graph, mesh, inputs_placed, readings=readings_of(graph))
+
+
+def _only(mesh: Mesh) -> str:
+    """Return the axis of a mesh of one axis, which collectives without a group go over."""
+    return next(iter(mesh.axes)) if len(mesh.axes) == 1 else ""
 
 
 def input_names(graph: fx.Graph) -> dict[str, str]:
@@ -219,13 +230,7 @@ def well_formed(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         _check_functional(node)
-        if collectives.starts(node):
-            for user in _before_wait(node):
-                raise GraphError(
-                    f"%{user.name} uses collective %{node.name} before its wait_tensor",
-                    where=access.source_line(user),
-                    remedy="wait for the collective first",
-                )
+        collectives.check_waited_for(node)
 
 
 def _check_functional(node: fx.Node) -> None:
@@ -253,12 +258,3 @@ def _check_functional(node: fx.Node) -> None:
             remedy="compute it with tensor ops (torch.where, masked_fill), or decide before the "
             "call",
         )
-
-
-def _before_wait(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield what reads a collective, or one of several that it started, without waiting."""
-    for user in node.users:
-        if access.projection(user) is not None:
-            yield from _before_wait(user)
-        elif user.target is not collectives.WAIT:
-            yield user

@@ -25,12 +25,14 @@ class Remark:
         value: the value it is about, as the graph names it; empty for the whole graph.
         reason: what was done, or why it was not.
         layer: dotted path of the module the value comes from.
+        remedy: what a user may do for another outcome; empty where nothing is known.
     """
 
     kind: RemarkKind
     value: str
     reason: str
     layer: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
         where = " ".join(x for x in (self.layer, self.value) if x)

@@ -9,10 +9,11 @@ A value that varies in an unknown way is never reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 
 from torch import fx
 
+from compiler.ir.dialects import called, remedy, unknown_collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.linter.collective_sizes import collective_sizes
 from compiler.linter.collectives import misused_collectives
@@ -41,8 +42,16 @@ def findings_of(facts: LintFacts, written: Mapping[int, str] | None = None) -> t
         *misused_values(facts, written or {}),
         *misused_collectives(facts),
         *collective_sizes(facts),
+        *unread(facts),
     ]
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
+
+
+def unread(facts: LintFacts) -> Iterator[Finding]:
+    """Yield a warning for every op that may be a collective, and that nothing is known of."""
+    for node, why in unknown_collectives(facts.graph.graph):
+        problem = f"{called(node)} looks like a collective by {why}; what it does is not known"
+        yield facts.finding("unknown-collective", node, problem, remedy(node))
 
 
 __all__ = [

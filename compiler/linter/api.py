@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
@@ -16,11 +17,25 @@ from compiler.ir.declared_inputs import Inputs, named
 from compiler.ir.graph import SpmdGraph, spmd_graph, well_formed
 from compiler.ir.mesh import Mesh, check_mesh
 from compiler.ir.placement import check_inputs
-from compiler.linter import Finding, findings
-from compiler.linter.single_rank import findings_of_one_rank
+from compiler.linter import Coverage, Finding, LintFacts, findings_of
+from compiler.linter.coverage import coverage
+from compiler.linter.single_rank import facts_of_one_rank
 from compiler.optimize.model_api import as_call, check_model
 from compiler.optimize.source import warn_undeclared
-from compiler.runtime.rank_agreement import exchange_if_any
+from compiler.runtime.group_exchange import exchange_if_any
+
+
+class Findings(list[Finding]):
+    """Findings in program order.
+
+    Attributes:
+        coverage: of how much of the graph placements are known; None where the ranks run
+            different programs, and there is no graph.
+    """
+
+    def __init__(self, rows: Iterable[Finding], coverage: Coverage | None = None) -> None:
+        super().__init__(rows)
+        self.coverage = coverage
 
 
 def lint(
@@ -30,7 +45,7 @@ def lint(
     inputs: Inputs | None = None,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     group: Any = None,
-) -> list[Finding]:
+) -> Findings:
     """Find wrong reductions: double, missing, over wrong ranks, of the wrong kind or terms.
 
     A value counts as a partial sum or a shard only where that follows from declared placements
@@ -50,7 +65,8 @@ def lint(
             are none to ask, what may be computed from the rank counts as unknown.
 
     Returns:
-        Findings in program order, empty if there are none.
+        A list of findings in program order, empty if there are none. Its ``coverage`` says of how
+        much of the graph placements are known: no finding says nothing of the rest.
 
     Raises:
         CommPlanError: nothing can be looked at: bad placements or groups, a model that cannot
@@ -67,7 +83,7 @@ def lint(
         well_formed(model_or_graph.graph)
     if isinstance(model_or_graph, SpmdGraph):
         warn_undeclared(model_or_graph, inputs)
-        return list(findings(model_or_graph))
+        return _findings(LintFacts(model_or_graph))
     check_model(model_or_graph)
     is_graph = isinstance(model_or_graph, fx.GraphModule | ExportedProgram)
     if example_inputs is None and not is_graph:
@@ -82,16 +98,25 @@ def lint(
             model_or_graph, args, kwargs, mesh=mesh, exchange=exchange_if_any(group), inputs=inputs
         )
     except DivergenceError as error:
-        return [divergence(error)]
+        return Findings([divergence(error)])
     if NOT_COMPARED in captured.remarks and not isinstance(model_or_graph, fx.GraphModule):
         names = {n: n for n in captured.graph.inputs} | {k: n for n, k in captured.state.items()}
         declared = {name for text in inputs or {} for name in named(text, names)}
         state = model_or_graph.state_dict
         saved = state if isinstance(state, dict) else state()
-        return list(findings_of_one_rank(captured, saved.keys(), declared))
+        facts = facts_of_one_rank(captured, saved.keys(), declared)
+        return _findings(facts, captured.mutations, captured.state)
     if is_graph:
         warn_undeclared(captured.graph, inputs)
-    return list(findings(captured.graph, captured.mutations))
+    return _findings(LintFacts(captured.graph), captured.mutations, captured.state)
+
+
+def _findings(
+    facts: LintFacts,
+    written: Mapping[int, str] | None = None,
+    keys: Mapping[str, str] = MappingProxyType({}),
+) -> Findings:
+    return Findings(findings_of(facts, written), coverage(facts, keys))
 
 
 def divergence(error: DivergenceError) -> Finding:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import fx
 
@@ -38,8 +39,13 @@ class Coverage:
         return 100 * (total - unknown) // total if total else 100
 
 
-def coverage(facts: LintFacts) -> Coverage:
-    """Return what of a graph has known placements along every axis of several ranks."""
+def coverage(facts: LintFacts, keys: Mapping[str, str] = MappingProxyType({})) -> Coverage:
+    """Return what of a graph has known placements along every axis of several ranks.
+
+    Args:
+        facts: of the graph.
+        keys: input -> the name to declare it by, where that is another.
+    """
 
     def unknown(nodes: Iterable[fx.Node]) -> list[fx.Node]:
         return [n for n in nodes if any(facts.placement(n, a) == VARYING for a in facts.axes)]
@@ -48,7 +54,7 @@ def coverage(facts: LintFacts) -> Coverage:
     products = [n for n in facts.nodes if n.target in contraction.RULES and n in facts.live]
     return Coverage(
         len(inputs),
-        tuple(str(n.target) for n in unknown(inputs)),
+        tuple(keys.get(str(n.target), str(n.target)) for n in unknown(inputs)),
         len(products),
         tuple(access.layer_path(n) or facts.name(n) for n in unknown(products)),
     )

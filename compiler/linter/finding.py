@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Severity(StrEnum):
-    """ERROR: the result is wrong, or ranks hang. WARNING: work without effect."""
+    """ERROR: the result is wrong, or ranks hang. WARNING: work without effect, or not looked at."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -33,10 +33,11 @@ RULES: Mapping[str, str] = {
     "rank-dependent-size": "ranks that enter a collective with different sizes",
     "rank-dependent-program": "ranks that run different ops",
     "unused-collective": "a collective whose result nobody uses",
+    "unknown-collective": "an op that looks like a collective, and that nothing is known of",
 }
 """Rule -> what it finds."""
 
-WARNINGS = frozenset({"unused-collective"})
+WARNINGS = frozenset({"unused-collective", "unknown-collective"})
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from compiler.ir.collectives import Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Replicate, Varying
 from compiler.ir.rules.meaning import DIMS
-from compiler.linter import Finding, findings
 from compiler.linter.collectives import PIECES
+from compiler.linter.facts import LintFacts
 
 aten = torch.ops.aten
 NOT_FROM_RANK = DIMS | {
@@ -36,10 +36,8 @@ NOT_FROM_RANK = DIMS | {
 EQUALIZING = (Kind.ALL_REDUCE, Kind.ALL_GATHER, Kind.BROADCAST)
 
 
-def findings_of_one_rank(
-    capture: Capture, saved: Set[str], declared: Set[str]
-) -> tuple[Finding, ...]:
-    """Return the findings that hold whatever the model's code computes from the ranks of others.
+def facts_of_one_rank(capture: Capture, saved: Set[str], declared: Set[str]) -> LintFacts:
+    """Return the facts that hold whatever the model's code computes from the ranks of others.
 
     Args:
         capture: the model as one rank traced it.
@@ -56,7 +54,7 @@ def findings_of_one_rank(
     rules = {node: None if node in unsure else rule for node, rule in graph.meanings.items()}
     varying = (Varying(),) * len(graph.mesh.axes)
     inputs = {name: varying if name in varies else p for name, p in graph.inputs.items()}
-    return findings(replace(graph, inputs=inputs, copied=rules), capture.mutations, unsure)
+    return LintFacts(replace(graph, inputs=inputs, copied=rules), unsure)
 
 
 def _own_numbers(node: fx.Node) -> Iterator[bool]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,27 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from compiler.analysis.layers import LayerMetadata, layer_metadata
+from compiler import switches
+from compiler.analysis.layers import LayerMetadata
 from compiler.analysis.statistics import Statistics
-from compiler.capture import CallForm, Capture
-from compiler.capture.capture import capture as capture_model
 from compiler.capture.capture import tracers
-from compiler.cost import Machine, MachineError
+from compiler.cost import Machine
 from compiler.errors import CommPlanError
 from compiler.ir.comm_plan import CommPlan
 from compiler.ir.declared_inputs import Inputs
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh, check_mesh
-from compiler.ir.placement import Replicate, check_inputs
-from compiler.ir.rank_exchange import Exchange
+from compiler.ir.placement import check_inputs
 from compiler.ir.remark import Remark, RemarkKind
-from compiler.optimize.optimizer import optimize
-from compiler.optimize.result import ModelReport, OptimizationResult, RangeResult
+from compiler.optimize.prepare import Preparation
+from compiler.optimize.result import ModelReport, RangeResult
 from compiler.optimize.validation import AUTO, device_of, planner_options
-from compiler.plan.planner import Planner
-from compiler.plan.planner_options import PlannerOptions
 from compiler.plan.token_ranges import LAST_TOKENS, TokenRange, TokenTable
-from compiler.runtime.guarded_graph import GuardedGraph
-from compiler.runtime.lowering import Lowered, lower
+from compiler.runtime.group_exchange import exchange_over, ranks_of
+from compiler.runtime.model_calls import ModelCalls
 from compiler.runtime.module import OptimizedModule
 from compiler.runtime.process_groups import ProcessGroups
-from compiler.runtime.rank_agreement import compare_inputs, compare_plans, exchange_over, ranks_of
 from compiler.runtime.view import OptimizedView, view_of
-from compiler.runtime.watch import Reason, compare_reasons
 
 
 def optimize_allreduce(
@@ -87,7 +80,8 @@ def optimize_allreduce(
         policy: "cost", "merge", "boundary" or "off".
         verify: check every graph before it runs; without it graphs run unproved, and say so.
         group: process group of all ranks that call this; default: all ranks of the job.
-        debug: compare inputs taken to be the same on all ranks at every call, not the first only.
+        debug: compare every call between ranks before it runs: dtypes, shapes and strides of its
+            tensors, its plan, and the values that must be the same, otherwise compared only once.
         widen: reductions may move below conversions to a wider type, where that pays.
         kernels: "auto" fuses reductions with the addition and RMSNorm behind them, where CUDA,
             Triton and symmetric memory are there; "off" does not. The report says which and why.
@@ -115,6 +109,7 @@ def optimize_allreduce(
         check_mesh(mesh)
     check_inputs(inputs)
     tracers(capture)
+    debug |= switches.checks_calls()
     owner = model.module() if isinstance(model, ExportedProgram) else model
     options = planner_options(
         policy, machine, launch, device=device_of(owner), widen=widen, kernels=kernels
@@ -123,127 +118,21 @@ def optimize_allreduce(
     exchange, process_groups = exchange_over(everyone), ProcessGroups(everyone)
     options = replace(options, allow_new_groups=process_groups.may_grow)
 
-    def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: Reason) -> GuardedGraph:
-        if exchange is not None:
-            compare_reasons(exchange, reason)
-        captured = capture_model(
-            model, args, dict(kwargs), mesh=mesh, exchange=exchange, inputs=inputs, capture=capture
-        )
-        result = optimize_captured(
-            captured, options, config=getattr(owner, "config", None), layers=layers, verify=verify,
-            may_fall_back=machine == AUTO,
-        )  # fmt: skip
-        if exchange is not None:
-            sizes = _sizes(CallForm.of(owner), args, kwargs)
-            agree(exchange, result, options, sizes, kernels=kernels, verify=verify)
-        variants = lower_ranges(
-            result, captured, process_groups,
-            mutations=captured.mutations, kernels=kernels, machine=options.machine,
-        )  # fmt: skip
-        said = (*_notes(captured, reason), *remarks_of(variants))
-        return GuardedGraph(
-            variants=variants,
-            symbol=result.symbol,
-            captured=captured,
-            report=replace(result, remarks=(*result.remarks, *dict.fromkeys(said))),
-            compare_inputs=_comparison(exchange, captured) if exchange else None,
-        )
-
+    prepare = Preparation(
+        model, owner, options, exchange, process_groups,
+        mesh=mesh, inputs=inputs, layers=layers, capture=capture, kernels=kernels, verify=verify,
+        debug=debug, may_fall_back=machine == AUTO,
+    )  # fmt: skip
     if everyone.size() == 1:
         why = "world size 1: no rank owes another a sum; the model runs as it is"
         unchanged = _unchanged(owner, policy, why)
         return view_of(OptimizedModule(owner, prepare, unchanged=unchanged, debug=debug))
-    optimized = OptimizedModule(owner, prepare, debug=debug)
+    calls = ModelCalls(exchange.roll_call, type(owner).__name__) if exchange else None
+    optimized = OptimizedModule(owner, prepare, debug=debug, calls=calls)
     if example_inputs is not None:
         args, kwargs = as_call(example_inputs)
         optimized.prepare_call(*args, **kwargs)
     return view_of(optimized)
-
-
-def optimize_captured(
-    captured: Capture,
-    options: PlannerOptions,
-    *,
-    config: object = None,
-    layers: Sequence[LayerMetadata | str] | None = None,
-    verify: bool = True,
-    may_fall_back: bool = False,
-) -> ModelReport:
-    """Plan, rewrite and prove a captured model for all numbers of tokens.
-
-    ``may_fall_back``: compare by bytes where the machine does not know a collective of the model.
-    """
-    metadata = layer_metadata(captured.graph, config=config, layers=layers)
-    notes = list(captured.remarks)
-
-    def optimized(options: PlannerOptions) -> OptimizationResult:
-        planner = Planner(captured.graph, options, metadata, captured.ranges)
-        return optimize(planner, verify=verify)
-
-    try:
-        result = optimized(options)
-    except MachineError as error:
-        if not may_fall_back:
-            raise
-        notes.append(f"plans compare by bytes: {error.what}")
-        result = optimized(replace(options, machine=None))
-    if options.machine is not None and result.symbol is None:
-        notes.append("no single size counts tokens: one plan, made for the sizes of this call")
-    remarks = (*(Remark(RemarkKind.NOTE, "", why) for why in notes), *result.remarks)
-    seconds = {"capture": captured.seconds, **result.seconds}
-    return ModelReport(
-        result.table, result.symbol, result.tokens, result.before, remarks, seconds, metadata,
-        captured.assumed,
-    )  # fmt: skip
-
-
-def agree(
-    exchange: Exchange,
-    result: OptimizationResult,
-    options: PlannerOptions,
-    sizes: Mapping[str, tuple[int, ...]] | None = None,
-    **settings: object,
-) -> None:
-    """Raise PlanError unless all ranks hold the same plans; before any of them runs one."""
-    machine = options.machine
-    name, tables = (None, "") if machine is None else (machine.name, machine.digest)
-    named = {
-        "policy": options.policy, "launch": str(options.launch),
-        "widen": options.allow_dtype_widening, **settings,
-    }  # fmt: skip
-    compare_plans(exchange, f"{result.digests} {tables}", name, named, sizes)
-
-
-def lower_ranges(
-    result: OptimizationResult,
-    captured: Capture,
-    groups: ProcessGroups,
-    *,
-    mutations: Mapping[int, str],
-    kernels: str,
-    machine: Machine | None,
-) -> TokenTable[Lowered]:
-    """What this process runs for each number of tokens; all ranks call it together.
-
-    The graph that serves for the most tokens is the first: it sizes workspaces.
-    """
-    graphs = dict.fromkeys(each.spmd for each in result.ranges)
-    greatest = {graph: result.greatest(graph, captured.ranges) for graph in graphs}
-    tokens = {graph: sizes.get(str(result.symbol), 1 << 62) for graph, sizes in greatest.items()}
-    forms = {
-        graph: lower(
-            graph, groups.names(graph, captured.groups),
-            mutations=mutations, kernels=kernels, machine=machine, most=greatest[graph],
-        )
-        for graph in sorted(graphs, key=lambda graph: -tokens[graph])
-    }  # fmt: skip
-    return result.table.map(lambda token_range: forms[token_range.plan.spmd])
-
-
-def remarks_of(variants: TokenTable[Lowered]) -> Iterator[Remark]:
-    """What lowering says of the graphs that run."""
-    for tokens in variants.ranges():
-        yield from tokens.plan.remarks
 
 
 def check_model(model: object) -> None:
@@ -281,37 +170,6 @@ def as_call(
         found=type(example_inputs).__name__,
         remedy="pass a tuple of positional or a dict of keyword arguments",
     )
-
-
-def _notes(captured: Capture, reason: Reason) -> Iterator[Remark]:
-    """Why a graph was captured, and what it may depend on that nobody looks at."""
-    if reason:
-        yield Remark(RemarkKind.NOTE, "", f"captured anew: {reason.text}")
-    unwatched = captured.reads.unwatched if captured.reads else {}
-    if unwatched:
-        listed = "; ".join(f"{name} ({why})" for name, why in [*unwatched.items()][:5])
-        more = f" and {len(unwatched) - 5} more" if len(unwatched) > 5 else ""
-        yield Remark(RemarkKind.NOTE, "", f"changes are not noticed of: {listed}{more}")
-
-
-def _comparison(
-    exchange: Exchange, captured: Capture
-) -> Callable[[Mapping[str, torch.Tensor]], None]:
-    """Compares arguments along the axes along which they are taken to be the same."""
-    mesh = captured.graph.mesh
-    along = {
-        name: [axis for axis, p in zip(mesh.axes, placed, strict=True) if p == Replicate()]
-        for name, placed in captured.graph.inputs.items()
-    }
-    return partial(compare_inputs, exchange, mesh=mesh, along=along)
-
-
-def _sizes(
-    form: CallForm, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
-    arguments = form.flatten(args, kwargs)
-    named = zip(form.names(arguments), arguments.leaves, strict=True)
-    return {name: tuple(x.shape) for name, x in named if isinstance(x, torch.Tensor)}
 
 
 def _unchanged(model: nn.Module, policy: str, why: str) -> ModelReport:

@@ -12,6 +12,7 @@ from compiler.analysis.row_shards import only_own_rows_read
 from compiler.analysis.statistics import statistics
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, collective
+from compiler.ir.dialects import called, remedy, unknown_collectives
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
@@ -19,6 +20,7 @@ from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from passes import PlaceReductions
 
+SHARE = "with a machine (--machine) rows are shared where that takes less time"
 UNVERIFIED = "verification was switched off: the graph is unproved"
 
 
@@ -37,10 +39,10 @@ def remarks(
 
 
 def _general(source: SpmdGraph, policy: str, *, verify: bool) -> Iterator[Remark]:
-    notes = []
+    notes, unread = [], tuple(unknown_collectives(source.graph))
     if source.mesh.size == 1:
         notes.append("world size 1: no rank owes another a sum, nothing to optimize")
-    elif not statistics(source.graph).collectives:
+    elif not statistics(source.graph).collectives and not unread:
         notes.append("the graph has no collectives, nothing to optimize")
     if policy == "off":
         notes.append("policy 'off': reductions stay where they are")
@@ -49,6 +51,9 @@ def _general(source: SpmdGraph, policy: str, *, verify: bool) -> Iterator[Remark
     without_rule = sorted({str(n.target) for n, m in source.meanings.items() if m is None})
     if without_rule:
         notes.append(f"ops without a rule, left alone: {', '.join(without_rule)}")
+    for name, (node, why) in {str(called(n)): (n, why) for n, why in unread}.items():
+        text = f"{name} looks like a collective by {why}, and nothing says what it does: "
+        notes.append(text + remedy(node))
     yield from (Remark(RemarkKind.NOTE, "", why) for why in notes)
 
 
@@ -89,11 +94,11 @@ def _unscattered(graph: SpmdGraph) -> Iterator[Remark]:
             what = collective(node)
             if what is not None and what.kind is Kind.ALL_REDUCE:
                 why = f"{what.kind} kept: the plan shares no rows of which ranks read their own"
-                yield _missed(node, why)
+                yield _missed(node, why, SHARE)
 
 
-def _missed(node: fx.Node, why: str) -> Remark:
+def _missed(node: fx.Node, why: str, remedy: str = "") -> Remark:
     """A remark on a collective, in the layer of its operand."""
     what = collective(node)
     layer = access.layer_path(what.operand) if what else ""
-    return Remark(RemarkKind.MISSED, f"%{node.name}", why, layer)
+    return Remark(RemarkKind.MISSED, f"%{node.name}", why, layer, remedy)

@@ -12,16 +12,18 @@ from torch import fx, nn
 
 from compiler.analysis.layers import LayerMetadata, layer_index
 from compiler.analysis.statistics import CountedCollective, Statistics, statistics
-from compiler.check import Report, Verdict
+from compiler.check import Report, Verdict, check
 from compiler.cost.units import PS_PER_MS
+from compiler.errors import VerificationError
 from compiler.ir.comm_plan import CommPlan
+from compiler.ir.dialects import read, write
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark
 from compiler.pipeline import PassRecord
 from compiler.plan.spending import Totals
 from compiler.plan.token_ranges import TokenTable
+from compiler.runtime.group_exchange import ranks_of
 from compiler.runtime.process_groups import bound
-from compiler.runtime.rank_agreement import ranks_of
 
 OUTSIDE = "outside layers"
 """Kind of the collectives that belong to no layer: embedding, head."""
@@ -145,9 +147,10 @@ class OptimizationResult:
         """The rewritten graph, a new module; attributes are shared with the source.
 
         It runs in process groups of the names that it gives, with the numbers of one rank where it
-        has rank constants; ``bind`` makes it this rank's.
+        has rank constants; ``bind`` makes it this rank's. Where the source calls ops of a dialect,
+        so does it.
         """
-        return _as_the_source(self.spmd)
+        return _as_the_source(in_dialect(self.spmd))
 
     def bind(self, groups: Mapping[str, Any] | None = None, *, group: Any = None) -> fx.GraphModule:
         """``graph_module`` with the groups and numbers of this rank, called as it is.
@@ -164,8 +167,9 @@ class OptimizationResult:
             MeshError: no process group, a name that does not resolve, or a process group of other
                 ranks than the mesh says.
         """
-        module = bound(self.spmd, groups or {}, ranks_of(group))
-        return _as_the_source(self.spmd.with_graph(module.graph, {}))
+        written = in_dialect(self.spmd)
+        module = bound(written, groups or {}, ranks_of(group))
+        return _as_the_source(written.with_graph(module.graph, {}))
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,31 @@ class ModelReport(OptimizationResult):
         reasons = Counter((remark.kind, remark.reason) for remark in self.remarks)
         lines += [f"  {kind}: {reason} ({n} times)" for (kind, reason), n in reasons.items()]
         return "\n".join(lines)
+
+
+def in_dialect(graph: SpmdGraph) -> SpmdGraph:
+    """Return a graph in the dialects of its source; it is read back, and compared.
+
+    Raises:
+        VerificationError: what was written is not shown to be the graph.
+    """
+    if not graph.readings:
+        return graph
+
+    def ranks_of(name: str) -> int:
+        return graph.mesh.group(name).axis_size
+
+    written = graph.with_graph(write(graph.graph, graph.readings, ranks_of), {})
+    axes = list(graph.mesh.axes)
+    again = read(written.graph, ranks_of, axes[0] if len(axes) == 1 else "")
+    report = check(graph, written.with_graph(again, {}))
+    if not report.verdict.runs:
+        raise VerificationError(
+            "the graph cannot be written in the dialect of its source",
+            found=f"{report.verdict}: {report.explanation}",
+            remedy="report this; spmd.module is the graph in functional collectives",
+        )
+    return written
 
 
 def _as_the_source(graph: SpmdGraph) -> fx.GraphModule:

@@ -262,9 +262,16 @@ class Planner:
     def predicted_times(
         self, decision: Decision, tokens: int | None, *, bounds: bool = False
     ) -> dict[fx.Node, PredictedTime]:
-        """What every value takes, in the graph that the last choice of rows was made for.
+        """What every value takes; see ``predicted_terms``. Gathers count where their operand is."""
+        times_of: dict[fx.Node, PredictedTime] = {}
+        for term, time in self.predicted_terms(decision, tokens, bounds=bounds):
+            times_of[term.node] = times_of.get(term.node, PredictedTime()) + time
+        return times_of
 
-        Gathers count where their operand stands.
+    def predicted_terms(
+        self, decision: Decision, tokens: int | None, *, bounds: bool = False
+    ) -> Iterator[tuple[CostTerm, PredictedTime]]:
+        """Yield what a plan does and takes, in the graph that the last choice of rows was made for.
 
         Args:
             decision: the plan.
@@ -279,11 +286,8 @@ class Planner:
                 group = decision.choice.group
                 choice = self._row_choice(decision.at, group, any_rows=True)
                 decision = replace(decision, choice=choice, shares=choice.cheapest(times))
-        times_of: dict[fx.Node, PredictedTime] = {}
         for term in decision.cost_terms():
-            before = times_of.get(term.node, PredictedTime())
-            times_of[term.node] = before + predicted_time(times, term)
-        return times_of
+            yield term, predicted_time(times, term)
 
     def _placement(
         self, at: RewrittenGraph, reduction: Reduction, tokens: int | None

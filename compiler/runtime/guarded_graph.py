@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ def compiled(conditions: Iterable[sympy.Basic]) -> Callable[[Mapping[str, int]],
     return lambda values: bool(eval(code, names, dict(values)))
 
 
+NAMED = 4
+"""Tensors of a call that are named where ranks say what they capture."""
+
 CallKind = tuple[Structure, tuple[Any, ...], tuple[Any, ...]]
 """Tree of the arguments, autocast, and per leaf what must agree: ``(type, value)`` of constants."""
 
@@ -56,6 +60,21 @@ def call_kind(arguments: Arguments) -> CallKind:
         for x in arguments.leaves
     )
     return arguments.spec, autocast_state(), tuple(leaves)
+
+
+def text_of_call(names: Sequence[str], arguments: Arguments) -> str:
+    """Return what all ranks must be called with, as text: tensors, sizes of two and more as n."""
+    texts = [
+        f"{name} {str(x.dtype).removeprefix('torch.')}"
+        f"[{', '.join(str(size) if size < 2 else 'n' for size in x.shape)}]"
+        for name, x in zip(names, arguments.leaves, strict=True)
+        if isinstance(x, torch.Tensor)
+    ]
+    first, others = texts[:NAMED], texts[NAMED:]
+    if others:
+        digest = hashlib.blake2b("\n".join(others).encode(), digest_size=4).hexdigest()
+        first.append(f"{len(others)} more of digest {digest}")
+    return ", ".join(first) or "no tensors"
 
 
 def varying_numbers(kind: CallKind, kinds: Iterable[CallKind]) -> tuple[int, ...]:
@@ -82,6 +101,8 @@ class GuardedGraph:
         captured: how it was captured: state, trees of arguments and results, ranges of sizes.
         report: what the optimizer did (plan, verdict, remarks, statistics).
         compare_inputs: compares tensors between ranks; None if there is nobody to ask.
+        compare_calls: likewise whole calls: name of a tensor -> what must be the same of it.
+        in_step: ranks that collectives of the graph connect with this one.
     """
 
     variants: TokenTable[Lowered]
@@ -89,6 +110,8 @@ class GuardedGraph:
     captured: Capture
     report: Any
     compare_inputs: Callable[[Mapping[str, torch.Tensor]], None] | None
+    compare_calls: Callable[[Mapping[str, str]], None] | None = None
+    in_step: frozenset[int] = frozenset()
 
     @cached_property
     def module(self) -> fx.GraphModule:

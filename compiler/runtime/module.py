@@ -24,6 +24,8 @@ from compiler.runtime.guarded_graph import (
     varying_numbers,
 )
 from compiler.runtime.lowering import Lowered
+from compiler.runtime.model_calls import ModelCalls
+from compiler.runtime.rank_agreement import text_of_tensor
 from compiler.runtime.watch import UNCHANGED, Reason, Watch, Watched
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any], Reason], GuardedGraph]
@@ -60,7 +62,13 @@ class OptimizedModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, prepare: Prepare, *, unchanged: Any = None, debug: bool = False
+        self,
+        model: nn.Module,
+        prepare: Prepare,
+        *,
+        unchanged: Any = None,
+        debug: bool = False,
+        calls: ModelCalls | None = None,
     ) -> None:
         """Nothing is captured before the first call or ``prepare_call``.
 
@@ -69,7 +77,8 @@ class OptimizedModule(nn.Module):
             prepare: captures, plans and proves the graph for a call, given what has changed since
                 a graph for such calls was made.
             unchanged: the report of a model that is to run as it is; nothing is captured then.
-            debug: compare inputs between ranks at every call.
+            debug: compare every call between ranks, and the inputs that must be the same.
+            calls: counts them, for the other ranks to read; None if there are none.
         """
         training = model.training
         object.__setattr__(self, "original", model)
@@ -79,7 +88,7 @@ class OptimizedModule(nn.Module):
         self._buffers = model._buffers
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.debug, self.unchanged = debug, unchanged
+        self.debug, self.unchanged, self._calls = debug, unchanged, calls
         self._prepare = prepare
         self._form = CallForm.of(model)
         self._graphs: dict[Any, list[GuardedGraph]] = {}
@@ -118,8 +127,11 @@ class OptimizedModule(nn.Module):
             return self.original(*args, **kwargs)
         run, inputs, call = begun
         with torch.no_grad():
-            outputs = run(*inputs)
-        return _finished(outputs, call)
+            if torch.compiler.is_compiling() or self._calls is None:
+                outputs = run(*inputs)
+            else:
+                outputs = self._calls.run(run, inputs)
+        return self._finished(outputs, call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def _begun(
@@ -129,6 +141,20 @@ class OptimizedModule(nn.Module):
 
         A compiler of this module (``torch.compile``) sees the graph alone, not how it is chosen.
         """
+        if (calls := self._calls) is None:
+            return self._chosen(args, kwargs, compiling)
+        calls.begin()
+        try:
+            chosen = self._chosen(args, kwargs, compiling)
+        except BaseException as error:
+            calls.refuse(error)
+            raise
+        calls.go_on(runs=chosen is not None)
+        return chosen
+
+    def _chosen(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], compiling: bool
+    ) -> tuple[nn.Module, list[torch.Tensor], _Call] | None:
         self._look()
         arguments, key = self._recognized(args, kwargs)
         chosen_graph = self._seen.get((key, self._around()))
@@ -139,6 +165,8 @@ class OptimizedModule(nn.Module):
             if key is not None:
                 self._remember((key, self._around()), chosen_graph)
         prepared, variant = chosen_graph
+        if self.debug and prepared.compare_calls is not None:
+            prepared.compare_calls(self._texts(arguments))
         if prepared.compare_inputs is not None and (
             self.debug or id(prepared) not in self._compared
         ):
@@ -149,6 +177,21 @@ class OptimizedModule(nn.Module):
         if compiling:
             return *prepared.compiled(variant, values), chosen
         return variant.eager, prepared.inputs(values), chosen
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _finished(self, outputs: Any, call: _Call) -> Any:
+        if self._calls is not None:
+            self._calls.end()
+        with torch.no_grad():
+            return call.prepared.result(call.variant, outputs, call.values, call.given)
+
+    def _texts(self, arguments: Arguments) -> dict[str, str]:
+        """Name of each tensor of a call -> what must be the same of it on all ranks."""
+        return {
+            name: text_of_tensor(x)
+            for name, x in zip(self._form.names(arguments), arguments.leaves, strict=True)
+            if isinstance(x, torch.Tensor)
+        }
 
     def prepare_call(self, *args: Any, **kwargs: Any) -> GuardedGraph:
         """Capture, plan and prove the graph for calls like this one, unless there is one."""
@@ -222,6 +265,8 @@ class OptimizedModule(nn.Module):
         with _disable_current_modes():  # a mode around the call is about its ops, not capture's
             prepared = self._prepare(args, kwargs, self._reason(kind, arguments))
         self.captures += 1
+        if self._calls is not None:
+            self._calls.connect(prepared.in_step)
         graphs.append(prepared)
         state = prepared.state(self.original)
         reads = prepared.captured.reads or Reads(self.original)
@@ -291,12 +336,6 @@ class OptimizedModule(nn.Module):
             found=f"{len(self.prepared)} graphs, for other sizes",
             remedy="call the model with that many tokens once",
         )
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def _finished(outputs: Any, call: _Call) -> Any:
-    with torch.no_grad():
-        return call.prepared.result(call.variant, outputs, call.values, call.given)
 
 
 def not_copied() -> CommPlanError:

@@ -1,240 +1,21 @@
-"""The ranks of a process group, asked for small objects at compile time.
-
-Ranks meet in the store of their process group, not in a collective: a meeting can neither mix with
-the model's collectives, nor wait for a GPU or for a thread that holds Python's lock, nor break the
-group when it times out; and who is missing can be read off it.
-"""
+"""What ranks must agree on: inputs, plans, and in debug mode every call."""
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import cached_property
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import networkx
 import torch
-import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from compiler.capture.digest import digests
 from compiler.capture.rank_traces import by_value, ranks_text
-from compiler.errors import ExchangeError, MeshError, PlacementError, PlanError
+from compiler.errors import DivergenceError, PlacementError, PlanError
+from compiler.ir.collectives import all_group_names
+from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
 from compiler.ir.placement import Varying
 from compiler.ir.rank_exchange import Exchange
-from compiler.runtime.process_groups import group_named
-
-T = TypeVar("T")
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0005, 0.02
-"""Between two looks for ranks that have not arrived."""
-
-
-@dataclass(frozen=True)
-class _Arrival(Generic[T]):
-    """What a rank leaves for the others.
-
-    Attributes:
-        stage: what the rank is doing.
-        item: what it answers.
-        failure: why it cannot answer; empty if it can.
-        gave_up: it waited for ranks that did not arrive.
-    """
-
-    stage: str
-    item: T
-    failure: str = ""
-    gave_up: bool = False
-
-
-@dataclass(frozen=True)
-class GroupExchange:
-    """All ranks of a real process group (gloo, NCCL, …).
-
-    Attributes:
-        group: the ranks.
-        timeout: how long a rank waits for the others; None: half of the group's own timeout.
-        stage: what is being done; ranks that meet must be doing the same.
-    """
-
-    group: dist.ProcessGroup
-    timeout: timedelta | None = None
-    stage: str = ""
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self.group.size()
-
-    @property
-    def rank(self) -> int:
-        """This process's rank in the group."""
-        return self.group.rank()
-
-    @property
-    def patience(self) -> timedelta:
-        """How long a rank waits for the others."""
-        default: timedelta = self._store.timeout / 2
-        return self.timeout or default
-
-    def during(self, stage: str) -> GroupExchange:
-        """The same ranks, doing ``stage``."""
-        return replace(self, stage=stage)
-
-    def gather(self, item: T) -> list[T]:
-        """Every rank's ``item``, by rank.
-
-        Raises:
-            ExchangeError: a rank did not arrive in time, is at another stage, or answered ``fail``.
-        """
-        return [arrival.item for arrival in self._meet(_Arrival(self.stage, item))]
-
-    def fail(self, reason: str) -> None:
-        """Answer the others' next ``gather`` with the reason why this rank cannot go on.
-
-        Raises:
-            ExchangeError: always, on all ranks; names the ranks that failed, and why.
-        """
-        self._meet(_Arrival(self.stage, None, reason))
-
-    @cached_property
-    def _store(self) -> Any:
-        """Where the group's ranks met when it was made; its stubs lack ``timeout`` and bytes."""
-        find: Callable[[dist.ProcessGroup], c10d.Store] = vars(c10d)["_get_process_group_store"]
-        return c10d.PrefixStore("commplan", find(self.group))
-
-    def _meet(self, mine: _Arrival[Any]) -> list[_Arrival[Any]]:
-        """What every rank left at this meeting, which all have reached."""
-        number = self._store.add(f"meetings of {self.rank}", 1)
-        self._leave(number, mine)
-        if missing := self._missing(number):
-            error = self._absence(number, missing)
-            self._leave(number, replace(mine, failure=error.what, gave_up=True))
-            raise error
-        keys = [self._store.get(f"{number} {rank}") for rank in range(self.size)]
-        content = {key: pickle.loads(self._store.get(key.decode())) for key in dict.fromkeys(keys)}
-        everyone = [content[key] for key in keys]
-        self._forget(number - 1)
-        stages = {rank: arrival.stage for rank, arrival in enumerate(everyone)}
-        if len(set(stages.values())) > 1:
-            raise ExchangeError(
-                "the ranks compile different graphs",
-                found=by_value(stages),
-                remedy="every rank must compile the same graphs in the same order: call the model "
-                "with arguments of the same kinds and sizes on every rank",
-                alone=True,
-            )
-        if failures := {rank: a.failure for rank, a in enumerate(everyone) if a.failure}:
-            raise ExchangeError(
-                f"{ranks_text(failures)} failed",
-                where=self.stage,
-                found=by_value(failures),
-                remedy="see what these ranks report",
-                reasons=failures,
-                alone=any(arrival.gave_up for arrival in everyone),
-            )
-        return everyone
-
-    def _leave(self, number: int, mine: _Arrival[Any]) -> None:
-        """Put down an arrival; ranks that leave the same share one copy."""
-        written = pickle.dumps(mine)
-        key = f"{number} {hashlib.blake2b(written, digest_size=16).hexdigest()}"
-        self._store.set(key, written)
-        self._store.set(f"{number} {self.rank}", key)
-
-    def _forget(self, number: int) -> None:
-        """Clear this rank's part of a meeting that all ranks have left."""
-        if self._store.check([f"{number} {self.rank}"]):
-            self._store.delete_key(self._store.get(f"{number} {self.rank}").decode())
-            self._store.delete_key(f"{number} {self.rank}")
-
-    def _missing(self, number: int) -> list[int]:
-        """Ranks that have not arrived although this one has waited long enough."""
-        missing = [rank for rank in range(self.size) if rank != self.rank]
-        last, pause = time.monotonic() + self.patience.total_seconds(), FIRST_PAUSE_S
-        while not self._store.check([f"{number} {rank}" for rank in missing]):
-            if time.monotonic() > last:
-                return [rank for rank in missing if not self._store.check([f"{number} {rank}"])]
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-        return []
-
-    def _absence(self, number: int, missing: Sequence[int]) -> ExchangeError:
-        """What to say of ranks that did not arrive: where they were seen last."""
-        seen: dict[int, str] = {}
-        for rank in missing:
-            at = self._store.add(f"meetings of {rank}", 0)
-            there = self._store.check([key := f"{at} {rank}"])
-            left = pickle.loads(self._store.get(self._store.get(key).decode())) if there else None
-            seen[rank] = f"last seen at meeting {at}{left and f', {left.stage}'}" if at else "never"
-        return ExchangeError(
-            f"{ranks_text(missing)} did not arrive within {self.patience.total_seconds():g} s",
-            where=f"meeting {number}, {self.stage}" if self.stage else f"meeting {number}",
-            found=by_value(seen),
-            remedy="every rank must compile the same graphs in the same order; if these ranks are "
-            "slower than that, give all a longer timeout",
-            alone=True,
-        )
-
-
-def ranks_of(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """``group``, or all ranks.
-
-    Raises:
-        MeshError: no process group is initialized, or ``group`` is none.
-    """
-    if not dist.is_available() or not dist.is_initialized():
-        raise MeshError(
-            "no process group is initialized",
-            remedy="start the ranks with torchrun and call torch.distributed.init_process_group "
-            "first; optimize_graph works on a graph alone",
-        )
-    if not isinstance(group, dist.ProcessGroup | None):
-        raise MeshError(
-            "group= must be a process group of this rank",
-            found=repr(group),
-            remedy="pass a torch.distributed.ProcessGroup, or None for all ranks",
-        )
-    everyone = group or dist.group.WORLD
-    assert everyone is not None, "an initialized torch.distributed has a group of all ranks"
-    return everyone
-
-
-def ranks_of_groups(names: Iterable[str]) -> dist.ProcessGroup:
-    """The ranks that these groups connect: the group that holds all others, else all ranks.
-
-    Raises:
-        MeshError: no process group is initialized, or a name that does not resolve.
-    """
-    everyone = ranks_of(None)
-    groups = list(map(group_named, dict.fromkeys(names)))
-    widest = max(groups, key=lambda group: group.size(), default=everyone)
-    inside = set(dist.get_process_group_ranks(widest))
-    connected = all(set(dist.get_process_group_ranks(group)) <= inside for group in groups)
-    return widest if connected else everyone
-
-
-def exchange_over(
-    group: dist.ProcessGroup, timeout: timedelta | None = None
-) -> GroupExchange | None:
-    """How to ask the other ranks of ``group``; None for one rank, or a fake group of which one is.
-
-    The fake backend runs one rank of many: there is nobody to ask. ``timeout`` is how long a rank
-    waits for the others; None: half of the group's own timeout.
-    """
-    if group.size() == 1 or dist.get_backend(group) == "fake":
-        return None
-    return GroupExchange(group, timeout)
-
-
-def exchange_if_any(group: dist.ProcessGroup | None) -> Exchange | None:
-    """As ``exchange_over``, by default over all ranks; None where no group is initialized."""
-    is_there = dist.is_available() and dist.is_initialized()
-    return exchange_over(ranks_of(group)) if is_there else None
+from compiler.runtime.group_exchange import GroupExchange
 
 
 def compare_inputs(
@@ -355,3 +136,51 @@ def _first_difference(everyone: Sequence[Mapping[str, object]]) -> str:
                     f"{name} is {first.get(name)!r} on rank 0, {items.get(name)!r} on rank {rank}"
                 )
     return ""
+
+
+def connected_ranks(graph: SpmdGraph) -> list[tuple[int, ...]]:
+    """Return the ranks that collectives of a graph connect, also over several groups."""
+    ranks: networkx.Graph[int] = networkx.Graph()
+    ranks.add_nodes_from(range(graph.mesh.size))
+    for name in all_group_names(graph.graph):
+        for group in graph.mesh.group(name).ranks:
+            networkx.add_path(ranks, group)
+    return [tuple(sorted(part)) for part in networkx.connected_components(ranks)]
+
+
+def text_of_tensor(tensor: torch.Tensor) -> str:
+    """Return what must be the same of an argument on all ranks, besides its values."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind}{list(tensor.shape)}, strides {tensor.stride()}, on {tensor.device.type}"
+
+
+def compare_calls(
+    exchange: GroupExchange,
+    connected: Collection[Sequence[int]],
+    plans: str,
+    arguments: Mapping[str, str],
+) -> None:
+    """Raise unless ranks that collectives connect make the same call; all ranks must call it.
+
+    Args:
+        exchange: the ranks.
+        connected: groups of ranks.
+        plans: digest of the plans that the graph of the call was made for.
+        arguments: name of a tensor -> its dtype, shape, strides and kind of device.
+
+    Raises:
+        DivergenceError: names the first argument that differs, and the ranks.
+        ExchangeError: a rank makes another call than this, or none.
+    """
+    mine = {"the plan": plans, **arguments}
+    everyone = exchange.during("comparing the arguments of a call").gather(mine)
+    for group in connected:
+        for name in dict.fromkeys(name for rank in group for name in everyone[rank]):
+            texts = {rank: everyone[rank].get(name, "not an argument") for rank in group}
+            if len(set(texts.values())) > 1:
+                raise DivergenceError(
+                    "the ranks do not make the same call",
+                    where=f"call {exchange.roll_call.calls}, {name}",
+                    found=by_value(texts),
+                    remedy="call the model with the same sizes, in the same order, on every rank",
+                )

@@ -27,25 +27,36 @@ class Row(NamedTuple):
     line: str
 
 
+class Change(NamedTuple):
+    """What one graph has more or less than another.
+
+    Attributes:
+        text: ``layers.{0-3}.moe: +1 all_reduce f32[s0, 64] over tp, my_moe.py:68``.
+        line: ``my_moe.py:68``, "" if unknown.
+    """
+
+    text: str
+    line: str = ""
+
+
 def rows(snapshot: Snapshot) -> tuple[Row, ...]:
     """Return the collectives of a snapshot in program order."""
     return _folded(Counter(snapshot.collectives), _lines(snapshot))
 
 
-def changes(old: Snapshot, new: Snapshot) -> tuple[str, ...]:
+def changes(old: Snapshot, new: Snapshot) -> tuple[Change, ...]:
     """Return what ``new`` has more and less than ``old``; empty if nothing changed.
 
-    ``layers.{0-3}.moe: +1 all_reduce f32[s0, 64] over tp, my_moe.py:68``: one more in each of these
-    layers. The order of collectives is not compared.
+    Numbers are those of each layer. The order of collectives is not compared.
     """
     differences = Counter(new.collectives)
     differences.subtract(Counter(old.collectives))
     words = [
-        f"{row.layers}: {row.each:+d} {row.text}{row.line and f', {row.line}'}"
+        Change(f"{row.layers}: {row.each:+d} {row.text}{row.line and f', {row.line}'}", row.line)
         for row in _folded(differences, _lines(old) | _lines(new))
     ]
     if old.mesh != new.mesh:
-        words.insert(0, f"mesh: {_mesh(old)} became {_mesh(new)}")
+        words.insert(0, Change(f"mesh: {_mesh(old)} became {_mesh(new)}"))
     return tuple(words)
 
 

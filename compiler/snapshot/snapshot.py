@@ -35,7 +35,7 @@ class Entry:
         axis: mesh axis or group that it runs over.
         operand: element type and shape on one rank, ``f32[s0, 64]``; symbols are numbered in order
             of their first use by a collective.
-        line: ``file.py:12`` of the model, "" if capture recorded none. Not compared.
+        line: ``models/file.py:12`` of the model, "" if capture recorded none. Not compared.
     """
 
     layer: str
@@ -89,9 +89,12 @@ class Snapshot:
             schema = state["schema"]
             if schema == SCHEMA:
                 mesh = {str(axis): int(size) for axis, size in state["mesh"].items()}
-                return cls(mesh, tuple(Entry(**row) for row in state["collectives"]))
+                entries = tuple(Entry(**row) for row in state["collectives"])
+                if all(isinstance(x, str) for entry in entries for x in vars(entry).values()):
+                    return cls(mesh, entries)
+                raise TypeError("a field that is not a text")
             problem = f"schema {schema!r}"
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except Exception as error:  # a file can hold anything
             problem = f"{type(error).__name__}: {error}"
         raise CommPlanError(
             f"a list of collectives must be JSON of schema {SCHEMA!r}",
@@ -136,5 +139,5 @@ def _entries(graph: SpmdGraph) -> Iterator[Entry]:
             op=call.op,
             axis=call.group,
             operand=str(replace(kind, shape=shape, device="cpu")),
-            line=access.source_line(node),
+            line=access.source_path(node),
         )

@@ -66,9 +66,9 @@ def load_checkpoint(model: Step3p5ForCausalLM, path: str | Path) -> LoadReport:
         skipped = {name for name in tensors if is_mtp(name, model.config)}
         slices = {n: opened.get_slice(n) for n, (_, opened) in tensors.items() if n not in skipped}
         expected = {name: model.full_shape(name) for name in parameters}
-        found = {name: tuple(stored.get_shape()) for name, stored in slices.items()}
-        check_names(expected, found, path)
-        for name, shape in found.items():
+        shapes = {name: tuple(stored.get_shape()) for name, stored in slices.items()}
+        check_names(expected, shapes, path)
+        for name, shape in shapes.items():
             if shape != expected[name]:
                 raise CheckpointError(
                     f"tensor {name} in {tensors[name][0]} has shape {shape}; "
@@ -83,10 +83,10 @@ def load_checkpoint(model: Step3p5ForCausalLM, path: str | Path) -> LoadReport:
 def checkpoint_files(path: Path) -> list[Path]:
     """The .safetensors files that make up the checkpoint at ``path``."""
     if path.is_dir():
-        found = [path / name for name in (INDEX, SINGLE) if (path / name).exists()]
-        if not found:
+        listings = [path / name for name in (INDEX, SINGLE) if (path / name).exists()]
+        if not listings:
             raise CheckpointError(f"folder {path} has neither {INDEX} nor {SINGLE}")
-        path = found[0]
+        path = listings[0]
     if path.suffix != ".json":
         return [path]
     try:
@@ -114,16 +114,16 @@ def is_mtp(name: str, config: Step3p5Config) -> bool:
     return match is not None and int(match[1]) >= config.num_hidden_layers
 
 
-def check_names(expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path) -> None:
+def check_names(expected: Mapping[str, Shape], stored: Mapping[str, Shape], path: Path) -> None:
     """Raises CheckpointError unless both hold the same names."""
-    if missing := [name for name in expected if name not in found]:
+    if missing := [name for name in expected if name not in stored]:
         raise CheckpointError(
             f"tensor {missing[0]} of shape {expected[missing[0]]} is missing from {path} "
             f"({len(missing)} missing in all)"
         )
-    if extra := [name for name in sorted(found) if name not in expected]:
+    if extra := [name for name in sorted(stored) if name not in expected]:
         raise CheckpointError(
-            f"tensor {extra[0]} of shape {found[extra[0]]} in {path} belongs to no parameter of "
+            f"tensor {extra[0]} of shape {stored[extra[0]]} in {path} belongs to no parameter of "
             f"this configuration ({len(extra)} such tensors in all)"
         )
 
@@ -168,15 +168,15 @@ def write_random_checkpoint(
     names, weight_map = list(parameters), {}
     for number in range(shards):
         file = SINGLE if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        held = names[number::shards]
+        shard = names[number::shards]
         tensors = {
             name: random_tensor(name, tuple(parameters[name].shape), seed).to(
                 parameters[name].dtype
             )
-            for name in held
+            for name in shard
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(held, file)
+        weight_map |= dict.fromkeys(shard, file)
     if shards > 1:
         total_bytes = sum(p.numel() * p.itemsize for p in parameters.values())
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}

@@ -115,8 +115,8 @@ class Step3p5Config:
                 variant that this model does not implement.
         """
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-        known = fields.keys() | IMPLEMENTED.keys() | INFORMATIVE
-        if unknown := sorted(keys.keys() - known):
+        accepted = fields.keys() | IMPLEMENTED.keys() | INFORMATIVE
+        if unknown := sorted(keys.keys() - accepted):
             raise ConfigError(
                 f"unknown key {unknown[0]!r} = {keys[unknown[0]]!r} in the configuration; "
                 "remove it if it does not change what the model computes"
@@ -233,9 +233,9 @@ class Step3p5Config:
     def _check_lists(self) -> None:
         n, total = self.num_hidden_layers, self.num_hidden_layers + self.num_nextn_predict_layers
         for name in self.PER_LAYER:
-            found = getattr(self, name)
-            if not isinstance(found, tuple) or len(found) not in (n, total):
-                entries = len(found) if isinstance(found, tuple) else repr(found)
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(values) not in (n, total):
+                entries = len(values) if isinstance(values, tuple) else repr(values)
                 raise ConfigError(
                     f"{name} must be a list of {' or '.join(map(str, sorted({n, total})))} entries "
                     f"(num_hidden_layers = {n}, num_nextn_predict_layers = {total - n}); "
@@ -295,17 +295,17 @@ class Step3p5Config:
             ) from None
 
     def _rope_scaling(self) -> RopeScaling | None:
-        given = self.rope_scaling
-        if given is None:
+        keys = self.rope_scaling
+        if keys is None:
             return None
-        if given.get("rope_type") != "llama3":
+        if keys.get("rope_type") != "llama3":
             raise ConfigError(
-                f"rope_scaling.rope_type = {given.get('rope_type')!r}; "
+                f"rope_scaling.rope_type = {keys.get('rope_type')!r}; "
                 "this model implements only 'llama3'"
             )
-        if missing := [key for key in ROPE_SCALING_KEYS if key not in given]:
+        if missing := [key for key in ROPE_SCALING_KEYS if key not in keys]:
             raise ConfigError(f"key 'rope_scaling.{missing[0]}' is missing")
-        scaling = RopeScaling(**{key: given[key] for key in ROPE_SCALING_KEYS})
+        scaling = RopeScaling(**{key: keys[key] for key in ROPE_SCALING_KEYS})
         if not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
             raise ConfigError(
                 f"rope_scaling.low_freq_factor = {scaling.low_freq_factor} must be positive and "

@@ -19,9 +19,9 @@ def real_config(layers: int | None = None) -> Step3p5Config:
     count, keys = config.num_hidden_layers, config.to_dict()
     per_layer = count + config.num_nextn_predict_layers
     cycled = {
-        key: [held[i % count] for i in range(layers)]
-        for key, held in keys.items()
-        if isinstance(held, list) and len(held) == per_layer
+        key: [expected[i % count] for i in range(layers)]
+        for key, expected in keys.items()
+        if isinstance(expected, list) and len(expected) == per_layer
     }
     sparse = [
         i for i in range(layers) if config.mlp_layer_types[i % count] == "sparse" or i >= count

@@ -18,7 +18,7 @@ from compiler.errors import PlanError
 from compiler.ir import access
 from compiler.ir.collectives import collectives
 from compiler.ir.fused_ops import ALL_REDUCE_NORM, SHARED_NORM
-from compiler.optimize.model_api import optimize_captured
+from compiler.optimize.prepare import optimize_captured
 from compiler.plan.planner_options import PlannerOptions
 from compiler.runtime.guarded_graph import GuardedGraph
 from compiler.runtime.lowering import Lowered, lower
@@ -63,15 +63,15 @@ class Form:
 
 def traffic(graph: fx.Graph, tokens: int) -> Traffic:
     """What a graph sends, lowered or not."""
-    found: Traffic = Counter()
+    traffic_by_key: Traffic = Counter()
     for node, one in collectives(graph):
         size = max(access.payload_bytes(n, tokens) for n in (one.operand, node))
-        found[str(one.kind), size] += 1
+        traffic_by_key[str(one.kind), size] += 1
     for node in graph.nodes:
         if node.target in FUSED:
             payload = access.payload_bytes(access.operands(node)[0], tokens)
-            found[str(FUSED[node.target]), payload] += 1
-    return found
+            traffic_by_key[str(FUSED[node.target]), payload] += 1
+    return traffic_by_key
 
 
 def forms_of(
@@ -83,9 +83,9 @@ def forms_of(
         CaptureError, VerificationError: the model cannot be optimized.
         MachineError: the machine does not know a collective of the model.
     """
-    found = captured(model, call)
-    ranks.tell(f"captured in {found.seconds:.1f} s")
-    written, capture = found.capture.graph.graph, found.capture
+    timed_capture = captured(model, call)
+    ranks.tell(f"captured in {timed_capture.seconds:.1f} s")
+    written, capture = timed_capture.capture.graph.graph, timed_capture.capture
     by_merging, sends, verdict = optimized(model, capture, "merge")
     ready = by_merging.prepare_call(*call[0], **call[1])
     forms = {
@@ -108,16 +108,18 @@ def _lowered(prepared: GuardedGraph, tokens: int) -> Lowered:
 
 
 def planned(
-    model: Step3p5ForCausalLM, found: Capture, machine: Machine, launch: Launch, ranks: Ranks
+    model: Step3p5ForCausalLM, capture: Capture, machine: Machine, launch: Launch, ranks: Ranks
 ) -> Form:
     """Planned by time on ``machine``, a graph per range of token counts."""
-    result = optimize_captured(found, PlannerOptions("cost", machine, launch), config=model.config)
+    result = optimize_captured(
+        capture, PlannerOptions("cost", machine, launch), config=model.config
+    )
     if len(set(ranks.gathered(result.digests))) > 1:
         raise PlanError("ranks hold different plans", found="the same machine on all of them")
     graphs = dict.fromkeys(each.spmd for each in result.ranges)
-    forms = {g: lower(g, found.groups, mutations=found.mutations) for g in graphs}
+    forms = {g: lower(g, capture.groups, mutations=capture.mutations) for g in graphs}
     table = result.table.map(lambda tokens: forms[tokens.plan.spmd])
-    prepared = GuardedGraph(table, result.symbol, found, result, None)
+    prepared = GuardedGraph(table, result.symbol, capture, result, None)
     verdicts = sorted({str(each.verdict) for each in result.ranges})
     return Form(
         OptimizedModule(model, lambda *_: prepared),

@@ -60,11 +60,11 @@ def checked(ranks: Ranks, workspace: Workspace, rows: int) -> float:
         workspace.buffer[workspace.signal_bytes(ranks.size) :].fill_(255)  # NaN in every dtype
         torch.cuda.synchronize()
         dist.barrier()  # nobody reads a slot before all are filled
-        found = run(o, ranks.rank)
-        here = ranks.largest(deviation(o, ranks.rank, found))
-        whole = {key: x for key, x in found.items() if not key.endswith(" shard")}
-        held = ranks.gathered(digests(whole))
-        others = [rank for rank, one in enumerate(held) if one != held[0]]
+        results = run(o, ranks.rank)
+        here = ranks.largest(deviation(o, ranks.rank, results))
+        whole = {key: x for key, x in results.items() if not key.endswith(" shard")}
+        all_digests = ranks.gathered(digests(whole))
+        others = [rank for rank, one in enumerate(all_digests) if one != all_digests[0]]
         if here > 1 or others:
             raise WrongResultError(
                 f"the kernel {name!r} is wrong",
@@ -103,6 +103,6 @@ def times_us(
         "add + norm": lambda: compiled(x, residual, weight[0]),
         "unfused": unfused,
     }
-    found = {name: time_us(call, launch, ranks) for name, call in calls.items()}
-    ratios = {f"ratio, {op}": found["unfused"] / found[op] for op in ("op", "op, shares")}
-    return {**found, **ratios}
+    times = {name: time_us(call, launch, ranks) for name, call in calls.items()}
+    ratios = {f"ratio, {op}": times["unfused"] / times[op] for op in ("op", "op, shares")}
+    return {**times, **ratios}

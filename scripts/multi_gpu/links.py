@@ -46,12 +46,12 @@ def measured_links(ranks: Ranks, sizes: Sequence[int], name: str) -> dict[str, A
 
 def by_table(tell: Callable[[str], None]) -> Callable[[str], None]:
     """Tells each table once, not each payload."""
-    told: set[str] = set()
+    titles: set[str] = set()
 
     def once(what: str) -> None:
         table = what.rsplit(", ", 1)[0]
-        if table not in told:
-            told.add(table)
+        if table not in titles:
+            titles.add(table)
             tell(table)
 
     return once
@@ -134,20 +134,20 @@ CALLS: tuple[tuple[str, Kind, Callable[[int, Ranks, tuple[Any, ...]], Made]], ..
 """Name, what it does, and how to make a call. There is not an all_to_all kernel."""
 
 
-def compared(rows: Iterable[Mapping[str, Any]], known: Machine) -> Rows:
+def compared(rows: Iterable[Mapping[str, Any]], machine: Machine) -> Rows:
     """Every measured table beside the known machine's tables of the same kind and launch.
 
     Custom kernels are compared with custom ones, NCCL and gloo with NCCL and gloo.
 
     Args:
         rows: tables of a machine file's ``rows``.
-        known: the machine to compare with.
+        machine: the machine to compare with.
 
     Returns:
         Per pair of tables the median difference and the one furthest from zero, as
-        measured / known - 1; both None where the machine has no such table.
+        measured / predicted - 1; both None where the machine has no such table.
     """
-    found = Rows()
+    compared_rows = Rows()
     for one in rows:
         kind = Fused(one["kind"]) if "+" in one["kind"] else Kind(one["kind"])
         custom = one["class"] == LibraryClass.CUSTOM
@@ -158,7 +158,7 @@ def compared(rows: Iterable[Mapping[str, Any]], known: Machine) -> Rows:
             }  # fmt: skip
             tables = [
                 table
-                for table in known.tables_of(kind, one["ranks"])
+                for table in machine.tables_of(kind, one["ranks"])
                 if launch in table.launches
                 and (table.library_class is LibraryClass.CUSTOM) == custom
             ]
@@ -172,7 +172,7 @@ def compared(rows: Iterable[Mapping[str, Any]], known: Machine) -> Rows:
                     "median": statistics.median(differences),
                     "maximum": max(differences, key=abs),
                 }
-                found.append(dict(about))
+                compared_rows.append(dict(about))
             if not tables:
-                found.append({**about, "known": None, "median": None, "maximum": None})
-    return found
+                compared_rows.append({**about, "known": None, "median": None, "maximum": None})
+    return compared_rows

@@ -32,37 +32,37 @@ FIRST_GUESS_S = 100.0
 """What one kind of call takes at real size: capture, plans, comparison, rounds."""
 
 
-def config_of(given: Namespace) -> Step3p5Config:
+def config_of(arguments: Namespace) -> Step3p5Config:
     """The model's sizes."""
-    return config_of_size(given.layers, small=given.small)
+    return config_of_size(arguments.layers, small=arguments.small)
 
 
-def dtype_of(given: Namespace) -> torch.dtype:
+def dtype_of(arguments: Namespace) -> torch.dtype:
     """The model's dtype. Without GPUs there is no grouped matrix product of bf16 to try."""
-    return torch.float32 if given.small and given.device == "cpu" else torch.bfloat16
+    return torch.float32 if arguments.small and arguments.device == "cpu" else torch.bfloat16
 
 
 def measured_model(
-    ranks: Ranks, machine: Machine, given: Namespace, write: Callable[[Rows], None]
+    ranks: Ranks, machine: Machine, arguments: Namespace, write: Callable[[Rows], None]
 ) -> None:
     """Times every kind of call for every way of dealing out experts, as long as there is time.
 
     Args:
         ranks: all ranks.
         machine: what plans are made for.
-        given: the command's options.
+        arguments: the command's options.
         write: takes the rows of one kind of call; called on all ranks.
     """
-    needed_s = 0.0 if given.small else FIRST_GUESS_S
-    wanted, dtype = list(kinds_of(given)), dtype_of(given)
-    if not ranks.graphs and given.decode:
+    needed_s = 0.0 if arguments.small else FIRST_GUESS_S
+    wanted, dtype = list(kinds_of(arguments)), dtype_of(arguments)
+    if not ranks.graphs and arguments.decode:
         ranks.skip("model: CUDA graphs of decode, which runs eagerly: " + ranks.no_graphs)
-    for experts in given.experts:
+    for experts in arguments.experts:
         remedy = f"run again with --parts model,predictions --experts {experts}"
         if not ranks.enough_time(f"model, experts {experts}", needed_s, remedy):
             continue
         with torch.no_grad():
-            model = random_model(config_of(given), str(ranks.device), dtype, experts)
+            model = random_model(config_of(arguments), str(ranks.device), dtype, experts)
         ranks.tell(f"weights made, experts by {experts}, {dtype}")
         for kind, sizes in wanted:
             listed = ",".join(map(str, sizes))
@@ -74,7 +74,7 @@ def measured_model(
             start = time.perf_counter()
             ranks.tell(what)
             try:
-                write(section(ranks, model, machine, given, kind, sizes))
+                write(section(ranks, model, machine, arguments, kind, sizes))
             except WrongResultError as error:
                 ranks.fail(what, error)
             needed_s = ranks.agreed(max(needed_s, time.perf_counter() - start))
@@ -83,16 +83,16 @@ def measured_model(
             torch.cuda.empty_cache()
 
 
-def kinds_of(given: Namespace) -> Iterator[tuple[str, list[int]]]:
+def kinds_of(arguments: Namespace) -> Iterator[tuple[str, list[int]]]:
     """Kinds of calls that share a capture; a batch of one is a graph of its own."""
-    batches = [n for n in given.decode if n > 1]
-    yield from [(PREFILL, given.prefill)] if given.prefill else []
+    batches = [n for n in arguments.decode if n > 1]
+    yield from [(PREFILL, arguments.prefill)] if arguments.prefill else []
     yield from [(DECODE, batches)] if batches else []
-    yield from [(DECODE, [1])] if 1 in given.decode else []
+    yield from [(DECODE, [1])] if 1 in arguments.decode else []
 
 
 def section(
-    ranks: Ranks, model: Any, machine: Machine, given: Namespace, kind: str, sizes: list[int]
+    ranks: Ranks, model: Any, machine: Machine, arguments: Namespace, kind: str, sizes: list[int]
 ) -> Rows:
     """Rows of all forms at all sizes of one kind of call."""
     device = str(ranks.device)
@@ -102,19 +102,19 @@ def section(
         if kind == PREFILL:
             calls[n] = prefill_call(n, model.config.vocab_size, device, KEPT)
         else:
-            calls[n] = decode_call(model, n, given.context, device)
+            calls[n] = decode_call(model, n, arguments.context, device)
     graph = kind == DECODE and ranks.graphs
     launch = Launch.GRAPH if graph else Launch.EAGER
     forms = forms_of(model, calls[max(calls)], machine, launch, ranks)
     rows = Rows()
     for n, call in calls.items():
-        found = timed(ranks, model, forms, call, given.rounds, graph=graph)
-        for name, measured in found.items():
+        times = timed(ranks, model, forms, call, arguments.rounds, graph=graph)
+        for name, measured in times.items():
             sent = [[*key, count] for key, count in sorted(forms[name].sends(n).items())]
             about = {
                 "experts": model.experts, "call": kind, "tokens": n, "form": name,
                 "launch": str(launch), "verdict": forms[name].verdict,
-                "machine": machine.name, "collectives": sent, "context": given.context,
+                "machine": machine.name, "collectives": sent, "context": arguments.context,
                 "tokens_s": n / measured["time_us"] * 1e6,
             }  # fmt: skip
             rows.append(about | measured)
@@ -165,12 +165,12 @@ def timed(
                 replayed = apart(runner.result(), wanted, ranks)
                 differences[name] = max(differences[name], replayed)
     refuse_unless_equal(differences, sensitivity)
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for name, runner in runners.items():
         for _ in range(2):
             runner.launched()
         seen = ranks.gathered(kernels(runner.launched, ranks.device.type))
-        found[name] = {
+        by_name[name] = {
             "difference": differences[name],
             "allowed": TOLERANCE * sensitivity,
             **{key: statistics.median(one[key] for one in seen) for key in seen[0]},
@@ -183,20 +183,20 @@ def timed(
             taken[name].append(ranks.time_us(runners[name].launched, 10 if graph else 1))
     for name, times in taken.items():
         ratios = [a / b for a, b in zip(taken[WRITTEN], times, strict=True)]
-        found[name] |= {
+        by_name[name] |= {
             "rounds_us": times,
             "time_us": statistics.median(times),
             "ratio": statistics.median(ratios),
             "communication_share": None
             if ranks.shared  # they wait for each other's turn on it
-            else found[name]["communication_us"] / busy_us(found[name]),
+            else by_name[name]["communication_us"] / busy_us(by_name[name]),
         }
-    return found
+    return by_name
 
 
-def apart(found: Tensor, wanted: Tensor, ranks: Ranks) -> float:
+def apart(output: Tensor, wanted: Tensor, ranks: Ranks) -> float:
     """Root mean square of the difference over that of ``wanted``, the largest of all ranks."""
-    gap = float(((found - wanted).pow(2).mean() / wanted.pow(2).mean()).sqrt())
+    gap = float(((output - wanted).pow(2).mean() / wanted.pow(2).mean()).sqrt())
     return ranks.largest(float("inf") if gap != gap else gap)
 
 

@@ -26,12 +26,12 @@ KERNEL_ROWS = [1 << i for i in range(15)]
 
 def parser() -> argparse.ArgumentParser:
     """The options; sizes left out depend on ``--small``."""
-    made = argparse.ArgumentParser(
+    parser_ = argparse.ArgumentParser(
         prog="bench_multi_gpu",
         description="Measures on one node all that takes several GPUs: links, fused kernels and "
         "Step-3.5-Flash; compares it with what machine files predict.",
     )
-    add = made.add_argument
+    add = parser_.add_argument
     add("--ranks", type=least(2), help="default: one per GPU; 2 without GPUs")
     add("--parts", type=some_of(*PARTS), default=list(PARTS),
         help=f"some of {','.join(PARTS)}; default: all")  # fmt: skip
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--compare", help="a known machine to compare with; default: that of the GPUs")
     add("--budget-s", type=least(1), default=570, help="seconds; default: 570")
     add("--begun-s", type=float, default=time.time(), help=argparse.SUPPRESS)
-    return made
+    return parser_
 
 
 def least(minimum: int) -> Callable[[str], int]:
@@ -59,12 +59,12 @@ def least(minimum: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         try:
-            found = int(text)
+            number = int(text)
         except ValueError:
             raise ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if found < minimum:
-            raise ArgumentTypeError(f"found {found}; the least is {minimum}")
-        return found
+        if number < minimum:
+            raise ArgumentTypeError(f"found {number}; the least is {minimum}")
+        return number
 
     return read
 
@@ -75,29 +75,29 @@ def several(minimum: int) -> Callable[[str], list[int]]:
     return lambda text: sorted({read_one(one) for one in text.split(",")} if text else ())
 
 
-def some_of(*known: str) -> Callable[[str], list[str]]:
-    """Reads names between commas, in the order of ``known``."""
+def some_of(*names: str) -> Callable[[str], list[str]]:
+    """Reads names between commas, in the order of ``names``."""
 
     def read(text: str) -> list[str]:
-        given = text.split(",")
-        for one in given:
-            if one not in known:
-                raise ArgumentTypeError(f"unknown {one!r}; known: {', '.join(known)}")
-        return [one for one in known if one in given]
+        chosen = text.split(",")
+        for one in chosen:
+            if one not in names:
+                raise ArgumentTypeError(f"unknown {one!r}; known: {', '.join(names)}")
+        return [one for one in names if one in chosen]
 
     return read
 
 
-def completed(given: argparse.Namespace) -> argparse.Namespace:
+def completed(arguments: argparse.Namespace) -> argparse.Namespace:
     """Options with what they default to here.
 
     Raises:
         CommPlanError: a part cannot run here, or the model not on this number of ranks.
     """
-    small, parts = given.small, {*given.parts}
-    given.device = device_of(given)
+    small, parts = arguments.small, {*arguments.parts}
+    arguments.device = device_of(arguments)
     defaults: dict[str, Any] = {
-        "ranks": torch.cuda.device_count() if given.device == "cuda" else 2,
+        "ranks": torch.cuda.device_count() if arguments.device == "cuda" else 2,
         "prefill": [32, 64] if small else [2048, 8192, 16384],
         "decode": [1, 4] if small else [1, 64, 256],
         "context": 32 if small else 1024,
@@ -105,48 +105,48 @@ def completed(given: argparse.Namespace) -> argparse.Namespace:
         "max_bytes": MAX_BYTES_SMALL if small else MAX_BYTES,
     }
     for name, value in defaults.items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if "WORLD_SIZE" in os.environ:
-        given.ranks = int(os.environ["WORLD_SIZE"])
-    if given.ranks < 2 and parts != {"predictions"}:
+        arguments.ranks = int(os.environ["WORLD_SIZE"])
+    if arguments.ranks < 2 and parts != {"predictions"}:
         raise CommPlanError(
             "one rank sends nothing",
-            found=f"{torch.cuda.device_count()} GPUs, {given.ranks} ranks",
+            found=f"{torch.cuda.device_count()} GPUs, {arguments.ranks} ranks",
             remedy="--ranks 2: ranks that share a GPU talk over gloo, for a trial",
         )
-    if "kernels" in parts and not given.rows:
+    if "kernels" in parts and not arguments.rows:
         raise CommPlanError("the kernels part needs --rows", remedy="name some, or another part")
     if "model" in parts:
-        fits(given)
-    for name in filter(None, (given.machine, given.compare)):
+        fits(arguments)
+    for name in filter(None, (arguments.machine, arguments.compare)):
         load_machine(name)
-    return given
+    return arguments
 
 
-def device_of(given: argparse.Namespace) -> str:
+def device_of(arguments: argparse.Namespace) -> str:
     """The kind of device that is named, else the one there is."""
-    found = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if found == "cuda" and not torch.cuda.is_available():
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
         raise CommPlanError("there is no CUDA device", remedy="leave --device out")
-    if found == "cpu" and not given.small and {"links", "model"} & {*given.parts}:
+    if device == "cpu" and not arguments.small and {"links", "model"} & {*arguments.parts}:
         raise CommPlanError(
             "without GPUs only a trial is possible", remedy="add --small, for a small model"
         )
-    return str(found)
+    return str(device)
 
 
-def fits(given: argparse.Namespace) -> None:
+def fits(arguments: argparse.Namespace) -> None:
     """Raises CommPlanError unless there are calls, and the model divides over the ranks."""
-    if not given.prefill and not given.decode:
+    if not arguments.prefill and not arguments.decode:
         raise CommPlanError("the model part needs --prefill or --decode", found="both are empty")
-    for experts in given.experts:
+    for experts in arguments.experts:
         try:
-            ranks = RankGroup(None, 0, given.ranks)
-            check_divisible(config_of(given), ranks, experts, dtype_of(given))
+            ranks = RankGroup(None, 0, arguments.ranks)
+            check_divisible(config_of(arguments), ranks, experts, dtype_of(arguments))
         except ParallelError as error:
             raise CommPlanError(
-                f"the model does not divide over {given.ranks} ranks, experts by {experts}",
+                f"the model does not divide over {arguments.ranks} ranks, experts by {experts}",
                 found=str(error),
                 remedy="give another number of --ranks, or leave model out of --parts",
             ) from None

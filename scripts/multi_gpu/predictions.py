@@ -24,17 +24,17 @@ def sent_us(machine: Machine, kind: str, payload_bytes: int, ranks: int, launch:
     group = (ranks, 1)
     kinds: Sequence[Kind] = (Kind(kind),) if "+" not in kind else PARTS[Fused(kind)]
     if "+" in kind:
-        known = machine.fused_time_ps(Fused(kind), payload_bytes, group, launch=launch)
-        if known is not None:
-            return known / PS_PER_US
+        time_ps = machine.fused_time_ps(Fused(kind), payload_bytes, group, launch=launch)
+        if time_ps is not None:
+            return time_ps / PS_PER_US
     times = (machine.collective_time_ps(k, payload_bytes, group, launch=launch) for k in kinds)
     return sum(times) / PS_PER_US
 
 
 def busy_us(row: Row) -> float:
     """What the profiled call of a row of the model part took without gaps between kernels."""
-    found: float = row["busy_us"] if "busy_us" in row else row["call_us"]
-    return found
+    time_us: float = row["busy_us"] if "busy_us" in row else row["call_us"]
+    return time_us
 
 
 def name_of(row: Row) -> str:
@@ -57,20 +57,20 @@ def link_rows(machine: Machine, rows: Iterable[Row]) -> list[Row]:
         for payload_bytes, measured_us in one["rows"]:
             case = one["kind"], one["ranks"], one["launches"][0], payload_bytes
             least[case] = min(measured_us, least.get(case, measured_us))
-    found = []
+    errors = []
     for (kind, ranks, launch, payload_bytes), measured_us in least.items():
         what = f"{kind}, {ranks} ranks, {launch}, {payload_bytes} bytes"
         try:
             time_us = sent_us(machine, kind, payload_bytes, ranks, launch)
         except MachineError:
             continue
-        found.append(predicted("links", what, time_us, measured_us))
-    return found
+        errors.append(predicted("links", what, time_us, measured_us))
+    return errors
 
 
 def kernel_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
     """Fused ops and what they replace: an all_reduce, a launch, and four payloads of memory."""
-    found = []
+    errors = []
     for one in rows:
         payload_bytes, launch = one["rows"] * HIDDEN * 2, one["launch"]
         norm_us = machine.launch_ps(launch) / PS_PER_US
@@ -82,8 +82,8 @@ def kernel_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
         }
         for name, (kind, more_us) in kinds.items():
             time_us = sent_us(machine, str(kind), payload_bytes, ranks, launch) + more_us
-            found.append(predicted("kernels", f"{name}, {one['rows']} rows", time_us, one[name]))
-    return found
+            errors.append(predicted("kernels", f"{name}, {one['rows']} rows", time_us, one[name]))
+    return errors
 
 
 def model_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
@@ -92,7 +92,7 @@ def model_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
     Nothing overlaps. Computation is what kernels took that do not communicate; without a GPU, what
     the profiled call took beside communication.
     """
-    found = []
+    errors = []
     for one in rows:
         sent = sum(
             count * sent_us(machine, kind, size, ranks, one["launch"])
@@ -100,6 +100,6 @@ def model_rows(machine: Machine, rows: Iterable[Row], ranks: int) -> list[Row]:
         )
         forward = busy_us(one) - one["communication_us"] + sent
         about = name_of(one)
-        found.append(predicted("communication", about, sent, one["communication_us"]))
-        found.append(predicted("forward", about, forward, one["time_us"]))
-    return found
+        errors.append(predicted("communication", about, sent, one["communication_us"]))
+        errors.append(predicted("forward", about, forward, one["time_us"]))
+    return errors

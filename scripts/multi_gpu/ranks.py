@@ -71,9 +71,9 @@ class Ranks:
     @property
     def group(self) -> dist.ProcessGroup:
         """All ranks."""
-        found = dist.group.WORLD
-        assert found is not None, "the process group is initialized"
-        return found
+        group_ = dist.group.WORLD
+        assert group_ is not None, "the process group is initialized"
+        return group_
 
     @property
     def graphs(self) -> bool:
@@ -93,10 +93,10 @@ class Ranks:
 
     def agreed(self, value: T) -> T:
         """Rank 0's value."""
-        held: list[Any] = [value]
-        dist.broadcast_object_list(held, src=0)
-        found: T = held[0]
-        return found
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0)
+        first: T = values[0]
+        return first
 
     def gathered(self, value: T) -> list[T]:
         """Every rank's value."""

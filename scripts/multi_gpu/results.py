@@ -39,19 +39,19 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            found = error.strerror or str(error)
+            problem = error.strerror or str(error)
         else:
             if os.access(self.folder, os.W_OK | os.X_OK):
                 return
-            found = "no permission to write"
+            problem = "no permission to write"
         raise CommPlanError(
-            "cannot write results", where=str(self.folder), found=found,
+            "cannot write results", where=str(self.folder), found=problem,
             remedy="name another folder with --output",
         )  # fmt: skip
 
-    def write(self, part: str, found: dict[str, Any]) -> None:
+    def write(self, part: str, content: dict[str, Any]) -> None:
         """Replaces the file of a part."""
-        text = json.dumps({"facts": self.facts, **found}, indent=1)
+        text = json.dumps({"facts": self.facts, **content}, indent=1)
         self.write_text(f"{part}.json", text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
@@ -68,8 +68,8 @@ class Results:
         if not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            facts = dict(found["facts"])
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts = dict(content["facts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CommPlanError(
                 f"cannot read the results of the {part} part",
@@ -80,7 +80,7 @@ class Results:
         if self.facts is None and facts.get("format") == FORMAT:
             self.facts = facts
         if facts == self.facts:
-            return found
+            return content
         wanted = self.facts or {"format": FORMAT}
         differing = {k: facts.get(k) for k, v in wanted.items() if facts.get(k) != v}
         note = f"{path.name} of an earlier run with {differing}, where this one has "
@@ -91,7 +91,7 @@ class Results:
 
     def join(self, part: str, key: str, rows: Rows, fields: tuple[str, ...]) -> None:
         """Adds rows to ``key`` of a part; those that agree in ``fields`` are replaced."""
-        known = self.read(part) or {}
+        former = self.read(part) or {}
         fresh = {tuple(row[f] for f in fields) for row in rows}
-        kept = [r for r in known.get(key, []) if tuple(r[f] for f in fields) not in fresh]
-        self.write(part, {**known, "facts": self.facts, key: [*kept, *rows]})
+        kept = [r for r in former.get(key, []) if tuple(r[f] for f in fields) not in fresh]
+        self.write(part, {**former, "facts": self.facts, key: [*kept, *rows]})

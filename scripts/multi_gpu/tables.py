@@ -14,10 +14,10 @@ Row = dict[str, Any]
 
 def table(*columns: str, text: int = 1) -> Table:
     """An empty table; its first columns are ``text``, those after them numbers."""
-    made = Table()
+    empty = Table()
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number < text else "right")
-    return made
+        empty.add_column(column, justify="left" if number < text else "right")
+    return empty
 
 
 def heading(console: Console, text: str) -> None:
@@ -30,25 +30,25 @@ def number(value: float | None, shown: str) -> str:
     return "" if value is None else format(value, shown)
 
 
-def show_links(console: Console, found: Row) -> None:
+def show_links(console: Console, content: Row) -> None:
     """Times over all ranks by payload; every table against the known machine's."""
-    rows = [*found["machine"]["rows"], *found["kernels"]]
+    rows = [*content["machine"]["rows"], *content["kernels"]]
     ranks = max((one["ranks"] for one in rows), default=0)
     mine = [one for one in rows if one["ranks"] == ranks]
     for kind in dict.fromkeys(one["kind"] for one in mine):
-        held = [one for one in mine if one["kind"] == kind]
-        names = [f"{one['library']}, {', '.join(one['launches'])}" for one in held]
+        of_kind = [one for one in mine if one["kind"] == kind]
+        names = [f"{one['library']}, {', '.join(one['launches'])}" for one in of_kind]
         heading(console, f"{kind} over {ranks} ranks, microseconds")
         shown = table("bytes", *names, text=0)
-        times = [dict(map(tuple, one["rows"])) for one in held]
+        times = [dict(map(tuple, one["rows"])) for one in of_kind]
         for payload in sorted(set().union(*times)):
             shown.add_row(f"{payload:,}", *(number(one.get(payload), ".2f") for one in times))
         console.print(shown)
-    if not found["known"]:
+    if not content["known"]:
         return
-    heading(console, f"measured / {found['known']} - 1, by table")
+    heading(console, f"measured / {content['known']} - 1, by table")
     shown = table("", "library", "launch", "known", "ranks", "points", "median", "largest", text=4)
-    for one in found["compared"]:
+    for one in content["compared"]:
         shown.add_row(
             one["kind"], one["library"], one["launch"], one["known"] or "no table",
             str(one["ranks"]), str(one["points"]), number(one["median"], "+.1%"),
@@ -57,9 +57,9 @@ def show_links(console: Console, found: Row) -> None:
     console.print(shown)
 
 
-def show_kernels(console: Console, found: Row) -> None:
+def show_kernels(console: Console, content: Row) -> None:
     """Errors, times and ratios by number of rows."""
-    rows = found["rows"]
+    rows = content["rows"]
     if not rows:
         return
     heading(console, "hidden 4,096, bf16, microseconds; deviation: error / allowed error")
@@ -89,10 +89,10 @@ def show_model(console: Console, rows: Iterable[Row]) -> None:
     console.print(shown)
 
 
-def show_predictions(console: Console, found: Row) -> None:
+def show_predictions(console: Console, content: Row) -> None:
     """Errors of links by table, all others one by one; then the targets."""
-    rows = found["rows"]
-    heading(console, f"predicted by {found['machine']}; error: predicted / measured - 1")
+    rows = content["rows"]
+    heading(console, f"predicted by {content['machine']}; error: predicted / measured - 1")
     shown = table("part", "", "predicted us", "measured us", "error", text=2)
     links = [row for row in rows if row["part"] == "links"]
     for name in dict.fromkeys(row["what"].rsplit(", ", 1)[0] for row in links):
@@ -108,7 +108,7 @@ def show_predictions(console: Console, found: Row) -> None:
     console.print(shown)
     heading(console, "targets")
     shown = table("", "", "found", "a cause", text=4)
-    for one in found["targets"]:
+    for one in content["targets"]:
         verdict = {True: "met", False: "MISSED", None: "not measured"}[one["met"]]
         shown.add_row(one["what"], verdict, one["found"], one["cause"])
     console.print(shown)

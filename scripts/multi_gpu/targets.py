@@ -41,27 +41,27 @@ def targets(model: Sequence[Row], rows: Sequence[Row]) -> list[Target]:
         model: rows of the model part.
         rows: predictions.
     """
-    held: dict[Key, Row] = {(r["experts"], r["call"], r["tokens"], r["form"]): r for r in model}
-    planned = {key[:3]: row["ratio"] for key, row in held.items() if key[3] == PLANNED}
+    times: dict[Key, Row] = {(r["experts"], r["call"], r["tokens"], r["form"]): r for r in model}
+    planned = {key[:3]: row["ratio"] for key, row in times.items() if key[3] == PLANNED}
     gains = {key: value for key, value in planned.items() if key[1:] == (PREFILL, GAIN_TOKENS)}
-    by_hand = {key: value / held[(*key, BY_HAND)]["ratio"] for key, value in planned.items()}
-    found = [
+    by_hand = {key: value / times[(*key, BY_HAND)]["ratio"] for key, value in planned.items()}
+    outcomes = [
         at_least(
             GAIN, f"planned >= {GAIN} x as written, prefill of {GAIN_TOKENS:,} tokens", gains,
-            lambda key: gain_missed(held[(*key, WRITTEN)], held[(*key, PLANNED)]),
+            lambda key: gain_missed(times[(*key, WRITTEN)], times[(*key, PLANNED)]),
         ),
         at_least(
             1, "planned >= merged by hand", by_hand,
-            lambda key: slower(held[(*key, BY_HAND)], held[(*key, PLANNED)]),
+            lambda key: slower(times[(*key, BY_HAND)], times[(*key, PLANNED)]),
         ),
     ]  # fmt: skip
     by_part = {part: {r["what"]: r for r in rows if r["part"] == part} for part in CAUSES}
     named = {name_of(row): row for row in model}
     for part, cause in CAUSES.items():
-        found.append(
+        outcomes.append(
             within(part, by_part[part], lambda r, of=cause: of(r, named, by_part))  # type: ignore[misc]
         )
-    return found
+    return outcomes
 
 
 def at_least(
@@ -79,8 +79,8 @@ def at_least(
 
 def within(part: str, rows: Mapping[str, Row], cause: Callable[[Row], str]) -> Target:
     """Judges the errors of a part's predictions."""
-    known = [row for row in rows.values() if row["error"] is not None]
-    ordered = sorted(known, key=lambda row: -abs(row["error"]))
+    measured = [row for row in rows.values() if row["error"] is not None]
+    ordered = sorted(measured, key=lambda row: -abs(row["error"]))
     missed = [row for row in ordered if abs(row["error"]) > WITHIN]
     texts = [f"{row['what']} {row['error']:+.1%}" for row in ordered]
     why = cause(missed[0]) if missed else ""

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from compiler.ir import access
-from compiler.ir.rules import Call, Dims, Meaning, meaning_of
+from compiler.ir.rules import Call, Dims, Meaning, cached_by_call, meaning_of
 from compiler.ir.rules.contraction import PRODUCTS
 from compiler.ir.rules.meaning import Labels
 
@@ -45,11 +45,11 @@ class Factors:
     results: tuple[Labels, ...]
 
 
-@lru_cache(maxsize=1 << 14)
+@cached_by_call
 def factors_of(call: Call) -> Factors | None:
-    """Return the factors of a call; None if its op has no rule, or gives random numbers."""
+    """Return the factors of a call; None if it has no rule, is random, or differs per rank."""
     rule = meaning_of(call)
-    if rule is None or rule.random:
+    if rule is None or rule.random or (rule.rank_dependent and not call.rank_dependent):
         return None
     dims = rule.dims or Dims(
         tuple((None,) * len(shape) for shape in call.shapes),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from compiler.check.counterexample import SEEDS, SIMULATION_BYTES, first_difference
+from compiler.check.refutation import SEEDS, SIMULATION_BYTES, first_difference
 from compiler.check.simulate import PerRank, draw_inputs
 from compiler.check.single_device.cases import LOOKUPS
 from compiler.check.single_device.layouts import Layout

@@ -6,8 +6,8 @@ from compiler.check import check
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import PROGRAM, read_graph, warn_undeclared
 from compiler.cli.inputs.options import InputOptions
-from compiler.cli.render.progress import Stages, print_json, stdout
-from compiler.cli.render.report import print_report, report_json
+from compiler.cli.render.progress import Stages
+from compiler.cli.render.report import report_document
 from compiler.ir.graph import SpmdGraph
 
 
@@ -28,8 +28,5 @@ def check_graphs(source: str, target: str, options: InputOptions, format: str) -
     warn_undeclared(graphs[0], options_of(source))
     with stages.stage("check"):
         report = check(*graphs)
-    if format == "json":
-        print_json(report_json(report))
-    else:
-        print_report(stdout(), report)
+    report_document(report, "check").print(format)
     return ExitCode[report.verdict]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.cli.commands.lint import escaped
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import read_text
 from compiler.cli.inputs.load_model import load
-from compiler.cli.inputs.options import InputOptions, bad_option, is_count
-from compiler.cli.render.progress import Stages, new_table, print_json, say, stdout
+from compiler.cli.inputs.options import InputOptions, bad_option, distinct, is_count
+from compiler.cli.render.document import Annotation, Document
+from compiler.cli.render.progress import Stages, new_table, say
 from compiler.optimize.optimizer import optimize
 from compiler.plan.planner import Planner
 from compiler.plan.planner_options import PlannerOptions
@@ -28,7 +28,7 @@ def collectives(
     format: str,
 ) -> int:
     """List the collectives of a model."""
-    budget = dict(map(_budget, most))
+    budget = dict(map(_budget, distinct("--max", most)))
     stages = Stages()
     graph = load(model, options, stages).graph
     if optimized:
@@ -36,20 +36,19 @@ def collectives(
             planner = Planner(graph, PlannerOptions(policy))
             graph = optimize(planner, planner.decide(None)).spmd
     snapshot = Snapshot.of(graph)
-    over = exceeded(snapshot, budget)
-    match format:
-        case "json":
-            print(snapshot.to_json(), end="")
-        case "markdown":
-            _print_markdown(COLUMNS, [tuple(map(str, row)) for row in rows(snapshot)])
-        case "text":
-            table = new_table(*COLUMNS)
-            for row in rows(snapshot):
-                table.add_row(*map(str, row))
-            stdout().print(table)
-    for text in over:
-        line = f"{model}: {text}"
-        print(annotation(line)) if format == "github" else say(line)
+    table = new_table(*COLUMNS)
+    for row in rows(snapshot):
+        table.add_row(*map(str, row))
+    over = [f"{model}: {text}" for text in exceeded(snapshot, budget)]
+    if format == "json":  # a line for each collective, as it is kept in a repository
+        print(snapshot.to_json(), end="")
+        for text in over:
+            say(text)
+    else:
+        counts = ", ".join(f"{n} {kind}" for kind, n in snapshot.counts().items())
+        notes = [Annotation("error", "collectives", text) for text in over]
+        notes.append(Annotation("notice", "collectives", f"{model}: {counts or 'none'}"))
+        Document("collectives/1", {}, [table, *over], notes).print(format)
     return ExitCode.FINDINGS if over else ExitCode.OK
 
 
@@ -64,25 +63,13 @@ def diff(old: str, new: str, options: InputOptions, format: str) -> int:
 
     before, after = snapshot(old), snapshot(new)
     differences = changes(before, after)
-    match format:
-        case "json":
-            print_json({"schema": "commplan.changes/1", "changes": differences})
-        case "markdown":
-            _print_markdown(("collectives that changed",), [(text,) for text in differences])
-        case _:
-            for line in differences:
-                print(annotation(line) if format == "github" else line)
+    Document(
+        "changes/1",
+        {"changes": [change.text for change in differences]},
+        [change.text for change in differences],
+        [Annotation("error", "collectives", text, line) for text, line in differences],
+    ).print(format)
     return ExitCode.FINDINGS if differences else ExitCode.OK
-
-
-def annotation(line: str) -> str:
-    """Return an annotation as GitHub reads it."""
-    return f"::error title=collectives::{escaped(line)}"
-
-
-def _print_markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    for cells in (heads, ["---"] * len(heads), *lines):
-        print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
 
 
 def _budget(text: str) -> tuple[str, int]:

@@ -12,7 +12,6 @@ from compiler.cli.inputs.files import make_folder, write_text
 from compiler.cli.inputs.graph_part import of_layers
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, layer_range
-from compiler.cli.render.html import to_html
 from compiler.cli.render.progress import Stages, say
 from compiler.errors import CommPlanError, VerificationError
 from compiler.ir.collectives import collectives
@@ -68,23 +67,20 @@ def dump(
                 lowering = replace(pipeline, records=list(result.records))
                 run_passes(result.spmd, lowering, why_unserved=lambda *_: None)
             graphs["after"] = result.spmd
-    both |= format == "html" and not (before or after)
     if not both:
         side = "before" if before else "after"
         graphs = {side: graphs[side]}
     if selected is not None:
         graphs = {side: of_layers(graph, selected) for side, graph in graphs.items()}
-    text = text_of(graphs, format, source.name)
+    text = text_of(graphs, format)
     if output is None:
         print(text, end="")
     else:
         write_text(output, text)
 
 
-def text_of(graphs: Mapping[str, SpmdGraph], format: str, name: str) -> str:
-    """Return the graphs in one of the forms; of two, one after the other except in HTML."""
-    if format == "html":
-        return to_html(graphs, name)
+def text_of(graphs: Mapping[str, SpmdGraph], format: str) -> str:
+    """Return the graphs in one of the forms, one after the other."""
     if format == "dot":
         return "".join(
             to_dot(graph, facts=placements(graph), name=side) for side, graph in graphs.items()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from compiler.analysis.layers import layers_text
-from compiler.cli.entry import ExitCode, printable
+from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import is_graph_file
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions
-from compiler.cli.render.progress import Stages, print_json, say
+from compiler.cli.render.document import Annotation, Document
+from compiler.cli.render.progress import Stages
 from compiler.errors import DivergenceError
 from compiler.linter import Coverage, Finding, LintFacts, coverage, findings_of
 from compiler.linter.api import divergence
@@ -32,27 +31,27 @@ def lint(model: str, options: InputOptions, format: str, require_coverage: int) 
         notes = source.notes
         with stages.stage("lint"):
             facts = LintFacts(source.graph)
-            results, extent = list(findings_of(facts, source.written)), coverage(facts)
-            names = tuple(source.keys.get(name, name) for name in extent.unknown_inputs)
-            extent = replace(extent, unknown_inputs=names)
+            results = list(findings_of(facts, source.written))
+            extent = coverage(facts, source.keys)
     rows = [{"severity": str(one.severity), **asdict(one), "message": str(one)} for one in results]
-    if format == "json":
-        print_json({"findings": rows, "coverage": extent and coverage_json(extent)})
-    for one in results if format != "json" else ():
-        print(annotation(one, printable(model)) if format == "github" else str(one))
     severities = Counter(row["severity"] for row in rows)
     counts = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in severities.items())
-    for note in notes:
-        say(note)
-    say(f"{printable(model)}: {counts or 'no findings'}")
-    if extent is None:
-        return ExitCode.FINDINGS
-    say(coverage_text(extent))
-    if format == "github" and extent.percent < 100:
-        print(f"::notice title=coverage::{escaped(coverage_text(extent))}")
+    summary = f"{model}: {counts or 'no findings'}"
+    annotations = [annotation(one, model) for one in results]
+    enough = extent is None or extent.percent >= require_coverage
+    if extent is not None:
+        summary += f"\n{coverage_text(extent)}"
+        severity = "notice" if enough else "error"
+        annotations.append(Annotation(severity, "coverage", coverage_text(extent)))
+    Document(
+        "lint/1",
+        {"findings": rows, "coverage": extent and coverage_json(extent)},
+        [*map(str, results), *notes, summary],
+        annotations,
+    ).print(format)
     if results:
         return ExitCode.FINDINGS
-    return ExitCode.OK if extent.percent >= require_coverage else ExitCode.UNPROVED
+    return ExitCode.OK if enough else ExitCode.UNPROVED
 
 
 def coverage_text(extent: Coverage) -> str:
@@ -74,18 +73,8 @@ def coverage_json(extent: Coverage) -> dict[str, Any]:
     return {"percent": extent.percent, **asdict(extent)}
 
 
-def annotation(finding: Finding, model: str) -> str:
-    """Return ``::error file=model.py,line=88,title=double-reduction::…``, as GitHub reads it."""
-    place = {"title": finding.rule}
-    if finding.path:
-        path = os.path.relpath(finding.path) if Path(finding.path).is_absolute() else finding.path
-        place = {"file": path, "line": str(finding.line), **place}
-    elif is_graph_file(model):
-        place = {"file": model, **place}
-    properties = ",".join(f"{key}={escaped(text, ':,')}" for key, text in place.items())
-    return f"::{finding.severity} {properties}::{escaped(str(finding))}"
-
-
-def escaped(text: str, more: str = "") -> str:
-    """Return ``text`` with percent signs, line ends and the characters ``more`` as %XX."""
-    return "".join(f"%{ord(c):02X}" if c in f"%\r\n{more}" else c for c in text)
+def annotation(finding: Finding, model: str) -> Annotation:
+    """Return the finding beside its line of the code; of a saved graph, beside the file."""
+    place = f"{finding.path}:{finding.line}" if finding.path else ""
+    file = model if is_graph_file(model) else ""
+    return Annotation(str(finding.severity), finding.rule, str(finding), place or file)

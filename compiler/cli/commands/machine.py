@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
@@ -25,7 +24,8 @@ from bench.measurements import (
 )
 from compiler.cli.inputs.files import make_folder, write_text
 from compiler.cli.render.collectives import bytes_text
-from compiler.cli.render.progress import Stages, new_table, number_column, print_json, stdout
+from compiler.cli.render.document import Block, Document
+from compiler.cli.render.progress import Stages, new_table, number_column
 from compiler.cost import Machine, MachineError, load_machine, machines
 from compiler.cost.machine_fields import check_name
 from compiler.cost.machine_files import FOLDER, parse_machine, read_json
@@ -37,18 +37,14 @@ MAX_BYTES, MAX_BYTES_CPU = 1 << 28, 1 << 22
 def list_machines(format: str) -> int:
     """List the machines that come with the package."""
     every = {m: sorted({table.ranks for table in m.tables}) for m in map(load_machine, machines())}
-    if format == "json":
-        print_json(
-            [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
-        )
-        return 0
+    values = [{"name": m.name, "title": m.title, "ranks": ranks} for m, ranks in every.items()]
     rows = new_table("name", "", "tables of ranks", "memory TB/s", "bf16 TFLOP/s")
     for m, ranks in every.items():
         rates = m.memory_bytes_per_us / 1e6, m.matmul_flop_per_us(torch.bfloat16) / 1e6
         rows.add_row(
             m.name, m.title, ", ".join(map(str, ranks)), f"{rates[0]:.2f}", f"{rates[1]:.0f}"
         )
-    stdout().print(rows)
+    Document("machines/1", {"machines": values}, [rows]).print(format)
     return 0
 
 
@@ -63,10 +59,7 @@ def show(name: str, ranks: int | None, format: str) -> int:
             found=f"tables of {', '.join(map(str, counts)) or 'none'}",
             remedy="name one of these, or leave --ranks out",
         )
-    if format == "json":
-        print_json(machine_json(one, tables))
-    else:
-        print_machine(stdout(), one, tables)
+    Document("machine/1", machine_json(one, tables), machine_blocks(one, tables)).print(format)
     return 0
 
 
@@ -82,13 +75,12 @@ def quantities(one: Machine) -> dict[str, Quantity]:
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> None:
-    """Print the numbers, then the regimes of every table, then where the tables come from."""
-    console.print(Text.assemble((one.name, "bold"), f"  {one.title}"), soft_wrap=True)
+def machine_blocks(one: Machine, tables: Sequence[Table]) -> list[Block]:
+    """Return the numbers, then the regimes of every table, then where the tables come from."""
+    title = Text.assemble((one.name, "bold"), f"  {one.title}")
     numbers = new_table("", "", "", "source")
     for name, number in quantities(one).items():
         numbers.add_row(name, f"{number.value:,}", number.unit, number.source)
-    console.print(numbers)
     sources = list(dict.fromkeys(table.source for table in tables))
     headings = "from", "alpha us", "GB/s", "median", "max", "source"
     regimes = new_table("", *map(number_column, headings))
@@ -101,7 +93,6 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
             line = [bytes_text(regime.from_bytes), f"{regime.alpha_ps / 1e6:.2f}", rate]
             regimes.add_row(*left, *line, *right)
             left, right = [""] * len(left), [""] * len(right)
-    console.print(regimes)
     lines = [f"{i}: {source}" for i, source in enumerate(sources, 1)]
     if one.network is not None:
         lines += [
@@ -110,8 +101,7 @@ def print_machine(console: Console, one: Machine, tables: Sequence[Table]) -> No
             for p in one.network.protocols
         ]
         lines.append(one.network.source)
-    for text in lines:
-        console.print(text, soft_wrap=True)
+    return [title, numbers, regimes, *lines]
 
 
 def table_text(kind: str, one: Table | Measurements) -> str:
@@ -164,11 +154,8 @@ def fit_machines(
         if folder is not None:
             make_folder(folder)
             write_text(folder / f"{data['name']}.json", machine_text(data))
-    if format == "json":
-        print_json(errors_json(fitted))
-    else:
-        print_errors(stdout(), fitted)
-        print_unused(stdout(), rows, fitted)
+    blocks = [*error_blocks(fitted), *unused_lines(rows, fitted)]
+    Document("fit/1", {"machines": errors_json(fitted)}, blocks).print(format)
     return 0
 
 
@@ -186,8 +173,8 @@ def errors_json(fitted: dict[str, tuple[FittedTable, ...]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -> None:
-    """Print a row per table: errors of the model, and of the table against itself."""
+def error_blocks(fitted: dict[str, tuple[FittedTable, ...]]) -> list[Block]:
+    """Return a row per table: errors of the model, and of the table against itself."""
     errors = "median", "max > MiB", "max", "own median", "own max"
     first = Column("", min_width=22, overflow="fold")
     note = "max > MiB: above 1 MiB of payload; own: of the table itself, interpolated"
@@ -202,14 +189,12 @@ def print_errors(console: Console, fitted: dict[str, tuple[FittedTable, ...]]) -
             if not e.meets_targets:
                 missed.append(one)
         rows.add_section()
-    console.print(rows)
     total = sum(map(len, fitted.values()))
-    console.print(
+    within = (
         f"{total - len(missed)} of {total} tables within {percent(MEDIAN_TARGET)} median and "
-        f"{percent(MAXIMUM_TARGET)} above 1 MiB",
+        f"{percent(MAXIMUM_TARGET)} above 1 MiB"
     )
-    for one in missed:
-        console.print(missed_text(one), soft_wrap=True)
+    return [rows, within, *map(missed_text, missed)]
 
 
 def missed_text(one: FittedTable) -> str:
@@ -226,10 +211,10 @@ def missed_text(one: FittedTable) -> str:
     )
 
 
-def print_unused(
-    console: Console, rows: Sequence[Measurements], fitted: dict[str, tuple[FittedTable, ...]]
-) -> None:
-    """Print which tables no machine has: older versions, and GPUs without a machine."""
+def unused_lines(
+    rows: Sequence[Measurements], fitted: dict[str, tuple[FittedTable, ...]]
+) -> Iterator[str]:
+    """Yield which tables no machine has: older versions, and GPUs without a machine."""
     used = {one.measured for tables in fitted.values() for one in tables}
     _, older = newest(rows)
     for title, left in (
@@ -239,10 +224,7 @@ def print_unused(
         names = dict.fromkeys(f"{one.gpu} {one.library}" for one in left)
         if left:
             count = sum(len(one.points) for one in left)
-            console.print(
-                f"not used, {title}: {len(left)} tables, {count} rows: {', '.join(names)}",
-                soft_wrap=True,
-            )
+            yield f"not used, {title}: {len(left)} tables, {count} rows: {', '.join(names)}"
 
 
 def measure(name: str, min_bytes: int, max_bytes: int | None, output: Path | None) -> int:

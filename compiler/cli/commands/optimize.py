@@ -9,8 +9,8 @@ from compiler.cli.entry import ExitCode
 from compiler.cli.inputs import files
 from compiler.cli.inputs.options import InputOptions
 from compiler.cli.inputs.saved_programs import program_bytes, read_program
-from compiler.cli.render.progress import Stages, say, stderr
-from compiler.cli.render.report import print_report
+from compiler.cli.render.progress import Stages, say
+from compiler.cli.render.report import report_blocks
 from compiler.errors import CommPlanError
 from compiler.ir.text import print_graph
 from compiler.optimize import optimizer
@@ -49,7 +49,8 @@ def optimize(
         result = optimizer.optimize(planner, planner.decide(tokens), tokens=tokens)
     with stages.stage("check"):
         report = check(source, result.spmd)
-    print_report(stderr(), report)
+    for line in report_blocks(report):
+        say(str(line))
     if not report.verdict.runs:
         return ExitCode[report.verdict]
     if program is None:

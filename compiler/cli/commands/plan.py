@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from compiler.check import Report, check
+from compiler.analysis.layers import layers_text
 from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions, machines_of, token_counts
 from compiler.cli.render import collectives, forecast, report
+from compiler.cli.render.document import Annotation, Block, Document
 from compiler.cli.render.forecast import Plans
-from compiler.cli.render.progress import WIDTH_OF_FORECASTS, Stages, print_json, stderr, stdout
-from compiler.cost import Launch, load_machine, machines
-from compiler.errors import CommPlanError
-from compiler.ir.remark import Remark
+from compiler.cli.render.plan_results import PlanResult, planner_options, results_of
+from compiler.cli.render.progress import Stages, stderr
+from compiler.ir import access
 from compiler.ir.text import value_count
-from compiler.optimize import OptimizationResult, optimize
-from compiler.optimize.remarks import UNVERIFIED
-from compiler.plan.decision import Decision
-from compiler.plan.planner_options import PlannerOptions
 
 
 def plan(
@@ -33,7 +29,7 @@ def plan(
     *,
     tokens: str,
     machine: str | None,
-    launch: str,
+    launch: str | None,
     compare: str,
     plot: Path | None,
     policy: str,
@@ -44,29 +40,21 @@ def plan(
 ) -> int:
     """Show which collectives move, what that saves, why, and whether it is proved."""
     stages, counts = Stages(), token_counts(tokens)
-    if machine is None and (compare or plot):
-        raise CommPlanError(
-            f"{'--compare' if compare else '--plot'} needs a machine",
-            remedy=f"pass --machine, one of {', '.join(machines())}",
-        )
-    on = load_machine(machine) if machine else None
-    search = PlannerOptions(policy, on, Launch(launch), widen)
+    by_time = {"--compare": compare, "--plot": plot, "--launch": launch}
+    search = planner_options(policy, machine, launch, widen, by_time)
     others = machines_of(compare)
     if plot is not None:
         forecast.check_plot(plot)
     source = load(model, options, stages)
     plans = Plans.of(source, search, stages)
-    as_json = format == "json"
     if compare:
         every = [plans]
         for other, ranks in others:
             same = ranks in (None, source.graph.mesh.size)
             resized = source if same else load(model, replace(options, tp=ranks), stages)
             every.append(Plans.of(resized, replace(search, machine=other), stages))
-        if as_json:
-            print_json(forecast.comparison_json(every, counts))
-        else:
-            stdout(WIDTH_OF_FORECASTS).print(forecast.comparison_table(every, counts))
+        values = {"machines": forecast.comparison_json(every, counts)}
+        Document("machines/1", values, [forecast.comparison_table(every, counts)]).print(format)
         return 0
     parts = results_of(plans, counts, stages)
     if plot is not None:
@@ -74,84 +62,54 @@ def plan(
     if timing:
         for part in parts:
             stderr().print(report.pass_table(part.results[0].records))
-    if as_json:
-        print_json(plans_json(plans, parts, remarks, stages))
-    else:
-        print_plans(plans, parts, remarks, stages)
+    Document(
+        "plan/1",
+        plans_json(plans, parts, remarks, stages),
+        list(plan_blocks(plans, parts, remarks, stages)),
+        [note for part in parts for note in plan_annotations(plans, part, remarks)],
+    ).print(format)
     return max(ExitCode[part.proof.verdict] for part in parts)
 
 
-@dataclass(frozen=True)
-class PlanResult:
-    """One plan, with its result for every token count that it serves.
-
-    Attributes:
-        results: the optimizer's, per token count; the graphs are the same.
-        proof: the checker's report.
-        rows: collectives and payload per section of the model.
-    """
-
-    results: tuple[OptimizationResult, ...]
-    proof: Report
-    rows: tuple[collectives.Row, ...]
-
-    @property
-    def tokens(self) -> tuple[int | None, ...]:
-        """The token counts; None alone where no size of the graph is symbolic."""
-        return tuple(result.plan.tokens for result in self.results)
-
-    @property
-    def values(self) -> int:
-        """Number of values of the optimized graph."""
-        return value_count(self.results[0].spmd.graph)
-
-    @property
-    def remarks(self) -> list[Remark]:
-        """All remarks but the one on verification, which happens here."""
-        return [remark for remark in self.results[0].remarks if remark.reason != UNVERIFIED]
+def plan_annotations(plans: Plans, part: PlanResult, shown: str) -> Iterator[Annotation]:
+    """Yield what GitHub shows of a plan: the verdict, and remarks where the model's code is."""
+    title = f"{plans.source.name}: plan for {forecast.tokens_text(part.tokens)}"
+    yield report.verdict_annotation(part.proof, title)
+    nodes = (plans.source.graph.graph, part.results[0].spmd.graph)
+    places = {node.name: access.source_path(node) for graph in nodes for node in graph.nodes}
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for remark in report.shown_remarks(part.remarks, shown):
+        at = str(remark.kind), places.get(remark.value.lstrip("%"), "")
+        alike.setdefault(at, []).append((remark.layer, remark.reason))
+    for (kind, place), lines in alike.items():
+        for reason, layers in report.layers_by_text(lines).items():
+            yield Annotation("notice", kind, f"{reason}  ({layers_text(layers)})", place)
 
 
-def results_of(plans: Plans, counts: Sequence[int], stages: Stages) -> list[PlanResult]:
-    """Return the plans for ``counts``; counts with the same plan share one."""
-    by_plan: dict[Decision, list[OptimizationResult]] = {}
-    planner = plans.planner
-    for count in counts if planner.symbol or plans.is_symbolic else (None,):
-        with stages.stage("optimize", f"for {forecast.tokens_text((count,))}"):
-            decided = planner.plan_for(count)
-            result = optimize(planner, decided, tokens=count, verify=False)
-        by_plan.setdefault(decided, []).append(result)
-    graph, parts = plans.source.graph, []
-    for results in by_plan.values():
-        with stages.stage("check"):
-            proof = check(graph, results[0].spmd)
-        parts.append(PlanResult(tuple(results), proof, collectives.rows_of(graph, results)))
-    return parts
-
-
-def print_plans(plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages) -> None:
-    """Print a header, and per plan its collectives, predicted times, verdict and remarks."""
-    console, wide = stdout(), stdout(WIDTH_OF_FORECASTS)
+def plan_blocks(
+    plans: Plans, parts: Sequence[PlanResult], shown: str, stages: Stages
+) -> Iterator[Block]:
+    """Yield a header, and per plan its collectives, predicted times, verdict and remarks."""
     source, policy = plans.source, plans.planner.options.policy
     title = f"  mesh {source.graph.mesh}  policy {policy}{plans.title}"
-    console.print(Text.assemble((source.name, "bold"), title), soft_wrap=True)
-    lines = [f"assumed: {text}" for text in report.assumptions(source.assumed)]
-    for line in (*lines, *(f"note: {text}" for text in source.notes)):
-        console.print(line, soft_wrap=True)
+    yield Text.assemble((source.name, "bold"), title)
+    yield from (f"assumed: {text}" for text in report.assumptions(source.assumed))
+    yield from (f"note: {text}" for text in source.notes)
     if plans.machine is not None:
-        wide.print(forecast.ranges_table(plans))
+        yield forecast.ranges_table(plans)
     before = value_count(source.graph.graph)
     for part in parts:
         tokens = forecast.tokens_text(part.tokens)
         values = f"  {before} → {part.values} values"
-        console.print(Text.assemble((f"\nPlan for {tokens}", "bold"), values))
-        console.print(collectives.collectives_table(part.rows, part.tokens))
+        yield Text.assemble((f"\nPlan for {tokens}", "bold"), values)
+        yield collectives.collectives_table(part.rows, part.tokens)
         for count in part.tokens if plans.machine is not None else ():
-            wide.print(forecast.forecast_table(plans, count))
-        report.print_report(console, part.proof)
+            yield forecast.forecast_table(plans, count)
+        yield from report.report_blocks(part.proof)
         if (table := report.remarks_table(part.remarks, shown)) is not None:
-            console.print(table)
+            yield table
     seconds = (f"{stage} {spent:.1f}" for stage, spent in _seconds(parts, stages).items())
-    console.print("\nseconds: " + ", ".join(seconds), soft_wrap=True)
+    yield "\nseconds: " + ", ".join(seconds)
 
 
 def _seconds(parts: Sequence[PlanResult], stages: Stages) -> dict[str, float]:

@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-from compiler.cli.render.progress import new_table, print_json, say, stdout
+from compiler.cli.render.document import Document
+from compiler.cli.render.progress import new_table, say
 from compiler.errors import CommPlanError
 from compiler.ir.rules import RULES
 
@@ -17,13 +18,10 @@ from compiler.ir.rules import RULES
 def rules(pattern: str, format: str) -> int:
     """List the ops that have a rule, each with what its rule says."""
     rows = rules_of(pattern)
-    if format == "json":
-        print_json(rows)
-    else:
-        printed = new_table("op", "rule")
-        for row in rows:
-            printed.add_row(*row.values())
-        stdout().print(printed)
+    printed = new_table("op", "rule")
+    for row in rows:
+        printed.add_row(*row.values())
+    Document("rules/1", {"rules": rows}, [printed]).print(format)
     say(f"{len(rows)} of {len(RULES)} ops")
     return 0
 

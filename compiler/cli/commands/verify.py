@@ -7,8 +7,8 @@ from compiler.cli.entry import ExitCode
 from compiler.cli.inputs.files import is_graph_file
 from compiler.cli.inputs.load_model import load
 from compiler.cli.inputs.options import InputOptions
-from compiler.cli.render.progress import Stages, print_json, stdout
-from compiler.cli.render.report import print_report, report_json
+from compiler.cli.render.progress import Stages
+from compiler.cli.render.report import report_document
 
 
 def verify(model: str, single: str, options: InputOptions, format: str) -> int:
@@ -22,8 +22,5 @@ def verify(model: str, single: str, options: InputOptions, format: str) -> int:
     with stages.stage("verify"):
         constants = whole.constants, parallel.constants
         report = check_single_device(whole.graph, parallel.graph, options.placements, constants)
-    if format == "json":
-        print_json(report_json(report))
-    else:
-        print_report(stdout(), report)
+    report_document(report, "verify").print(format)
     return ExitCode[report.verdict]

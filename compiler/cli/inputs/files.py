@@ -20,6 +20,8 @@ from compiler.ir.graph import SpmdGraph, spmd_graph_of, well_formed
 from compiler.ir.text import parse_graph
 
 TEXT, PROGRAM = ".spmd", ".pt2"
+LONGEST = 200_000_000
+"""Characters of a text; devices never end."""
 
 ASSUMED = "numbers in a saved program are taken to be the same on all ranks"
 
@@ -56,9 +58,13 @@ def read_text(path: Path) -> str:
         CommPlanError: the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from None
+    if len(text) > LONGEST:
+        raise CommPlanError(f"a text of more than {LONGEST:,} characters", where=str(path))
+    return text
 
 
 def program_graph(program: ExportedProgram, options: InputOptions, name: str) -> SpmdGraph:
@@ -129,6 +135,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _replace(path: Path, content: bytes) -> None:
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     partial = path.with_name(f".{os.getpid()}.partial")
     try:
         with open(partial, "xb") as file:

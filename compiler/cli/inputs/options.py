@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,21 @@ def bad_option(option: str, value: str, remedy: str) -> CommPlanError:
     return CommPlanError(f"cannot read {option}", found=repr(shown), remedy=remedy)
 
 
+def distinct(option: str, texts: Iterable[str]) -> Iterator[str]:
+    """Yield ``name=value`` texts.
+
+    Raises:
+        CommPlanError: two have the same name.
+    """
+    names = set[str]()
+    for text in texts:
+        name = text.partition("=")[0]
+        if name in names:
+            raise bad_option(option, text, f"give {option} once for each name")
+        names.add(name)
+        yield text
+
+
 def is_count(text: str, least: int = 1) -> bool:
     """Return whether a text is a whole number from ``least``, of at most 12 digits."""
     return text.isdecimal() and len(text) <= 12 and int(text) >= least
@@ -104,7 +119,7 @@ def layer_range(text: str) -> range:
 def settings(texts: Iterable[str]) -> dict[str, Any]:
     """Return ``key=value`` pairs; values that are not Python literals are strings."""
     values: dict[str, Any] = {}
-    for text in texts:
+    for text in distinct("--set", texts):
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise bad_option("--set", text, "write key=value, such as --set experts=ep")
@@ -130,7 +145,7 @@ def mesh_of(text: str, groups: Iterable[str] = ()) -> Mesh:
         axes[name] = int(axis_size)
     mesh = Mesh(axes)
     ranks: dict[str, Sequence[Sequence[int]]] = {}
-    for group in groups:
+    for group in distinct("--group", groups):
         name, _, spanned = group.rpartition("=")
         along = [axis.strip() for axis in spanned.split(",")]
         if not name or not set(along) <= set(axes):
@@ -142,7 +157,7 @@ def mesh_of(text: str, groups: Iterable[str] = ()) -> Mesh:
 
 def placements(texts: Iterable[str]) -> dict[str, Placement | Mapping[str, Placement]]:
     """Return the placements of ``x=S(0)``, or ``x=tp:S(0),dp:R`` on a mesh of several axes."""
-    return dict(map(_placement, texts))
+    return dict(map(_placement, distinct("--input", texts)))
 
 
 def _placement(text: str) -> tuple[str, Placement | Mapping[str, Placement]]:

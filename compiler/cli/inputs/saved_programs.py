@@ -57,16 +57,16 @@ def read_program(path: Path) -> ExportedProgram:
         CommPlanError: the file cannot be read, or holds more than tensors and a graph.
     """
     try:
-        if unsafe := next(_unsafe(path), ""):
-            raise CommPlanError(
-                "the program holds what would run when it is read",
-                where=str(path),
-                found=unsafe,
-                remedy="save it with example inputs that are tensors, numbers, tuples, lists and "
-                "dictionaries, by a PyTorch of 2.8 or later",
-            )
         with warnings.catch_warnings(), unlogged(PROGRAMS, FAKE_TENSORS):
             warnings.simplefilter("ignore")
+            if unsafe := next(_unsafe(path), ""):
+                raise CommPlanError(
+                    "the program holds what would run when it is read",
+                    where=str(path),
+                    found=unsafe,
+                    remedy="save it with example inputs that are tensors, numbers, tuples, lists "
+                    "and dictionaries, by a PyTorch of 2.8 or later",
+                )
             program: ExportedProgram = torch.export.load(path)
             program._guards_code = []  # it would be executed
             functional: ExportedProgram = program.run_decompositions({})
@@ -79,11 +79,13 @@ def read_program(path: Path) -> ExportedProgram:
 
 def unreadable(path: Path, error: Exception) -> CommPlanError:
     """Return the error that a file cannot be read."""
-    strerror = error.strerror if isinstance(error, OSError) else None
-    why = strerror or next(iter(str(error).strip().splitlines()), "")
-    return CommPlanError(
-        "cannot read the file", where=str(path), found=f"{type(error).__name__}: {why}"
-    )
+    why = next(iter(str(error).strip().splitlines()), "")
+    problem, remedy = f"{type(error).__name__}: {why}", ""
+    if isinstance(error, OSError) and error.strerror:
+        problem = error.strerror
+    elif isinstance(error, UnicodeDecodeError):
+        problem, remedy = f"{why}, not text in UTF-8", "save it as UTF-8"
+    return CommPlanError("cannot read the file", where=str(path), found=problem, remedy=remedy)
 
 
 def _unsafe(path: Path) -> Iterator[str]:

@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 from torch import fx
 
 from compiler.analysis.layers import layer_of
+from compiler.cli.inputs.files import write_bytes
 from compiler.cli.inputs.load_model import Source
 from compiler.cli.render import collectives
 from compiler.cli.render.collectives import kinds_of_layers
-from compiler.cli.render.progress import Stages, number_column
+from compiler.cli.render.progress import Stages, new_table, number_column
 from compiler.cost import Machine, MachineError
 from compiler.cost.units import PS_PER_MS, PS_PER_US
 from compiler.errors import CommPlanError
@@ -36,7 +37,7 @@ TOTALS = {
 """Field of ``Totals`` -> heading."""
 
 POINTS_PER_OCTAVE, OCTAVES = 8, 15
-"""Numbers of tokens that are drawn."""
+"""Numbers of tokens that are drawn in a picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +134,10 @@ def ranges_json(plans: Plans) -> list[dict[str, Any]]:
 
 def ranges_table(plans: Plans) -> Table:
     """Return a row per range of token counts."""
-    headings = [f"{heading}, ms" for heading in TOTALS.values()]
-    table = Table(
-        "tokens", "collectives of the plan", *map(number_column, [*headings, "saved"]),
-        box=SIMPLE, title="plan by tokens", title_justify="left", caption_justify="left",
+    headings = [*TOTALS.values(), "saved"]
+    table = new_table(
+        "tokens", "collectives", *map(number_column, headings),
+        title="plan by tokens, ms",
         caption="times are those of the least number of tokens in each range",
     )  # fmt: skip
     for row in ranges_json(plans):
@@ -160,8 +161,8 @@ def saved_text(times: Mapping[str, int]) -> str:
     return f"{1 - times['planned'] / max(1, times['as_written']):.1%}"
 
 
-def _counts_text(counts: Mapping[str, object], none: str = "none") -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or none
+def _counts_text(counts: Mapping[str, object]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no collectives"
 
 
 def collective_counts(plan: Decision, section: str | None = None) -> Counter[str]:
@@ -204,13 +205,13 @@ def forecast(plans: Plans, tokens: int | None) -> dict[str, dict[str, PredictedT
 
 
 def forecast_table(plans: Plans, tokens: int | None) -> Table:
-    """Return microseconds per layer of each kind, and in all; collectives + kernels."""
+    """Return microseconds per layer of each kind, and in all; the plan's collectives below each."""
     plan = plans.planner.plan_for(tokens)
     headings = list(plans.columns(tokens))
-    title = f"predicted for {tokens_text((tokens,))}, us: collectives + kernels"
-    table = Table(
-        "", "decided", *map(number_column, headings), box=SIMPLE, title=title,
-        title_justify="left", caption=_fused_text(plans, tokens), caption_justify="left",
+    table = new_table(
+        "", *map(number_column, headings),
+        title=f"predicted for {tokens_text((tokens,))}, us: collectives, and below them kernels",
+        caption=_fused_text(plans, tokens),
     )  # fmt: skip
     layers = Counter(kinds_of_layers(plans.source.graph).values())
     rows = forecast(plans, tokens)
@@ -219,10 +220,10 @@ def forecast_table(plans: Plans, tokens: int | None) -> Table:
         each = {kind: f"{n / many:.3g}" for kind, n in collective_counts(plan, section).items()}
         name = f"{section}, each of {many}" if section in layers else section
         cells = (_us_text([times.get(heading)], many) for heading in headings)
-        table.add_row(name, _counts_text(each, "no collectives"), *cells)
+        table.add_row(f"{name}\n  {_counts_text(each)}", *cells)
     table.add_section()
     cells = (_us_text([r[h] for r in rows.values() if h in r], 1) for h in headings)
-    table.add_row("total", _counts_text(collective_counts(plan)), *cells)
+    table.add_row(f"total\n  {_counts_text(collective_counts(plan))}", *cells)
     return table
 
 
@@ -245,7 +246,7 @@ def _us_text(times: Sequence[PredictedTime | None], layers: int) -> str:
     if not times or None in times:
         return "unknown"
     parts = (total.communication_ps, total.computation_ps)
-    return " + ".join(f"{part / layers / PS_PER_US:.1f}" for part in parts)
+    return "\n".join(f"{part / layers / PS_PER_US:.1f}" for part in parts)
 
 
 def forecasts_json(plans: Plans, counts: Sequence[int | None]) -> list[dict[str, Any]]:
@@ -279,19 +280,24 @@ def comparison_json(every: Sequence[Plans], counts: Sequence[int]) -> list[dict[
 
 
 def comparison_table(every: Sequence[Plans], counts: Sequence[int]) -> Table:
-    """Return a row per machine and world size, with a column per number of tokens."""
-    title = f"{every[0].source.name}: ms as written → merged → planned, saved of as written"
-    headings = ["ranks", *(tokens_text((count,)) for count in counts)]
-    table = Table(
-        "machine", *map(number_column, headings), box=SIMPLE, title=title, title_justify="left"
-    )
+    """Return a row per machine, world size and number of tokens."""
+    headings = ["ranks", "tokens", *TOTALS.values(), "saved"]
+    table = new_table("machine", *map(number_column, headings), title=f"{every[0].source.name}, ms")
     for row in comparison_json(every, counts):
-        cells = [
-            " → ".join(ms_text(t[field]) for field in list(TOTALS)[:3]) + f"  {saved_text(t)}"
-            for t in row["predicted"]
-        ]
-        table.add_row(row["machine"], str(row["ranks"]), *cells)
+        cells = [row["machine"], str(row["ranks"])]
+        for times in row["predicted"]:
+            milliseconds = (ms_text(times[field]) for field in TOTALS)
+            table.add_row(*cells, str(times["tokens"]), *milliseconds, saved_text(times))
+            cells = ["", ""]
     return table
+
+
+def curve(plans: Plans, points_per_octave: int) -> dict[str, list[Any]]:
+    """Return token counts, and picoseconds by field of ``Totals`` for each."""
+    exponents = range(OCTAVES * points_per_octave + 1)
+    counts = sorted({round(2 ** (e / points_per_octave)) for e in exponents})
+    totals = [plans.totals(count) for count in counts]
+    return {"tokens": counts, **{field: [getattr(t, field) for t in totals] for field in TOTALS}}
 
 
 def check_plot(path: Path) -> None:
@@ -323,20 +329,18 @@ def draw(plans: Plans, path: Path) -> None:
         )
     from matplotlib.figure import Figure
 
-    exponents = range(OCTAVES * POINTS_PER_OCTAVE + 1)
-    counts = sorted({round(2 ** (e / POINTS_PER_OCTAVE)) for e in exponents})
-    totals = [plans.totals(count) for count in counts]
+    every = curve(plans, POINTS_PER_OCTAVE)
+    counts = every["tokens"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     times, savings = figure.subplots(1, 2)
     for number, (field, label) in enumerate(TOTALS.items()):
-        curve = [getattr(t, field) for t in totals]
-        if None in curve:
+        if None in every[field]:
             continue
         style = {"color": f"C{number}", "label": label, "base": 2}
-        times.loglog(counts, [ps / PS_PER_MS for ps in curve], **style)
+        times.loglog(counts, [ps / PS_PER_MS for ps in every[field]], **style)
         if field != "as_written":
-            saved = [100 * (1 - ps / t.as_written) for ps, t in zip(curve, totals, strict=True)]
-            savings.semilogx(counts, saved, **style)
+            pairs = zip(every[field], every["as_written"], strict=True)
+            savings.semilogx(counts, [100 * (1 - ps / written) for ps, written in pairs], **style)
     for tokens in plans.planner.table.even[1:]:
         for axes in (times, savings):
             axes.axvline(tokens.first, color="0.8", linewidth=0.8, zorder=0)
@@ -346,4 +350,6 @@ def draw(plans: Plans, path: Path) -> None:
     times.legend()
     savings.legend()
     figure.suptitle(f"{plans.source.name}, {plans.source.graph.mesh}{plans.title}", fontsize=10)
-    figure.savefig(path)
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:])
+    write_bytes(path, image.getvalue())

@@ -1,8 +1,7 @@
-"""Consoles, tables, JSON, and what a command is doing: a clock on a terminal, else lines."""
+"""Consoles, tables, and what a command is doing: a clock on a terminal, else lines."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from rich.table import Column, Table
 
 from compiler.cli.entry import printable
 
-WIDTH_OF_A_FILE, WIDTH_OF_FORECASTS = 80, 160
+WIDTH_OF_A_FILE = 80
 """Columns where standard output is not a terminal."""
 
 
@@ -25,9 +24,10 @@ def stderr() -> Console:
     return Console(stderr=True, markup=False, highlight=False)
 
 
-def stdout(width: int = WIDTH_OF_A_FILE) -> Console:
-    """Return the console of results, of ``width`` off a terminal; texts are taken literally."""
-    return Console(width=None if sys.stdout.isatty() else width, markup=False, highlight=False)
+def stdout() -> Console:
+    """Return the console of results; texts are taken literally."""
+    width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
+    return Console(width=width, markup=False, highlight=False)
 
 
 def new_table(*columns: Column | str, title: str = "", caption: str = "") -> Table:
@@ -40,18 +40,13 @@ def new_table(*columns: Column | str, title: str = "", caption: str = "") -> Tab
 
 
 def number_column(heading: str) -> Column:
-    """Return a column of numbers."""
-    return Column(heading, justify="right", overflow="fold")
+    """Return a column of numbers, its heading in several lines: eighty columns are not many."""
+    return Column(heading.replace(" ", "\n"), justify="right", overflow="fold")
 
 
 def say(text: str) -> None:
     """Print a line to standard error."""
     print(text, file=sys.stderr)
-
-
-def print_json(value: object) -> None:
-    """Print a value to standard output as JSON."""
-    print(json.dumps(value, indent=1))
 
 
 @dataclass

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from compiler.analysis.layers import layers_text
 from compiler.check import Report
+from compiler.cli.render.document import Annotation, Document
 from compiler.cli.render.progress import new_table, number_column
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.pipeline import PassRecord
@@ -20,37 +20,47 @@ from compiler.pipeline import PassRecord
 COLOURS = {RemarkKind.PASSED: "green", RemarkKind.MISSED: "yellow", RemarkKind.NOTE: "cyan"}
 
 
-def print_report(console: Console, report: Report) -> None:
-    """Print the verdict, its explanation, what rounds differently, and the counterexample."""
+def report_document(report: Report, command: str) -> Document:
+    """Return the report as the result of a command."""
+    annotation = verdict_annotation(report, f"commplan {command}")
+    return Document(f"{command}/1", report_json(report), report_blocks(report), [annotation])
+
+
+def verdict_annotation(report: Report, title: str) -> Annotation:
+    """Return the verdict as GitHub shows it; an error if the target must not run."""
+    message = "\n".join(map(str, report_blocks(report)))
+    return Annotation("notice" if report.verdict.runs else "error", title, message)
+
+
+def report_blocks(report: Report) -> list[str | Text]:
+    """Return the verdict, its explanation, what rounds differently, and the counterexample."""
     colour = "green" if report.verdict.runs else "red"
-    console.print(
-        Text(str(report.verdict), f"bold {colour}"), report.explanation, sep="  ", soft_wrap=True
-    )
-    for text, layers in _roundings(report).items():
+    verdict = Text.assemble((str(report.verdict), f"bold {colour}"), "  ", report.explanation)
+    lines = []
+    for text, layers in roundings(report).items():
         where = f"  ({layers_text(layers)})" if any(layers) else ""
-        console.print(f"  rounding: {len(layers)} x {text}{where}", soft_wrap=True)
-    for premise in report.premises:
-        console.print(f"  premise: {premise}", soft_wrap=True)
-    for line in report.many_ranks:
-        console.print(f"  ranks: {line}", soft_wrap=True)
+        lines.append(f"  rounding: {len(layers)} x {text}{where}")
+    lines += [f"  premise: {premise}" for premise in report.premises]
+    lines += [f"  ranks: {line}" for line in report.many_ranks]
     if (example := report.counterexample) is not None:
-        console.print(
+        lines.append(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "
             f"{example.rank}, relative difference {example.difference:.3g}\n"
             f"    source  {example.source}\n    target  {example.target}",
         )
+    return [verdict, *lines]
 
 
 def report_json(report: Report) -> dict[str, Any]:
     """Return the report as JSON values, its roundings with the layers where they are."""
-    roundings = [
+    rounded = [
         {"what": text, "count": len(layers), "layers": layers}
-        for text, layers in _roundings(report).items()
+        for text, layers in roundings(report).items()
     ]
-    return asdict(report) | {"roundings": roundings}
+    return asdict(report) | {"roundings": rounded}
 
 
-def _roundings(report: Report) -> dict[str, list[str]]:
+def roundings(report: Report) -> dict[str, list[str]]:
     """Return what is rounded in another order -> the layers where."""
     parts = (line.partition(": ") for line in report.roundings)
     return layers_by_text((layer, text) for layer, _, text in parts)
@@ -75,11 +85,19 @@ def layers_by_text(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def remarks_table(remarks: Sequence[Remark], shown: str) -> Table | None:
     """Return one row per reason, or None without any."""
     rows = new_table("remark", number_column("count"), "reason", "where")
+    for row in remark_rows(remarks, shown):
+        kind = Text(str(row["kind"]), COLOURS[row["kind"]])
+        where = str(row["where"]).replace("}, ", "},\n")
+        rows.add_row(kind, str(row["count"]), row["reason"], where)
+    return rows if rows.row_count else None
+
+
+def remark_rows(remarks: Sequence[Remark], shown: str) -> Iterator[dict[str, Any]]:
+    """Yield reasons, with the layers where they hold as text."""
     for kind, alike in _by_kind(remarks, shown):
         for reason, layers in layers_by_text((r.layer, r.reason) for r in alike).items():
-            where = layers_text(layers).replace("}, ", "},\n")
-            rows.add_row(Text(str(kind), COLOURS[kind]), str(len(layers)), reason, where)
-    return rows if rows.row_count else None
+            where = layers_text(layers)
+            yield {"kind": kind, "count": len(layers), "reason": reason, "where": where}
 
 
 def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:
@@ -92,6 +110,12 @@ def remarks_json(remarks: Sequence[Remark], shown: str) -> list[dict[str, Any]]:
         {"kind": kind, "reason": reason, "count": len(paths), "layers": paths}
         for (kind, reason), paths in layers.items()
     ]
+
+
+def shown_remarks(remarks: Sequence[Remark], shown: str) -> Iterator[Remark]:
+    """Yield the remarks ``shown``, by kind."""
+    for _, alike in _by_kind(remarks, shown):
+        yield from alike
 
 
 def _by_kind(remarks: Sequence[Remark], shown: str) -> Iterator[tuple[RemarkKind, list[Remark]]]:

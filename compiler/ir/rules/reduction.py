@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from compiler.ir.rules.builders import Rule, converted, mapped, table, whole_but
-from compiler.ir.rules.meaning import Call, Meaning, Selection, Term
+from compiler.ir.rules.meaning import RESHAPE, Call, Meaning, Selection, Term
 
 
 def _reduced(call: Call) -> tuple[int, ...]:
@@ -21,12 +21,17 @@ def _reduced(call: Call) -> tuple[int, ...]:
     return tuple(sorted(int(d) % max(rank, 1) for d in many))
 
 
+def _map(call: Call) -> object:
+    """Return the map that adds up what an op reduces: of one element each, the same elements."""
+    along = _reduced(call)
+    return RESHAPE if all(call.shapes[0][d] == 1 for d in along) else ("sum", along)
+
+
 def summed(call: Call) -> Meaning:
     """Sum over dimensions: a contraction with ones."""
     if converted(call):
         return reduced(call)
-    along = _reduced(call)
-    return mapped(("sum", along), whole_but(call, along, contracts=True))
+    return mapped(_map(call), whole_but(call, _reduced(call), contracts=True))
 
 
 def mean(call: Call) -> Meaning:
@@ -40,7 +45,7 @@ def mean(call: Call) -> Meaning:
     sizes = [call.shapes[0][d] for d in along] if call.shapes[0] else []
     n = prod(sizes) if all(type(s) is int for s in sizes) else 0
     own = Term((0,), map=("mean", along))
-    term = Term((0,), map=("sum", along), coefficient=Fraction(1, n)) if n else own
+    term = Term((0,), map=_map(call), coefficient=Fraction(1, n)) if n else own
     return replace(reduced(call), terms=(term,))
 
 
@@ -50,10 +55,13 @@ def reduced(call: Call) -> Meaning:
 
 
 def combined(call: Call, combine: str) -> Meaning:
-    """A maximum, minimum or product of the elements along dimensions."""
-    term = Term((0,), map=("sum", _reduced(call)))
-    chosen = None if converted(call) else Selection((term,), combine)
-    return replace(reduced(call), selection=chosen)
+    """A maximum, minimum or product of the elements along dimensions; of one element, itself."""
+    if converted(call):
+        return reduced(call)
+    term = Term((0,), map=_map(call))
+    if term.map == RESHAPE:
+        return replace(reduced(call), terms=(term,), selection=Selection((term,)))
+    return replace(reduced(call), selection=Selection((term,), combine))
 
 
 def cumulative(call: Call) -> Meaning:

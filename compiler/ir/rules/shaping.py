@@ -23,6 +23,7 @@ from compiler.ir.rules.builders import (
     linear_map,
     mapped,
     moving,
+    pointwise,
     reshaped,
     scalar,
     table,
@@ -47,6 +48,15 @@ def view(call: Call) -> Meaning:
     before, after = reshaped(call.shapes[0], call.result)
     like = (after,) * (len(call.shapes) - 1)
     return mapped(RESHAPE, Dims((before, *like), (after,)))
+
+
+def reinterpreted(call: Call) -> Meaning:
+    """The same bits as another type, which several elements of a row may make up; or the same."""
+    before, after = call.dtypes[0], call.result_dtypes[0]
+    if before == after:
+        return pointwise(call, (Term((0,)),))
+    fits = before is not None and after is not None and before.itemsize == after.itemsize
+    return Meaning(dims=whole_but(call, () if fits else (-1,)))
 
 
 def squeeze(call: Call) -> Meaning:
@@ -239,6 +249,7 @@ def select_written(call: Call) -> Meaning:
 MOVES: dict[Rule, tuple[str, ...]] = {
     view: ("view.default", "_unsafe_view", "reshape", "unsqueeze", "flatten.using_ints",
            "unflatten.int", "view_as", "reshape_as", "view_copy.default", "unsqueeze_copy"),
+    reinterpreted: ("view.dtype",),
     squeeze: ("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy"),
     expand: ("expand", "broadcast_to", "expand_as", "expand_copy"),
     permute: ("permute", "permute_copy"),

@@ -21,15 +21,16 @@ Facts = Mapping[fx.Node, Placements]
 def to_json(graph: SpmdGraph, *, facts: Facts | None = None) -> str:
     """Return the graph as a JSON object.
 
-    ``mesh``: axis -> size; ``groups``: name -> replica groups; ``symbols``: name -> [least,
-    greatest] as text; ``values``: per value its ``number``, ``type``, ``placement`` (axis -> text,
-    null where unknown), ``operation``, ``operands`` (numbers), ``layer`` and ``source``, and for
-    inputs ``name``; ``outputs``: numbers.
+    ``schema``: the version of this form; ``mesh``: axis -> size; ``groups``: name -> replica
+    groups; ``symbols``: name -> [least, greatest] as text; ``values``: per value its ``number``,
+    ``type``, ``placement`` (axis -> text, null where unknown), ``operation``, ``operands``
+    (numbers), ``layer`` and ``source``, and for inputs ``name``; ``outputs``: numbers.
     """
     printer = printer_of(graph, facts)
     numbers = printer.numbers
     values = [_value(printer, line, graph) for line in lines(graph.graph)]
     entries = {
+        "schema": "commplan.graph/1",
         "mesh": graph.mesh.axes,
         "groups": {name: groups.ranks for name, groups in graph.mesh.groups.items()},
         "symbols": ranges(graph.graph),

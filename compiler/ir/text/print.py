@@ -109,6 +109,7 @@ class Printer:
         strict: bool = True,
     ) -> None:
         self.numbers = numbers(graph)
+        self.labels: Mapping[fx.Node, object] = self.numbers
         self.mesh, self.placements, self.strict = mesh, placements, strict
         self.printed: fx.Node = next(iter(graph.nodes))
 
@@ -207,7 +208,7 @@ class Printer:
         """Return an argument: a value, a constant, or a structure of those."""
         match item:
             case fx.Node():
-                return f"%{self.numbers[item]}" if item in self.numbers else f"?{item.name}"
+                return f"%{self.labels[item]}" if item in self.labels else f"?{item.name}"
             case access.RankNumber():
                 return f"rank({self.listed(item.values)})"
             case slice():
@@ -241,13 +242,21 @@ class Printer:
         return f"return {self.literal(item)}"
 
 
-def printer_of(graph: SpmdGraph, facts: Mapping[fx.Node, Placements] | None) -> Printer:
-    """Return a printer that knows the placements of the graph's inputs, and ``facts``."""
+def printer_of(
+    graph: SpmdGraph, facts: Mapping[fx.Node, Placements] | None, *, names: bool = False
+) -> Printer:
+    """Return a printer that knows the placements of the graph's inputs, and ``facts``.
+
+    With ``names``, operands print by name, which copies of a graph share, not by number.
+    """
     placements = dict(facts or {})
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr") and str(node.target) in graph.inputs:
             placements[node] = graph.inputs[str(node.target)]
-    return Printer(graph.graph, graph.mesh, placements)
+    printer = Printer(graph.graph, graph.mesh, placements)
+    if names:
+        printer.labels = {n: line.node.name for line in lines(graph.graph) for n in line.nodes}
+    return printer
 
 
 def describe(node: fx.Node, *, mesh: Mesh | None = None) -> str:

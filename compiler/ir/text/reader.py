@@ -66,6 +66,9 @@ PLAIN_TYPES: dict[str, ValueType] = {
     "symbool": SymbolType("symbool"),
 }
 
+EXCERPT = 200
+"""Characters of a line that errors show, before and behind the place."""
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -110,8 +113,9 @@ class Reader:
         offset = at if isinstance(at, int) else at.start_pos or 0
         row = self.source.count("\n", 0, offset) + 1
         start = self.source.rfind("\n", 0, offset) + 1
-        line = self.source[start:].split("\n", 1)[0]
-        lead = re.sub(r"[^\t]", " ", self.source[start:offset])
+        first = max(start, offset - EXCERPT)
+        line = self.source[first : offset + EXCERPT].split("\n", 1)[0]
+        lead = re.sub(r"[^\t]", " ", self.source[first:offset])
         file = f"{self._file}:" if self._file else ""
         return f"{file}{row}:{offset - start + 1}\n    {line}\n    {lead}^"
 

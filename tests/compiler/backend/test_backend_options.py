@@ -29,7 +29,7 @@ def test_a_mode_is_options_of_inductor() -> None:
             None,
             "the backend has no option 'polici': 'policy'?\n"
             "  found: it has policy, machine, launch, verify, kernels, inner, on_failure, "
-            "timeout_s, inductor\n"
+            "timeout_s, debug, inductor\n"
             '  remedy: pass options of Inductor as options={"inductor": {…}}',
         ),
         ({"policy": "best"}, None, "unknown policy\n  found: 'best'"),

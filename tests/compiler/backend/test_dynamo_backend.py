@@ -11,8 +11,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 import compiler
-from compiler.errors import CommPlanError, ExchangeError
-from compiler.optimize import model_api
+from compiler.errors import CommPlanError, ExchangeError, PlacementError
+from compiler.optimize import prepare
+from compiler.runtime.model_calls import ModelCalls
 from scripts.bench_backend import collectives
 from tests.compiler.backend.models import HIDDEN, VOCABULARY, Branches, Cached, Decoder, sharded
 from tests.compiler.optimize import models as shared
@@ -134,13 +135,13 @@ def message(act: Callable[[], Any]) -> str:
 
 def broken(group: dist.ProcessGroup) -> Any:
     model, x = Branches(group), torch.ones(4, HIDDEN)
-    expected, lower = model(x).detach(), model_api.lower
+    expected, lower = model(x).detach(), prepare.lower
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise CommPlanError("no lowering today") if group.rank() == 1 else AssertionError
 
     if group.rank() == 1:
-        model_api.lower = fails
+        prepare.lower = fails
     try:
         with torch.no_grad():
             run = compiled(model)
@@ -150,7 +151,7 @@ def broken(group: dist.ProcessGroup) -> Any:
             with pytest.raises(Exception, match="no lowering today") as caught:
                 strict(x)
     finally:
-        model_api.lower = lower
+        prepare.lower = lower
     return text, str(report), type(caught.value.inner_exception).__name__
 
 
@@ -224,6 +225,60 @@ def test_a_rank_that_does_not_compile_is_named(gloo_pool: Any) -> None:
     assert ", compiling a graph of " in first
     assert second.startswith("rank 0 failed")
     assert "found: rank 0: rank 1 did not arrive within 0.5 s" in second
+
+
+def checked(group: dist.ProcessGroup) -> Any:
+    """Rank 1 makes its second call with other token ids."""
+    run = compiled(OfIds(group), debug=True)
+    ids = torch.arange(6)
+    with torch.no_grad():
+        first = run(ids)
+        with pytest.raises(PlacementError) as caught:
+            run(ids.flip(0) if group.rank() else ids)
+        assert torch.equal(run(ids), first)
+    return str(caught.value)
+
+
+class OfIds(Branches):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.one_hot(ids, HIDDEN).float())
+
+
+def test_every_run_is_compared_in_debug_mode(gloo_pool: Any) -> None:
+    first, second = gloo_pool(2).run(checked)
+    assert first == second
+    assert "must be the same on all ranks" in first
+    assert "rank 1 differs from the others" in first
+
+
+def broken_run(group: dist.ProcessGroup) -> str:
+    """Rank 1 fails in a run; the collective in which rank 0 waits breaks."""
+    run = compiled(Branches(group))
+    with torch.no_grad():
+        run(torch.ones(4, HIDDEN))
+        calls: Any = ModelCalls.run
+
+        def breaks(self: ModelCalls, *_: Any) -> Any:
+            def fails() -> None:
+                text = "[gloo/transport/tcp/pair.cc] Connection closed" if group.rank() == 0 else ""
+                raise RuntimeError(f"/gloo/ {text}") if text else ValueError("no such row")
+
+            return calls(self, fails, ())
+
+        ModelCalls.run = breaks  # type: ignore[method-assign]
+        try:
+            with pytest.raises(Exception) as caught:  # noqa: PT011 -- of either rank its own
+                run(torch.ones(4, HIDDEN))
+        finally:
+            ModelCalls.run = calls  # type: ignore[method-assign]
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_run_that_another_rank_broke_says_so(gloo_pool: Any) -> None:
+    first, second = gloo_pool(2).run(broken_run)
+    assert second == "ValueError: no such row"
+    assert first.startswith("ExchangeError: rank 1 left call 2 of a graph of ")
+    assert "found: rank 1: it failed: ValueError: no such row\n" in first
 
 
 def aliases(group: dist.ProcessGroup) -> Any:

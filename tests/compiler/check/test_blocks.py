@@ -40,6 +40,10 @@ def own(*calls: str) -> list[tuple[str, str]]:
     return [(OWN, call) for call in calls]
 
 
+SQUARED = (("f64[6, 8]", "aten.t(%0)"), ("f64[8, 8]", "aten.mm(%0, %5)"),
+           ("f64[6, 8]", "aten.mm(%5, %6)"))  # fmt: skip
+"""A sum over rows, of which the result has as many."""
+
 LAWS = {
     "all_reduce is reduce_scatter and all_gather": (
         whole(SUM.format("%0")),
@@ -54,6 +58,11 @@ LAWS = {
          (f"({OWN}, {OWN}, {OWN}, {OWN})", "aten.split.Tensor(%5, 2, 0)"), (OWN, "%7[1]")],
         [(f"({OWN}, {OWN}, {OWN}, {OWN})", "aten.split.Tensor(%0, 2, 0)"), (OWN, "%5[1]"),
          (OWN, "comm.all_reduce(%6) {axis = tp, op = max}")],
+    ),
+    "rows summed over leave as many rows of another tensor, however they are named": (
+        [*SQUARED, ("f64[6, 8]", "aten.alias(%7)"), *whole("aten.t(%8)"),
+         *own(SCATTER.format("%9"))],
+        [*SQUARED, *whole("aten.t(%7)"), *own(SCATTER.format("%8"))],
     ),
     "a maximum of zeros": (
         whole("aten.sub.Tensor(%0, %0)", "comm.all_reduce(%5) {axis = tp, op = max}",

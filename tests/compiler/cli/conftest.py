@@ -11,6 +11,7 @@ import pytest
 
 from compiler.cli.entry import ExitCode
 from compiler.cli.entry import run as run_command
+from tests.support.machines import written
 
 TWO_SUMS = """
 mesh <tp = 4>
@@ -57,6 +58,11 @@ def layers(sums=2):
 
 def one_layer():
     return Layers(1), (torch.ones(6, 8),)
+
+
+def in_sequence():
+    blocks = (Block(2) for _ in range(3))
+    return nn.Sequential(nn.Linear(8, 8), *blocks, nn.Tanh()), (torch.ones(6, 8),)
 
 
 def raises():
@@ -122,6 +128,12 @@ def two_sums(tmp_path: Path) -> Path:
     path = tmp_path / "two_sums.spmd"
     path.write_text(TWO_SUMS)
     return path
+
+
+@pytest.fixture
+def rounded(tmp_path: Path) -> Path:
+    """A machine file of round numbers, for groups of four ranks."""
+    return written(tmp_path, 4, memory=10)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_options_of_inputs_are_one_value() -> None:
         "format": "text",
         "options": InputOptions(mesh="tp=2", groups=[], inputs=["x=S(0)"]),
     }
-    assert parse(["machine", "list"]) == ("machine:list_machines", {"format": "table"})
+    assert parse(["machine", "list"]) == ("machine:list_machines", {"format": "text"})
 
 
 def test_options_have_one_spelling() -> None:

@@ -59,9 +59,24 @@ def test_models(sums: int, rules: list[str]) -> None:
         weights = {"up.weight": Shard(0), "down.weight": Shard(1)}
         again = lint(program, mesh=Mesh({"tp": 2}), inputs=weights)
     assert [one.rule for one in found] == [one.rule for one in again] == rules
+    for result in (found, again):
+        assert result.coverage is not None
+        assert result.coverage.percent == 100
     for one in found:
         assert one.source.startswith("test_api.py:")
         assert f"<-- from {one.source}" in str(one)
+
+
+def test_no_finding_says_how_much_was_looked_at() -> None:
+    with fake_process_group(0, 2):
+        program = torch.export.export(RowParallel(0), (X,))
+        blind = lint(program, mesh=Mesh({"tp": 2}))
+        pattern = lint(program, mesh=Mesh({"tp": 2}), inputs={"d*n.weight": Shard(1)})
+    assert blind == []
+    assert blind.coverage is not None
+    assert set(blind.coverage.unknown_inputs) == {"up.weight", "down.weight"}
+    assert blind.coverage.unknown_products
+    assert [one.rule for one in pattern] == ["missing-reduction"]
 
 
 def test_graphs() -> None:

@@ -81,7 +81,6 @@ def test_averages_of_whole_numbers_stay() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5])
 def test_sparse_layers_of_square_weights_for_any_number_of_tokens(tokens: int) -> None:
-    """For one token the hidden dimension counts as rows, and no law tells it from the weight's."""
     build = Builder(Mesh({"tp": 4}))
     x, w = build.input("x", tokens, 16), build.input("w", 16, 16, varies=("tp",))
     first = len(build.graph.nodes)
@@ -93,10 +92,7 @@ def test_sparse_layers_of_square_weights_for_any_number_of_tokens(tokens: int) -
     graph = build.finish(y)
     result = optimized(graph, policy="boundary", layers=["sparse"])
     assert result.verdict.runs
-    shared = "reduce_scatter" in result.after.counts
-    assert shared is (tokens > 1)
-    said = [r.reason for r in result.remarks if r.reason.startswith("shard-rows withdrawn")]
-    assert len(said) == (tokens == 1)
+    assert "reduce_scatter" in result.after.counts
 
 
 class Experts(torch.nn.Module):

@@ -1,5 +1,6 @@
 """Ranks asked for objects, and inputs compared."""
 
+import re
 import time
 from datetime import timedelta
 from functools import partial
@@ -9,15 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from compiler import optimize_allreduce
 from compiler.errors import CommPlanError, ExchangeError, MeshError, PlanError
 from compiler.ir.mesh import Mesh
-from compiler.runtime.rank_agreement import (
-    compare_inputs,
-    compare_plans,
-    exchange_over,
-    ranks_of,
-    ranks_of_groups,
-)
+from compiler.runtime.group_exchange import exchange_over, ranks_of, ranks_of_groups
+from compiler.runtime.rank_agreement import compare_inputs, compare_plans
+from tests.compiler.optimize.models import HIDDEN, Stack
 
 
 def asked(group: dist.ProcessGroup) -> Any:
@@ -143,7 +141,8 @@ def test_ranks_that_do_not_arrive_are_named(gloo_pool: Any) -> None:
         assert what == "rank 2 did not arrive within 0.5 s"
         assert where.startswith("  where: meeting ")
         assert where.endswith(", planning")
-        assert found.startswith("  found: rank 2: last seen at meeting ")
+        called = r"(before its first|after) call.*"  # the pool's ranks may have served other tests
+        assert re.match(rf"  found: rank 2: {called}; last seen at meeting ", found)
         assert found.endswith(", describing")
         assert remedy.startswith("  remedy: every rank must compile the same graphs")
     assert "found: ranks 0, 1, 3: rank 2 did not arrive within 0.5 s" in overdue
@@ -208,3 +207,38 @@ def connected(group: dist.ProcessGroup) -> Any:
 def test_ranks_that_groups_connect(gloo_pool: Any) -> None:
     found = gloo_pool(8).run(connected)
     assert found == [([2, 4, 8, 8], timedelta(seconds=90))] * 8
+
+
+def differing_calls(group: dist.ProcessGroup, what: str) -> list[str]:
+    """Ranks make the same call, then rank 1 another one."""
+    dist.barrier(group)
+    model = Stack(group).eval()
+    x = torch.ones(6, HIDDEN)
+    optimized = optimize_allreduce(model, machine=None, debug=True, group=group)
+    optimized(x)
+    others = {
+        "sizes": torch.ones(5, HIDDEN),
+        "strides": x.t().contiguous().t(),
+        "values": 2 * x,
+    }
+    texts = []
+    with pytest.raises(CommPlanError) as caught:
+        optimized(others[what] if group.rank() == 1 else x)
+    texts.append(str(caught.value))
+    assert torch.equal(optimized(x), optimized(x))  # all refused it: they go on together
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("what", "lines"),
+    [
+        ("sizes", ("where: call 2, x", "rank 1: float32[5, 16], strides (16, 1), on cpu")),
+        ("strides", ("where: call 2, x", "rank 1: float32[6, 16], strides (1, 6), on cpu")),
+        ("values", ("input 'x' must be the same on all ranks", "rank 1 differs from the others")),
+    ],
+)
+def test_every_call_is_compared_in_debug_mode(
+    gloo_pool: Any, what: str, lines: tuple[str, str]
+) -> None:
+    for (text,) in gloo_pool(4).run(differing_calls, what):
+        assert all(line in text for line in lines), text

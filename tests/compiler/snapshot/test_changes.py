@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from compiler.snapshot import Entry, Row, Snapshot, changes, rows
+from compiler.snapshot import Change, Entry, Row, Snapshot, changes, rows
 
 LAYERS = [
     Entry(f"layers.{i}.moe", "all_reduce", "sum", "tp", "f32[s0, 8]", "m.py:3") for i in range(4)
@@ -28,7 +28,9 @@ def test_nothing_changed_where_lines_or_the_order_did():
 
 def test_more_and_less_by_layer():
     fewer = [replace(e, operand="bf16[s0, 8]", line="m.py:9") for e in LAYERS[:2]]
-    assert changes(of(*LAYERS, HEAD), of(*LAYERS[2:], *LAYERS[2:], *fewer)) == (
+    differences = changes(of(*LAYERS, HEAD), of(*LAYERS[2:], *LAYERS[2:], *fewer))
+    assert [change.line for change in differences] == ["m.py:3", "m.py:9", "m.py:3", ""]
+    assert tuple(change.text for change in differences) == (
         "layers.{2-3}.moe: +1 all_reduce f32[s0, 8] over tp, m.py:3",
         "layers.{0-1}.moe: +1 all_reduce bf16[s0, 8] over tp, m.py:9",
         "layers.{0-1}.moe: -1 all_reduce f32[s0, 8] over tp, m.py:3",
@@ -37,4 +39,4 @@ def test_more_and_less_by_layer():
 
 
 def test_another_mesh():
-    assert changes(of(HEAD), of(HEAD, tp=4)) == ("mesh: tp 2 became tp 4",)
+    assert changes(of(HEAD), of(HEAD, tp=4)) == (Change("mesh: tp 2 became tp 4"),)

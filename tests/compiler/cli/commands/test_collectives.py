@@ -12,6 +12,7 @@ MERGED = """  %2: f32[s0, 8] = aten.add.Tensor(%0, %1)
 }
 """
 ROW = "all_reduce f32[s0, 8] over tp"
+MARKDOWN = r"all\_reduce f32\[s0, 8\] over tp"
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_table(run, two_sums):
 
 def test_markdown(run, two_sums):
     found = run("collectives", two_sums, "--format", "markdown")
-    assert found.out.splitlines()[-1] == f"| outside modules | 2 | {ROW} |  |"
+    assert found.out.splitlines()[-1] == f"| outside modules | 2 | {MARKDOWN} |  |"
 
 
 def test_a_list_is_read_again(run, two_sums, merged, tmp_path):
@@ -47,14 +48,22 @@ def test_a_list_is_read_again(run, two_sums, merged, tmp_path):
         f"outside modules: -1 {ROW}"
     ]
     assert run("diff", merged, file, "--format", "markdown").out.endswith(
-        f"| outside modules: +1 {ROW} |\n"
+        f"outside modules: +1 {MARKDOWN}\n"
     )
 
 
 def test_budgets_before_and_after(run, two_sums):
     found = run("collectives", two_sums, "--max", "all_reduce=1")
     assert found.code == 1
-    assert found.err.endswith(f"{two_sums}: 2 all_reduces, at most 1 allowed\n")
+    assert found.out.endswith(f"{two_sums}: 2 all_reduces, at most 1 allowed\n")
+    listed = run("collectives", two_sums, "--max", "all_reduce=1", "--format", "github")
+    assert listed.out.splitlines() == [
+        f"::error title=collectives::{two_sums}: 2 all_reduces, at most 1 allowed",
+        f"::notice title=collectives::{two_sums}: 2 all_reduce",
+    ]
+    as_json = run("collectives", two_sums, "--max", "all_reduce=1", "--format", "json")
+    assert json.loads(as_json.out)["schema"] == SCHEMA
+    assert as_json.err.endswith("2 all_reduces, at most 1 allowed\n")
     assert run("collectives", two_sums, "--max", "all_reduce=1", "--optimized").code == 0
 
 

@@ -68,20 +68,20 @@ def models(tmp_path, factories, monkeypatch):
 
 def test_no_finding(run, two_sums):
     found = run("lint", two_sums)
-    assert (found.code, found.out) == (0, "")
-    assert found.err.endswith(
+    assert (found.code, found.out) == (
+        0,
         f"{two_sums}: no findings\n"
         "coverage 0 %: placements known of 0 of 2 inputs, 0 of 0 products\n"
-        "  to declare with --input: x, y\n"
+        "  to declare with --input: x, y\n",
     )
 
 
 def test_text(run, missing):
     found = run("lint", missing)
-    assert (found.code, found.out) == (1, MESSAGE)
-    assert found.err.endswith(
-        f"{missing}: 1 error\ncoverage 100 %: placements known of 3 of 3 inputs, 1 of 1 products\n"
-    )
+    coverage = "coverage 100 %: placements known of 3 of 3 inputs, 1 of 1 products"
+    assert (found.code, found.out) == (1, f"{MESSAGE}{missing}: 1 error\n{coverage}\n")
+    markdown = run("lint", missing, "--format=markdown").out
+    assert markdown == f"```text\n{MESSAGE}```\n\n```text\n{missing}: 1 error\n{coverage}\n```\n"
 
 
 def test_json(run, missing, two_sums):
@@ -104,6 +104,7 @@ def test_json(run, missing, two_sums):
     }
     assert result["coverage"]["percent"] == 100
     assert json.loads(run("lint", two_sums, "--format=json").out) == {
+        "schema": "commplan.lint/1",
         "findings": [],
         "coverage": {
             "percent": 0,
@@ -118,13 +119,22 @@ def test_json(run, missing, two_sums):
 def test_annotations(run, missing):
     text = MESSAGE.rstrip().replace("%", "%25").replace("\n", "%0A")
     found = run("lint", missing, "--format=github")
-    assert found.out == f"::error file={missing},title=missing-reduction::{text}\n"
+    assert found.out == (
+        f"::error file={missing},title=missing-reduction::{text}\n::notice title=coverage::"
+        "coverage 100 %25: placements known of 3 of 3 inputs, 1 of 1 products\n"
+    )
 
 
 def test_models_with_declared_placements(run, models):
     name = f"{models}:block"
     right, twice = (run("lint", name, "--tp", 2, "--set", f"sums={n}") for n in (1, 2))
-    assert (right.code, right.out) == (0, "")
+    assert right.code == 0
+    assert right.out.splitlines()[-4:] == [
+        f"{name}: no findings",
+        "coverage 33 %: placements known of 1 of 2 inputs, 0 of 1 products",
+        "  missing reductions not looked for in down",
+        "  to declare with --input: down.weight",
+    ]
     assert twice.code == 1
     assert twice.out.startswith("double-reduction: all_reduce over ")
     assert "<-- from cli_lint_models.py:16" in twice.out
@@ -137,7 +147,8 @@ def test_models_with_declared_placements(run, models):
         "  to declare with --input: down.weight\n"
     )
     assert run("lint", name, *options, "--require-coverage", 33).code == 0
-    assert run("lint", name, *options, "--require-coverage", 34).code == 2
+    less = run("lint", name, *options, "--require-coverage", 34)
+    assert (less.code, less.out) == (2, blind.out.replace("::notice", "::error"))
     assert run("lint", name, *options, "--require-coverage").code == 2
     # Rows of the weight's input dimension, which the contraction runs over.
     known = run("lint", name, *options, "--input", "d*.weight=S(1)", "--require-coverage")

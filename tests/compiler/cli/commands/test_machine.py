@@ -12,7 +12,7 @@ def test_list(run):
     shown = run("machine", "list")
     assert shown.code == 0
     assert all(name in shown.out for name in machines())
-    found = json.loads(run("machine", "list", "--format", "json").out)
+    found = json.loads(run("machine", "list", "--format", "json").out)["machines"]
     assert [one["name"] for one in found] == list(machines())
     assert {"name": "gb200", "ranks": [2, 4], "title": "GB200 NVL72, one NVLink domain"} in found
 
@@ -59,7 +59,7 @@ def test_fit_names_the_rows_behind_a_miss(run, tmp_path):
     assert "missed: H100-SXM5-80GB (NVSwitch) all_reduce, 8 ranks, vllm 0.24.0, graph" in shown.out
     assert "of the row before" in shown.out
     found = json.loads(run("machine", "fit", path, "--machine", "h100x8", "--format", "json").out)
-    assert [one["meets_targets"] for one in found["h100x8"]].count(False) == 1
+    assert [one["meets_targets"] for one in found["machines"]["h100x8"]].count(False) == 1
 
 
 def test_fit_refuses_other_files(run, tmp_path):

@@ -117,7 +117,9 @@ def test_unproved_has_an_exit_code_of_its_own(run, two_sums, monkeypatch):
 
     for verdict, code in ((Verdict.UNPROVED, 2), (Verdict.NOT_EQUIVALENT, 1)):
         report = Report(verdict, "output 0 is not shown equal")
-        monkeypatch.setattr("compiler.cli.commands.plan.check", lambda *_, report=report: report)
+        monkeypatch.setattr(
+            "compiler.cli.render.plan_results.check", lambda *_, report=report: report
+        )
         found = run("plan", two_sums)
         assert found.code == code
         assert f"{verdict}  output 0 is not shown equal" in found.out

@@ -1,6 +1,7 @@
 """Files are written whole or not at all; links are followed, and devices and pipes written to."""
 
 import os
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -49,6 +50,32 @@ def test_a_device_is_written_to(tmp_path: Path) -> None:
         pytest.skip("cannot make a device")
     write_text(device, "text")
     assert device.is_char_device()
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(CommPlanError, match="found: File too large"):
+            write_text(path, "longer than ten bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_must_not_be_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder would let it be replaced. The superuser may write everything."""
+    path = tmp_path / "file"
+    path.write_text("one")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(CommPlanError, match="found: Permission denied"):
+        write_text(path, "two")
+    assert path.read_text() == "one"
 
 
 @pytest.mark.parametrize("name", ["", ".", "loop", "missing/file"])

@@ -5,6 +5,8 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,19 @@ def test_pickles(saved: Parts, tmp_path: Path, place: str, form: str) -> None:
     text = refused(write(tmp_path / "model.pt2", parts))
     assert not mark.exists()
     assert text.startswith(WHAT)
+
+
+@pytest.mark.parametrize("form", [torch.save, lambda x, file: pickle.dump(x, file)])
+def test_pickles_in_every_part(saved: Parts, tmp_path: Path, form: Any) -> None:
+    """In its place, before or behind it. Some parts are only bytes, and are read."""
+    mark, evil = tmp_path / "mark", BytesIO()
+    form(Plants(mark), evil)
+    for name, content in saved.items():
+        for bad in (evil.getvalue(), evil.getvalue() + content, content + evil.getvalue()):
+            path = write(tmp_path / "model.pt2", saved | {name: bad})
+            with suppress(CommPlanError):
+                read_program(path)
+            assert not mark.exists(), name
 
 
 @pytest.mark.parametrize("place", CODE)

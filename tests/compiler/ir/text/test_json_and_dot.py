@@ -22,6 +22,7 @@ def test_json() -> None:
     found = json.loads(to_json(parsed.graph, facts=parsed.facts))
     values = found.pop("values")
     assert found == {
+        "schema": "commplan.graph/1",
         "mesh": {"tp": 2},
         "groups": {"tp": [[0, 1]], "0": [[0, 1]]},
         "symbols": {"s0": ["2", "inf"]},

@@ -26,6 +26,9 @@ def views() -> Iterator[Sample]:
         yield sample(op.dim, reals(6, 1, 4), 1)
         yield sample(op.dim, reals(6, 1, 4), 0, holds=GOES)
         yield sample(op.dims, reals(6, 1, 4, 1), [1, 3])
+    yield sample(aten.view.dtype, reals(6, 4), torch.float64)
+    yield sample(aten.view.dtype, reals(6, 4), torch.int64)
+    yield sample(aten.view.dtype, reals(6, 4), torch.int32, holds=ROWS)
     yield sample(aten.flatten.using_ints, reals(6, 4, 2), 0, 1)
     yield sample(aten.unflatten.int, reals(2, 12, 2), 1, [-1, 2])
     for op in (aten.view_as, aten.reshape_as):

@@ -1,4 +1,4 @@
-"""Inputs on which two graphs differ, by simulation in float64."""
+"""Inputs that refute: on which two graphs, simulated in float64, differ."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ is left of the largest intermediate values is rounding."""
 
 SEEDS = 3
 """Draws of inputs on which a counterexample is looked for."""
+
 
 FEW_RANKS = 64
 """Ranks that are all simulated, with inputs of their own."""
