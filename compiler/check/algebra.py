@@ -88,12 +88,21 @@ def of_ranks(x: Field, ranks: int) -> Field:
     return np.broadcast_to(x, (ranks, *x.shape[1:]))
 
 
-def summed_over(x: Field, groups: Sequence[Sequence[int]]) -> Field:
-    """Return, on every rank, the sum of x over the ranks of its group."""
+def summed_over(
+    x: Field, groups: Sequence[Sequence[int]] | npt.NDArray[np.intp], weights: Field | None = None
+) -> Field:
+    """Return, on every rank, the sum of x over the ranks of its group.
+
+    Args:
+        x: what each rank adds.
+        groups: the ranks of every group.
+        weights: how often each place of a group is added; None: once.
+    """
     members = np.asarray(groups)
     if len(x) == 1:
-        return scaled(x, Fraction(members.shape[1]))
-    sums = x[members].sum(axis=1, dtype=np.uint64) % P
+        return scaled(x, Fraction(members.shape[1] if weights is None else int(weights.sum())))
+    addends = x[members] if weights is None else x[members] * weights[:, None, None, None]
+    sums = addends.sum(axis=1, dtype=np.uint64) % P
     if len(members) == 1:
         return cast(Field, sums)
     total = np.empty_like(x)
@@ -134,10 +143,18 @@ def applied(maps: Field, x: Field) -> Field:
 
 
 @lru_cache(maxsize=1 << 12)
-def keeping_constants(key: bytes, width: int) -> Field:
-    """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one."""
+def keeping_constants(key: bytes, width: int, weights: tuple[int, ...] = ()) -> Field:
+    """Draw a random matrix [LANES, WIDTH, width] whose rows add up to one.
+
+    Args:
+        key: of the draw.
+        width: number of columns.
+        weights: how often each counts, the first once; (): all once.
+    """
+    assert weights[:1] in ((), (1,)), "the first column makes up for all others"
     matrix = _drawn(key, LANES, WIDTH, width).copy()
-    excess = (matrix.sum(axis=-1, dtype=np.uint64) + P - 1) % P
+    counted = matrix * np.array(weights, np.uint64) if weights else matrix
+    excess = (counted.sum(axis=-1, dtype=np.uint64) + P - 1) % P
     matrix[..., 0] = (matrix[..., 0] + P - excess) % P
     return matrix
 
@@ -147,11 +164,20 @@ def stretched(key: bytes, x: Field) -> Field:
     return applied(keeping_constants(key, WIDTH), x)
 
 
-def joined(key: bytes, x: Field) -> Field:
-    """Return all blocks as one vector, by a random linear map that keeps constants."""
+def joined(key: bytes, x: Field, weights: Field | None = None) -> Field:
+    """Return all blocks as one vector, by a random linear map that keeps constants.
+
+    Args:
+        key: of the map.
+        x: the blocks.
+        weights: how often each counts, [1, blocks, 1, 1]; the first, and by default all, once.
+    """
     ranks, blocks = x.shape[:2]
+    times: tuple[int, ...] = ()
+    if weights is not None:
+        x, times = x * weights % P, tuple(np.repeat(weights.ravel(), WIDTH).tolist())
     together = np.moveaxis(x, 1, 2).reshape(ranks, 1, LANES, blocks * WIDTH)
-    return applied(keeping_constants(key, blocks * WIDTH), together)
+    return applied(keeping_constants(key, blocks * WIDTH, times), together)
 
 
 def spread(keys: Sequence[bytes], x: Field) -> Field:
@@ -159,14 +185,20 @@ def spread(keys: Sequence[bytes], x: Field) -> Field:
     return applied(np.stack([keeping_constants(key, WIDTH) for key in keys]), x)
 
 
-def summed_blocks(x: Field) -> Field:
-    """Return the sum of all blocks."""
-    return cast(Field, x.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
+def summed_blocks(x: Field, weights: Field | None = None) -> Field:
+    """Return the sum of all blocks, each as often as ``weights``, [1, blocks, 1, 1], say."""
+    addends = x if weights is None else x * weights
+    return cast(Field, addends.sum(axis=1, keepdims=True, dtype=np.uint64) % P)
 
 
 def alike(x: Field) -> Field:
     """Return ``x`` with one rank where all hold the same."""
     return x[:1] if (x == x[:1]).all() else x
+
+
+def vector(row: bytes) -> Field:
+    """Return the vector whose bytes ``vectors`` gives."""
+    return cast(Field, np.frombuffer(row, np.uint64).reshape(LANES, WIDTH))
 
 
 def vectors(x: Field) -> list[list[bytes]]:

@@ -230,5 +230,6 @@ class Evaluation(GridInterpreter):
     def _summed_over(self, reduction: Collective, x: Field, groups: Groups) -> Field | None:
         if reduction.op in ("sum", "avg"):
             return super()._summed_over(reduction, x, groups)
-        reduced = self._reduced(reduction, grid.flat(x), self.spmd.mesh.group(reduction.group))
+        among = self.spmd.mesh.group(reduction.group)
+        reduced = self.logarithms.reduced_over(reduction.op, grid.flat(x), among)
         return grid.shaped(reduced, grid.counts(x))

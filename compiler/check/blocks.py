@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import sympy
 
 from compiler.check.algebra import Field
+from compiler.check.rank_axes import Layout
+from compiler.check.representatives import Sums
 from compiler.check.sizes import divisible
 from compiler.ir.rules import Call, Dims, Meaning, meaning_of
 
@@ -29,6 +32,8 @@ class Value:
     Attributes:
         data: [ranks, blocks, LANES, WIDTH]; one block where no dimension is cut.
         cut: per result, the dimension cut into blocks, or None.
+        layout: these blocks, of which ``data`` may have fewer.
+        sums: see ``compiler.check.representatives``.
         unit: rows of one block are ``unit`` times those of a block of the original rows: 8 after
             [tokens, 8] became [8 * tokens].
         padded: the last rows may be anything (``pad_rows``), and only ops that act on rows one by
@@ -38,6 +43,8 @@ class Value:
 
     data: Field
     cut: tuple[int | None, ...] = (None,)
+    layout: Layout = ()
+    sums: Sums = ()
     unit: Any = 1
     padded: bool = False
     parts: tuple[object, ...] = ()
@@ -45,7 +52,7 @@ class Value:
     @property
     def count(self) -> int:
         """Number of blocks."""
-        return int(self.data.shape[1])
+        return prod(n for _, n in self.layout)
 
 
 def aligned(value: Value, size: Any) -> bool:
@@ -89,8 +96,8 @@ def blockwise(call: Call, rule: Meaning | None, read: Sequence[Value]) -> Blockw
             continue
         carrying = [factor in x for x in labels]
         fits = all(
-            (v.cut[0], v.count, v.unit, v.padded)
-            == (x.index(factor), value.count, value.unit, value.padded)
+            (v.cut[0], v.layout, v.unit, v.padded)
+            == (x.index(factor), value.layout, value.unit, value.padded)
             for v, x, carries in zip(read, labels, carrying, strict=True)
             if carries
         )

@@ -5,7 +5,7 @@ functions over the reals, for all ranks of the mesh and all values of symbolic s
 An op that stands for a composition (``compiler.ir.fused_ops``) is read as that composition.
 Where outputs are not equal, simulation looks for a counterexample, if the inputs are small enough
 to hold; where there is none, both are compared once more with all dimensions in blocks
-(``compiler.check.all_blocks``).
+(``compiler.check.all_blocks``), unless the ranks are many.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch.fx.node import map_arg
 
 from compiler.check.algebra import vectors
 from compiler.check.all_blocks import equal_in_blocks
-from compiler.check.blocks import Value
+from compiler.check.compare import compared, equal, outputs
 from compiler.check.expand import expanded
 from compiler.check.gathered_rows import with_gathered_rows
-from compiler.check.interpret import Interpreter
 from compiler.check.metadata import check_metadata
 from compiler.check.real_normal_form import narrowings, real_normal_form
-from compiler.check.refutation import SEEDS, SIMULATION_BYTES, first_difference
+from compiler.check.refutation import FEW_RANKS, SEEDS, counterexample
+from compiler.check.representatives import Representatives
 from compiler.check.same_calls import identical, same_calls
-from compiler.check.selective_reductions import Logarithms
-from compiler.check.simulate import PerRank, draw_inputs, is_fake
-from compiler.check.sizes import RowSizes, renamed, symbols
+from compiler.check.seal import Values
+from compiler.check.simulate import is_fake
+from compiler.check.sizes import renamed, symbols
 from compiler.check.verdict import Counterexample, Report, UnprovedError, Verdict
 from compiler.errors import CommPlanError
 from compiler.garbage import collection_paused
@@ -41,8 +41,6 @@ from compiler.ir.graph import SpmdGraph, well_formed
 from compiler.ir.row_ops import PAD_ROWS
 from compiler.ir.rules.meaning import shape_key, size_key
 
-Values = dict[fx.Node, Value]
-
 
 @collection_paused()
 def check(source: SpmdGraph, target: SpmdGraph) -> Report:
@@ -51,12 +49,12 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     Both must have the same mesh, but for groups that only the target names, and the same placements
     of inputs: those of ``source`` count.
     """
-    start = time.perf_counter()
+    start, many_ranks = time.perf_counter(), list[str]()
     count = len(source.graph.nodes) + len(target.graph.nodes)
 
     def report(verdict: Verdict, explanation: str, **more: object) -> Report:
-        seconds = time.perf_counter() - start
-        return Report(verdict, explanation, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
+        seconds, many = time.perf_counter() - start, tuple(many_ranks)
+        return Report(verdict, explanation, many_ranks=many, values=count, seconds=seconds, **more)  # type: ignore[arg-type]
 
     try:
         if why := _ill_formed(source, target) or _signature_difference(source, target):
@@ -69,23 +67,27 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
             check_metadata(source, target)
             return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
         source, target = composed(source, target)
-        before, after, unequal = _compared(source, target, names)
+        comparison = compared(source, target, names)
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
         return report(verdict, str(error))
-    if unequal:
-        refutation, why = _refutation(source, target)
-        if refutation is not None or not equal_in_blocks(source, target, names):
-            pair = (_outputs(side)[unequal[0]] for side in (source, target))
+    before, after = comparison.before, comparison.after
+    many_ranks.extend(comparison.many_ranks())
+    if comparison.unequal:
+        first, kept = comparison.unequal[0], comparison.kept
+        refutation, why = _refutation(source, target, kept)
+        in_blocks = refutation is None and source.mesh.size <= FEW_RANKS
+        if not (in_blocks and equal_in_blocks(source, target, names)):
+            pair = (outputs(side)[first] for side in (source, target))
             where = _divergence(before, after, *pair)
             if refutation is None:
-                text = f"output {unequal[0]} is not shown equal: {where}. {why}"
+                text = f"output {first} is not shown equal: {where}. {why}"
                 return report(Verdict.UNPROVED, text)
             text = f"{why}. First difference: {where}"
             return report(Verdict.NOT_EQUIVALENT, text, counterexample=refutation)
     return report(
         Verdict.EQUIVALENT,
-        f"all {len(_outputs(source))} outputs are the same function of the inputs on each of "
+        f"all {len(outputs(source))} outputs are the same function of the inputs on each of "
         f"{source.mesh.size} ranks, over the reals",
         roundings=tuple(_roundings(source, target, before, after)),
     )
@@ -117,44 +119,6 @@ def composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGraph
         ((wide, narrow, _), count), *_ = added.items()
         raise UnprovedError(f"{count} more conversions from {wide} to {narrow} than in the source")
     return real_normal_form(before), real_normal_form(after)
-
-
-def _outputs(graph: SpmdGraph) -> list[fx.Node]:
-    return list(access.results(access.output(graph.graph)))
-
-
-def _compared(
-    source: SpmdGraph, target: SpmdGraph, names: dict[str, str]
-) -> tuple[Values, Values, list[int]]:
-    """Interpret both in one random model; return their values, and which outputs are not equal.
-
-    Tensors in one piece are quicker to interpret, and enough unless rows are cut or gathers moved.
-
-    Args:
-        source: the source.
-        target: the target.
-        names: see ``attribute_names``.
-    """
-    sizes, outputs = (
-        RowSizes.of((source, target)),
-        [*zip(_outputs(source), _outputs(target), strict=True)],
-    )
-    for in_blocks in (sizes,) if sizes.cuts or not sizes.sizes else (RowSizes(), sizes):
-        logarithms = Logarithms.of((source, target))
-        before = Interpreter(source, {n: n for n in names}, in_blocks, logarithms).run()
-        after = Interpreter(target, names, in_blocks, logarithms).run()
-        unequal = [i for i, pair in enumerate(outputs) if not _equal(before, after, *pair)]
-        if not unequal:
-            break
-    return before, after, unequal
-
-
-def _equal(before: Values, after: Values, source: fx.Node, target: fx.Node) -> bool:
-    if source not in before or target not in after:
-        return source not in before and target not in after
-    a, b = before[source], after[target]
-    same = (a.cut, a.count, a.unit, a.padded) == (b.cut, b.count, b.unit, b.padded)
-    return same and bool((a.data == b.data).all())
 
 
 def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
@@ -267,7 +231,7 @@ def _divergence(before: Values, after: Values, source: fx.Node, target: fx.Node)
     """Follow differing operands from an output back to where the two graphs part."""
     while source.target == target.target:
         pairs = list(zip(source.all_input_nodes, target.all_input_nodes, strict=False))
-        unequal = [p for p in pairs if not _equal(before, after, *p)]
+        unequal = [p for p in pairs if not equal(before, after, *p)]
         if len(source.all_input_nodes) != len(target.all_input_nodes) or len(unequal) != 1:
             break
         source, target = unequal[0]
@@ -287,10 +251,12 @@ def _described(node: fx.Node) -> str:
     return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")
 
 
-def _refutation(source: SpmdGraph, target: SpmdGraph) -> tuple[Counterexample | None, str]:
+def _refutation(
+    source: SpmdGraph, target: SpmdGraph, kept: Representatives
+) -> tuple[Counterexample | None, str]:
     """Return inputs that refute, if there are, and what they show, or why there are none."""
     try:
-        one = _counterexample(source, target)
+        one = counterexample(source, target, _placeholders(source, target), kept)
     except CommPlanError as error:
         return None, error.what
     if one is None:
@@ -299,24 +265,3 @@ def _refutation(source: SpmdGraph, target: SpmdGraph) -> tuple[Counterexample | 
         f"output {one.output} on rank {one.rank} differs by {one.difference:.3g} (relative) for "
         f"the inputs of seed {one.seed}: source {one.source}, target {one.target}"
     )
-
-
-def _counterexample(source: SpmdGraph, target: SpmdGraph) -> Counterexample | None:
-    """Return inputs on which an output differs by more than rounding, or None.
-
-    Raises:
-        CommPlanError: the graphs cannot be simulated here.
-    """
-    needed = source.mesh.size * sum(
-        access.payload_bytes(n) for n in source.graph.nodes
-        if n.op in ("placeholder", "get_attr") and access.is_tensor(n)
-    )  # fmt: skip
-    if needed > SIMULATION_BYTES:
-        raise CommPlanError(f"Not simulated: the inputs of all ranks take {needed >> 20} MiB")
-
-    def drawn(seed: int) -> tuple[dict[str, PerRank], dict[str, PerRank]]:
-        inputs = draw_inputs(source, seed)
-        twins = _placeholders(source, target).items()
-        return inputs, inputs | {twin: inputs[name] for name, twin in twins}
-
-    return first_difference(source, target, drawn, lambda output, want: want)

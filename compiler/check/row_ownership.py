@@ -316,7 +316,13 @@ def _owned(
     per_row = [size_key(s) for s in access.shape(ids)[1:]]
     if greatest is None or not all(isinstance(s, int) for s in per_row):
         return f"%{ids.name}: nothing says how large ids may be"
-    id_sets = [_set_for(path, ids, masks, rank, greatest) for rank in range(graph.mesh.size)]
+    numbers = [c.values for node in path for c in access.rank_constants(node)]
+    kinds = list(zip(*numbers, strict=True)) if numbers else [()] * graph.mesh.size
+    set_of = {
+        kind: _set_for(path, ids, masks, rank, greatest)
+        for kind, rank in {kind: rank for rank, kind in enumerate(kinds)}.items()
+    }
+    id_sets = [set_of[kind] for kind in kinds]
     by_group = {tuple(id_sets[r] for r in group) for group in groups.ranks}
     if len(by_group) != 1:
         return "groups deal out ids differently"

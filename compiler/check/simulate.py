@@ -14,15 +14,18 @@ from itertools import compress
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from compiler.check.expand import expanded
+from compiler.check.representatives import Representatives
 from compiler.errors import CommPlanError
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective, Kind, collective
 from compiler.ir.dispatch import COMBINE_ROWS, DISPATCH_ROWS, added, needed
 from compiler.ir.graph import SpmdGraph
+from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.placement import Replicate
 from compiler.ir.row_ops import all_slice, own_share
 from compiler.ir.rules import RULES, opaque
@@ -40,17 +43,25 @@ COMBINE: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 def simulate(
-    graph: SpmdGraph, inputs: Mapping[str, Sequence[Any]], *, exact: bool = False
+    graph: SpmdGraph,
+    inputs: Mapping[str, Sequence[Any]],
+    *,
+    exact: bool = False,
+    alike: Representatives | None = None,
 ) -> list[PerRank]:
     """Run every rank and return, per output (nested outputs flattened), what each rank holds.
+
+    Ranks that hold the same are run once: ``alike`` says which, and inputs are theirs.
 
     Args:
         graph: a well-formed graph.
         inputs: placeholder or attribute name -> the value each rank holds. Attributes left out
             are read from the graph's module.
         exact: compute in float64 throughout.
+        alike: the ranks to run; None: all.
     """
-    ranks, (graph, _) = range(graph.mesh.size), expanded(graph)
+    ranks = Representatives.all_of(graph.mesh) if alike is None else alike
+    graph, _ = expanded(graph)
     values: dict[fx.Node, PerRank] = {}
     last_use = {x: node for node in graph.graph.nodes for x in node.all_input_nodes}
     for node in graph.graph.nodes:
@@ -63,7 +74,7 @@ def simulate(
             assert per_rank is not None, f"no value for input {node.target}"
             values[node] = [_widened(x, exact=exact) for x in per_rank]
         elif access.has_result(node):
-            values[node] = _called(graph, node, values, exact=exact)
+            values[node] = _called(graph, ranks, node, values, exact=exact)
         for x in node.all_input_nodes:
             if last_use[x] is node:
                 del values[x]
@@ -71,19 +82,25 @@ def simulate(
 
 
 def _called(
-    graph: SpmdGraph, node: fx.Node, values: Mapping[fx.Node, PerRank], *, exact: bool
+    graph: SpmdGraph,
+    ranks: Representatives,
+    node: fx.Node,
+    values: Mapping[fx.Node, PerRank],
+    *,
+    exact: bool,
 ) -> PerRank:
     """Return what a call gives on every rank."""
-    ranks = range(graph.mesh.size)
     if node.target is WAIT:
         return values[access.operands(node)[0]]
     if (communication := collective(node)) is not None:
-        return _communicate(graph, communication, node, values[communication.operand])
+        groups = graph.mesh.group(communication.group)
+        return _communicate(groups, ranks, communication, node, values[communication.operand])
     if (cut := all_slice(node)) is not None:
         groups, whole = graph.mesh.group(cut.group), values[cut.operand]
         n, position = groups.axis_size, groups.position
-        return [own_share(x, cut.dim, n, position[r]) for r, x in enumerate(whole)]
-    read = [_read(node, values, r, exact=exact) for r in ranks]
+        both = zip(ranks.numbers, whole, strict=True)
+        return [own_share(x, cut.dim, n, position[r]) for r, x in both]
+    read = [_read(node, values, i, r, exact=exact) for i, r in enumerate(ranks.numbers)]
     if node.target in (DISPATCH_ROWS, COMBINE_ROWS):
         exchanged = _dispatched if node.target is DISPATCH_ROWS else _combined
         return exchanged(graph, [args for args, _ in read])
@@ -103,13 +120,13 @@ def _widened(value: Any, *, exact: bool) -> Any:
 
 
 def _read(
-    node: fx.Node, values: Mapping[fx.Node, PerRank], rank: int, *, exact: bool
+    node: fx.Node, values: Mapping[fx.Node, PerRank], place: int, rank: int, *, exact: bool
 ) -> tuple[Any, Any]:
-    """Return the arguments of a call on one rank."""
+    """Return the arguments of a call on one rank, at its place among those run."""
 
     def read(item: Any) -> Any:
         if isinstance(item, fx.Node):
-            return values[item][rank]
+            return values[item][place]
         if isinstance(item, torch.device):
             return torch.device("cpu")
         return _widened(access.on_rank(item, rank), exact=exact)
@@ -119,13 +136,17 @@ def _read(
 
 
 def _communicate(
-    graph: SpmdGraph, communication: Collective, node: fx.Node, operand: Sequence[torch.Tensor]
+    groups: ReplicaGroups,
+    ranks: Representatives,
+    communication: Collective,
+    node: fx.Node,
+    operand: Sequence[torch.Tensor],
 ) -> PerRank:
     """Return what each rank of each group gets from the collective."""
     got: dict[int, torch.Tensor] = {}
-    arguments = access.arguments(node)
-    for group in graph.mesh.group(communication.group).ranks:
-        sent = [operand[r] for r in group]
+    arguments, stand_in = access.arguments(node), ranks.stand_in
+    for group in dict.fromkeys(groups.group_of[r] for r in ranks.numbers):
+        sent = [operand[stand_in[r]] for r in group]
         if communication.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
             total = _reduced(communication.op, sent)
             split = communication.kind is Kind.REDUCE_SCATTER
@@ -138,8 +159,8 @@ def _communicate(
             splits = [int(n) for n in arguments["input_split_sizes"]]
             parts = [torch.split(x, splits) for x in sent]
             blocks = [torch.cat([p[i] for p in parts]) for i in range(len(group))]
-        got.update(zip(group, (b.clone() for b in blocks), strict=True))
-    return [got[r] for r in range(graph.mesh.size)]
+        got.update(zip(group, blocks, strict=True))
+    return [got[r].clone() for r in ranks.numbers]
 
 
 def _dispatched(graph: SpmdGraph, read: Sequence[Any]) -> PerRank:
@@ -177,13 +198,21 @@ def _reduced(op: str, sent: Sequence[torch.Tensor]) -> torch.Tensor:
     return total / len(sent) if op == "avg" else total
 
 
-def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[str, PerRank]:
+def draw_inputs(
+    graph: SpmdGraph,
+    seed: int,
+    tokens: int | None = None,
+    *,
+    alike: Representatives | None = None,
+) -> dict[str, PerRank]:
     """Draw inputs that obey the graph's placements; symbolic sizes become ``tokens``.
 
     Floating-point inputs are small multiples of 1/8, so that sums are exact; integers are 0 or 1.
     One draw per set of ranks that must hold the same; a real attribute keeps its own value where
-    that is all ranks.
+    that is all ranks. Of ``alike``: the ranks that are run.
     """
+    ranks = Representatives.all_of(graph.mesh) if alike is None else alike
+    coordinates = np.stack(np.unravel_index(ranks.numbers, tuple(graph.mesh.axes.values())), 1)
     drawn: dict[str, PerRank] = {}
     for node in graph.graph.nodes:
         name = str(node.target)
@@ -193,9 +222,9 @@ def draw_inputs(graph: SpmdGraph, seed: int, tokens: int | None = None) -> dict[
         varying = [not isinstance(p, Replicate) for p in graph.inputs[name]]
         own = attrgetter(name)(graph.root) if node.op == "get_attr" else None
         if own is not None and not any(varying) and not is_fake(own):
-            drawn[name] = [own] * graph.mesh.size
+            drawn[name] = [own] * len(ranks)
             continue
-        places = [[*compress(at, varying)][::-1] for at in graph.mesh.coordinates]
+        places = [[*compress(at, varying)][::-1] for at in coordinates.tolist()]
         seeds = [f"{seed} {name} {place}" for place in places]
         once = {s: _draw(value, s, tokens) for s in dict.fromkeys(seeds)}
         drawn[name] = [once[s] for s in seeds]

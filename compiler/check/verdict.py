@@ -43,6 +43,8 @@ class Counterexample:
         difference: largest absolute difference, relative to the largest source element or 0.001.
         source: source elements at the place of the largest difference and around it.
         target: target elements there.
+        alike: coordinates per axis, split as in ``compiler.check.rank_axes``, that inputs differ
+            at; ranks of greater ones hold what those of the last hold.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class Counterexample:
     difference: float
     source: str
     target: str
+    alike: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Report:
         roundings: one line per place where the target rounds differently.
         counterexample: for NOT_EQUIVALENT.
         premises: one line per thing that is taken for granted.
+        many_ranks: one line per axis of which more than a few ranks were interpreted, and why: time
+            and memory grow with them.
         values: number of values interpreted in both graphs together.
         seconds: wall time of the check.
     """
@@ -72,5 +77,6 @@ class Report:
     roundings: tuple[str, ...] = ()
     counterexample: Counterexample | None = None
     premises: tuple[str, ...] = ()
+    many_ranks: tuple[str, ...] = ()
     values: int = 0
     seconds: float = 0.0

@@ -68,6 +68,13 @@ class ReplicaGroups:
             )
         return ReplicaGroups(ranks)
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.ranks)
+
+    def __hash__(self) -> int:
+        return self._hash
+
     @property
     def axis_size(self) -> int:
         """Return the number of ranks in each group."""
@@ -99,6 +106,28 @@ def product(first: ReplicaGroups, second: ReplicaGroups) -> ReplicaGroups | None
         met.add(tuple(reached))
     listed = sorted(itertools.chain.from_iterable(met))
     return ReplicaGroups(tuple(sorted(met))) if listed == sorted(first.group_of) else None
+
+
+Axes = tuple[tuple[str, int], ...]
+
+
+@lru_cache(maxsize=1 << 8)
+def _along(axes: Axes, names: frozenset[str]) -> ReplicaGroups:
+    members: dict[tuple[int, ...], list[int]] = {}
+    kept = [name not in names for name, _ in axes]
+    for rank, where in enumerate(itertools.product(*(range(n) for _, n in axes))):
+        members.setdefault(tuple(itertools.compress(where, kept)), []).append(rank)
+    return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))
+
+
+@lru_cache(maxsize=1 << 8)
+def _axes_of(axes: Axes, groups: ReplicaGroups) -> tuple[str, ...] | None:
+    for count in range(len(axes) + 1):
+        for chosen in itertools.combinations(axes, count):
+            size, names = math.prod(n for _, n in chosen), tuple(name for name, _ in chosen)
+            if size == groups.axis_size and _along(axes, frozenset(names)) == groups:
+                return names
+    return None
 
 
 def _check_names(what: str, names: object, example: str) -> None:
@@ -186,11 +215,7 @@ class Mesh:
 
     def along(self, *names: str) -> ReplicaGroups:
         """Return the groups of the ranks that agree in every axis but ``names``."""
-        members: dict[tuple[int, ...], list[int]] = {}
-        for rank, where in enumerate(self.coordinates):
-            key = tuple(c for c, name in zip(where, self.axes, strict=True) if name not in names)
-            members.setdefault(key, []).append(rank)
-        return ReplicaGroups(tuple(sorted(map(tuple, members.values()))))
+        return _along(tuple(self.axes.items()), frozenset(names))
 
     def group(self, name: str) -> ReplicaGroups:
         """Return the groups that ``name`` denotes; ``a*b`` those of both, if they are orthogonal.
@@ -215,11 +240,7 @@ class Mesh:
     def axes_of(self, groups: str | ReplicaGroups) -> tuple[str, ...] | None:
         """Return the axes that ``groups`` span, or None if they are not a product of axes."""
         wanted = self.group(groups) if isinstance(groups, str) else groups
-        for count in range(len(self.axes) + 1):
-            for names in itertools.combinations(self.axes, count):
-                if self.along(*names) == wanted:
-                    return names
-        return None
+        return _axes_of(tuple(self.axes.items()), wanted)
 
     def name_of(self, groups: ReplicaGroups) -> str:
         """Return the first name of ``groups``, in any order of ranks; empty if there is none."""

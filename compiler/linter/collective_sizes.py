@@ -92,14 +92,23 @@ def _origins(facts: LintFacts) -> dict[str, fx.Node]:
 def _rank_dependent_shapes(facts: LintFacts) -> Shapes:
     """Return the shapes that differ between ranks because of numbers computed from the rank.
 
-    Such ops, and what is computed from them, run per rank on the meta device; symbolic sizes count
-    as their hints.
+    Such ops, and what is computed from them, run on the meta device, once for ranks whose shapes
+    and numbers are the same; symbolic sizes count as their hints.
     """
     different: Shapes = {}
+    ranks = range(facts.graph.mesh.size)
     for node in facts.graph.meanings:
-        depends = access.rank_constants(node) or any(x in different for x in node.all_input_nodes)
-        if depends and access.is_tensor(node):
-            shapes = [_shape_on(node, rank, different) for rank in range(facts.graph.mesh.size)]
+        read = [x for x in node.all_input_nodes if x in different]
+        broadcasts = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        numbers = () if broadcasts else access.rank_constants(node)
+        if (read or numbers) and access.is_tensor(node):
+            seen: dict[tuple[object, ...], tuple[int, ...] | None] = {}
+            shapes = []
+            for rank in ranks:
+                kind = (*(n.values[rank] for n in numbers), *(different[x][rank] for x in read))
+                if kind not in seen:
+                    seen[kind] = _shape_on(node, rank, different)
+                shapes.append(seen[kind])
             if None not in shapes and len(set(shapes)) > 1:
                 different[node] = [shape for shape in shapes if shape is not None]
     return different

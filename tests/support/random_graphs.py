@@ -314,6 +314,7 @@ def random_graph(
     mesh: Mesh = MESH,
     plain: bool = False,
     symbolic: bool = False,
+    rows: int = 4,
 ) -> SpmdGraph:
     """A graph of random ops over a few ranks, with a few outputs.
 
@@ -326,8 +327,9 @@ def random_graph(
         mesh: the ranks; it has an axis ``tp``.
         plain: reductions are sums over one axis, what else ops read is replicated.
         symbolic: the number of tokens is open.
+        rows: otherwise this is it.
     """
-    mode, tokens = symbolic_tokens() if symbolic else (nullcontext, 4)
+    mode, tokens = symbolic_tokens() if symbolic else (nullcontext, rows)
     build = Builder(mesh, mode=mode)
     grower = Grower(build, choose, groups=("tp", "tp", *mesh.groups))
     if plain:

@@ -41,6 +41,7 @@ def report_blocks(report: Report) -> list[str | Text]:
         where = f"  ({layers_text(layers)})" if any(layers) else ""
         lines.append(f"  rounding: {len(layers)} x {text}{where}")
     lines += [f"  premise: {premise}" for premise in report.premises]
+    lines += [f"  ranks: {line}" for line in report.many_ranks]
     if (example := report.counterexample) is not None:
         lines.append(
             f"  counterexample: inputs of seed {example.seed}, output {example.output}, rank "

@@ -243,12 +243,13 @@ def test_what_reads_padding_is_not_proved() -> None:
 
 def test_rows_are_cut_where_every_block_holds_as_many() -> None:
     rows, data = sympy.Symbol("s", integer=True, positive=True), np.zeros((1, 4, 1, 1), np.uint64)
-    assert aligned(Value(data, (0,)), 8)
-    assert not aligned(Value(data, (0,)), 6)
-    assert not aligned(Value(data, (0,)), rows)
-    assert aligned(Value(data, (0,)), 4 * rows)
-    assert not aligned(Value(data, (0,), unit=4), 4 * rows)
-    assert aligned(Value(data, (0,), padded=True), rows)
+    four = ((None, 4),)
+    assert aligned(Value(data, (0,), four), 8)
+    assert not aligned(Value(data, (0,), four), 6)
+    assert not aligned(Value(data, (0,), four), rows)
+    assert aligned(Value(data, (0,), four), 4 * rows)
+    assert not aligned(Value(data, (0,), four, unit=4), 4 * rows)
+    assert aligned(Value(data, (0,), four, padded=True), rows)
 
 
 def test_of_several_factors_the_outermost_of_the_result_is_cut() -> None:
