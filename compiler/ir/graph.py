@@ -18,6 +18,7 @@ from torch._ops import HigherOrderOperator
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
+from compiler.ir.coalesced import separated
 from compiler.ir.declared_inputs import Inputs, by_input
 from compiler.ir.dialects.read import Reading, read, readings_of
 from compiler.ir.graph_copy import GraphCopy
@@ -153,7 +154,7 @@ def spmd_graph_of(
         PlacementError: a name that is not an input, or a placement that does not fit.
     """
     access.output(graph)  # refuses a graph without one
-    graph = read(graph, lambda name: mesh.group(name).axis_size, _only(mesh))
+    graph = read(separated(graph), lambda name: mesh.group(name).axis_size, _only(mesh))
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in graph.nodes:
         if "val" not in node.meta:  # what export leaves without one is better said by its kind

@@ -43,8 +43,8 @@ def findings_of(facts: LintFacts, written: Mapping[int, str] | None = None) -> t
         *misused_values(facts, written or {}),
         *misused_collectives(facts),
         *collective_sizes(facts),
-        *misused_by_rank(facts),
         *unread(facts),
+        *misused_by_rank(facts),
     ]
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
 
