@@ -36,7 +36,7 @@ from compiler.cli.render.page_values import (
     waits,
 )
 from compiler.cli.render.plan_results import PlanResult
-from compiler.cli.render.report import remark_rows, roundings
+from compiler.cli.render.report import assumptions, remark_rows, roundings
 from compiler.ir import access
 from compiler.ir.collectives import WAIT
 from compiler.ir.graph import SpmdGraph
@@ -76,7 +76,7 @@ def report_data(plans: Plans, parts: Sequence[PlanResult]) -> Json:
         "policy": planner.options.policy,
         "machine": machine and machine.title,
         "launch": str(planner.options.launch) if machine else None,
-        "assumed": list(source.assumed),
+        "assumed": list(assumptions(source.assumed)),
         "notes": list(source.notes),
         "points": [_point(plans, count, decisions) for count in counts],
         "ranges": list(_ranges(plans, decisions)) if machine else [],
