@@ -52,7 +52,7 @@ def row(model_type: str, ranks: int) -> tuple[str, list[str]]:
     try:
         capture = capture_ranks(model, lambda: calls[-1], ranks)
         facts = LintFacts(capture.graph)
-        texts = [str(one) for one in findings_of(facts, capture.mutations)]
+        texts = [f"{one}\n" for one in findings_of(facts, capture.mutations)]
         counts = statistics(capture.graph.graph).counts
         listed = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
         extent = coverage(facts).percent
@@ -119,9 +119,7 @@ def main() -> int:
         if model_type not in done:
             line, findings = measured(model_type, options.tp, options.limit)
             written(line)
-            print(
-                line, *findings, sep="\n" if findings else "", end="\n" * bool(findings), flush=True
-            )
+            print(line, *findings, sep="", end="", flush=True)
     return 0
 
 

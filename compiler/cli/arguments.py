@@ -115,6 +115,14 @@ def parser() -> ArgumentParser:
            "of so much of the model, of all of it if no number is given",
            type=at_least(0, most=100), nargs="?", const=100, default=0)  # fmt: skip
 
+    bench = add("bench", BENCH, _set(), _format(TABLES))
+    option(bench, "model MODEL", "a module:factory, as commplan plan takes it, with weights")
+    option(bench, "--machine NAME", "what plans are made for and times predicted by: a name of "
+           "`commplan machine list`, or a file; auto: that of the GPUs, if it is known",
+           default="auto")  # fmt: skip
+    option(bench, "--launch", "how kernels are launched", choices=("eager", "graph"))
+    option(bench, "--rounds N", "how often each form has its turn", type=at_least(1), default=10)
+
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
     option(optimize, "file FILE", "graph file, .spmd or .pt2")
     _add_output(optimize, required=True)
@@ -229,11 +237,17 @@ def _model() -> Parser:
 
 def _captured() -> Parser:
     """Return the options of models that are captured."""
-    shared = Parser(add_help=False)
+    shared = Parser(add_help=False, parents=[_set()])
     option(shared, "--tp N", f"world size under which a factory is called; {WORLD_SIZE} if left "
            "out", type=at_least(1))  # fmt: skip
     option(shared, "--capture", "record: run the model once; export: torch.export; auto: record "
            "what can be", choices=("auto", "record", "export"))  # fmt: skip
+    return shared
+
+
+def _set() -> Parser:
+    """Return the option of factories."""
+    shared = Parser(add_help=False)
     option(shared, "--set KEY=VALUE", "keyword argument of the factory, a Python literal or a "
            "string; repeatable", dest="settings", **REPEATABLE)  # fmt: skip
     return shared
@@ -340,6 +354,14 @@ Partial sums are known by the placements that the model declares for its
 parameters, or that --input gives; the coverage says of how much of the model they
 are known. Exit code 0: no finding. 1: findings. 2: less was looked at than
 --require-coverage asks for. 3: there is no graph to look at."""
+BENCH = """\
+Time MODEL as written, merged and planned, in turns, on the ranks that run it.
+
+Started by torchrun, over NCCL, or over gloo without GPUs. Printed are medians and
+quartiles of rounds, collectives as they ran, the part of the time that they took,
+and with a machine the prediction beside what was measured.
+
+  torchrun --nproc-per-node 8 --no-python commplan bench my_model:factory"""
 OPTIMIZE = """\
 Optimize the graph in FILE, check it, and write it in the same form.
 

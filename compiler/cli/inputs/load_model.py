@@ -85,7 +85,7 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
     calls: list[Call] = []
 
     def model() -> nn.Module:
-        module, call = _built(name, factory)
+        module, call = built(name, factory)
         calls.append(call)
         layers.watch(module)
         return module
@@ -182,7 +182,12 @@ def _namesake(package: str) -> str:
     return f"{package!r} is the package in {folder}, {whose}"
 
 
-def _built(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Call]:
+def built(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Call]:
+    """Return the model and the call that a factory returns.
+
+    Raises:
+        CommPlanError: it raised, or returns something else.
+    """
     try:
         result = factory()
     except CommPlanError:

@@ -37,32 +37,6 @@ def fused_add_rms_norm(
     return y.to(x.dtype), total.to(x.dtype)
 
 
-def coalesced(
-    inputs: Sequence[torch.Tensor], reduce_op: str, group_name: str
-) -> list[torch.Tensor]:
-    """All-reduce every tensor of a list."""
-    return [c10d.wait_tensor(c10d.all_reduce(x, reduce_op, group_name)) for x in inputs]
-
-
-def scattered(
-    inputs: Sequence[torch.Tensor], reduce_op: str, group_size: int, group_name: str
-) -> list[torch.Tensor]:
-    """Reduce-scatter every tensor of a list."""
-    return [
-        c10d.wait_tensor(c10d.reduce_scatter_tensor(x, reduce_op, group_size, group_name))
-        for x in inputs
-    ]
-
-
-def gathered(
-    inputs: Sequence[torch.Tensor], group_size: int, group_name: str
-) -> list[torch.Tensor]:
-    """All-gather every tensor of a list."""
-    return [
-        c10d.wait_tensor(c10d.all_gather_into_tensor(x, group_size, group_name)) for x in inputs
-    ]
-
-
 def gather_matmul(
     A: torch.Tensor, Bs: Sequence[torch.Tensor], gather_dim: int, group_name: str, return_A: bool,
     ranks: int,
@@ -90,9 +64,6 @@ STATED = CollectiveOp("all_reduce", reduce_op="reduce_op")
 WORLD = CollectiveOp("all_reduce", group="")
 
 PYTORCH: Mapping[str, Entry] = {
-    "_c10d_functional::all_reduce_coalesced": ComposedOp(coalesced),
-    "_c10d_functional::reduce_scatter_tensor_coalesced": ComposedOp(scattered),
-    "_c10d_functional::all_gather_into_tensor_coalesced": ComposedOp(gathered),
     "_c10d_functional_autograd::all_gather_into_tensor": CollectiveOp(
         "all_gather", ranks="group_size"
     ),

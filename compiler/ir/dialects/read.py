@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Kind, c10d, check_waited_for
+from compiler.ir.collectives import WAIT, Kind, c10d
 from compiler.ir.dialects.registry import (
     CollectiveOp,
     ComposedOp,
@@ -100,7 +100,6 @@ def read(graph: fx.Graph, ranks_of: Callable[[str], int], world: str = "") -> fx
                 )
             result = several[parts[0]][index]
         elif isinstance(entry, CollectiveOp | ComposedOp):
-            check_waited_for(node)
             result = _written_out(node, entry, copy, cache, ranks_of, world)
         elif node.target is WAIT and copy.values[node.all_input_nodes[0]].target is WAIT:
             result = copy.values[node.all_input_nodes[0]]
