@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from compiler.capture.fake_ranks import fake_process_group
 from compiler.check import check
 from compiler.ir.text import parse_graph
 from tests.compiler.optimize.models import HIDDEN, Stack
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -90,21 +86,14 @@ def test_calls_are_checked(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyP
     assert is_on() == (True, True)
 
 
-LOGGED = """
-import torch, torch.distributed as dist
-from compiler import optimize_allreduce
-from compiler.capture.fake_ranks import fake_process_group
-from tests.compiler.optimize.models import HIDDEN, Stack
-with fake_process_group(0, 2):
-    run = optimize_allreduce(Stack(dist.group.WORLD).eval(), machine=None)
-    run(torch.ones(6, HIDDEN))
-"""
-
-
-def test_reports_are_logged() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMMPLAN_LOGS": "info"}
-    ran = subprocess.run(
-        [sys.executable, "-c", LOGGED], env=environment, check=True, capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
-    assert "compiler.optimize: 3 all_reduces before, 2 after" in ran.stderr
+def test_reports_are_logged(
+    group: dist.ProcessGroup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = logging.getLogger("compiler")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", log.level)
+    monkeypatch.setenv("COMMPLAN_LOGS", "info")
+    optimize_allreduce(Stack(group).eval(), machine=None)(torch.ones(6, HIDDEN))
+    assert "compiler.optimize: 3 all_reduces before, 2 after" in capsys.readouterr().err
