@@ -119,7 +119,8 @@ def _shape_on(node: fx.Node, rank: int, shapes: Shapes) -> tuple[int, ...] | Non
 
     def on_meta(item: object) -> object:
         if not isinstance(item, fx.Node):
-            return access.on_rank(item, rank)
+            number = access.on_rank(item, rank)
+            return access.concrete(number) if isinstance(number, torch.SymInt) else number
         value = item.meta.get("val")
         if isinstance(value, torch.Tensor):
             shape = shapes[item][rank] if item in shapes else access.concrete_shape(item)

@@ -16,7 +16,7 @@ from compiler.ir.dialects.registry import called, entry_of
 from compiler.ir.rules import RULES, meaning, opaque
 
 COLLECTIVE = re.compile(
-    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|a2a|psum",
+    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|(?<![a-z])(a2a|psum)(?![a-z])",
     re.IGNORECASE,
 )
 GROUP = re.compile(r"(process_?)?group(_?name)?|comm|communicator|pg|world_size", re.IGNORECASE)
