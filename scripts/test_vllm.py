@@ -89,12 +89,15 @@ def plan_at_real_size() -> int:
 def main() -> int:
     """Serve, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, prog="scripts/test_vllm")
-    parser.add_argument("models", nargs="*", default=list(MODELS), choices=[*MODELS, []])
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     arguments = parser.parse_args()
+    models = arguments.models or list(MODELS)
+    if unknown := set(models) - set(MODELS):
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     table = Table("model", "rows", "before", "after", title=" + ".join(KINDS))
     failed = 0
-    for model in arguments.models:
+    for model in models:
         with tempfile.TemporaryDirectory() as made:
             before = served(model, "eager", arguments.seed, Path(made, "before"))
             after = served(model, "commplan_vllm", arguments.seed, Path(made, "after"))
