@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 
 from bench.fit import MIN_POINTS
 from bench.measurements import refitted
+from bench.ranks import device_of_rank, joined
 from compiler.cost.fused_kernels import FusedKernel
 from compiler.cost.tables import (
     BYTES_PER_US,
@@ -314,7 +315,7 @@ def measured_machine(
         MachineError: the ranks are on several nodes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        device = _device(0)
+        device = device_of_rank(0)
         source, title = _source(device), _title(1, device)
         return machine_data(name, title, 1, measure_hardware(device, source, tell()), ())
     ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -324,15 +325,11 @@ def measured_machine(
             found=f"{ranks} ranks, {local} of them on this node",
             remedy="start it with torchrun on one node",
         )
-    device = _device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    with joined("commplan machine measure") as device:
         groups = [dist.new_group(list(range(n))) for n in group_sizes(ranks)]
         first = dist.get_rank() == 0
         report = tell() if first else lambda _: None
         return measured_node(name, groups, device, sizes(device), report)
-    finally:
-        dist.destroy_process_group()
 
 
 def measured_node(
@@ -372,13 +369,6 @@ def measured_node(
     if not first:
         return None
     return machine_data(name, _title(everyone.size(), device), everyone.size(), hardware, rows)
-
-
-def _device(index: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def _title(ranks: int, device: torch.device) -> str:

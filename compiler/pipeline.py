@@ -76,6 +76,18 @@ class PassRecord:
 Observer = Callable[[PassRecord], None]
 
 
+def first_wrong(records: Sequence[PassRecord], is_right: Callable[[SpmdGraph], bool]) -> int:
+    """Return the position of a pass whose graph is wrong, and its operand right: bisected.
+
+    The graph after all passes is known to be wrong, and that before all to be right.
+    """
+    low, high = -1, len(records) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_right(records[middle].graph) else (low, middle)
+    return high
+
+
 @dataclass
 class Pipeline:
     """Runs one pass after the other.
@@ -106,7 +118,7 @@ class Pipeline:
         index = len(self.records)
         start = time.perf_counter()
         skipped = self.bisect_limit is not None and index >= self.bisect_limit
-        result = PassResult(graph, (), changed=False) if skipped else rewrite.apply(graph)
+        result = PassResult(graph, (), changed=False) if skipped else self._applied(rewrite, graph)
         seconds = time.perf_counter() - start
         if result.changed:
             self._verify(rewrite, result.graph)
@@ -117,6 +129,13 @@ class Pipeline:
         for observer in self.observers:
             observer(record)
         return result.graph
+
+    def _applied(self, rewrite: Pass, graph: SpmdGraph) -> PassResult:
+        try:
+            return rewrite.apply(graph)
+        except Exception as error:
+            error.add_note(f"in pass {rewrite.name} ({len(self.records) + 1})")
+            raise
 
     def run_all(
         self,
@@ -164,5 +183,5 @@ class Pipeline:
             f"pass {rewrite.name} changed the function of the graph: {report.verdict}",
             found=report.explanation,
             where=f"earlier passes: {earlier}",
-            remedy="report this; --opt-bisect-limit finds the first pass at fault",
+            remedy="report this, with what `commplan reduce` makes of the graph",
         )

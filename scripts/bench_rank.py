@@ -23,8 +23,8 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from bench.kernel_profile import kernels
 from compiler.cost import load_machine
-from scripts.kernel_profile import kernels
 from scripts.rank_models import (
     Call,
     Traffic,

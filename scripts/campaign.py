@@ -124,14 +124,24 @@ def mutant_rows(tally: Tally) -> list[dict[str, Any]]:
     return rows
 
 
+def from_seeds(run: Callable[[int, int], Tally], options: argparse.Namespace) -> Iterable[Any]:
+    """Return tasks for as many random graphs as ``options`` say."""
+    first = options.seed << 32
+    return ((run, first + i * BATCH, n) for i, n in enumerate(batches(options.graphs)))
+
+
+def by_hand(options: argparse.Namespace) -> Result:
+    """Check rewrites that people make; those that are not proved are counted."""
+    tally = added_up("by hand", options.workers, from_seeds(batch.rewritten_by_hand, options))
+    counts = {f"{form}: {verdict}": n for (form, verdict), n in sorted(tally.counts.items())}
+    unproved = sum(n for (_, verdict), n in tally.counts.items() if verdict == "UNPROVED")
+    figures = {"unproved": unproved, "counts": counts, "processor seconds": tally.seconds}
+    return Result(sum(tally.counts.values()), tally.findings, figures)
+
+
 def random_graphs(options: argparse.Namespace) -> Result:
     """Optimize random graphs through random orders of passes."""
-    first = options.seed << 32
-    tasks = (
-        (batch.random_graphs, first + i * BATCH, size)
-        for i, size in enumerate(batches(options.graphs))
-    )
-    tally = added_up("random graphs", options.workers, tasks)
+    tally = added_up("random graphs", options.workers, from_seeds(batch.random_graphs, options))
     counts = {f"{what}: {how}": n for (what, how), n in sorted(tally.counts.items())}
     count = sum(n for (what, _), n in tally.counts.items() if what == "graphs")
     return Result(count, tally.findings, {"counts": counts, "processor seconds": tally.seconds})
@@ -209,6 +219,7 @@ Part = Callable[[argparse.Namespace], Result]
 PARTS: Mapping[str, tuple[Part, str]] = {
     "mutants": (mutants, "correct rewrites with one mistake each: none may be accepted"),
     "random-graphs": (random_graphs, "through random orders of passes: none may be refused"),
+    "by-hand": (by_hand, "collectives in chunks, buckets, by others: none may be refuted"),
     "all-seeds": (all_seeds, "tests that draw cases, with all seeds"),
     "benchmarks": (benchmarks, "benchmarks run whole at small sizes, and slow variants of tests"),
     "families": (families, "transformers' models behind both doors, on two ranks"),

@@ -1,4 +1,7 @@
-"""Mistakes of tensor-parallel models, seeded one at a time into a graph that is right."""
+"""Mistakes of tensor-parallel models, seeded one at a time into a graph that is right.
+
+Also what may be written otherwise and stays right: a checker must tell the two apart.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import Mesh
+from compiler.ir.placement import Replicate
 
 aten = torch.ops.aten
 
@@ -118,24 +122,66 @@ def scaled(graph: SpmdGraph, start: fx.Node) -> bool:
     return True
 
 
-def residual_on_every_rank(graph: SpmdGraph, start: fx.Node) -> bool:
-    """Add a replicated term, a bias or the output of a replicated expert, before the reduction."""
-    operand = access.operands(start)[0]
-    like = access.tensor(operand)
-    earlier = []
+def _with_term(graph: SpmdGraph, start: fx.Node, term: fx.Node, ranks: int) -> bool:
+    """Add a part of a replicated term before a reduction, and take the term away behind it."""
+    operand, total = access.operands(start)[0], _wait(start)
+    before, after = graph.graph.inserting_before, graph.graph.inserting_after
+    with before(start):
+        part = graph.graph.call_function(aten.div.Tensor, (term, ranks))
+        added = graph.graph.call_function(aten.add.Tensor, (operand, part))
+    with after(total):
+        less = graph.graph.call_function(aten.sub.Tensor, (total, term))
+    part.meta = dict(term.meta)
+    added.meta = less.meta = dict(operand.meta)
+    start.replace_input_with(operand, added)
+    total.replace_all_uses_with(less, lambda reader: reader is not less)
+    return True
+
+
+def _earlier(graph: SpmdGraph, start: fx.Node) -> fx.Node | None:
+    """Return the last value before a reduction that all ranks hold alike, and has its shape."""
+    like, last = access.tensor(access.operands(start)[0]), None
     for node in graph.graph.nodes:
         if node is start:
             break
         if node.target is WAIT and access.is_tensor(node):
-            earlier.append(node)
-    fitting = [n for n in earlier if access.tensor(n).shape == like.shape]
-    if not fitting:
-        return False
+            same = access.shape(node) == tuple(like.shape) and access.dtype(node) == like.dtype
+            last = node if same else last
+    return last
+
+
+def replicated_term_summed(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Sum up what every rank holds alike, as the output of a replicated expert."""
+    term = _earlier(graph, start)
+    return term is not None and _with_term(graph, start, term, 1)
+
+
+def replicated_term_shared(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Sum up a share of what every rank holds alike: which is right."""
+    term = _earlier(graph, start)
+    return term is not None and _with_term(graph, start, term, graph.mesh.size)
+
+
+def bias_on_every_rank(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Sum up a vector that every rank holds alike, as the bias of a row-parallel layer."""
+    like = access.tensor(access.operands(start)[0])
+    for node in graph.graph.nodes:
+        vector = node.op == "placeholder" and access.is_tensor(node)
+        if vector and access.shape(node) == tuple(like.shape[-1:]):
+            alike = all(isinstance(p, Replicate) for p in graph.inputs[str(node.target)])
+            if alike and access.dtype(node) == like.dtype:
+                return _with_term(graph, start, node, 1)
+    return False
+
+
+def mean_of_multiples(graph: SpmdGraph, start: fx.Node) -> bool:
+    """Average what is scaled by the number of ranks: which is right."""
+    operand = access.operands(start)[0]
     with graph.graph.inserting_before(start):
-        added = graph.graph.call_function(aten.add.Tensor, (operand, fitting[-1]))
-    added.meta = dict(operand.meta)
-    start.replace_input_with(operand, added)
-    return True
+        multiple = graph.graph.call_function(aten.mul.Tensor, (operand, graph.mesh.size))
+    multiple.meta = dict(operand.meta)
+    start.replace_input_with(operand, multiple)
+    return averaged(graph, start)
 
 
 def over_half(graph: SpmdGraph, start: fx.Node) -> bool:
@@ -201,11 +247,19 @@ EDITS: Mapping[str, tuple[Edit, Kind | None]] = {
     "averaged": (averaged, Kind.ALL_REDUCE),
     "late": (late, Kind.ALL_REDUCE),
     "scaled": (scaled, Kind.ALL_REDUCE),
-    "replicated term summed": (residual_on_every_rank, Kind.ALL_REDUCE),
+    "replicated term summed": (replicated_term_summed, Kind.ALL_REDUCE),
+    "bias on every rank": (bias_on_every_rank, Kind.ALL_REDUCE),
     "wrong group": (over_half, Kind.ALL_REDUCE),
     "wrong dimension": (columns_for_rows, Kind.ALL_GATHER),
     "numbers of another rank": (numbers_of_next_rank, None),
 }
+
+
+REWRITES: Mapping[str, Edit] = {
+    "replicated term shared": replicated_term_shared,
+    "mean of multiples": mean_of_multiples,
+}
+"""Edits that leave the function as it is."""
 
 
 def with_halves(mesh: Mesh) -> Mesh:
@@ -234,6 +288,14 @@ def mistakes(graph: SpmdGraph, layouts: Mapping[str, Layout]) -> list[Mistake]:
             as_one = {name: replace(own, segments=plain)}
             every.append(Mistake("parts sharded as one", name, graph, as_one))
     return every
+
+
+def rewrites(graph: SpmdGraph) -> list[Mistake]:
+    """Return what may be written otherwise in ``graph``, and stays right."""
+    places = _places(graph, Kind.ALL_REDUCE)
+    return [
+        Mistake(kind, node.name, graph, edit=e) for kind, e in REWRITES.items() for node in places
+    ]
 
 
 def _other_orders(segments: Segments) -> list[Segments]:

@@ -26,7 +26,6 @@ from tests.compiler.optimize.models import HIDDEN, Stack
 RANKS, AT_FAULT = 4, 2
 TIMEOUT_S = 1800
 """Of the process group, as PyTorch has it: no fault may wait for it."""
-LIMIT_S = 45
 
 
 @dataclass
@@ -338,7 +337,6 @@ class Case:
         before: what became of it at commit a12fd84, with a group timeout of 40 s.
         timeout_s: of the process group.
         clear: what all other ranks must say, or the log of one, by the limit; "" for nothing.
-        limit_s: how long the ranks may run.
         at_fault: the rank that is.
         rank_0_serves: the store is of rank 0, as without torchrun; else of another process.
     """
@@ -347,7 +345,6 @@ class Case:
     before: str
     clear: str
     timeout_s: float = TIMEOUT_S
-    limit_s: float = LIMIT_S
     at_fault: int = AT_FAULT
     rank_0_serves: bool = False
 

@@ -9,6 +9,8 @@ Refuses    nothing: what the rules do not derive is Varying. Replicate is taken 
     every operand with the factor cut along it, all others replicated  =>
         result carries the factor: Shard there;  only operands carry it: Partial(sum)
     one partial operand per term, all others replicated                =>  Partial
+    a mean, maximum, … over the dimension that is cut                  =>  Partial(avg, max, …)
+    each rank's rows, by its position, of what is replicated           =>  Shard
 
 Operands that do not suit each other are a ``Violation``. ``on_violation`` may say with which
 placements to go on; a linter goes on with what the author most likely intended, so that one
@@ -20,8 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
+from compiler.analysis.own_rows import differs_along, own_rows
 from compiler.analysis.replication import replicated_over, replication
 from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Collective, Kind, collective
@@ -34,6 +38,8 @@ from compiler.ir.rules.contraction import PRODUCTS
 REPLICATE, VARYING, PARTIAL = Replicate(), Varying(), Partial("sum")
 LINEAR = {Partial("sum"), Partial("avg")}
 REDUCING = (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
+MEANS = (torch.ops.aten.mean.default, torch.ops.aten.mean.dim)
+Label = int | str | None
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,14 @@ class _Sweep:
     def after_call(self, node: fx.Node, axis: str) -> Placements:
         """Return the placements of a call's results."""
         rule = self.graph.meanings.get(node)
-        if rule is None or rule.random or rule.rank_dependent:
+        if rule is None or rule.random:
             return (VARYING,) * _result_count(node)
+        if rule.rank_dependent and differs_along(node, self.graph.mesh, axis):
+            own, source = own_rows(node, self.graph.mesh), access.operands(node)[:1]
+            is_whole = [self.placement(x, axis) for x in source] == [REPLICATE]
+            if own is None or not own.group or self.graph.mesh.axes_of(own.group) != (axis,):
+                is_whole = False
+            return (Shard(own.dim) if own and is_whole else VARYING,) * _result_count(node)
         operands = tuple(self.placement(x, axis) for x in access.operands(node))
         site = CallSite(node, rule, axis, operands, self.on_violation)
         if node.target in PRODUCTS and len(rule.terms or ()) == 2:
@@ -180,9 +192,24 @@ class CallSite:
         if not kinds:
             return self.sharded(read)
         if len(kinds) > 1:
-            self.violated("wrong-kind", self.operands, partial[0])
+            if not kinds <= LINEAR:  # a sum that was divided by something may be an average
+                self.violated("wrong-kind", self.operands, partial[0])
             return self.every(VARYING)
-        return self.partial(partial) if kinds <= LINEAR else self.every(VARYING)
+        if kinds <= LINEAR:
+            return self.partial(partial)
+        (kind,) = kinds
+        return self.every(kind if self.selects(kind, read) else VARYING)
+
+    def selects(self, kind: Placement, read: Sequence[int]) -> bool:
+        """Return whether the call selects elements, or combines them, of partial results alone."""
+        chosen, result = self.rule.selection, access.value(self.node)
+        return (
+            chosen is not None
+            and isinstance(kind, Partial)
+            and isinstance(result, torch.Tensor)
+            and chosen.distributes(kind.op, result.dtype)
+            and all(self.operands[i] == kind for i in read)
+        )
 
     def every(self, placement: Placement) -> Placements:
         """Return the same placement for all results."""
@@ -231,8 +258,10 @@ class CallSite:
         shards = [i for i in cut if cut[i] is not None]
         factor = cut[shards[0]] if shards else None
         crossed = [i for i in shards if cut[i] != factor]
-        if crossed:
+        if crossed and not self.meets_units(cut):
             self.violated("crossed-shards", self.operands, shards[0], crossed[0])
+        if not crossed and len(cut) == 1 and (kind := self.combined(*cut)) is not None:
+            return self.every(kind)
         if crossed or not shards or None in cut.values():
             return self.every(VARYING)
         contracts = sums and not any(factor in labels for labels in dims.results)
@@ -251,6 +280,28 @@ class CallSite:
             return self.every(VARYING)
         summed = PARTIAL if sums else VARYING
         return tuple(Shard(r.index(factor)) if factor in r else summed for r in dims.results)
+
+    def meets_units(self, cut: Mapping[int, Label]) -> bool:
+        """Return whether a factor that is cut in one operand is whole in another that is cut.
+
+        Then the block may be a unit of its own, as the one key head that the query heads of this
+        rank share: what the factor counts, each rank has all of.
+        """
+        dims = self.rule.dims
+        labels = () if dims is None else dims.operands
+        return any(cut[i] in labels[j] for i in cut for j in cut if cut[i] not in (None, cut[j]))
+
+    def combined(self, operand: int) -> Placement | None:
+        """Return what a mean, maximum or the like over a dimension that is cut is part of."""
+        placement, chosen = self.operands[operand], self.rule.selection
+        terms, kind = self.rule.terms, "avg" if self.node.target in MEANS else ""
+        if terms is None and chosen is not None:
+            terms, kind = chosen.terms, chosen.combine
+        if not kind or not terms or not isinstance(placement, Shard):
+            return None
+        key = terms[0].map
+        along = key[1] if isinstance(key, tuple) and len(key) == 2 else ()
+        return Partial(kind) if placement.dim in along else None
 
     def moves_across_ones(self, operand: int, factor: int | str | None) -> bool:
         """Return whether it is open which dimension of a reshaped tensor is cut.

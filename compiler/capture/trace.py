@@ -15,6 +15,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from compiler.capture.python_reads import Reads
 from compiler.capture.pytrees import Structure
 from compiler.ir import access
+from compiler.ir.coalesced import separate
 from compiler.ir.placement import Placement
 
 Cut = Mapping[str, tuple[tuple[str, Placement], ...]]
@@ -100,6 +101,9 @@ class Traced(GraphCall):
     graph: fx.Graph
     state: Mapping[str, State]
     cut: Cut = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        separate(self.graph)
 
 
 def unused(name: str, taken: Iterable[str]) -> str:

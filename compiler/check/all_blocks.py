@@ -33,6 +33,7 @@ from compiler.check.real_normal_form import real_normal_form
 from compiler.check.selective_reductions import Logarithms
 from compiler.check.single_device import grid
 from compiler.check.single_device.cuts import Cuts, Range
+from compiler.check.single_device.extrema import Extrema
 from compiler.check.single_device.factors import CATS, pieces
 from compiler.check.single_device.interpret import GridInterpreter, Groups
 from compiler.check.single_device.relations import Dimensions
@@ -82,7 +83,7 @@ def _equal(
     cuts.solve()
     if source.mesh.size * sum(map(_count, sides)) > MOST_BLOCKS:
         return False
-    shared = LinearPermutations(), Logarithms.of((source, target))
+    shared = LinearPermutations(), Extrema(), Logarithms.of((source, target))
     try:
         first, second = (
             Evaluation(side, *shared, named).evaluated()
@@ -139,8 +140,9 @@ class Evaluation(GridInterpreter):
 
     Args:
         dimensions: of the graph, solved.
-        permutations: shared by graphs to compare, like ``logarithms``.
-        logarithms: of max, min and product.
+        permutations: shared by graphs to compare, like ``extrema`` and ``logarithms``.
+        extrema: of blocks along dimensions that are cut.
+        logarithms: of max, min and product over ranks.
         names: attribute -> name of the tensor behind it.
     """
 
@@ -148,11 +150,12 @@ class Evaluation(GridInterpreter):
         self,
         dimensions: Dimensions,
         permutations: LinearPermutations,
+        extrema: Extrema,
         logarithms: Logarithms,
         names: Mapping[str, str],
     ) -> None:
         """Compute nothing before ``evaluated``."""
-        super().__init__(dimensions, permutations)
+        super().__init__(dimensions, permutations, extrema)
         self.attributes, self.logarithms = names, logarithms
         self.results: dict[tuple[fx.Node, int], Field] = {}
 
@@ -177,9 +180,24 @@ class Evaluation(GridInterpreter):
         return [self.communicated(node, data[0])] if node.target in OPS else self.called(node, data)
 
     def called(self, node: fx.Node, read: Sequence[Field]) -> list[Field]:
-        """Return every result of a call; the largest of single rows, as the largest of ranks."""
-        combined = self._combined(node, read)
-        return super().called(node, read) if combined is None else [combined]
+        """Return every result of a call; maxima of rows, and of what moves, as those of ranks."""
+        if (combined := self._combined(node, read)) is not None:
+            return [combined]
+        results, rule = super().called(node, read), meaning_of(Call.of(node))
+        chosen = None if rule is None else rule.selection
+        if rule is None or chosen is None or chosen.combine or chosen.terms != rule.terms:
+            return results
+        if not self.logarithms.kinds or len(results) != 1:
+            return results
+        (data,), move = results, super().called
+
+        def moved(logs: Sequence[Field]) -> Field:
+            pairs = zip(logs, read, strict=True)
+            return grid.flat(move(node, [grid.shaped(x, grid.counts(y)) for x, y in pairs])[0])
+
+        flat = [grid.flat(x) for x in read]
+        kept = self.logarithms.selected(chosen, access.dtype(node), flat, grid.flat(data), moved)
+        return [grid.shaped(kept, grid.counts(data))]
 
     def _combined(self, node: fx.Node, read: Sequence[Field]) -> Field | None:
         """Return the maximum, minimum or product along dimensions that are cut into single rows."""

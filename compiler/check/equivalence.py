@@ -59,14 +59,14 @@ def check(source: SpmdGraph, target: SpmdGraph) -> Report:
     try:
         if why := _ill_formed(source, target) or _signature_difference(source, target):
             return report(Verdict.INVALID, why)
-        target = _placed_alike(source, target)
-        names = _attribute_names(source, target)
+        target = placed_alike(source, target)
+        names = attribute_names(source, target)
         if identical(source, target):
             return report(Verdict.IDENTICAL, "source and target are the same graph")
         if same_calls(source, target, names):
             check_metadata(source, target)
             return report(Verdict.EQUIVALENT, "all outputs are the same calls of the inputs")
-        source, target = _composed(source, target)
+        source, target = composed(source, target)
         comparison = compared(source, target, names)
     except CommPlanError as error:
         verdict = Verdict.UNPROVED if isinstance(error, UnprovedError) else Verdict.INVALID
@@ -104,7 +104,7 @@ def _ill_formed(source: SpmdGraph, target: SpmdGraph) -> str:
     return ""
 
 
-def _composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGraph]:
+def composed(source: SpmdGraph, target: SpmdGraph) -> tuple[SpmdGraph, SpmdGraph]:
     """Write out compositions in both graphs, in the place of the calls that stand for them.
 
     What compositions say in few ops graphs say in many ways, so that both are brought to one form.
@@ -143,7 +143,7 @@ def _signature_difference(source: SpmdGraph, target: SpmdGraph) -> str:
     return ""
 
 
-def _placed_alike(source: SpmdGraph, target: SpmdGraph) -> SpmdGraph:
+def placed_alike(source: SpmdGraph, target: SpmdGraph) -> SpmdGraph:
     """Return the target with inputs placed as in the source: by position, attributes by name."""
     placed = {twin: source.inputs[name] for name, twin in _placeholders(source, target).items()}
     attributes = [str(n.target) for n in access.node_of(target.graph, "get_attr")]
@@ -180,7 +180,7 @@ def _type_text(node: fx.Node, names: dict[str, str]) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]"
 
 
-def _attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
+def attribute_names(source: SpmdGraph, target: SpmdGraph) -> dict[str, str]:
     """Return attribute of either graph -> a name, the same only for the same tensor."""
     names = {str(n.target): str(n.target) for n in access.node_of(source.graph, "get_attr")}
     for node in access.node_of(target.graph, "get_attr"):

@@ -248,7 +248,8 @@ class CallInterpreter:
         padded = (1,) * (len(result) - len(shape)) + tuple(shape)
         if padded == tuple(result):
             return x
-        return algebra.stretched(self.key(BROADCAST, padded, result), x)
+        pairs = [pair for pair in zip(padded, result, strict=True) if pair[1] != 1]
+        return algebra.stretched(self.key(BROADCAST, *zip(*pairs, strict=True)), x)
 
     def _term(self, term: Term, call: Call, operands: Sequence[Field]) -> Field:
         if not term.operands:
@@ -260,6 +261,11 @@ class CallInterpreter:
         elif term.map == BROADCAST:
             both = zip(factors, shapes, strict=True)
             value = reduce(algebra.product, [self._broadcast(*x, call.result) for x in both])
+        elif isinstance(term.map, tuple) and term.map[0] == "sum":  # one element adds nothing
+            many = [d for d, size in enumerate(shapes[0]) if size != 1]
+            along = tuple(i for i, d in enumerate(many) if d in term.map[1])
+            key = self.key("sum", along, tuple(shapes[0][d] for d in many))
+            value = algebra.multilinear([[key]], factors)
         else:
             fixed_shapes = tuple(call.shapes[i] for i in term.fixed)
             static = self.key("map", term.map, shapes, fixed_shapes, call.result_shapes)

@@ -8,13 +8,16 @@
     repeat, repeat_interleave      a view of expand(a view of x)
     mm, linear, einsum, …          sum(x * y), views of x and y broadcast against each other
     sum(x, dims), mean(x, dims)    sums over one dimension each, the last first; / n
+    relu(x), clamp_min(x, 0)       clamp(x, 0)
+    embedding(x, i), x[i]          a view of index_select(x, 0, a view of i)
     all_to_all(x)                  this rank's blocks of all_gather(x)
     all_slice(x)                   slice(x), which begins at another row on every rank
 
 Each holds for all operands of the types for which it is written, so a graph and its form compute
 the same function over the reals. Sizes along the dimensions concerned must be numbers; calls with
 others stay as they are. Products are written with the dimensions in an order that all operands
-have; where there is none, operands are permuted.
+have where one of these has all of them; otherwise operands are permuted, the dimensions that are
+summed over last. Dimensions that stand together everywhere are one.
 """
 
 from __future__ import annotations
@@ -27,19 +30,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler.check.single_device.factors import SPLITS
+from compiler.check.form_writer import FormWriter
+from compiler.check.primitive_products import product, summed
+from compiler.check.single_device.factors import SPLITS, VIEWS
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Kind, collective, insert
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.row_ops import all_slice, resized
-from compiler.ir.rules import BROADCAST, Call, Term, meaning_of
+from compiler.ir.rules import Call, meaning_of
 from compiler.ir.rules.contraction import RULES as PRODUCTS
 
 aten = torch.ops.aten
-MUL, ADD, SLICE = aten.mul.Tensor, aten.add.Tensor, aten.slice.Tensor
-VIEW = aten.reshape.default  # of any strides
-SUM = aten.sum.dim_IntList
 
 
 def primitive_form(graph: SpmdGraph) -> SpmdGraph:
@@ -55,55 +57,14 @@ def primitive_form(graph: SpmdGraph) -> SpmdGraph:
     return SpmdGraph(graph.root, form.target, graph.mesh, graph.inputs)
 
 
-class _Form:
-    """Writes calls in the form; a writer returns None where its identity says nothing.
-
-    Attributes:
-        source: the graph.
-        target: where calls are written.
-        values: node of the source -> what it is there.
-    """
-
-    def __init__(self, source: SpmdGraph) -> None:
-        self.source, self.target = source, fx.Graph()
-        self.values: dict[fx.Node, fx.Node] = {}
-
-    def call(self, op: Any, like: torch.Tensor, sizes: Sequence[Any], *arguments: Any) -> fx.Node:
-        """Write a call whose result is of the type of ``like``, and has ``sizes``."""
-        node = self.target.call_function(op, arguments)
-        node.meta["val"] = like.new_empty(tuple(sizes))
-        return node
-
-    def arguments(self, node: fx.Node) -> dict[str, Any]:
-        """Return what a call reads, by name, operands in the form."""
-        written = access.written_arguments(node)
-        return {k: fx.node.map_arg(x, self.values.__getitem__) for k, x in written.items()}
+class _Form(FormWriter):
+    """A writer returns None where its identity says nothing."""
 
     # -- moves ---------------------------------------------------------------------------------
 
-    def view(self, x: fx.Node, sizes: Sequence[Any]) -> fx.Node:
-        """Write a view."""
-        if tuple(access.shape(x)) == tuple(sizes):
-            return x
-        # what is evaluated reads sizes from the metadata, and torch.fx wants none that are symbols
-        written = [-1 if isinstance(size, torch.SymInt) else size for size in sizes]
-        return self.call(VIEW, access.tensor(x), sizes, x, written)
-
-    def slice(self, x: fx.Node, dim: int, start: int, end: int) -> fx.Node:
-        """Write a range of one dimension."""
-        if (start, end) == (0, access.shape(x)[dim]):
-            return x
-        sizes = resized(access.tensor(x), dim, end - start).shape
-        return self.call(SLICE, access.tensor(x), sizes, x, dim, start, end)
-
-    def cat(self, parts: Sequence[fx.Node], dim: int) -> fx.Node:
-        """Write parts joined along a dimension, those without rows left out."""
-        some = [x for x in parts if access.shape(x)[dim] != 0] or parts[:1]
-        if len(some) == 1:
-            return some[0]
-        rows = sum(access.shape(x)[dim] for x in some)
-        first = access.tensor(some[0])
-        return self.call(aten.cat.default, first, resized(first, dim, rows).shape, list(some), dim)
+    def viewed(self, node: fx.Node) -> fx.Node:
+        """Write any view as one of sizes."""
+        return self.view(self.values[access.operands(node)[0]], access.shape(node))
 
     def of_pieces(self, node: fx.Node) -> fx.Node | None:
         """Write one result of a split or unbind."""
@@ -203,97 +164,38 @@ class _Form:
             stretched = self.call(aten.expand.default, access.tensor(x), more, stretched, more)
         return self.view(stretched, access.shape(node))
 
-    # -- sums and products -----------------------------------------------------------------------
-
-    def summed(self, node: fx.Node) -> fx.Node | None:
-        """Write a sum or mean over dimensions."""
-        arguments, x = self.arguments(node), self.values[access.operands(node)[0]]
-        if access.dtype(x) is not access.dtype(node) or not access.dtype(x).is_floating_point:
-            return None
-        rank, named = len(access.shape(x)), arguments.get("dim")
-        many = [named] if isinstance(named, int) else named
-        dims = sorted({d % rank for d in many} if many else range(rank))
-        count = prod(n for d in dims if type(n := access.shape(x)[d]) is int)
-        averages = node.target in (aten.mean.default, aten.mean.dim)
-        if averages and (not count or any(type(access.shape(x)[d]) is not int for d in dims)):
-            return None
-        x = self.view(self.summed_over(x, dims), access.shape(node))
-        return (
-            self.call(aten.div.Tensor, access.tensor(x), x.meta["val"].shape, x, count)
-            if (averages and count != 1)
-            else x
-        )
-
-    def summed_over(self, x: fx.Node, dims: Sequence[int]) -> fx.Node:
-        """Write sums over dimensions, which are gone; those of size one are views."""
-        for dim in sorted(dims, reverse=True):
-            sizes = [n for d, n in enumerate(access.shape(x)) if d != dim]
-            if access.shape(x)[dim] == 1:
-                x = self.view(x, sizes)
-            else:
-                x = self.call(SUM, access.tensor(x), sizes, x, [dim])
-        return x
-
-    def product(self, node: fx.Node) -> fx.Node | None:
-        """Write a product with contracted dimensions, and what is added to it."""
-        rule = meaning_of(Call.of(node))
-        if rule is None or not rule.terms or not access.dtype(node).is_floating_point:
-            return None
-        if not all(t.map == BROADCAST or _is_einsum(t) for t in rule.terms):
-            return None
-        read, total = [self.values[x] for x in access.operands(node)], None
-        for term in rule.terms:
-            if term.map == BROADCAST:
-                one = read[term.operands[0]]
-            else:
-                one = self.contracted([read[i] for i in term.operands], *_labels(term))
-            if term.coefficient != 1:
-                factor = float(term.coefficient)
-                one = self.call(MUL, access.tensor(one), access.shape(one), one, factor)
-            total = one if total is None else self.call(
-                ADD, access.tensor(node), access.shape(node), total, one
-            )  # fmt: skip
-        return total
-
-    def contracted(
-        self, factors: Sequence[fx.Node], labels: Sequence[Sequence[int]], result: Sequence[int]
-    ) -> fx.Node:
-        """Write the sum of products of ``factors``, over the labels that the result lacks."""
-        sizes: dict[int, Any] = {}
-        factors, labels = zip(*map(_unpermuted, factors, labels), strict=True)
-        for x, own in zip(factors, labels, strict=True):
-            sizes |= zip(own, access.shape(x), strict=True)
-        order = _common_order([*labels, result]) or _common_order(labels)
-        order = order or (*result, *(n for n in sizes if n not in result))
-        total: fx.Node | None = None
-        for x, own in zip(factors, labels, strict=True):
-            ordered = sorted(own, key=order.index)
-            x = self.permuted(x, [own.index(n) for n in ordered])
-            x = self.view(x, [sizes[n] if n in own else 1 for n in order])
-            if total is not None:
-                pairs = zip(access.shape(total), access.shape(x), strict=True)
-                every = [a if type(b) is int and b == 1 else b for a, b in pairs]
-                total = self.call(MUL, access.tensor(x), every, total, x)
-            else:
-                total = x
-        assert total is not None, "a product has factors"
-        gone = [i for i, n in enumerate(order) if n not in result]
-        left = [n for n in order if n in result]
-        return self.permuted(self.summed_over(total, gone), [left.index(n) for n in result])
-
-    def permuted(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
-        """Write a permutation of the dimensions."""
-        if list(order) == sorted(order):
-            return x
-        sizes = [access.shape(x)[d] for d in order]
-        return self.call(aten.permute.default, access.tensor(x), sizes, x, list(order))
-
     def turned(self, node: fx.Node) -> fx.Node | None:
         """Write any transposition as a permutation."""
         order = _order(node)
         return (
             None if order is None else self.permuted(self.values[access.operands(node)[0]], order)
         )
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def clamped(self, node: fx.Node) -> fx.Node:
+        """Write a relu, or a lower or upper bound alone, as a clamp."""
+        arguments, x = self.arguments(node), self.values[access.operands(node)[0]]
+        low = 0 if node.target is aten.relu.default else arguments.get("min")
+        return self.call(
+            aten.clamp.default, access.tensor(x), access.shape(x), x, low, arguments.get("max")
+        )
+
+    def looked_up(self, node: fx.Node) -> fx.Node | None:
+        """Write rows of a table by numbers as ``index_select`` by a list of them."""
+        arguments, read = self.arguments(node), [self.values[x] for x in access.operands(node)]
+        several = node.target is aten.index.Tensor and len(arguments["indices"]) != 1
+        if several or len(read) != 2:
+            return None
+        table, numbers = read
+        if access.dtype(numbers) not in (torch.int32, torch.int64):
+            return None
+        rest, count = access.shape(table)[1:], prod(access.shape(numbers))
+        flat = self.view(numbers, [count])
+        rows = self.call(
+            aten.index_select.default, access.tensor(table), [count, *rest], table, 0, flat
+        )
+        return self.view(rows, access.shape(node))
 
     # -- rows of ranks -----------------------------------------------------------------------------
 
@@ -335,16 +237,6 @@ class _Form:
         return started if collective(started) is None or started.target is WAIT else None
 
 
-def _is_einsum(term: Term) -> bool:
-    return isinstance(term.map, tuple) and term.map[0] == "einsum" and not term.fixed
-
-
-def _labels(term: Term) -> tuple[Sequence[tuple[int, ...]], tuple[int, ...]]:
-    """Return the labels of the factors and of the result, as ``builders.product`` writes them."""
-    assert isinstance(term.map, tuple), "it is an einsum"
-    return term.map[1:-1], term.map[-1]
-
-
 def _order(node: fx.Node) -> Sequence[int] | None:
     """Return the dimension of the operand that each one of the result is; None for other calls."""
     rule = meaning_of(Call.of(node)) if node.op == "call_function" else None
@@ -352,31 +244,9 @@ def _order(node: fx.Node) -> Sequence[int] | None:
     return key[1] if isinstance(key, tuple) and key[0] == "permute" else None
 
 
-def _unpermuted(x: fx.Node, labels: Sequence[int]) -> tuple[fx.Node, Sequence[int]]:
-    """Return what was permuted to ``x``, and the labels of its dimensions."""
-    if x.target is not aten.permute.default:
-        return x, labels
-    label_of = dict(zip(x.args[1], labels, strict=True))  # type: ignore[arg-type]
-    return _unpermuted(access.operands(x)[0], [label_of[d] for d in range(len(labels))])
-
-
-def _common_order(every: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
-    """Return an order of all labels that agrees with each of ``every``; None if there is none."""
-    left = dict.fromkeys(n for labels in every for n in labels)
-    order: list[int] = []
-    while left:
-        ahead = {n for labels in every for n in [x for x in labels if x in left][1:]}
-        free = [n for n in left if n not in ahead]
-        if not free:
-            return None
-        order.append(free[0])
-        del left[free[0]]
-    return tuple(order)
-
-
 Writer = Callable[[_Form, fx.Node], fx.Node | None]
 _WRITERS: Mapping[object, Writer] = {
-    **dict.fromkeys(PRODUCTS, _Form.product),
+    **dict.fromkeys(PRODUCTS, product),
     **dict.fromkeys(
         (
             aten.permute.default,
@@ -388,6 +258,7 @@ _WRITERS: Mapping[object, Writer] = {
         ),
         _Form.turned,
     ),
+    **dict.fromkeys(VIEWS, _Form.viewed),
     aten.select.int: _Form.select,
     aten.stack.default: _Form.stack,
     aten.slice_scatter.default: _Form.written,
@@ -396,12 +267,17 @@ _WRITERS: Mapping[object, Writer] = {
     aten.pad.default: _Form.padded,
     aten.repeat.default: _Form.repeated,
     aten.repeat_interleave.self_int: _Form.repeated,
-    aten.sum.default: _Form.summed,
-    SUM: _Form.summed,
-    aten.mean.default: _Form.summed,
-    aten.mean.dim: _Form.summed,
+    aten.sum.default: summed,
+    aten.sum.dim_IntList: summed,
+    aten.mean.default: summed,
+    aten.mean.dim: summed,
     torch.ops._c10d_functional.all_to_all_single.default: _Form.exchanged,
     torch.ops.commplan.all_slice.default: _Form.own_share,
     WAIT: _Form.waited,
+    **dict.fromkeys(
+        (aten.relu.default, aten.clamp_min.default, aten.clamp_max.default), _Form.clamped
+    ),
+    aten.embedding.default: _Form.looked_up,
+    aten.index.Tensor: _Form.looked_up,
 }
 """Op -> what writes its calls in the form."""

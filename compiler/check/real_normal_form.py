@@ -3,10 +3,11 @@
 To the random model every function that is not made of sums and products is itself alone. Where a
 composition stands for a fused op, calls are therefore written as products and powers first:
 
-    square(x)     = x ** 2          reciprocal(x) = x ** -1         x ** 2 = x * x
+    square(x)     = x ** 2          reciprocal(x) = x ** -1         x ** 3 = x * x * x
     sqrt(x)       = x ** (1/2)      x / y         = x * y ** -1     x ** 1 = x * 1 = x
     rsqrt(x)      = x ** (-1/2)     norm(x)       = sum(x * x) ** (1/2)
     (x ** a) ** b = x ** (a * b)    where x >= 0
+    silu(x)       = x * sigmoid(x)
 
 and rms_norm as its definition; conversions between floating-point types are left out. That
 ``mean`` is ``sum / n`` the model knows. All but one hold for every real number for which their
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import torch
@@ -40,6 +42,8 @@ EXPONENTS: Mapping[object, Fraction] = {
     aten.rsqrt.default: Fraction(-1, 2),
     aten.reciprocal.default: Fraction(-1),
 }
+MOST_FACTORS = 9
+"""Powers by whole numbers below this are products."""
 QUOTIENTS = (aten.div.Tensor, aten.divide.Tensor, aten.true_divide.Tensor)
 NORMS: Mapping[object, str] = {
     aten.linalg_vector_norm.default: "ord",
@@ -137,6 +141,13 @@ class _RealForm:
         call = access.operands(node)[0] if access.projection(node) == 0 else node
         if call.target in RMS_NORMS:
             return self._rms_norm(call)
+        if node.target is aten.silu.default:
+            x = self.values[access.operands(node)[0]]
+            return self._call(x, MUL, x, self._call(x, aten.sigmoid.default, x))
+        return self._power_or_product(node)
+
+    def _power_or_product(self, node: fx.Node) -> fx.Node | None:
+        """Write roots, quotients, norms and conversions; None for other calls."""
         if not isinstance(node.target, OpOverload):
             return None
         written = access.written_arguments(node)
@@ -184,8 +195,9 @@ class _RealForm:
                 x, exponent = x.args[0], both  # type: ignore[assignment]
         if exponent == 1:
             return x
-        square = exponent == 2
-        return self._call(x, MUL, x, x) if square else self._call(x, POW, x, float(exponent))
+        if exponent in range(2, MOST_FACTORS):
+            return reduce(lambda y, _: self._call(x, MUL, y, x), range(int(exponent) - 1), x)
+        return self._call(x, POW, x, float(exponent))
 
     def _call(self, like: fx.Node, op: Any, *arguments: Any) -> fx.Node:
         """Write a call whose result has the shape of ``like``."""

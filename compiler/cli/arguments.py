@@ -70,6 +70,8 @@ def parser() -> ArgumentParser:
     option(plan, "--compare NAME[:TP],…", "predict for these machines and world sizes too, and "
            "print only what they take", default="")  # fmt: skip
     option(plan, "--plot FILE", "draw predicted times over tokens, .png or .svg", type=Path)
+    option(plan, "--trace FILE", "write predicted timelines, before and after, as a .json that "
+           "Perfetto and chrome://tracing open", type=Path)  # fmt: skip
     option(plan, "--remarks", "remarks on what was done, what not, or all", choices=REMARKS)
     option(plan, "--timing", "print the time of every pass to standard error")
 
@@ -113,10 +115,28 @@ def parser() -> ArgumentParser:
            "of so much of the model, of all of it if no number is given",
            type=at_least(0, most=100), nargs="?", const=100, default=0)  # fmt: skip
 
+    bench = add("bench", BENCH, _set(), _format(TABLES))
+    option(bench, "model MODEL", "a module:factory, as commplan plan takes it, with weights")
+    option(bench, "--machine NAME", "what plans are made for and times predicted by: a name of "
+           "`commplan machine list`, or a file; auto: that of the GPUs, if it is known",
+           default="auto")  # fmt: skip
+    option(bench, "--launch", "how kernels are launched", choices=("eager", "graph"))
+    option(bench, "--rounds N", "how often each form has its turn", type=at_least(1), default=10)
+
     optimize = add("optimize", OPTIMIZE, _files(), _policy())
     option(optimize, "file FILE", "graph file, .spmd or .pt2")
     _add_output(optimize, required=True)
     option(optimize, "--tokens N", "what symbolic sizes count as", type=at_least(1))
+
+    by = Parser(add_help=False)
+    option(by, "--by", "what a graph must be: proved, or give the same in simulation of its ranks",
+           choices=("proof", "simulation"))  # fmt: skip
+    add("bisect", BISECT, _model(), _policy(), by)
+    reduce = add("reduce", REDUCE, _model(), _policy(), by, module="bisect")
+    option(reduce, "--command CMD", "what must go on failing, in place of the passes: a command "
+           "that gets the graph file for {}, or as its last argument", default="")  # fmt: skip
+    option(reduce, "--seconds N", "how long to search", type=at_least(1), default=120)
+    _add_output(reduce, required=True)
 
     rules = add("rules", RULES, _format(TABLES))
     option(rules, "pattern OP", "ops to list: part of a name, or a glob", nargs="?", default="")
@@ -217,11 +237,17 @@ def _model() -> Parser:
 
 def _captured() -> Parser:
     """Return the options of models that are captured."""
-    shared = Parser(add_help=False)
+    shared = Parser(add_help=False, parents=[_set()])
     option(shared, "--tp N", f"world size under which a factory is called; {WORLD_SIZE} if left "
            "out", type=at_least(1))  # fmt: skip
     option(shared, "--capture", "record: run the model once; export: torch.export; auto: record "
            "what can be", choices=("auto", "record", "export"))  # fmt: skip
+    return shared
+
+
+def _set() -> Parser:
+    """Return the option of factories."""
+    shared = Parser(add_help=False)
     option(shared, "--set KEY=VALUE", "keyword argument of the factory, a Python literal or a "
            "string; repeatable", dest="settings", **REPEATABLE)  # fmt: skip
     return shared
@@ -328,10 +354,27 @@ Partial sums are known by the placements that the model declares for its
 parameters, or that --input gives; the coverage says of how much of the model they
 are known. Exit code 0: no finding. 1: findings. 2: less was looked at than
 --require-coverage asks for. 3: there is no graph to look at."""
+BENCH = """\
+Time MODEL as written, merged and planned, in turns, on the ranks that run it.
+
+Started by torchrun, over NCCL, or over gloo without GPUs. Printed are medians and
+quartiles of rounds, collectives as they ran, the part of the time that they took,
+and with a machine the prediction beside what was measured.
+
+  torchrun --nproc-per-node 8 --no-python commplan bench my_model:factory"""
 OPTIMIZE = """\
 Optimize the graph in FILE, check it, and write it in the same form.
 
 Nothing is written unless the result is shown to be equivalent."""
+BISECT = """\
+Name the rewrite after which MODEL is not proved, or computes something else.
+
+MODEL is planned and lowered without proof; the passes are bisected. Exit code 0:
+every rewrite is right. 1 and 2: the verdict on the rewrite at fault."""
+REDUCE = """\
+Write the smallest graph that fails as MODEL does: a proof, a pass, or a command.
+
+  commplan reduce model.spmd -o small.spmd --command 'python check.py {}'"""
 RULES = """\
 List the ops that have a rule, each with what its rule says.
 

@@ -301,6 +301,14 @@ def state_key(node: fx.Node) -> str:
     return key if isinstance(key, str) else ""
 
 
+def is_literal(key: str) -> bool:
+    """Return whether an attribute is a tensor that code writes out: torch.tensor([2, 0, 1]).
+
+    Tracers of PyTorch have no other names for these, and these for nothing else.
+    """
+    return re.fullmatch(r"(lifted_tensor_|_tensor_constant)\d+", key.rpartition(".")[2]) is not None
+
+
 def layer_path(node: fx.Node) -> str:
     """Return the dotted path of the module the node comes from, empty if capture recorded none."""
     stack = node.meta.get("nn_module_stack") or {}

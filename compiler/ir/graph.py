@@ -18,6 +18,7 @@ from torch._ops import HigherOrderOperator
 
 from compiler.errors import GraphError, PlacementError
 from compiler.ir import access, collectives, schema
+from compiler.ir.coalesced import separated
 from compiler.ir.declared_inputs import Inputs, by_input
 from compiler.ir.dialects.read import Reading, read, readings_of
 from compiler.ir.graph_copy import GraphCopy
@@ -143,7 +144,8 @@ def spmd_graph_of(
         mesh: resolves every group name in the graph.
         inputs: name of a placeholder, or of an attribute or tensor of the model, or a pattern
             -> placement, or {axis: placement}. Left out, attributes and placeholders for tensors
-            of the model (``access.state_key``) are Varying, other placeholders Replicate.
+            of the model (``access.state_key``) are Varying, other placeholders Replicate, and so
+            are tensors that the code writes out (``access.is_literal``), like its numbers.
 
     Raises:
         GraphError: a graph that does not end in an output, or a node that does not fit
@@ -152,7 +154,7 @@ def spmd_graph_of(
         PlacementError: a name that is not an input, or a placement that does not fit.
     """
     access.output(graph)  # refuses a graph without one
-    graph = read(graph, lambda name: mesh.group(name).axis_size, _only(mesh))
+    graph = read(separated(graph), lambda name: mesh.group(name).axis_size, _only(mesh))
     placed: dict[str, Placement | Mapping[str, Placement]] = {}
     for node in graph.nodes:
         if "val" not in node.meta:  # what export leaves without one is better said by its kind
@@ -160,9 +162,12 @@ def spmd_graph_of(
         schema.check_node(node)
         if node.op == "placeholder":
             _check_is_data(node)
-            placed[str(node.target)] = Varying() if access.state_key(node) else Replicate()
+            key = access.state_key(node)
+            is_whole = not key or access.is_literal(key)
+            placed[str(node.target)] = Replicate() if is_whole else Varying()
         elif node.op == "get_attr":
-            placed[str(node.target)] = Varying()
+            is_whole = access.is_literal(str(node.target))
+            placed[str(node.target)] = Replicate() if is_whole else Varying()
     placed |= by_input(inputs or {}, input_names(graph), "graph")
     collectives.check_groups(graph, mesh)
     inputs_placed = {

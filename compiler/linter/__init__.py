@@ -15,6 +15,7 @@ from torch import fx
 
 from compiler.ir.dialects import called, remedy, unknown_collectives
 from compiler.ir.graph import SpmdGraph
+from compiler.linter.by_rank import misused_by_rank
 from compiler.linter.collective_sizes import collective_sizes
 from compiler.linter.collectives import misused_collectives
 from compiler.linter.coverage import Coverage, coverage
@@ -43,6 +44,7 @@ def findings_of(facts: LintFacts, written: Mapping[int, str] | None = None) -> t
         *misused_collectives(facts),
         *collective_sizes(facts),
         *unread(facts),
+        *misused_by_rank(facts),
     ]
     return tuple(sorted(mistakes, key=lambda finding: int(finding.value.lstrip("%"))))
 

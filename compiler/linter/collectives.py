@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -15,9 +16,10 @@ from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective, Kind, collective, collectives
 from compiler.ir.mesh import ReplicaGroups
 from compiler.ir.placement import Partial, Shard
-from compiler.ir.rules import BROADCAST, Meaning, Term, contraction
+from compiler.ir.rules import Term, contraction
 from compiler.linter.facts import ADDING, LintFacts, listed
 from compiler.linter.finding import Finding
+from compiler.linter.gathered_blocks import misread
 
 aten = torch.ops.aten
 KINDS = ("sum", "avg", "max", "min", "product")
@@ -28,6 +30,7 @@ PIECES = frozenset(
 """Ops of several results, consecutive ranges of their operand."""
 PICKS = frozenset({aten.slice.Tensor, aten.narrow.default})
 """Ops that keep a range of their operand."""
+NORM = aten.linalg_vector_norm.default
 SUMS = frozenset(
     {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.einsum.default}
 )
@@ -44,12 +47,17 @@ def misused_collectives(facts: LintFacts) -> Iterator[Finding]:
             )
         elif what.kind in REDUCING:
             terms = SummedTerms(facts, node, what)
-            yield from (*terms.equal_operand(), *terms.other_kind(), *terms.shards())
+            yield from (
+                *terms.equal_operand(),
+                *terms.other_kind(),
+                *terms.norms(),
+                *terms.shards(),
+            )
             if what.op == "sum":
                 yield from terms.replicated(
                     seen.setdefault(facts.graph.mesh.group(what.group), set())
                 )
-        elif what.kind in (Kind.ALL_GATHER, Kind.BROADCAST):
+        elif what.kind in (Kind.ALL_GATHER, Kind.BROADCAST, Kind.ALL_TO_ALL):
             yield from _gathers(facts, node, what)
 
 
@@ -127,6 +135,10 @@ class SummedTerms:
             kinds = ["sum"]
             if is_mean or facts.is_scaled_later(self.node, facts.ranks(self.names)):
                 return
+        if op == "sum" and "avg" in kinds:
+            by_n = facts.is_scaled_later(self.node, 1 / facts.ranks(self.names))
+            if by_n or facts.is_rescaled(operand):
+                return
         if kinds and {kinds[0], op} <= set(KINDS) and kinds[0] != op:
             kind = self.reduction.kind
             yield facts.finding(
@@ -136,6 +148,30 @@ class SummedTerms:
                 f"the {kinds[0]} of what the ranks hold",
                 f"{kind} with op = {kinds[0]}",
             )
+
+    def norms(self) -> Iterator[Finding]:
+        """Yield the finding that norms of blocks are added up: their squares would add up."""
+        facts, node = self.facts, self.reduction.operand
+        while (rule := facts.rule(node)) is not None and rule.terms and len(rule.terms) == 1:
+            if len(rule.terms[0].reads) != 1:
+                return
+            node = access.operands(node)[rule.terms[0].reads[0]]
+        if node.target is not NORM or access.arguments(node)["ord"] != 2:
+            return
+        (source,), dims = access.operands(node), access.arguments(node)["dim"]
+        rank = len(access.shape(source))
+        along = {d % rank for d in dims} if dims else set(range(rank))
+        for axis in self.names if self.reduction.op in ("sum", "avg") else ():
+            placement = facts.placement(source, axis)
+            if isinstance(placement, Shard) and placement.dim in along:
+                yield facts.finding(
+                    "wrong-kind",
+                    self.node,
+                    f"{self.reduction.kind} over {axis} adds up {facts.name(node)}, the norms of "
+                    f"blocks of {facts.name(source)}: the norm is the root of the sum of their "
+                    "squares",
+                    f"the square of {facts.name(node)} reduced, and its root",
+                )
 
     def shards(self) -> Iterator[Finding]:
         """Yield findings about blocks that are added up; blocks of one row are the rows."""
@@ -182,8 +218,24 @@ class SummedTerms:
         operands = access.operands(node)
         factors = [operands[i] for i in term.operands]
         if all(x in self.facts.constants for x in factors):
-            return not any(self.facts.partial_axes(x) for x in operands)
-        return any(self.facts.is_scaled(x, extra, term.coefficient) for x in factors)
+            is_sum = any(self.facts.partial_axes(x) for x in operands)
+            return not is_sum or is_divided(self.number(term, factors), extra)
+        if any(self.facts.is_scaled(x, extra, term.coefficient) for x in factors):
+            return True
+        total = self.facts.copies[self.reduction.operand]
+        own = {base for x in factors for base in self.facts.copies[x]}
+        counts = [abs(total[base]) * extra for base in own if base in total]
+        return len(counts) == len(own) and all(n == 0 or abs(n - 1) < 1e-6 for n in counts)
+
+    def number(self, term: Term, factors: Sequence[fx.Node]) -> Fraction:
+        """Return the constant that a term is; 0 where it is not one number."""
+        number = term.coefficient
+        for x in factors:
+            rule = self.facts.rule(x)
+            terms = () if rule is None or rule.terms is None else rule.terms
+            plain = len(terms) == 1 and not terms[0].operands
+            number *= terms[0].coefficient if plain else 0
+        return number
 
     def finding(self, node: fx.Node, term: Term, extra: int) -> Finding:
         """Return the finding about a term that is counted ``extra`` times."""
@@ -214,6 +266,12 @@ class SummedTerms:
         return None
 
 
+def is_divided(number: Fraction, count: int) -> bool:
+    """Return whether ``number`` is a fraction that ``count`` makes a whole number."""
+    number = number.limit_denominator(1 << 20)
+    return number.denominator > 1 and (number * count).denominator == 1
+
+
 def _gathers(facts: LintFacts, node: fx.Node, gather: Collective) -> Iterator[Finding]:
     """Yield the finding about an all_gather or a broadcast, by what becomes of its result."""
     axes = facts.spanned(gather)
@@ -232,14 +290,22 @@ def _gathers(facts: LintFacts, node: fx.Node, gather: Collective) -> Iterator[Fi
     cut = [p.dim for a in axes if isinstance(p := facts.placement(gather.operand, a), Shard)]
     if gather.kind is not Kind.ALL_GATHER or not cut:
         return
-    if cut[0] != 0 and (reader := _taken_as_rows(facts, node)) is not None:
+    if (reader := misread(facts, node, gather)) is not None:
+        placed = {a: facts.placement(gather.operand, a) for a in facts.axes}
+        nested = [a for a in facts.axes if placed[a] == Shard(cut[0])]
+        where, remedy = f"along dimension {cut[0]}", (
+            f"transpose {name} first, or split what is gathered into {ranks} blocks and join them "
+            f"along dimension {cut[0]}"
+        )  # fmt: skip
+        if len(nested) > len(axes) and cut[0] == 0:
+            where = f"over {listed(nested)}, in this order"
+            remedy = f"all_gather over {listed(reversed(nested))}, in this order"
         yield facts.finding(
             "wrong-gather-dim",
             node,
             f"all_gather puts the blocks of {name} one below the other along dimension 0, but they "
-            f"are cut along dimension {cut[0]}; {facts.name(reader)} reads the rows as they are",
-            f"transpose {name} first, or split what is gathered into {ranks} blocks and join them "
-            f"along dimension {cut[0]}",
+            f"are cut {where}; {facts.name(reader)} reads the rows as they are",
+            remedy,
         )
     elif cut[0] == 0 and (used := _used_blocks(facts, node, ranks)) is not None:
         yield facts.finding(
@@ -273,27 +339,6 @@ def _sums_by_hand(facts: LintFacts, node: fx.Node) -> bool:
     return False
 
 
-def _taken_as_rows(facts: LintFacts, node: fx.Node) -> fx.Node | None:
-    """Return the first op that combines the gathered rows with others as they are."""
-    stack = _waits(node)
-    while stack:
-        for user in stack.pop().users:
-            rule = facts.rule(user)
-            if rule is None or _moves(rule):
-                continue
-            read = access.operands(user) if rule.reads is None else rule.reads
-            if not rule.pointwise or len(read) != 1:
-                return user
-            stack.append(user)
-    return None
-
-
-def _moves(rule: Meaning) -> bool:
-    """Return whether an op rearranges, cuts or picks elements of one tensor."""
-    terms = rule.terms or ()
-    return len(terms) == 1 and len(terms[0].operands) == 1 and terms[0].map is not BROADCAST
-
-
 def _used_blocks(facts: LintFacts, node: fx.Node, count: int) -> tuple[int, ...] | None:
     """Return which of ``count`` blocks are read; None where all are, or may be."""
     used: set[int] = set()
@@ -316,6 +361,9 @@ def _used_blocks(facts: LintFacts, node: fx.Node, count: int) -> tuple[int, ...]
 def _picked(reader: fx.Node, rows: int, count: int) -> set[int] | None:
     """Return the blocks that an op picks along dimension 0, None if it does something else."""
     arguments = access.arguments(reader)
+    if reader.target is aten.select.int and rows == 1 and arguments["dim"] == 0:
+        index = arguments["index"]
+        return None if isinstance(index, access.RankInt) else {int(index) % count}
     if reader.target not in PIECES | PICKS or arguments.get("dim") != 0:
         return None
     if reader.target in PIECES:

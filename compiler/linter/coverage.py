@@ -10,6 +10,7 @@ from torch import fx
 
 from compiler.analysis.placements import VARYING
 from compiler.ir import access
+from compiler.ir.placement import Shard
 from compiler.ir.rules import contraction
 from compiler.linter.facts import LintFacts
 
@@ -24,12 +25,15 @@ class Coverage:
         products: number of matrix products.
         unknown_products: where the results of those come from that vary in an unknown way: missing
             reductions of them are not found.
+        own_parts: calls that need a dimension whole, as a softmax does, of which each rank has a
+            block: right where the block is meant, as in a norm of groups.
     """
 
     inputs: int
     unknown_inputs: tuple[str, ...]
     products: int
     unknown_products: tuple[str, ...]
+    own_parts: tuple[str, ...] = ()
 
     @property
     def percent(self) -> int:
@@ -57,4 +61,26 @@ def coverage(facts: LintFacts, keys: Mapping[str, str] = MappingProxyType({})) -
         tuple(keys.get(str(n.target), str(n.target)) for n in unknown(inputs)),
         len(products),
         tuple(access.layer_path(n) or facts.name(n) for n in unknown(products)),
+        tuple(
+            f"{facts.op(n)} in {access.layer_path(n) or facts.name(n)}"
+            for n in facts.nodes
+            if n in facts.live and any(_reads_own_part(facts, n, axis) for axis in facts.axes)
+        ),
     )
+
+
+def _reads_own_part(facts: LintFacts, node: fx.Node, axis: str) -> bool:
+    """Return whether a call computes from a whole dimension, and a rank has a block of that."""
+    rule = facts.rule(node)
+    if (
+        rule is None
+        or rule.terms is not None
+        or rule.dims is None
+        or facts.placement(node, axis) != VARYING
+    ):
+        return False
+    for x, labels in zip(access.operands(node), rule.dims.operands, strict=True):
+        placement = facts.placement(x, axis)
+        if isinstance(placement, Shard) and labels[placement.dim] is None:
+            return True
+    return False

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
-import torch
 from torch import fx
 
 from compiler.analysis.placements import (
@@ -22,11 +21,12 @@ from compiler.analysis.placements import (
 from compiler.analysis.reductions import zeros
 from compiler.analysis.replication import replicated_over, replication
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Collective, Kind, collective
+from compiler.ir.collectives import WAIT, Collective, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.placement import Partial, Placement, Placements
-from compiler.ir.rules import Call, Meaning, Term, contraction, meaning_of
+from compiler.ir.rules import BROADCAST, RESHAPE, Call, Meaning, Term, meaning_of
 from compiler.ir.text.print import Printer, lines
+from compiler.linter.addends import is_compressed, is_scale
 from compiler.linter.finding import Finding
 
 ADDING = ("sum", "product")
@@ -74,7 +74,9 @@ class LintFacts:
             match violation.kind:
                 case "wrong-group":
                     return violation.intended if self.is_wrong_group(violation) else None
-                case "nonlinear-on-partial" if self.is_compressed(operands[0]):
+                case "nonlinear-on-partial" if is_compressed(self.graph, operands[0]):
+                    return None
+                case "nonlinear-on-partial" if is_scale(self.graph, node):
                     return None
                 case "missing-reduction" if not self.is_missing(violation):
                     return violation.placements
@@ -130,25 +132,6 @@ class LintFacts:
             and zeros(self.graph).isdisjoint(added)
             and not any(self.is_scaled(x, count, term.coefficient) for x in added)
         )
-
-    def is_compressed(self, node: fx.Node) -> bool:
-        """Return whether a partial sum is quantized in order to be exchanged and summed by hand.
-
-        That is: from it, by calls that are not products, come elements of one byte that a gather
-        or an all_to_all hands to the other ranks.
-        """
-        stack, seen = list(node.users), set(node.users)
-        while stack:
-            reader = stack.pop()
-            what = collective(reader)
-            if what is not None and what.kind in (Kind.ALL_GATHER, Kind.ALL_TO_ALL):
-                dtype = access.dtype(what.operand)
-                if dtype.itemsize == 1 and dtype is not torch.bool:
-                    return True
-            if self.rule(reader) is not None and reader.target not in contraction.RULES:
-                stack += [user for user in reader.users if user not in seen]
-                seen |= set(reader.users)
-        return False
 
     def rule(self, node: fx.Node) -> Meaning | None:
         """Return the op rule of a call, None where there is none."""
@@ -261,6 +244,22 @@ class LintFacts:
             if abs(_scale(term)) != 1 or any(single) or term.map == ("divide",):
                 return True
         return False
+
+    @cached_property
+    def copies(self) -> Mapping[fx.Node, Mapping[fx.Node, float]]:
+        """Return, of every value, the values that it is a sum of multiples of, with factors."""
+        copies: dict[fx.Node, Mapping[fx.Node, float]] = {}
+        for node in self.nodes:
+            rule, read = self.rule(node), access.operands(node)
+            terms = () if rule is None or rule.terms is None else rule.terms
+            total: dict[fx.Node, float] = {}
+            plain = all(len(t.reads) <= 1 and t.map in (BROADCAST, RESHAPE) for t in terms)
+            for term in terms if plain else ():
+                for x in (read[i] for i in term.operands):
+                    for base, factor in copies[x].items():
+                        total[base] = total.get(base, 0) + factor * float(term.coefficient)
+            copies[node] = total if terms and plain else {node: 1.0}
+        return copies
 
     def linear_past(self, node: fx.Node) -> Iterator[tuple[fx.Node, Term, float]]:
         """Walk the ops of one term that ``node`` was computed by, back to sums and other ops.

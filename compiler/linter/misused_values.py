@@ -60,11 +60,14 @@ def _misused(facts: LintFacts, mistake: Violation) -> Finding:
     node, axis, op = mistake.node, mistake.axis, facts.op(mistake.node)
     placements = [facts.placement(x, axis) for x in mistake.operands]
     name, other = (facts.name(x) for x in (*mistake.operands, node)[:2])
-    partial = f"{name}, a partial sum over the {facts.ranks((axis,))} ranks of {axis}"
+    averaged = placements[0] == Partial("avg")
+    noun = "each rank's mean" if averaged else "a partial sum"
+    partial = f"{name}, {noun} over the {facts.ranks((axis,))} ranks of {axis}"
     beside = "a constant"
     if len(placements) > 1:
         beside = f"{other}, which is {'whole' if placements[1] == REPLICATE else placements[1]}"
-    problem, remedy = "", f"all_reduce({name}) over {axis} before {facts.name(node)}"
+    how = " with op = avg" if averaged else ""
+    problem, remedy = "", f"all_reduce({name}) over {axis}{how} before {facts.name(node)}"
     match mistake.kind:
         case "nonlinear-on-partial":
             problem = f"{op} is not linear, and is applied to {partial}"

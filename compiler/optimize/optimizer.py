@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from compiler.analysis.statistics import statistics
 from compiler.check import Report, check
 from compiler.errors import VerificationError
 from compiler.garbage import collection_paused
-from compiler.ir.graph import SpmdGraph
 from compiler.ir.remark import Remark, RemarkKind
 from compiler.optimize.remarks import remarks
 from compiler.optimize.result import OptimizationResult, RangeResult
-from compiler.pipeline import PassRecord
+from compiler.pipeline import first_wrong
 from compiler.plan.decision import Decision
 from compiler.plan.planner import Planner
 from compiler.plan.token_ranges import TokenRange, TokenTable
@@ -95,22 +92,9 @@ def _proved(
                 found=report.explanation,
                 remedy="report this; policy='off' leaves the graph as it is",
             )
-        wrong = _first_wrong(source, records)
+        wrong = first_wrong(records, lambda graph: check(source, graph).verdict.runs)
         why = f"{records[wrong].name} withdrawn: the graph would be "
         why += f"{report.verdict}: {report.explanation}"
         withdrawn = (Remark(RemarkKind.MISSED, "", why), *withdrawn)
         planner = planner.without(decision, wrong)
         decision = planner.decide(tokens)
-
-
-def _first_wrong(source: SpmdGraph, records: Sequence[PassRecord]) -> int:
-    """Position of a pass whose graph is not shown to be equivalent, but its operand is: bisected.
-
-    The graph after all passes is known not to be.
-    """
-    low, high = -1, len(records) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        runs = check(source, records[middle].graph).verdict.runs
-        low, high = (middle, high) if runs else (low, middle)
-    return high

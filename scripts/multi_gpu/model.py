@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bench import measure
+from bench.kernel_profile import kernels
 from compiler.cost import Launch, Machine
 from models.step3p5 import Step3p5Config
-from scripts.kernel_profile import kernels
 from scripts.multi_gpu.forms import WRITTEN, Form, forms_of, nudged, same_experts
 from scripts.multi_gpu.predictions import busy_us
 from scripts.multi_gpu.ranks import Ranks, WrongResultError

@@ -20,6 +20,7 @@ from scripts.mutate import (
     NothingToBreakError,
     Outcome,
     Pair,
+    by_hand,
     judged,
     mutant,
     pairs,
@@ -119,8 +120,8 @@ def _judge(tally: Tally, title: str, name: str, pair: Pair, wrong: SpmdGraph) ->
 
 def _random_pairs(rng: random.Random, tally: Tally) -> Iterator[Pair]:
     """Random graphs and what the optimizer makes of them, which must be right itself."""
-    for _ in range(POOL):
-        pair = pairs.random_pair(rng.getrandbits(32))
+    for i in range(POOL):
+        pair = (by_hand.by_hand if i % 3 == 2 else pairs.random_pair)(rng.getrandbits(32))
         if difference := pair.judge.difference(pair.target):
             graphs = {"source": pair.source, "target": pair.target}
             tally.found(f"{pair.name}: mis-optimized", difference, **graphs)
@@ -157,6 +158,26 @@ def random_graphs(first: int, count: int) -> Tally:
             why = f"{report.verdict}: {report.explanation}\nsimulation: {difference}"
             tally.found(f"{pair.name}: {wrong}", why, source=source, target=target)
         _count_collectives(tally, source, target, moved=report.verdict is Verdict.EQUIVALENT)
+    tally.seconds = time.process_time() - started
+    return tally
+
+
+def rewritten_by_hand(first: int, count: int) -> Tally:
+    """Judge right rewrites that neither planner nor passes make, of the seeds from ``first`` on."""
+    started, tally = time.process_time(), Tally()
+    for seed in range(first, first + count):
+        pair = by_hand.by_hand(seed)
+        graphs = {"source": pair.source, "target": pair.target}
+        try:
+            _, report, difference = judged(pair, pair.target)
+        except Exception:
+            tally.found(f"{pair.name}: crashed", traceback.format_exc(), **graphs)
+            continue
+        form = pair.name.split()[0]
+        tally.counts[form, str(report.verdict)] += 1
+        if difference or report.verdict is Verdict.NOT_EQUIVALENT:
+            why = f"{report.verdict}: {report.explanation}\nsimulation: {difference}"
+            tally.found(f"{pair.name}: refuted", why, **graphs)
     tally.seconds = time.process_time() - started
     return tally
 

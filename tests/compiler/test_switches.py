@@ -101,11 +101,10 @@ with fake_process_group(0, 2):
 """
 
 
-@pytest.mark.parametrize(("level", "is_printed"), [("info", True), ("warning", False)])
-def test_reports_are_logged(level: str, is_printed: bool) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMMPLAN_LOGS": level}
+def test_reports_are_logged() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMMPLAN_LOGS": "info"}
     ran = subprocess.run(
         [sys.executable, "-c", LOGGED], env=environment, check=True, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
-    assert ("compiler.optimize: 3 all_reduces before, 2 after" in ran.stderr) == is_printed
+    assert "compiler.optimize: 3 all_reduces before, 2 after" in ran.stderr

@@ -8,7 +8,7 @@ from collections import Counter
 from compiler.check import Verdict
 from compiler.check.single_device import check_single_device
 from compiler.check.single_device.compare import layouts_of
-from scripts.parallel_mistakes import EDITS, drawn, mistakes
+from scripts.parallel_mistakes import EDITS, drawn, mistakes, rewrites
 from tests.compiler.check.single_device.twins import (
     RANKS,
     aten,
@@ -26,6 +26,7 @@ SHAPES = {
     "up": (2 * WORDS, H),
     "down": (H, WORDS),
     "head": (WORDS, H),
+    "x": (H,),
 }
 CUT = {"table": 0, "up": 0, "down": 1, "head": 0}
 
@@ -51,6 +52,7 @@ def model(b, v):
     inner = b.call(aten.mul.Tensor, b.call(aten.silu.default, gate), up)
     y = b.call(aten.linear.default, inner, v["down"])
     x = b.call(aten.add.Tensor, x, reduced(b, y) if ranks > 1 else y)
+    x = b.call(aten.add.Tensor, x, v["x"])
     logits = b.call(aten.linear.default, x, v["head"])
     return columns(b, logits) if ranks > 1 else logits
 
@@ -69,10 +71,20 @@ def test_every_mistake_is_refuted_by_simulation():
     assert set(kinds) == {*EDITS, "shards in another order", "parts sharded as one"}
 
 
+def test_what_is_written_otherwise_is_still_proved():
+    single, parallel = graph(model, SHAPES), graph(model, shapes_on_ranks(SHAPES, CUT), RANKS)
+    kinds = Counter()
+    for one in rewrites(parallel):
+        if (other := one.graph()) is not None:
+            kinds[one.kind] += 1
+            assert check_single_device(single, other).verdict is Verdict.EQUIVALENT, one.kind
+    assert kinds == {"replicated term shared": 1, "mean of multiples": 2}
+
+
 def test_the_right_graph_stays_as_it_is():
     parallel = graph(model, shapes_on_ranks(SHAPES, CUT), RANKS)
     before = str(parallel.graph)
-    for one in mistakes(parallel, {}):
+    for one in (*mistakes(parallel, {}), *rewrites(parallel)):
         one.graph()
     assert str(parallel.graph) == before
 

@@ -41,9 +41,13 @@ def normalized(
     return (y if weight is None else y.to(weight.dtype) * weight).to(x.dtype)
 
 
-def experts(hidden: torch.Tensor, logits: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:
-    chosen = logits.softmax(-1).amax(-1, keepdim=True)
-    return hidden * chosen, hidden.sin()
+def experts(
+    hidden_states: torch.Tensor, router_logits: torch.Tensor,
+    shared_experts_input: torch.Tensor | None, layer_name: str,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    chosen = router_logits.softmax(-1).amax(-1, keepdim=True)
+    shared = hidden_states if shared_experts_input is None else shared_experts_input
+    return hidden_states * chosen, shared.sin()
 
 
 def rotate(positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None) -> None:
@@ -60,7 +64,8 @@ define("vllm_ir::rms_norm",
        "(Tensor x, Tensor? weight, float epsilon, int? variance_size=None) -> Tensor",
        normalized)  # fmt: skip
 define("vllm::moe_forward_shared",
-       "(Tensor hidden_states, Tensor router_logits, str layer_name) -> (Tensor, Tensor)",
+       "(Tensor hidden_states, Tensor router_logits, Tensor? shared_experts_input, str layer_name)"
+       " -> (Tensor, Tensor)",
        experts)  # fmt: skip
 define("_C::shm_allreduce", "(int handle, Tensor(a!) data) -> ()",
        lambda handle, data: data.copy_(reduced(data, "0")), lambda handle, data: None)  # fmt: skip

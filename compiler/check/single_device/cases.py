@@ -72,7 +72,7 @@ class Cases:
 
     Attributes:
         index: the index.
-        rows: leading dimensions whose positions number the index's entries.
+        rows: leading dimensions whose positions number the index's entries, as few as do so.
         data: per interval, the value in that case.
         masked: it is summed up as soon as a mask has been applied, as embeddings are.
         settled: it is to be summed up now.

@@ -24,10 +24,12 @@ from compiler.check.real_normal_form import real_normal_form
 from compiler.check.simulate import is_fake
 from compiler.check.single_device import grid, refute
 from compiler.check.single_device.cuts import Cuts, Range
-from compiler.check.single_device.difference import Difference, first_difference
+from compiler.check.single_device.difference import first_difference
 from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.layouts import Declared, Layout, Packed, layout, listed
 from compiler.check.single_device.relations import Dimensions
+from compiler.check.single_device.replicas import of_one, replicas, replicated_axes
+from compiler.check.single_device.softmax import with_softmax_written_out
 from compiler.check.single_device.sorted_rows import with_rows_in_order
 from compiler.check.single_device.writes import without_writes
 from compiler.check.verdict import Report, UnprovedError, Verdict
@@ -37,6 +39,7 @@ from compiler.ir import access
 from compiler.ir.collectives import check_numbers
 from compiler.ir.declared_inputs import by_input
 from compiler.ir.graph import SpmdGraph, input_names, well_formed
+from compiler.ir.placement import Placement, Replicate, Shard
 
 Constants = Mapping[str, torch.Tensor]
 
@@ -80,6 +83,13 @@ def check_single_device(
             remedy="capture it without a process group, or for one rank",
         )
     try:
+        if axes := replicated_axes(inputs or {}):
+            declared = of_one(inputs or {}, axes)
+            reports = [
+                check_single_device(single, one, declared, constants, simulates=simulates)
+                for one in replicas(parallel, axes)
+            ]
+            return next((x for x in reports if not x.verdict.runs), reports[0])
         graphs = _prepared("single", single), _prepared("parallel", parallel)
         comparison = _Comparison.of(*graphs, inputs or {}, constants)
     except PlacementError:
@@ -96,12 +106,14 @@ def check_single_device(
             f"{parallel.mesh.size} ranks as on one device, over the reals",
             premises=premises,
         )
-    where = _where(first_difference(comparison.source, comparison.target, wrong[1]))
+    where = str(first_difference(comparison.source, comparison.target, wrong[1]))
     number = [pair for pair, _ in comparison.outputs].index(wrong)
     try:
         if not simulates:
             raise CommPlanError("Not simulated: not asked for")
-        one = refute.counterexample(*graphs, comparison.layouts, comparison.outputs)
+        one = refute.counterexample(
+            *graphs, comparison.layouts, comparison.outputs, comparison.tensors
+        )
     except CommPlanError as error:
         why = f"output {number} differs: {where}. {error.what}"
         return report(Verdict.UNPROVED, why, premises=premises)
@@ -123,12 +135,15 @@ def check_single_device(
 
 
 def layouts_of(
-    single: SpmdGraph, parallel: SpmdGraph, inputs: Mapping[str, Declared] | None = None
+    single: SpmdGraph,
+    parallel: SpmdGraph,
+    inputs: Mapping[str, Declared] | None = None,
+    constants: Constants | None = None,
 ) -> dict[str, Layout]:
-    """Return what ranks hold of each input, by name; arguments as of ``check_single_device``."""
+    """Return what ranks hold of each input but ``constants``: as declared, otherwise by shape."""
     cuts = Cuts()
     before, after = Dimensions(single, cuts), Dimensions(parallel, cuts)
-    layouts = _input_layouts(before, after, inputs or {})
+    layouts = _input_layouts(before, after, inputs or {}, constants or {})
     return {str(node.target): own for node, (_, own) in layouts.items()}
 
 
@@ -143,7 +158,7 @@ def _prepared(side: str, graph: SpmdGraph) -> SpmdGraph:
         raise
     except CommPlanError as error:
         raise CommPlanError(f"{side}: {error}") from error
-    return real_normal_form(with_rows_in_order(without_writes(whole)))
+    return real_normal_form(with_rows_in_order(with_softmax_written_out(without_writes(whole))))
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,7 @@ class _Comparison:
         layouts: input of the parallel graph -> input of the other, and what ranks hold of it.
         outputs: pairs of outputs, and what ranks hold of them.
         shared: what both evaluations share.
-        tensors: of the parallel graph, inputs whose values are there.
+        tensors: of both graphs, inputs whose values are there.
     """
 
     source: Evaluation
@@ -164,7 +179,7 @@ class _Comparison:
     layouts: Mapping[fx.Node, tuple[fx.Node, Layout]]
     outputs: list[tuple[tuple[fx.Node, fx.Node], Layout]]
     shared: Shared
-    tensors: Mapping[fx.Node, torch.Tensor]
+    tensors: Sequence[Mapping[fx.Node, torch.Tensor]]
 
     @staticmethod
     def of(
@@ -176,17 +191,10 @@ class _Comparison:
         """Find where dimensions are cut, and evaluate both graphs."""
         cuts, shared = Cuts(), Shared()
         before, after = (Dimensions(graph, cuts) for graph in (single, parallel))
-        layouts = _input_layouts(before, after, declared)
-        layouts = {
-            node: own for node, own in layouts.items() if str(node.target) not in constants[1]
-        }
-        results = [access.results(access.output(graph.graph)) for graph in (single, parallel)]
-        if len(results[0]) != len(results[1]):
-            counts = f"{len(results[0])} outputs on one device, {len(results[1])} on each rank"
-            raise CommPlanError("the models return different tensors", found=counts)
+        layouts = _input_layouts(before, after, declared, constants[1])
         outputs = [
             ((u, v), layout(f"output {i}", before.shape(u), after.shape(v), parallel.mesh))
-            for i, (u, v) in enumerate(zip(*results, strict=True))
+            for i, (u, v) in enumerate(_results(before, after))
         ]
         for (u, v), own in [*(((s, t), own) for t, (s, own) in layouts.items()), *outputs]:
             _relate(cuts, before.of(u), after.of(v), own)
@@ -210,7 +218,7 @@ class _Comparison:
             return cut_out(source.data(twin), before, twin, own, parallel.mesh.size)
 
         target = Evaluation(after, leaf, shared, defines=False)
-        return _Comparison(source, target, layouts, outputs, shared, tensors[1])
+        return _Comparison(source, target, layouts, outputs, shared, tensors)
 
     def wrong_output(self) -> tuple[fx.Node, fx.Node] | None:
         """Return the first pair of outputs that is not shown equal."""
@@ -226,16 +234,14 @@ class _Comparison:
         """Return what the comparison takes for granted."""
         named = {str(node.target): own for node, (_, own) in self.layouts.items()}
         shown = [
-            name for name, own in named.items() if " of each" in own.text or "blocks" in own.text
+            name for name, own in named.items() if " of each" in str(own) or "blocks" in str(own)
         ]
         lines = [f"inputs are held as declared or as their shapes say: {listed(named, shown)}"]
-        outputs = {
-            f"output {i}": own for i, (_, own) in enumerate(self.outputs) if own.dim is not None
-        }
+        outputs = {f"output {i}": own for i, (_, own) in enumerate(self.outputs) if own.cuts}
         if outputs:
             lines.append(f"outputs likewise: {listed(outputs, outputs)}")
         inputs = [n for n in self.target.spmd.graph.nodes if n.op in ("placeholder", "get_attr")]
-        alone = [n for n in inputs if n.users and n not in self.layouts and n not in self.tensors]
+        alone = [n for n in inputs if n.users and n not in {**self.layouts, **self.tensors[1]}]
         if alone:
             names = ", ".join(str(n.target) for n in alone)
             lines.append(f"inputs that nothing on one device corresponds to: {names}")
@@ -244,10 +250,10 @@ class _Comparison:
 
 def _relate(cuts: Cuts, whole: tuple[int, ...], part: tuple[int, ...], own: Layout) -> None:
     for d, pair in enumerate(zip(whole, part, strict=True)):
-        if d != own.dim:
+        if d not in own.cuts:
             cuts.unite(pair)
             continue
-        for segments in dict.fromkeys(own.segments):
+        for segments in dict.fromkeys(own.cuts[d]):
             at = 0
             for start, length in segments:
                 cuts.relate(Range(*pair, start, at, length, cuts=True))
@@ -298,24 +304,43 @@ def _drawn_per_rank(dimensions: Dimensions, node: fx.Node) -> Field:
 
 def cut_out(whole: Field, dimensions: Dimensions, node: fx.Node, own: Layout, ranks: int) -> Field:
     """Return what every rank holds of a value on one device."""
-    if own.dim is None:
-        return whole
-    offsets = dimensions.cuts.offsets(dimensions.of(node)[own.dim])
-    by_rank = []
-    for rank in range(ranks):
-        taken = list[int]()
-        for start, length in own.segments[rank]:
-            if start not in offsets or start + length not in offsets:
-                raise UnprovedError(f"%{node.name} cannot be cut at {start} and {start + length}")
-            taken += range(offsets.index(start), offsets.index(start + length))
-        by_rank.append(np.take(whole[0], taken, axis=own.dim))
-    return algebra.alike(np.stack(by_rank))
+    for dim, segments in own.cuts.items():
+        offsets = dimensions.cuts.offsets(dimensions.of(node)[dim])
+        by_rank = []
+        for cells, ranges in zip(algebra.of_ranks(whole, ranks), segments, strict=True):
+            taken = list[int]()
+            for start, length in ranges:
+                if start not in offsets or start + length not in offsets:
+                    ends = f"{start} and {start + length}"
+                    raise UnprovedError(f"%{node.name} cannot be cut at {ends}")
+                taken += range(offsets.index(start), offsets.index(start + length))
+            by_rank.append(np.take(cells, taken, axis=dim))
+        whole = np.stack(by_rank)
+    return algebra.alike(whole)
+
+
+def _results(before: Dimensions, after: Dimensions) -> list[tuple[fx.Node, fx.Node]]:
+    """Return the pairs of tensors that both models return; numbers beside them must agree."""
+    listed = [access.results(access.output(one.graph.graph)) for one in (before, after)]
+    numbers = [
+        [one.number(access.value(n)) for n in own if not access.is_operand(n)]
+        for one, own in zip((before, after), listed, strict=True)
+    ]
+    tensors = [[n for n in own if access.is_operand(n)] for own in listed]
+    if numbers[0] != numbers[1] or len(tensors[0]) != len(tensors[1]):
+        texts = [f"{len(own)} tensors" + "".join(f", {n}" for n in counts)
+                 for own, counts in zip(tensors, numbers, strict=True)]  # fmt: skip
+        raise CommPlanError(
+            "the models return different things",
+            found=f"{texts[0]} on one device, {texts[1]} on each rank",
+        )
+    return list(zip(*tensors, strict=True))
 
 
 def _input_layouts(
-    before: Dimensions, after: Dimensions, declared: Mapping[str, Declared]
+    before: Dimensions, after: Dimensions, declared: Mapping[str, Declared], constants: Constants
 ) -> dict[fx.Node, tuple[fx.Node, Layout]]:
-    """Return what ranks hold of each input that the model on one device has too."""
+    """Return what ranks hold of each input, but ``constants``, that one device has too."""
     single, parallel = before.graph, after.graph
     named = by_input(declared, input_names(parallel.graph), "parallel model")  # type: ignore[arg-type]
     nodes = [n for n in single.graph.nodes if n.op in ("placeholder", "get_attr")]
@@ -326,16 +351,24 @@ def _input_layouts(
             continue
         name = str(node.target)
         twin = by_name.get(name) or by_name.get(access.state_key(node))
-        if twin is None:
+        if twin is None or name in constants:
             continue
         shapes = before.shape(twin), after.shape(node)
-        own = layout(name, *shapes, parallel.mesh, named.get(name))
+        own = layout(name, *shapes, parallel.mesh, named.get(name) or _placed(parallel, name))
         if own.dim is not None and name not in named:
             sizes = _packed(before, after, twin, node, own.dim)
             packed = None if sizes is None else Packed(own.dim, sizes)
             own = layout(name, *shapes, parallel.mesh, packed)
         layouts[node] = twin, own
     return layouts
+
+
+def _placed(graph: SpmdGraph, name: str) -> Mapping[str, Placement] | None:
+    """Return over which axes an input is sharded, where the graph says so and shapes may not."""
+    placed = dict(zip(graph.mesh.axes, graph.inputs[name], strict=True))
+    says = all(isinstance(p, Replicate | Shard) for p in placed.values())
+    several = sum(n > 1 for n in graph.mesh.axes.values()) > 1
+    return placed if says and several and set(placed.values()) != {Replicate()} else None
 
 
 def _packed(
@@ -348,19 +381,3 @@ def _packed(
         if all(s % count == 0 for s in sizes) and tuple(s // count for s in sizes) in part:
             return sizes
     return None
-
-
-def _where(difference: Difference) -> str:
-    target, source, partial = difference.target, difference.source, difference.partial
-    text = f"{_described(target)} is no value of the model on one device"
-    if partial is not None:
-        text += f"; it reads %{partial.name}, a partial sum that ranks have not added up"
-    if source is not None:
-        text += f"; there {_described(source)}"
-    return text
-
-
-def _described(node: fx.Node) -> str:
-    read = ", ".join(f"%{x.name}" for x in node.all_input_nodes)
-    place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
-    return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")

@@ -27,6 +27,15 @@ class Difference:
     source: fx.Node | None
     partial: fx.Node | None
 
+    def __str__(self) -> str:
+        """Return it as a sentence."""
+        text = f"{_described(self.target)} is no value of the model on one device"
+        if self.partial is not None:
+            text += f"; it reads %{self.partial.name}, a partial sum that ranks have not added up"
+        if self.source is not None:
+            text += f"; there {_described(self.source)}"
+        return text
+
 
 def first_difference(source: Evaluation, target: Evaluation, output: fx.Node) -> Difference:
     """Return the first value on the way to a wrong output that nothing on one device equals.
@@ -78,3 +87,9 @@ def _twin(source: Evaluation, node: fx.Node) -> fx.Node | None:
     alike = [x for x in same if x.target == node.target]
     nearest = alike or same
     return nearest[-1] if nearest else None
+
+
+def _described(node: fx.Node) -> str:
+    read = ", ".join(f"%{x.name}" for x in node.all_input_nodes)
+    place = ", ".join(x for x in (access.layer_path(node), access.source_line(node)) if x)
+    return f"%{node.name} = {node.target}({read})" + (f" [{place}]" if place else "")

@@ -26,6 +26,7 @@ from compiler.check.single_device.cases import (
     decision,
     span,
 )
+from compiler.check.single_device.extrema import Extrema
 from compiler.check.single_device.factors import factors_of, is_view, leading
 from compiler.check.single_device.grid import Permutations
 from compiler.check.single_device.interpret import GridInterpreter
@@ -45,12 +46,14 @@ class Shared:
 
     Attributes:
         permutations: blocks that are permutations of others.
+        extrema: blocks that are maxima or minima of others.
         indices: indices by which tables are read.
         chosen: indices that ``topk`` gives, each with the one interval that it lies in.
         premises: what is taken for granted of them.
     """
 
     permutations: Permutations = field(default_factory=Permutations)
+    extrema: Extrema = field(default_factory=Extrema)
     indices: Indices = field(default_factory=Indices)
     chosen: Indices = field(default_factory=Indices)
     premises: list[str] = field(default_factory=list)
@@ -70,7 +73,7 @@ class Evaluation(GridInterpreter):
         self, dimensions: Dimensions, leaf: Leaf, shared: Shared, *, defines: bool
     ) -> None:
         """Compute every value, in program order."""
-        super().__init__(dimensions, shared.permutations)
+        super().__init__(dimensions, shared.permutations, shared.extrema)
         self.shared, self.defines = shared, defines
         self._data: dict[tuple[fx.Node, int], Field] = {}
         self._cases: dict[tuple[fx.Node, int], Cases] = {}
@@ -142,7 +145,7 @@ class Evaluation(GridInterpreter):
         cased = {i: cases for i, cases in own.items() if cases.index is index}
         rows_of = {i: cases.rows for i, cases in cased.items()}
         if node.target in DECISIONS:
-            rows_of |= {i: len(self.dimensions.of(read[i])) for i, x in near.items() if x is index}
+            rows_of |= {i: self._entries(read[i]) for i, x in near.items() if x is index}
         rows = self._rows_kept(node, call, rows_of)
         if rows is None:
             return None
@@ -272,7 +275,7 @@ class Evaluation(GridInterpreter):
         offsets = self.cuts.offsets(self.dimensions.of(table)[0])
         if index is None and self.defines and len(offsets) > 2:
             index = self._defined(node, ids, offsets)
-        if index is None or (own is not None and own.rows != len(self.dimensions.of(ids))):
+        if index is None or (own is not None and own.rows != self._entries(ids)):
             return None
         data, exact, spanned = [], 0, 0
         for number, interval in enumerate(index.intervals):
@@ -284,7 +287,14 @@ class Evaluation(GridInterpreter):
             return None
         is_embedding = table_name == "weight"
         settled = is_embedding and exact == self.ranks * len(index.intervals)
-        return Cases(index, len(self.dimensions.of(ids)), tuple(data), is_embedding, settled)
+        return Cases(index, self._entries(ids), tuple(data), is_embedding, settled)
+
+    def _entries(self, ids: fx.Node) -> int:
+        """Return how many leading dimensions number the entries of an index."""
+        shape = self.dimensions.shape(ids)
+        count = leading(len(shape), shape, shape)
+        assert count is not None, "all dimensions number all entries"
+        return count
 
     def _defined(self, node: fx.Node, ids: fx.Node, offsets: Sequence[Any]) -> Index | None:
         data = grid.flat(self.data(ids))

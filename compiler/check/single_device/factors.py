@@ -77,6 +77,12 @@ def _of_mean(call: Call, rule: Meaning, operands: list[Labels], results: list[La
         operands[:] = [tuple(range(len(call.shapes[0])))]
 
 
+def _of_extremum(call: Call, rule: Meaning, operands: list[Labels], results: list[Labels]) -> None:
+    """Label what a maximum or minimum is over: it is that of its blocks' own."""
+    if rule.selection is not None:
+        operands[:] = [tuple(range(len(call.shapes[0])))]
+
+
 def _of_copies(call: Call, rule: Meaning, operands: list[Labels], results: list[Labels]) -> None:
     """Label a stretched dimension: each of its blocks is a stretched one."""
     results[:] = [tuple(f"copies{d}" if x is None else x for d, x in enumerate(results[0]))]
@@ -102,6 +108,8 @@ _OWN: dict[object, Callable[[Call, Meaning, list[Labels], list[Labels]], None]] 
     **dict.fromkeys(PRODUCTS, _of_product),
     aten.mean.dim: _of_mean,
     aten.mean.default: _of_mean,
+    **dict.fromkeys((aten.amax.default, aten.amin.default), _of_extremum),
+    **dict.fromkeys((aten.max.default, aten.min.default), _of_extremum),
     aten.expand.default: _of_copies,
     aten.broadcast_to.default: _of_copies,
     aten.scaled_dot_product_attention.default: _of_heads,
@@ -198,7 +206,7 @@ def _smaller(a: Any, b: Any) -> bool:
 
 
 def leading(rows: int, before: tuple[Any, ...], after: tuple[Any, ...]) -> int | None:
-    """Return how many leading dimensions of a view number what the first ``rows`` did."""
+    """Return how many leading dimensions of a view number what the first ``rows`` did, at least."""
     count, seen = sympy.Mul(*before[:rows]), sympy.Integer(1)
     for j in range(len(after) + 1):
         if sympy.expand(seen - count) == 0:

@@ -8,6 +8,7 @@ The laws beside those of ``compiler.check.interpret``:
                       every dimension that its rule gives a factor
     moves             views, slices, splits, cats, gathers and scatters at block boundaries
     permutations      compose
+    extrema           the maximum of a tensor is that of its blocks' maxima
     cases             ``compiler.check.single_device.cases``
 
 An op that needs a dimension whole gets its blocks joined by a random map.
@@ -36,12 +37,12 @@ from compiler.check.single_device.block_calls import (
     terms_of,
 )
 from compiler.check.single_device.cuts import is_contiguous, row_major_points
+from compiler.check.single_device.extrema import KINDS, Extrema
 from compiler.check.single_device.factors import (
     CATS,
     Factors,
     factors_of,
     is_view,
-    pieces,
     row_major_groups,
 )
 from compiler.check.single_device.grid import Blocks, Permutations
@@ -64,13 +65,16 @@ class GridInterpreter(Interpreter):
     Args:
         dimensions: of the graph, solved.
         permutations: shared by graphs to compare.
+        extrema: likewise.
     """
 
-    def __init__(self, dimensions: Dimensions, permutations: Permutations) -> None:
+    def __init__(
+        self, dimensions: Dimensions, permutations: Permutations, extrema: Extrema
+    ) -> None:
         """Compute nothing: calls are interpreted one at a time."""
         super().__init__(dimensions.graph, {}, None, Logarithms())
         self.dimensions, self.cuts = dimensions, dimensions.cuts
-        self.permutations = permutations
+        self.permutations, self.extrema = permutations, extrema
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -88,7 +92,7 @@ class GridInterpreter(Interpreter):
         if (order := permutation(factors)) is not None:
             blocks = self.dimensions.blocks(operands[0])
             return [self.permutations.permuted(self.key, read[0], blocks, order)]
-        if (parts := pieces(call)) is not None:
+        if (parts := self.dimensions.pieces(call)) is not None:
             moved_parts = self._moved_pieces(node, call, read, *parts)
             if moved_parts is not None:
                 return moved_parts
@@ -110,6 +114,7 @@ class GridInterpreter(Interpreter):
             Kind.REDUCE_SCATTER: lambda: self._scattered(communication, x, groups),
             Kind.ALL_GATHER: lambda: self._gathered(x, groups),
             Kind.BROADCAST: lambda: self._sent(node, x, groups),
+            Kind.ALL_TO_ALL: lambda: self._parts_exchanged(node, x, groups),
         }
         result = moves.get(communication.kind, lambda: None)()
         if result is None or not self._aligned(node, communication, result, len(groups[0])):
@@ -141,6 +146,21 @@ class GridInterpreter(Interpreter):
             sent[list(group)] = by_rank[group[src]]
         return sent
 
+    def _parts_exchanged(self, node: fx.Node, x: Field, groups: Groups) -> Field | None:
+        """Return the i-th part of every rank's operand on the i-th rank; None for other splits."""
+        n, arguments = len(groups[0]), access.arguments(node)
+        splits = [arguments[name] for name in ("input_split_sizes", "output_split_sizes")]
+        if any(len(own) != n or len(set(own)) > 1 for own in splits) or x.ndim == 3:
+            return None
+        if x.shape[1] % n:
+            return None
+        by_rank, k = algebra.of_ranks(x, self.ranks), x.shape[1] // n
+        got = np.empty_like(by_rank)
+        for group in groups:
+            for i, rank in enumerate(group):
+                got[rank] = np.concatenate([by_rank[r][i * k : (i + 1) * k] for r in group])
+        return got
+
     def _aligned(self, node: fx.Node, communication: Collective, result: Field, n: int) -> bool:
         """Whether blocks of the parts are blocks of the whole, in order."""
         before, after = self.dimensions.blocks(communication.operand), self.dimensions.blocks(node)
@@ -148,11 +168,15 @@ class GridInterpreter(Interpreter):
             return False
         if communication.kind in (Kind.BROADCAST, Kind.ALL_REDUCE):
             return before == after
+        if communication.kind is Kind.ALL_TO_ALL:
+            return before == after and before[0] == before[0][: len(before[0]) // n] * n
         gathers = communication.kind is Kind.ALL_GATHER
         whole, part = (after[0], before[0]) if gathers else (before[0], after[0])
         return tuple(whole) == tuple(part) * n
 
     def _summed_over(self, reduction: Collective, x: Field, groups: Groups) -> Field | None:
+        if reduction.op in KINDS:
+            return self.extrema.over(reduction.op, x, groups)
         if reduction.op not in ("sum", "avg"):
             return None
         total = algebra.summed_over(x, groups)
@@ -263,12 +287,12 @@ class GridInterpreter(Interpreter):
         own_dims = self.dimensions.of(node, result)
         sizes = block_sizes(self.cuts, [*tensors, (own_labels, own_dims)])
         rule = factors.rule
-        terms = terms_of(rule, call, result)
+        terms, extremum = terms_of(rule, call, result), _extremum(rule)
         total: Field | None = None
         for number, term in enumerate(terms if terms is not None else (None,)):
             reads = range(len(read)) if term is None else term.reads
             own = [x for x in own_labels if x in sizes]
-            inside = [] if term is None else [
+            inside = [] if term is None and not extremum else [
                 x for x in dict.fromkeys(y for i in reads for y in factors.operands[i])
                 if x in sizes and x not in own_labels
             ]  # fmt: skip
@@ -279,7 +303,10 @@ class GridInterpreter(Interpreter):
             }
             cells = self._cells(call, factors, result, number, term, data, carried, sizes)
             by_label = cells.reshape(len(cells), *(len(sizes[x]) for x in carried), *grid.CELL)
-            if inside:
+            if inside and term is None:
+                spread = by_label.reshape(*by_label.shape[: 1 + len(own)], -1, *grid.CELL)
+                by_label = self.extrema.of(extremum, np.moveaxis(spread, 1 + len(own), 0))
+            elif inside:
                 axes = tuple(range(1 + len(own), 1 + len(carried)))
                 by_label = by_label.sum(axis=axes, dtype=np.uint64) % algebra.P
             total = by_label if total is None else algebra.added(total, by_label)
@@ -356,6 +383,12 @@ class GridInterpreter(Interpreter):
             several = len(block_call.result_shapes) > 1
             return self._moved(("result", result), whole) if several else whole
         return self._term(term_on(block_call, rule, result, number), block_call, read)
+
+
+def _extremum(rule: Meaning) -> str:
+    """Return "max" or "min" for an op that gives that of all it reads along dimensions."""
+    kind = "" if rule.selection is None or rule.terms is not None else rule.selection.combine
+    return kind if kind in KINDS else ""
 
 
 _NOTHING = np.zeros((1, 1, *grid.CELL), np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -26,8 +27,16 @@ def counterexample(
     parallel: SpmdGraph,
     layouts: Layouts,
     outputs: Sequence[tuple[tuple[fx.Node, fx.Node], Layout]],
+    tensors: Sequence[Mapping[fx.Node, torch.Tensor]] = ({}, {}),
 ) -> Counterexample | None:
     """Return inputs on which an output differs by more than rounding, or None.
+
+    Args:
+        single: the model on one device.
+        parallel: the model as each rank has it.
+        layouts: input of ``parallel`` -> input of ``single``, and what ranks hold of it.
+        outputs: pairs of outputs, and what ranks hold of them.
+        tensors: of both, inputs whose values are there.
 
     Raises:
         CommPlanError: the graphs cannot be simulated here.
@@ -43,6 +52,10 @@ def counterexample(
         for node, (twin, own) in layouts.items():
             (whole,) = inputs[str(twin.target)]
             on_ranks[str(node.target)] = shards_of(whole, own, parallel.mesh.size)
+        for graph, there, values in zip(
+            (single, parallel), tensors, (inputs, on_ranks), strict=True
+        ):
+            values |= {str(n.target): [x] * graph.mesh.size for n, x in there.items()}
         return inputs, on_ranks
 
     def expected(output: int, want: PerRank) -> PerRank:
@@ -51,14 +64,15 @@ def counterexample(
     return first_difference(single, parallel, drawn, expected)
 
 
-def shards_of(whole: object, own: Layout, ranks: int) -> PerRank:
+def shards_of(whole: Any, own: Layout, ranks: int) -> PerRank:
     """Return what each rank holds of a tensor."""
-    if own.dim is None or not isinstance(whole, torch.Tensor):
-        return [whole] * ranks
-    return [
-        torch.cat([whole.narrow(own.dim, start, length) for start, length in segments], own.dim)
-        for segments in own.segments
-    ]
+    parts = [whole] * ranks
+    for dim, segments in own.cuts.items():
+        parts = [
+            torch.cat([x.narrow(dim, start, length) for start, length in ranges], dim)
+            for x, ranges in zip(parts, segments, strict=True)
+        ]
+    return parts
 
 
 def _indices(graph: SpmdGraph, seed: int) -> dict[str, PerRank]:

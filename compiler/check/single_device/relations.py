@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from compiler.check.single_device.cuts import Cuts, Range, View
+from compiler.check.single_device.cuts import Cuts, Range, View, ratio
 from compiler.check.single_device.factors import (
     CATS,
+    Piece,
     factors_of,
     is_view,
     pieces,
@@ -21,7 +22,7 @@ from compiler.ir import access
 from compiler.ir.collectives import OPS, WAIT, Kind, collective
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules import Call
-from compiler.ir.rules.meaning import shape_key
+from compiler.ir.rules.meaning import shape_key, size_key
 
 Dims = tuple[int, ...]
 
@@ -44,7 +45,7 @@ class Dimensions:
         for node in graph.graph.nodes:
             if node.op == "output" or not access.is_operand(node):
                 continue
-            shapes = [self._renamed(shape_key(x)) for x in _values(node)]
+            shapes = [map(self.number, shape_key(x)) for x in _values(node)]
             self._dims[node] = tuple(tuple(map(cuts.add, shape)) for shape in shapes)
             if node.op == "call_function":
                 self._relate(node)
@@ -69,8 +70,18 @@ class Dimensions:
         """Return the sizes of parts into which a dimension of the factor of ``dim`` is split."""
         return [sizes for other, sizes in self._splits if self.cuts.united(other, dim)]
 
-    def _renamed(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(s if type(s) is int else renamed(s, self._names) for s in shape)
+    def number(self, size: Any) -> Any:
+        """Return a size or number, symbols named alike in both graphs."""
+        return renamed(size_key(size), self._names)
+
+    def pieces(self, call: Call) -> tuple[int, tuple[Piece, ...]] | None:
+        """Return the dimension of a slice, split or cat, and its ranges; None for other calls."""
+        if (taken := pieces(call)) is None:
+            return None
+        dim, ranges = taken
+        return dim, tuple(
+            Piece(x.index, tuple(map(self.number, x.starts)), self.number(x.length)) for x in ranges
+        )
 
     def _relate(self, node: fx.Node) -> None:
         read = access.operands(node)
@@ -103,10 +114,16 @@ class Dimensions:
         self._unite(before[1:], after[1:])
         gathers = communication.kind is Kind.ALL_GATHER
         whole, part = (after[0], before[0]) if gathers else (before[0], after[0])
-        if communication.kind is not Kind.ALL_TO_ALL:
-            length = self.cuts.size(part)
-            for i in range(n):
-                self.cuts.relate(Range(whole, part, length * i, 0, length, cuts=True))
+        if communication.kind is Kind.ALL_TO_ALL:  # any part of one may become any of the other
+            if (length := ratio(self.cuts.size(whole), n)) is None or length.denominator != 1:
+                return
+            for i, j in [(i, 0) for i in range(n)] + [(0, j) for j in range(1, n)]:
+                start, at = i * int(length), j * int(length)
+                self.cuts.relate(Range(whole, part, start, at, int(length), cuts=True))
+            return
+        length = self.cuts.size(part)
+        for i in range(n):
+            self.cuts.relate(Range(whole, part, length * i, 0, length, cuts=True))
 
     def _relate_factors(self, node: fx.Node) -> None:
         call = self.calls[node] = Call.of(node)
@@ -124,7 +141,7 @@ class Dimensions:
                     dims_of[label].append(dim)
         for alike in dims_of.values():
             self.cuts.unite(alike)
-        if (taken := pieces(call)) is not None:
+        if (taken := self.pieces(call)) is not None:
             self._relate_pieces(node, call, *taken)
 
     def _relate_pieces(self, node: fx.Node, call: Call, dim: int, ranges: Any) -> None:

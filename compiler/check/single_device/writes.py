@@ -2,6 +2,7 @@
 
 x[mask] = number                        where(mask, number, x)
 x[:, :k] = a, then x[:, k:] = b         cat([a, b]): nothing is left of x
+cat(split(x)), cat([empty, x])          x
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def without_writes(graph: SpmdGraph) -> SpmdGraph:
     """Return a graph that computes the same without such writes; itself where it has none."""
     masks = {node: _mask(node) for node in graph.graph.nodes}
     joins = {node: _ranges(node) for node in graph.graph.nodes}
-    wholes = {node: _split(node) for node in graph.graph.nodes}
+    wholes = {node: _split(node) or _rest(node) for node in graph.graph.nodes}
     if not any(x is not None for x in (*masks.values(), *joins.values(), *wholes.values())):
         return graph
     target, values = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -118,3 +119,12 @@ def _split(node: fx.Node) -> fx.Node | None:
     whole: fx.Node = access.operands(split)[0]
     same = len(dims) == 1 and numbers == list(range(len(access.value(split))))
     return whole if same else None
+
+
+def _rest(node: fx.Node) -> fx.Node | None:
+    """Return the tensor beside which a ``cat`` joins tensors without elements; None for others."""
+    if node.target not in CATS:
+        return None
+    parts = [x for x in access.operands(node) if access.shape(x) != (0,)]
+    alone = len(parts) == 1 and len(access.operands(node)) > 1
+    return parts[0] if alone and access.dtype(parts[0]) == access.dtype(node) else None

@@ -63,6 +63,12 @@ def coverage_text(extent: Coverage) -> str:
     )
     if products:
         text += f"\n  missing reductions not looked for in {layers_text(extent.unknown_products)}"
+    if extent.own_parts:
+        text += (
+            "\n  computed from each rank's own block of a dimension, which may be meant: "
+            f"{layers_text(extent.own_parts)}; `commplan verify` compares with the model on one "
+            "device"
+        )
     if inputs:
         text += f"\n  to declare with --input: {layers_text(extent.unknown_inputs)}"
     return text

@@ -19,6 +19,7 @@ from compiler.cli.render.document import Annotation, Block, Document
 from compiler.cli.render.forecast import Plans
 from compiler.cli.render.plan_results import PlanResult, planner_options, results_of
 from compiler.cli.render.progress import Stages, stderr
+from compiler.cli.render.timeline import check_trace, write_trace
 from compiler.ir import access
 from compiler.ir.text import value_count
 
@@ -32,6 +33,7 @@ def plan(
     launch: str | None,
     compare: str,
     plot: Path | None,
+    trace: Path | None,
     policy: str,
     widen: bool,
     format: str,
@@ -40,11 +42,13 @@ def plan(
 ) -> int:
     """Show which collectives move, what that saves, why, and whether it is proved."""
     stages, counts = Stages(), token_counts(tokens)
-    by_time = {"--compare": compare, "--plot": plot, "--launch": launch}
+    by_time = {"--compare": compare, "--plot": plot, "--trace": trace, "--launch": launch}
     search = planner_options(policy, machine, launch, widen, by_time)
     others = machines_of(compare)
     if plot is not None:
         forecast.check_plot(plot)
+    if trace is not None:
+        check_trace(trace)
     source = load(model, options, stages)
     plans = Plans.of(source, search, stages)
     if compare:
@@ -59,9 +63,10 @@ def plan(
     parts = results_of(plans, counts, stages)
     if plot is not None:
         forecast.draw(plans, plot)
-    if timing:
-        for part in parts:
-            stderr().print(report.pass_table(part.results[0].records))
+    if trace is not None:
+        write_trace(plans, [count for part in parts for count in part.tokens], trace)
+    for part in parts if timing else ():
+        stderr().print(report.pass_table(part.results[0].records))
     Document(
         "plan/1",
         plans_json(plans, parts, remarks, stages),

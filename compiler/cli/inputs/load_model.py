@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from compiler.capture import capture_ranks
+from compiler.capture import capture_ranks, hf_models
 from compiler.cli.entry import printable
 from compiler.cli.inputs.files import ASSUMED, PROGRAM, is_graph_file, read_graph, warn_undeclared
 from compiler.cli.inputs.options import ALIASES, WORLD_SIZE, InputOptions, settings
 from compiler.cli.inputs.own_packages import NAMES, import_own, is_own, location
-from compiler.cli.render.progress import Stages
+from compiler.cli.render.layer_progress import LayerProgress
+from compiler.cli.render.progress import Stages, stderr
 from compiler.errors import CommPlanError
 from compiler.ir.access import inside
 from compiler.ir.graph import SpmdGraph
@@ -71,24 +73,33 @@ def load(name: str, options: InputOptions, stages: Stages) -> Source:
         warn_undeclared(graph, options)
         return Source(printable(name), graph, (ASSUMED,) if name.endswith(PROGRAM) else ())
     options.refuse("--mesh", "--group", of="model", name=name, remedy="pass --tp for its ranks")
+    keywords = settings(options.settings)
     if name in ALIASES:
         import_own("models")
         name = ALIASES[name]
-    factory = factory_of(name, settings(options.settings))
+    if name.startswith(hf_models.PREFIX):
+        keywords["model_type"] = name.removeprefix(hf_models.PREFIX)
+        factory = factory_of(f"{hf_models.__name__}:load", keywords)
+    else:
+        factory = factory_of(name, keywords)
     calls: list[Call] = []
 
     def model() -> nn.Module:
-        module, call = _built(name, factory)
+        module, call = built(name, factory)
         calls.append(call)
+        layers.watch(module)
         return module
 
-    with stages.stage("capture", name) as progress:
+    with stages.stage("capture", name) as tell, ExitStack() as stack:
+        layers = LayerProgress(tell)
+        if stderr().is_terminal:
+            stack.enter_context(layers.watching())
         capture = capture_ranks(
             model,
             lambda: calls[-1],
             options.tp or WORLD_SIZE,
             inputs=options.placements,
-            progress=progress,
+            progress=layers,
             capture=options.capture,
         )
     notes = tuple(map(str, capture.remarks))
@@ -171,7 +182,12 @@ def _namesake(package: str) -> str:
     return f"{package!r} is the package in {folder}, {whose}"
 
 
-def _built(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Call]:
+def built(name: str, factory: Callable[[], Any]) -> tuple[nn.Module, Call]:
+    """Return the model and the call that a factory returns.
+
+    Raises:
+        CommPlanError: it raised, or returns something else.
+    """
     try:
         result = factory()
     except CommPlanError:

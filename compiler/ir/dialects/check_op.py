@@ -17,6 +17,7 @@ from compiler.ir.dialects.read import function_of, written_by
 from compiler.ir.dialects.registry import REGISTERED, load_installed
 from compiler.ir.rules import Call, Meaning, opaque
 from compiler.ir.rules.opaque import OpaqueOp
+from compiler.ir.torch_logging import FAKE_TENSORS, unlogged
 
 DRAWS = 3
 Tensors = list[torch.Tensor]
@@ -133,9 +134,16 @@ def _refuted(op: OpOverload, what: str, why: str) -> CommPlanError:
 def _compare_types(
     op: OpOverload, function: Callable[..., Any], leaves: Sequence[Any], tree: Any
 ) -> None:
-    with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in leaves]
-        of_op, of_function = (_run(op, f, fakes, tree) for f in (op, function))
+    try:
+        with FakeTensorMode() as mode, unlogged(FAKE_TENSORS):
+            fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in leaves]
+            of_op, of_function = (_run(op, f, fakes, tree) for f in (op, function))
+    except (NotImplementedError, RuntimeError) as error:
+        raise CommPlanError(
+            f"op {opaque.name_of(op)} cannot be tried here",
+            found=f"neither its kernel nor its form without data runs: {_first_line(error)}",
+            remedy="try it where its kernel and its process group are",
+        ) from error
     types = [[(x.dtype, tuple(x.shape)) for x in xs] for xs in (of_op, of_function)]
     if types[0] != types[1]:
         raise _refuted(op, "shapes", f"the op gives {types[0]}, the declaration {types[1]}")

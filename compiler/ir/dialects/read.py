@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from compiler.errors import CommPlanError, GraphError
 from compiler.ir import access
-from compiler.ir.collectives import WAIT, Kind, c10d, check_waited_for
+from compiler.ir.collectives import WAIT, Kind, c10d
 from compiler.ir.dialects.registry import (
     CollectiveOp,
     ComposedOp,
@@ -100,7 +100,6 @@ def read(graph: fx.Graph, ranks_of: Callable[[str], int], world: str = "") -> fx
                 )
             result = several[parts[0]][index]
         elif isinstance(entry, CollectiveOp | ComposedOp):
-            check_waited_for(node)
             result = _written_out(node, entry, copy, cache, ranks_of, world)
         elif node.target is WAIT and copy.values[node.all_input_nodes[0]].target is WAIT:
             result = copy.values[node.all_input_nodes[0]]
@@ -247,7 +246,12 @@ def function_of(
     names, _, defaults = access.parameters(op)
     if isinstance(entry, CollectiveOp):
         collective = entry
-        stated = (collective.tensor, collective.group, collective.ranks, collective.reduce_op)
+        stated = (
+            collective.tensor_of(op),
+            collective.group,
+            collective.ranks,
+            collective.reduce_op,
+        )
         missing = [x for x in (*stated, collective.dim) if x and str(x) == x and x not in names]
         if missing:
             raise GraphError(
@@ -280,7 +284,7 @@ def communicated(
     entry: CollectiveOp, op: OpOverload, called_with: Mapping[str, Any], group: str, ranks: int
 ) -> torch.Tensor | None:
     """Return what a collective gives, and write it where the op writes it."""
-    x: torch.Tensor = called_with[entry.tensor]
+    x: torch.Tensor = called_with[entry.tensor_of(op)]
     dim = called_with[entry.dim] if isinstance(entry.dim, str) else entry.dim
     dim, reduction = dim % max(x.dim(), 1), called_with.get(entry.reduce_op, entry.op)
     match entry.kind:

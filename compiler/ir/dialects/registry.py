@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
 
@@ -29,7 +30,8 @@ class CollectiveOp:
 
     Attributes:
         kind: "all_reduce", "reduce_scatter", "all_gather", "all_to_all" or "broadcast".
-        tensor: the argument that is communicated. Where the op writes to it, that is the result.
+        tensor: the argument that is communicated; empty: the first tensor that the op does not
+            write to, or its only one. Where the op writes to tensors, these are the result.
         group: the argument that names the group. Empty: there is none; the group is called as
             the op (``ns::name``), or is the only axis of the mesh.
         dim: the argument that says along which dimension rows are scattered or gathered, or the
@@ -40,12 +42,18 @@ class CollectiveOp:
     """
 
     kind: str
-    tensor: str = "tensor"
+    tensor: str = ""
     group: str = "group_name"
     dim: str | int = 0
     ranks: str = ""
     op: str = "sum"
     reduce_op: str = ""
+
+    def tensor_of(self, op: OpOverload) -> str:
+        """Return the argument of ``op`` that is communicated."""
+        tensors = [a for a in op._schema.arguments if isinstance(a.type, torch.TensorType)]
+        read = [a.name for a in tensors if a.alias_info is None or not a.alias_info.is_write]
+        return self.tensor or next(iter((*read, *(a.name for a in tensors))), "")
 
     def __post_init__(self) -> None:
         """Check kind and reduction.

@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from compiler.ir import access
 from compiler.ir.collectives import WAIT, Collective, Kind, collective
-from compiler.ir.dialects.read import READ, Reading
+from compiler.ir.dialects.read import READ, Reading, written_by
 from compiler.ir.dialects.registry import REGISTERED, CollectiveOp
 from compiler.ir.graph_copy import GraphCopy
 from compiler.ir.rules.meaning import size_key
@@ -182,6 +182,7 @@ class _Op:
         what = collective(wait)
         assert what is not None, f"%{wait.name} is not a collective's"
         entry, operand = self.entry, written.values[what.operand]
+        tensor = entry.tensor_of(self.op)
         stated = {
             entry.group: what.group, entry.ranks: ranks_of(what.group), entry.reduce_op: what.op,
             str(entry.dim): 0,
@@ -190,11 +191,11 @@ class _Op:
         static = {**self.static, **{n: x for n, x in stated.items() if n in names}}
         meta = {key: value for key, value in wait.meta.items() if key != READ}
         if not self.op._schema.is_mutable:
-            arguments = {**static, entry.tensor: operand}
+            arguments = {**static, tensor: operand}
             call = written.target.call_function(self.op, (), {n: arguments[n] for n in names})
             call.meta = meta
             return call
-        bases = {f"_{entry.tensor}_base_index": 0, "_all_bases": [operand]}
+        bases = {f"_{tensor}_base_index": 0, "_all_bases": [operand]}
         call = written.target.call_function(auto_functionalized_v2, (self.op,), static | bases)
         call.meta = {**meta, "val": (None, access.value(wait))}
         result = written.target.call_function(operator.getitem, (call, 1))
@@ -222,7 +223,7 @@ class _Ops:
                 if what is None:
                     continue
                 namespaces.setdefault(what.group, set()).add(op.namespace)
-                static = {n: x for n, x in _static(reading) if n != entry.tensor}
+                static = {n: x for n, x in _static(reading) if n != entry.tensor_of(op)}
                 by_kind.setdefault((entry.kind, what.group), _Op(op, entry, static))
         return _Ops(by_kind, {g: frozenset(names) for g, names in namespaces.items()})
 
@@ -234,6 +235,8 @@ class _Ops:
         op = self.by_kind.get((what.kind, what.group)) or self._registered(what)
         if op is None or (op.entry.dim != 0 and isinstance(op.entry.dim, int)):
             return None
+        if {a.name for a in written_by(op.op)} - {op.entry.tensor_of(op.op)}:
+            return None  # to a tensor that would have to be made
         reduces = what.kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER) and not op.entry.reduce_op
         if what.kind not in WRITTEN or (reduces and what.op != op.entry.op):
             return None
@@ -250,7 +253,7 @@ class _Ops:
                 continue
             op = getattr(packet, rest.partition(".")[2] or "default")
             names, _, defaults = access.parameters(op)
-            own = {entry.tensor, entry.group, entry.ranks, entry.reduce_op, str(entry.dim)}
+            own = {entry.tensor_of(op), entry.group, entry.ranks, entry.reduce_op, str(entry.dim)}
             if set(names) <= own | set(defaults) and not op._schema.is_mutable:
                 return _Op(op, entry, defaults)
         return None

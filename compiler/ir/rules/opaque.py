@@ -21,8 +21,8 @@ from compiler.ir.rules.meaning import Call, Dims, Labels, Meaning, Term
 REST, BATCH, WHOLE = "*", "...", "_"
 """Any number of dimensions that are needed whole; that correspond; one that is needed whole."""
 
-Names = tuple[tuple[str, ...], ...]
-"""Names of the dimensions of several tensors."""
+Names = tuple[tuple[str, tuple[str, ...]], ...]
+"""Of several tensors, the argument, empty where it is not named, and the names of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class OpaqueOp:
             that only arguments name, and all of ``linear``, yields partial sums. ``_`` is a
             dimension that is needed whole, ``*`` any number of them, ``...`` any number of
             dimensions that correspond from the last on. Tensors that the op writes count as
-            results, after those that it returns. Empty: every dimension is needed whole.
+            results, after those that it returns. Empty: every dimension is needed whole. Arguments
+            may be named, ``"x: t *, mask: t -> t *"``; those left out are needed whole.
         linear: arguments in which the op is linear, all together, while the others stay.
         per_rank: the op may be another function on every rank (weights or caches that it reads
             from elsewhere).
@@ -63,10 +64,11 @@ def parsed(dims: str) -> tuple[Names, Names]:
         CommPlanError: not of the form ``"t *, t * -> t *"``.
     """
     sides = dims.split("->") if dims else ["", ""]
-    names = [tuple(tuple(x.split()) for x in side.split(",")) if side else () for side in sides]
-    many = [x for side in names for x in side if sum(n in (REST, BATCH) for n in x) > 1]
-    twice = [x for side in names for x in side if max(Counter(_named(x)).values(), default=1) > 1]
-    if len(names) != 2 or many or twice:
+    names = [tuple(map(_of_tensor, side.split(","))) if side else () for side in sides]
+    listed = [own for side in names for _, own in side]
+    many = [x for x in listed if sum(n in (REST, BATCH) for n in x) > 1]
+    twice = [x for x in listed if max(Counter(_named(x)).values(), default=1) > 1]
+    if len(names) != 2 or many or twice or len({bool(name) for name, _ in names[0]}) > 1:
         raise CommPlanError(
             "the dimensions of an op cannot be read",
             found=repr(dims),
@@ -76,9 +78,15 @@ def parsed(dims: str) -> tuple[Names, Names]:
     return names[0], names[1]
 
 
+def _of_tensor(text: str) -> tuple[str, tuple[str, ...]]:
+    """Read ``"x: t *"``."""
+    name, _, names = text.rpartition(":")
+    return name.strip(), tuple(names.split())
+
+
 def names_in(dims: str) -> set[str]:
     """Return the names of dimensions that may be cut."""
-    return {n for side in parsed(dims) for names in side for n in _named(names)}
+    return {n for side in parsed(dims) for _, names in side for n in _named(names)}
 
 
 def _named(names: tuple[str, ...]) -> list[str]:
@@ -112,8 +120,8 @@ def declared(call: Call) -> Meaning | None:
     claim = None if op is None else DECLARED.get(name_of(op))
     if op is None or claim is None:
         return None
-    order = {name: i for name, i in _operands(call, op)}
-    dims = _dims(call, claim, list(order.values()))
+    listed = _operands(call, op)
+    order, dims = dict(listed), _dims(call, claim, listed)
     linear = [order[name] for name in claim.linear if name in order]
     if not linear or len(linear) < len(claim.linear) or converted(call, linear):
         return Meaning(dims=_kept(dims), rank_dependent=claim.per_rank)
@@ -138,17 +146,23 @@ def _operands(call: Call, op: OpOverload) -> list[tuple[str, int]]:
     return listed
 
 
-def _dims(call: Call, claim: OpaqueOp, order: list[int]) -> Dims | None:
+def _dims(call: Call, claim: OpaqueOp, order: list[tuple[str, int]]) -> Dims | None:
     """Return the labels that the declared names give, None where they do not fit the call."""
-    operands, results = parsed(claim.dims)
-    shapes = [call.shapes[i] for i in order]
+    arguments, results = parsed(claim.dims)
+    by_name = {name: names for name, names in arguments if name}
+    tensors = [(name, i) for name, i in order if call.dtypes[i] is not None]
+    shapes = [call.shapes[i] for _, i in tensors]
     produced = [s for s, t in zip(call.result_shapes, call.result_dtypes, strict=True) if t]
     is_view = any("_slice_dim" in name or "_storage_offset" in name for name in call.arguments)
     if is_view or len(order) != len(call.shapes) or len(produced) != len(call.result_shapes):
         return None
-    if (len(operands), len(results)) != (len(shapes), len(produced)):
+    if len(results) != len(produced) or not (by_name or len(arguments) == len(tensors)):
         return None
-    pairs = [*zip(operands, shapes, strict=True), *zip(results, produced, strict=True)]
+    operands = [names for _, names in arguments]
+    if by_name:
+        operands = [by_name.get(name, (REST,)) for name, _ in tensors]
+    of_results = [names for _, names in results]
+    pairs = [*zip(operands, shapes, strict=True), *zip(of_results, produced, strict=True)]
     labels = [_labels(names, shape) for names, shape in pairs]
     sizes: dict[Any, set[Any]] = {}
     for (_, shape), own in zip(pairs, labels, strict=True):
@@ -157,8 +171,8 @@ def _dims(call: Call, claim: OpaqueOp, order: list[int]) -> Dims | None:
         for label, size in zip(own, shape, strict=True):
             sizes.setdefault(label, set()).add(size)
     same: list[Labels] = [tuple(x if len(sizes[x]) == 1 else None for x in own) for own in labels]
-    in_order: list[Labels] = [()] * len(shapes)
-    for i, own in zip(order, same, strict=False):
+    in_order: list[Labels] = [()] * len(order)
+    for (_, i), own in zip(tensors, same, strict=False):
         in_order[i] = own
     return Dims(tuple(in_order), tuple(same[len(shapes) :]))
 

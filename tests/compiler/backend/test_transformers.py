@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("transformers.distributed.tensor_parallel")
 
 
+@pytest.mark.campaign  # tests.families.test_doors has one such model for every change
 def test_sharded_by_transformers(tmp_path: Path) -> None:
     """In processes of their own: transformers shards over all ranks of a job."""
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

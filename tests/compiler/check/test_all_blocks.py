@@ -405,6 +405,142 @@ CASES = {
             %4""",
         ),
     ),
+    "products of a batch, one after the other": Case(
+        "f64[2, 4, 3] = aten.bmm(%0, %1)\n%2",
+        """
+        f64[4, 8] = aten.select.int(%0, 0, 0)
+        f64[8, 3] = aten.select.int(%1, 0, 0)
+        f64[4, 3] = aten.mm(%2, %3)
+        f64[4, 8] = aten.select.int(%0, 0, 1)
+        f64[8, 3] = aten.select.int(%1, 0, 1)
+        f64[4, 3] = aten.mm(%5, %6)
+        f64[2, 4, 3] = aten.stack([%4, %7])
+        %8""",
+        (
+            """
+            f64[4, 8] = aten.select.int(%0, 0, 0)
+            f64[8, 3] = aten.select.int(%1, 0, 1)
+            f64[4, 3] = aten.mm(%2, %3)
+            f64[2, 4, 3] = aten.stack([%4, %4])
+            %5""",
+        ),
+        '%0 "x": f64[2, 4, 8] {tp: V}, %1 "w": f64[2, 8, 3] {tp: V}',
+    ),
+    "a weight gathered, or what it makes": Case(
+        f"""
+        f64[4, 6] = aten.mm(%0, %1)
+        f64[6, 4] = aten.t(%2)
+        f64[24, 4] = {all_gather("%3")}
+        f64[4, 24] = aten.t(%4)
+        %5""",
+        f"""
+        f64[6, 8] = aten.t(%1)
+        f64[24, 8] = {all_gather("%2")}
+        f64[4, 24] = aten.linear(%0, %3)
+        %4""",
+        (
+            f"""
+            f64[32, 6] = {all_gather("%1")}
+            f64[24, 8] = aten.reshape(%2, [24, 8])
+            f64[4, 24] = aten.linear(%0, %3)
+            %4""",
+        ),
+        '%0 "x": f64[4, 8], %1 "w": f64[8, 6] {tp: V}',
+    ),
+    "rows of a batch and of all": Case(
+        "f64[2, 4, 3] = aten.matmul(%0, %1)\n%2",
+        """
+        f64[8, 8] = aten.view(%0, [8, 8])
+        f64[8, 3] = aten.mm(%2, %1)
+        f64[2, 4, 3] = aten.view(%3, [2, 4, 3])
+        %4""",
+        (
+            """
+            f64[4, 2, 8] = aten.transpose.int(%0, 0, 1)
+            f64[8, 8] = aten.reshape(%2, [8, 8])
+            f64[8, 3] = aten.mm(%3, %1)
+            f64[2, 4, 3] = aten.view(%4, [2, 4, 3])
+            %5""",
+        ),
+        '%0 "x": f64[2, 4, 8] {tp: V}, %1 "w": f64[8, 3] {tp: V}',
+    ),
+    "a sum of all, in any order": Case(
+        "f64[] = aten.sum(%0)\n%2",
+        "f64[8] = aten.sum.dim_IntList(%0, [0])\nf64[] = aten.sum(%2)\n%3",
+        ("f64[8] = aten.sum.dim_IntList(%0, [0])\nf64[] = aten.mean(%2)\n%3",),
+    ),
+    "a sum of a view": Case(
+        "f64[] = aten.sum(%0)\n%2",
+        "f64[32] = aten.view(%0, [32])\nf64[] = aten.sum(%2)\n%3",
+        ("f64[32] = aten.view(%0, [32])\nf64[] = aten.mean(%2)\n%3",),
+    ),
+    "names of one function": Case(
+        "f64[4, 8] = aten.relu(%0)\nf64[4, 8] = aten.silu(%2)\n%3",
+        """
+        f64[4, 8] = aten.clamp_min(%0, 0)
+        f64[4, 8] = aten.sigmoid(%2)
+        f64[4, 8] = aten.mul.Tensor(%3, %2)
+        %4""",
+        (
+            """
+            f64[4, 8] = aten.clamp_max(%0, 0)
+            f64[4, 8] = aten.sigmoid(%2)
+            f64[4, 8] = aten.mul.Tensor(%3, %2)
+            %4""",
+            """
+            f64[4, 8] = aten.clamp_min(%0, 0)
+            f64[4, 8] = aten.sigmoid(%2)
+            f64[4, 8] = aten.mul.Tensor(%3, %0)
+            f64[4, 8] = aten.mul.Tensor(%4, %2)
+            %5""",
+        ),
+    ),
+    "rows of a table": Case(
+        "f64[2, 3, 8] = aten.embedding(%0, %1)\n%2",
+        "f64[2, 3, 8] = aten.index.Tensor(%0, [%1])\n%2",
+        (
+            """
+            i64[3, 2] = aten.t(%1)
+            i64[2, 3] = aten.reshape(%2, [2, 3])
+            f64[2, 3, 8] = aten.embedding(%0, %3)
+            %4""",
+        ),
+        '%0 "w": f64[4, 8] {tp: V}, %1 "i": i64[2, 3]',
+    ),
+    "rows gathered over two axes, the inner one last": Case(
+        'f64[16, 8] = comm.all_gather(%0) {group = "both"}\n%2',
+        f"""
+        f64[8, 8] = {all_gather("%0", "dp")}
+        f64[16, 8] = {all_gather("%2")}
+        f64[2, 2, 4, 8] = aten.view(%3, [2, 2, 4, 8])
+        f64[2, 2, 4, 8] = aten.transpose.int(%4, 0, 1)
+        f64[16, 8] = aten.reshape(%5, [16, 8])
+        %6""",
+        (f"f64[8, 8] = {all_gather('%0', 'dp')}\nf64[16, 8] = {all_gather('%2')}\n%3",),
+        '%0 "x": f64[4, 8] {dp: V, tp: V}, %1 "y": f64[4, 8] {dp: V, tp: V}',
+        'mesh <dp = 2, tp = 2>\ngroup "both" = <dp, tp>',
+    ),
+    "columns reduced in steps over three axes": Case(
+        'f64[8, 8] = comm.all_reduce(%0) {group = "inner", op = sum}\n%2',
+        """
+        f64[8, 8] = aten.t(%0)
+        f64[4, 8] = comm.reduce_scatter(%2) {axis = tp, op = sum}
+        f64[4, 8] = comm.all_reduce(%3) {axis = dp, op = sum}
+        f64[8, 8] = comm.all_gather(%4) {axis = tp}
+        f64[8, 8] = aten.t(%5)
+        %6""",
+        (
+            """
+            f64[8, 8] = aten.t(%0)
+            f64[4, 8] = comm.reduce_scatter(%2) {axis = tp, op = sum}
+            f64[4, 8] = comm.all_reduce(%3) {axis = pp, op = sum}
+            f64[8, 8] = comm.all_gather(%4) {axis = tp}
+            f64[8, 8] = aten.t(%5)
+            %6""",
+        ),
+        '%0 "x": f64[8, 8] {pp: R, dp: V, tp: V}, %1 "y": f64[8] {pp: R, dp: V, tp: V}',
+        'mesh <pp = 2, dp = 2, tp = 2>\ngroup "inner" = <dp, tp>',
+    ),
 }
 
 

@@ -53,6 +53,20 @@ CALLS = {
         "f64[6] = aten.select.int(%1, 0, 1)",
         "f64[] = aten.dot(%4, %5)",
     ),
+    "embedding": (
+        "i64[2, 2] = aten.full([2, 2], 3, dtype = i64)",
+        "f64[2, 2, 6] = aten.embedding(%0, %4)",
+    ),
+    "clamp_max": ("f64[4, 6] = aten.clamp_max(%0, 0.5)",),
+    "relu": ("f64[4, 6] = aten.relu(%0)",),
+    "batched product": (
+        "f64[2, 2, 6] = aten.view(%0, [2, 2, 6])",
+        "f64[2, 2, 3] = aten.matmul(%4, %2)",
+    ),
+    "sum of a view": (
+        "f64[2, 12] = aten.view(%0, [2, 12])",
+        "f64[2] = aten.sum.dim_IntList(%4, [1])",
+    ),
     "all_to_all": (f"f64[4, 6] = comm.all_to_all(%0) {{axis = tp, {SPLITS}}}",),
     "all_slice": ('f64[4, 3] = commplan.all_slice(%0, 1, 2, "tp")',),
 }
@@ -60,7 +74,9 @@ LEFT = {
     torch.ops.aten.cat.default, torch.ops.aten.slice.Tensor, torch.ops.aten.reshape.default,
     torch.ops.aten.expand.default, torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor,
     torch.ops.aten.sum.dim_IntList, torch.ops.aten.div.Tensor, torch.ops.aten.permute.default,
-    torch.ops.aten.narrow.default, torch.ops.aten.new_full.default,
+    torch.ops.aten.narrow.default, torch.ops.aten.clamp.default,
+    torch.ops.aten.index_select.default, torch.ops.aten.full.default,
+    torch.ops.aten.new_full.default,
     torch.ops._c10d_functional.all_gather_into_tensor.default,
     torch.ops._c10d_functional.wait_tensor.default,
 }  # fmt: skip

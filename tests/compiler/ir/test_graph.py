@@ -204,3 +204,13 @@ def test_a_number_that_nobody_reads_stays() -> None:
     x = build.input("x", 4)
     build.graph.placeholder("training").meta["val"] = False
     assert build.finish(x).inputs["training"] == (Replicate(),)
+
+
+def test_tensors_that_code_writes_out_are_the_same_on_all_ranks() -> None:
+    build = Builder(
+        Mesh({"tp": 2}), {name: torch.ones(3) for name in ("lifted_tensor_0", "lifted_tensor")}
+    )
+    literal, weight = build.attribute("lifted_tensor_0"), build.attribute("lifted_tensor")
+    build.graph.output((build.call(aten.add.Tensor, literal, weight),))
+    graph = spmd_graph(fx.GraphModule(build.root, build.graph), build.mesh)
+    assert graph.inputs == {"lifted_tensor_0": (Replicate(),), "lifted_tensor": (Varying(),)}

@@ -4,6 +4,7 @@ import pytest
 
 from compiler.ir.text import parse_graph
 from compiler.linter import Coverage, LintFacts, coverage
+from tests.support.graphs import function
 
 GRAPH = """
 mesh <{mesh}>
@@ -44,3 +45,19 @@ def test_coverage(mesh: str, x: str, w: str, expected: Coverage, percent: int) -
 def test_a_graph_without_inputs_is_covered() -> None:
     text = "mesh <tp = 2>\nfunc @main() {\n  %0: f32[2] = aten.ones([2])\n  return (%0,)\n}\n"
     assert coverage(LintFacts(parse_graph(text))).percent == 100
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        ("f64[4, 8] = aten._softmax(%0, 1, false)", ("aten._softmax in %1",)),
+        ("f64[4, 8] = aten.rms_norm(%0, [8])", ("aten.rms_norm in %1",)),
+        ("f64[4, 8] = aten._softmax(%0, 0, false)", ()),
+        ("f64[4] = aten.amax(%0, [1])", ()),  # a maximum that is known as such
+    ],
+)
+def test_what_sees_a_block_of_what_it_needs_whole_is_named(
+    call: str, names: tuple[str, ...]
+) -> None:
+    graph = function('%0 "x": f64[4, 8] {tp: S(1)}', f"%1: {call}", "return %1")
+    assert coverage(LintFacts(graph)).own_parts == names

@@ -28,6 +28,14 @@ def test_no_random_graph_is_mis_optimized_or_refused() -> None:
     assert tally.counts["all_reduces", "after"] < tally.counts["all_reduces", "before"]
 
 
+def test_rewrites_by_hand_are_proved() -> None:
+    tally = campaign.rewritten_by_hand(first=0, count=share(150))
+    assert [f.title for f in tally.findings] == []
+    unproved = sum(n for (_, verdict), n in tally.counts.items() if verdict == "UNPROVED")
+    assert sum(tally.counts.values()) == share(150)
+    assert unproved <= 0.02 * share(150)
+
+
 def test_batches_are_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "POOL", 3)
     runs = [campaign.mutants(seed=7, count=12, models={}) for _ in range(2)]

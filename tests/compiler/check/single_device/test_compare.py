@@ -24,7 +24,7 @@ from tests.compiler.check.single_device.twins import (
     shapes_on_ranks,
     wrong,
 )
-from tests.support.graphs import Builder
+from tests.support.graphs import Builder, function
 
 T, H, INNER = 8, 16, 32
 MLP = {"x": (T, H), "gate": (INNER, H), "up": (INNER, H), "down": (H, INNER)}
@@ -282,3 +282,56 @@ def test_graphs_of_other_outputs_are_invalid():
     two = builder.finish(x, x)
     report = check_single_device(two, graph(lambda b, v: v["x"], {"x": (T, H)}, RANKS))
     assert report.verdict is Verdict.INVALID
+
+
+def test_constants_of_the_code_correspond_by_value_alone():
+    """One device has no second constant, and calls the first of another shape by its name."""
+    single = function(
+        '%0 "x": f64[4], %1 "c0": f64[2, 2], %2 "c1": f64[]',
+        "%3: f64[4] = aten.add.Tensor(%0, %2)", "return (%3,)", mesh="mesh <tp = 1>",
+    )  # fmt: skip
+    parallel = function(
+        '%0 "x": f64[4], %1 "c0": f64[]', "%2: f64[4] = aten.add.Tensor(%0, %1)", "return (%2,)"
+    )
+    first = {"c0": torch.zeros(2, 2), "c1": torch.tensor(3.0)}
+    right(check_single_device(single, parallel, None, (first, {"c0": torch.tensor(3.0)})))
+    wrong(check_single_device(single, parallel, None, (first, {"c0": torch.tensor(2.0)})))
+
+
+def counting(mesh, more):
+    lines = "%1: sym(s0) = aten.sym_size.int(%0, 0)", f"%2: sym(s0 + {more}) = py.add(%1, {more})"
+    mesh = f"{mesh}\nsym s0 in [2, 64]"
+    return function('%0 "x": f64[s0, 4]', *lines, "return (%0, %2)", mesh=mesh)
+
+
+def test_numbers_that_models_return_must_agree():
+    single, one, two = (counting(f"mesh <tp = {n}>", m) for n, m in ((1, 1), (4, 1), (4, 2)))
+    right(check_single_device(single, one))
+    report = check_single_device(single, two)
+    assert report.verdict is Verdict.INVALID
+    assert "size0 + 1 on one device, 1 tensors, size0 + 2 on each rank" in report.explanation
+
+
+def logits(mesh, width, *lines):
+    """Columns of several sequences' logits."""
+    return function(
+        f'%0 "x": f64[s0, 3, 8], %1 "w": f64[{width}, 8]',
+        "%2: sym(s0) = aten.sym_size.int(%0, 0)",
+        f"%3: f64[s0, 3, {width}] = aten.linear(%0, %1)",
+        *lines,
+        mesh=f"{mesh}\nsym s0 in [2, 64]",
+    )
+
+
+def test_gathered_columns_of_several_sequences():
+    """n times s sequences are split into n parts, whatever s is."""
+    single = logits("mesh <tp = 1>", 8, "return (%3,)")
+    for parts, check in (("%6, %7", right), ("%7, %6", wrong)):
+        lines = (
+            "%4: f64[2*s0, 3, 4] = comm.all_gather(%3) {axis = tp}",
+            "%5: (f64[s0, 3, 4], f64[s0, 3, 4]) = aten.split.Tensor(%4, %2)",
+            *(f"%{6 + i}: f64[s0, 3, 4] = %5[{i}]" for i in range(2)),
+            f"%8: f64[s0, 3, 8] = aten.cat([{parts}], 2)",
+        )
+        parallel = logits("mesh <tp = 2>", 4, *lines, "return (%8,)")
+        check(check_single_device(single, parallel))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from compiler.check import algebra
@@ -53,6 +55,17 @@ def test_between_lookup_and_mask_rows_must_stay_apart(name):
         TABLE, {"table": 0},
     )  # fmt: skip
     (right if by_rows else wrong)(report)
+
+
+def test_dimensions_of_size_one_number_no_entries():
+    """One token of several sequences: a mask with one more dimension numbers the same rows."""
+    shapes = {"ids": (T, 1), "table": (WORDS, H)}
+    for between, check in ((lambda b, x: x, right), (flipped, wrong)):
+        check(compared(looked_up, partial(masked, between=between), shapes, {"table": 0}))
+
+
+def flipped(b, x):
+    return b.call(aten.flip.default, x, [0])
 
 
 def test_a_sum_over_cases_keeps_products_elementwise():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from compiler.check import algebra
@@ -12,6 +13,7 @@ from compiler.check.single_device.evaluate import Evaluation, Shared
 from compiler.check.single_device.relations import Dimensions
 from compiler.ir import access
 from compiler.ir.mesh import Mesh
+from tests.compiler.check.single_device.twins import RANKS, compared, right, wrong
 from tests.support.graphs import Builder
 
 aten = torch.ops.aten
@@ -121,3 +123,44 @@ def test_an_op_without_a_rule_is_another_function_on_every_rank():
                      b.call(aten.slice.Tensor, x, 1, 1, 4))  # fmt: skip
     values = evaluated(b, unknown)
     assert (values.data(unknown)[0] != values.data(unknown)[1]).any()
+
+
+def exchanged(b, x, n, rows, columns):
+    """Rows of all columns become all rows of some columns."""
+    split = b.call(aten.view.default, x, [rows, n, columns // n])
+    parts = b.call(aten.clone.default, b.call(aten.transpose.int, split, 0, 1),
+                   memory_format=torch.contiguous_format)  # fmt: skip
+    sent = b.all_to_all(b.call(aten.view.default, parts, [n * rows, columns // n]))
+    return sent
+
+
+def back(b, x, n, rows, columns):
+    """All rows of some columns become rows of all columns."""
+    got = b.call(aten.view.default, b.all_to_all(x), [n, rows, columns // n])
+    moved = b.call(aten.clone.default, b.call(aten.transpose.int, got, 0, 1),
+                   memory_format=torch.contiguous_format)  # fmt: skip
+    return b.call(aten.view.default, moved, [rows, columns])
+
+
+@pytest.mark.parametrize(
+    ("returns", "turns", "check"), [(True, 0, right), (True, 1, wrong), (False, 0, wrong)]
+)
+def test_rows_are_exchanged_for_columns_and_back(returns, turns, check):
+    """A running sum over rows, of which every rank has some."""
+    rows, columns = 2, 8
+    shapes = {"rows": (RANKS * rows, columns)}
+
+    def single(b, v):
+        return b.call(aten.cumsum.default, v["rows"], 0)
+
+    def parallel(b, v):
+        x = exchanged(b, v["rows"], RANKS, rows, columns)
+        y = b.call(aten.cumsum.default, x, 0)
+        y = b.call(aten.roll.default, y, [turns * rows], [0]) if turns else y
+        return (
+            back(b, y, RANKS, rows, columns)
+            if returns
+            else b.call(aten.view.default, y, [rows, columns])
+        )
+
+    check(compared(single, parallel, shapes, {"rows": 0}))

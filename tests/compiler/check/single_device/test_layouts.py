@@ -42,6 +42,31 @@ def test_the_axis_whose_size_fits_is_taken():
     assert declared.segments == (((0, 4),),) * 4 + (((4, 4),),) * 4
 
 
+def test_two_dimensions_are_cut_over_the_axes_that_fit():
+    own = layout("w", (8, 8), (2, 4), GRID)
+    assert str(own) == "S(1) S(0)"
+    assert own.cuts[1] == (((0, 4),),) * 4 + (((4, 4),),) * 4
+    assert own.cuts[0][:4] == own.cuts[0][4:] == (((0, 2),), ((2, 2),), ((4, 2),), ((6, 2),))
+    assert layout("w", (8, 8), (2, 4), GRID, {"dp": Shard(1), "tp": Shard(0)}).cuts == own.cuts
+    assert layout("w", (8, 8), (2, 4), GRID, own) == own
+
+
+def test_one_dimension_is_cut_over_all_axes_from_the_outermost_in():
+    for declared in (None, {"dp": Shard(0), "tp": Shard(0)}):
+        own = layout("w", (8, 2), (1, 2), GRID, declared)
+        assert own.cuts == {0: tuple(((r, 1),) for r in range(8))}
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "declared"),
+    [((8, 8, 8), (2, 4, 4), None), ((8, 8), (2, 2), None), ((8, 8), (2, 4), {"tp": Shard(0)}),
+     ((8, 8), (2, 4), Layout(0, (((0, 2),),) * 8))],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_two_axes(whole, part, declared):
+    with pytest.raises(PlacementError, match="do not fit"):
+        layout("w", whole, part, GRID, declared)
+
+
 @pytest.mark.parametrize(
     ("whole", "part", "declared"),
     [

@@ -11,7 +11,7 @@ from compiler.check.single_device.layouts import Layout
 from compiler.check.single_device.refute import shards_of
 from compiler.ir.mesh import Mesh
 from tests.compiler.check.single_device.twins import RANKS, aten, graph
-from tests.support.graphs import Builder
+from tests.support.graphs import Builder, function
 
 
 def test_ranks_hold_their_segments():
@@ -43,3 +43,20 @@ def test_random_numbers_refute_nothing(ranks):
     report = check_single_device(single, random(ranks))
     assert report.verdict is Verdict.UNPROVED
     assert "depends on random numbers" in report.explanation
+
+
+TABLE = torch.arange(4.0, dtype=torch.float64)
+
+
+def shifted(mesh, line):
+    lines = f"%2: f64[4] = {line}", "%3: f64[4] = aten.add.Tensor(%0, %2)", "return (%3,)"
+    return function('%0 "x": f64[4], %1 "c": f64[4]', *lines, mesh=mesh)
+
+
+def test_constants_of_the_code_have_their_values():
+    """The sum is not proved the same, but no counterexample is made of other constants."""
+    single = shifted("mesh <tp = 1>", "aten.mul.Tensor(%1, 1)")
+    flipped = shifted("mesh <tp = 4>", "aten.flip(%1, [0])")
+    for constant, verdict in ((TABLE.flip(0), Verdict.UNPROVED), (TABLE, Verdict.NOT_EQUIVALENT)):
+        constants = {"c": TABLE}, {"c": constant}
+        assert check_single_device(single, flipped, None, constants).verdict is verdict

@@ -92,3 +92,22 @@ def test_all_parts_of_a_split_in_order_are_the_whole(order, dim, whole):
     drawn = {"x": [torch.arange(18, dtype=torch.float64).reshape(3, 6)]}
     before, after = (simulate(graph, drawn)[0][0] for graph in (source, target))
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("empty", "dtype", "whole"),
+    [((0,), torch.float64, True), ((0, 6), torch.float64, False), ((0,), torch.int64, True),
+     ((1, 6), torch.float64, False)],
+)  # fmt: skip
+def test_a_tensor_beside_ones_of_no_elements_is_all_that_is_joined(empty, dtype, whole):
+    b = Builder(Mesh({"tp": 1}))
+    parts = [b.input("nothing", *empty, dtype=dtype), b.input("x", 3, 6)]
+    target = without_writes(b.finish(b.call(aten.cat.default, parts)))
+    assert (aten.cat.default not in {n.target for n in target.graph.nodes}) is whole
+
+
+def test_what_joining_converts_is_not_what_was_there():
+    b = Builder(Mesh({"tp": 1}))
+    parts = [b.input("nothing", 0), b.input("x", 3, 6, dtype=torch.int64)]
+    source = b.finish(b.call(aten.cat.default, parts))
+    assert without_writes(source) is source

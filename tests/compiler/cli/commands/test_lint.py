@@ -112,6 +112,7 @@ def test_json(run, missing, two_sums):
             "unknown_inputs": ["x", "y"],
             "products": 0,
             "unknown_products": [],
+            "own_parts": [],
         },
     }
 

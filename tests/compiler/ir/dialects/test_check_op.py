@@ -7,7 +7,7 @@ import torch
 
 from compiler import ComposedOp, OpaqueOp, check_op, register_ops
 from compiler.errors import CommPlanError
-from compiler.ir.dialects.known import rms_norm
+from compiler.ir.dialects.known import OPS, rms_norm
 from compiler.ir.dialects.registry import Entry
 from tests.support import foreign_ops
 
@@ -15,7 +15,7 @@ X, LOGITS = torch.ones(4, 8), torch.ones(4, 3)
 CALLS = {
     "vllm_ir::rms_norm": (X, torch.ones(8), 1e-6),
     "foreign::rotate": (torch.arange(4), X, X),
-    "vllm::moe_forward_shared": (X, LOGITS, "layers.0"),
+    "vllm::moe_forward_shared": (X, LOGITS, None, "layers.0"),
     "foreign::mixed": (X, torch.ones(8, 6)),
 }
 
@@ -28,6 +28,7 @@ CALLS = {
         ("foreign::rotate", ComposedOp(foreign_ops.rotate)),
         ("foreign::rotate", OpaqueOp("t, t h, t h -> t h, t h", linear=("query", "key"))),
         ("vllm::moe_forward_shared", OpaqueOp("t *, t * -> t *, t *")),
+        ("vllm::moe_forward_shared", OPS["vllm::moe_forward_shared"]),
         ("foreign::mixed", OpaqueOp("t k, k n -> t n", linear=("x",))),
         ("foreign::mixed", OpaqueOp("t k, k n -> t n", linear=("y",))),
     ],

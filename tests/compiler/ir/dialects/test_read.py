@@ -58,18 +58,6 @@ def test_along_any_dimension(op: str, sizes: tuple[int, int], dim: int) -> None:
         torch.testing.assert_close(found, total[rank] if total else torch.cat(inputs["x"], dim))
 
 
-def test_a_list_of_tensors_is_reduced_one_by_one() -> None:
-    def model(x: torch.Tensor) -> object:
-        c10d = torch.ops._c10d_functional
-        first, second = c10d.all_reduce_coalesced([x, x.exp()], "sum", "tp")
-        return c10d.wait_tensor(first), c10d.wait_tensor(second)
-
-    text = print_graph(read(model, torch.ones(4, 8)))
-    assert text.count("comm.all_reduce(") == 2
-    assert "coalesced" not in text
-    assert "comm.wait" not in text
-
-
 def test_a_reduction_in_place_is_read_through_auto_functionalized() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         y = x.exp()

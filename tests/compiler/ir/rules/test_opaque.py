@@ -44,6 +44,7 @@ def rule(entry: OpaqueOp, call: str = CALL) -> Meaning:
         (ROWS, (), (("t", None), (None, "n")), ("t", "n")),
         (ROWS, ("x",), (("t", "k"), ("k", "n")), ("t", "n")),
         ("t _, _ n -> t n", ("x", "y"), (("t", None), (None, "n")), ("t", "n")),
+        ("x: t * -> t *", (), (("t", None), (None, None)), ("t", None)),
         ("t *, * -> t *", (), (("t", None), (None, None)), ("t", None)),
         ("... _, * -> ... _", (), (("...1", None), (None, None)), ("...1", None)),
         ("t k, k t -> t k", (), ((None, None), (None, None)), (None, None)),  # of unequal sizes
@@ -64,7 +65,7 @@ def test_names_that_do_not_fit_a_call_say_nothing(dims: str) -> None:
     assert rule(OpaqueOp(dims)).dims is None
 
 
-@pytest.mark.parametrize("dims", ["t *", "t * * -> t", "t t -> t", "t -> t -> t"])
+@pytest.mark.parametrize("dims", ["t *", "t * * -> t", "t t -> t", "t -> t -> t", "x: t, t -> t"])
 def test_names_that_cannot_be_read(dims: str) -> None:
     with pytest.raises(CommPlanError, match="the dimensions of an op cannot be read"):
         OpaqueOp(dims)

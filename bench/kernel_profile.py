@@ -44,11 +44,7 @@ def kernels(call: Callable[[], object], device: str) -> dict[str, float]:
     gloo = [span_of(e) for e in events if e.name.startswith(GLOO)]
     if device != "cuda":
         return {"communication_us": covered_us(gloo), "call_us": call_us}
-    ran = [
-        e
-        for e in events
-        if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation
-    ]
+    ran = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
     spans = [span_of(e) for e in ran]
     sent = [span_of(e) for e in ran if e.name.startswith(COMMUNICATION)]
     busy = covered_us(spans)
