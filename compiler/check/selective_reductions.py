@@ -103,7 +103,7 @@ class Logarithms:
             data: the result by another law, to be kept as the one of these logs.
         """
         if not x.any():
-            return x[:, :, 0]  # the log of zeros, which are slices too, is no map of another log
+            return x[:, :, 0]  # the log of zeros, which are slices too, is not a map of another log
         every = self.log(kind, x.reshape(len(x), -1, *x.shape[3:]))
         logs = algebra.of_ranks(every, len(x)).reshape(x.shape)
         if kind == "product":

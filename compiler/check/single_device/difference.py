@@ -29,7 +29,7 @@ class Difference:
 
     def __str__(self) -> str:
         """Return it as a sentence."""
-        text = f"{_described(self.target)} is no value of the model on one device"
+        text = f"{_described(self.target)} is not a value of the model on one device"
         if self.partial is not None:
             text += f"; it reads %{self.partial.name}, a partial sum that ranks have not added up"
         if self.source is not None:
