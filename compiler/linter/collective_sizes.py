@@ -119,8 +119,7 @@ def _shape_on(node: fx.Node, rank: int, shapes: Shapes) -> tuple[int, ...] | Non
 
     def on_meta(item: object) -> object:
         if not isinstance(item, fx.Node):
-            number = access.on_rank(item, rank)
-            return access.concrete(number) if isinstance(number, torch.SymInt) else number
+            return access.on_rank(item, rank)
         value = item.meta.get("val")
         if isinstance(value, torch.Tensor):
             shape = shapes[item][rank] if item in shapes else access.concrete_shape(item)
@@ -133,4 +132,4 @@ def _shape_on(node: fx.Node, rank: int, shapes: Shapes) -> tuple[int, ...] | Non
         result = node.target(*args, **kwargs)  # type: ignore[operator]
     except (RuntimeError, IndexError, ValueError, TypeError):
         return None
-    return tuple(result.shape) if isinstance(result, torch.Tensor) else None
+    return tuple(map(access.concrete, result.shape)) if isinstance(result, torch.Tensor) else None
