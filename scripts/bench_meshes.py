@@ -133,20 +133,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", default="8,64,512,1024,4096", help="powers of two, 8 or more")
     parser.add_argument("--layers", type=int, default=20, help="default: 20")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    counts, console = [int(n) for n in given.ranks.split(",")], Console(stderr=True)
+    counts, console = [int(n) for n in arguments.ranks.split(",")], Console(stderr=True)
     for name in MESHES:  # what is imported and cached once is paid for here
         measured(name, counts[0], 1)
     rows = []
-    title = f"processor seconds of plan + proof, {given.layers} layers"
+    title = f"processor seconds of plan + proof, {arguments.layers} layers"
     table = Table("mesh", *(f"{n:,}" for n in counts), title=title, title_justify="left")
     for name in MESHES:
         cells = []
         for ranks in counts:
             with console.status(f"{name} on {ranks:,} ranks"), collection_paused():
-                rows.append(row := measured(name, ranks, given.layers))
+                rows.append(row := measured(name, ranks, arguments.layers))
             cells.append(f"{row['plan_s']:.2f} + {row['proof_s']:.2f}")
         table.add_row(name, *cells)
     console.print(table)

@@ -98,9 +98,9 @@ def main() -> int:
     table = Table("model", "rows", "before", "after", title=" + ".join(KINDS))
     failed = 0
     for model in models:
-        with tempfile.TemporaryDirectory() as made:
-            before = served(model, "eager", arguments.seed, Path(made, "before"))
-            after = served(model, "commplan_vllm", arguments.seed, Path(made, "after"))
+        with tempfile.TemporaryDirectory() as folder:
+            before = served(model, "eager", arguments.seed, Path(folder, "before"))
+            after = served(model, "commplan_vllm", arguments.seed, Path(folder, "after"))
         problems, worst, calls = wrong(before, after)
         failed += bool(problems)
         for plan in after["plans"][0]:

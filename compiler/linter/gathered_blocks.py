@@ -171,15 +171,19 @@ def _is_linear(rule: Meaning) -> bool:
 
 
 def _is_wrong(blocks: Blocks, numbers: Any, axes: set[str]) -> bool:
-    """Return whether blocks are not in order, for no order of the dimensions.
+    """Return whether blocks are not in order, for no order of the dimensions, cut or as they are.
 
-    Blocks that have a dimension of their own are in no order yet, unless sizes are those of all.
+    Heads, into which the dimension that was cut is split, may stand before the tokens. Blocks that
+    have a dimension of their own are in no order yet, unless sizes are those of all.
     """
     if not isinstance(numbers, torch.Tensor) or not numbers.numel():
         return False
     as_all = tuple(numbers.shape) == blocks.sizes
     if not as_all and any(_apart(blocks.block(numbers, axis)) for axis in axes):
         return False
+    for order in permutations(range(numbers.dim())):
+        if bool((numbers.permute(order).flatten().diff() > 0).all()):
+            return False
     flat = numbers.flatten().to(torch.int64)
     index = torch.unravel_index(flat, blocks.sizes)
     for order in permutations(range(len(blocks.sizes))):

@@ -51,6 +51,17 @@ CASES = {
          "%6: f64[5, 8] = aten.mm(%5, %1)",
          "return %6"),
     ),
+    "heads of gathered columns before tokens": (
+        "",
+        ('%0 "x": f64[5, 6] {tp: S(1)}',
+         "%1: f64[20, 6] = comm.all_gather(%0) {axis = tp}",
+         "%2: f64[4, 5, 6] = aten.view(%1, [4, 5, 6])",
+         "%3: f64[5, 4, 6] = aten.permute(%2, [1, 0, 2])",
+         "%4: f64[5, 12, 2] = aten.reshape(%3, [5, 12, 2])",
+         "%5: f64[12, 5, 2] = aten.transpose.int(%4, 0, 1)",
+         "%6: f64[12, 5, 2] = aten.softmax.int(%5, -1)",
+         "return %6"),
+    ),
     "columns, permuted right": (
         "",
         ('%0 "x": f64[5, 6] {tp: S(1)}, %1 "w": f64[24, 8]',
