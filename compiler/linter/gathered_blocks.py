@@ -76,7 +76,8 @@ def misread(facts: LintFacts, node: fx.Node, gather: Collective) -> fx.Node | No
                 axes |= set(facts.spanned(what))
                 numbers[user] = _gathered(facts, what, numbers[what.operand])
         elif (moved := _moved(facts, user, rule, numbers)) is not None:
-            numbers[user] = moved
+            if not _is_settled(blocks, moved[0], axes):
+                numbers[user] = moved
         elif (
             rule is not None
             and not _is_linear(rule)
@@ -168,6 +169,12 @@ def _is_linear(rule: Meaning) -> bool:
     """Return whether an op is a sum over dimensions or the like, to which order need not matter."""
     terms = rule.terms or ()
     return len(terms) == 1 and len(terms[0].reads) == 1 and terms[0].map is not BROADCAST
+
+
+def _is_settled(blocks: Blocks, numbers: Any, axes: set[str]) -> bool:
+    """Return whether all elements are in order: what becomes of them then is meant so."""
+    every = isinstance(numbers, torch.Tensor) and tuple(numbers.shape) == blocks.sizes
+    return every and not _is_wrong(blocks, numbers, axes)
 
 
 def _is_wrong(blocks: Blocks, numbers: Any, axes: set[str]) -> bool:
