@@ -13,7 +13,7 @@ import operator
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import sympy
@@ -166,7 +166,9 @@ def _first_made(
         if node.op != "call_function":
             continue
         read = access.map_operands(node, type_of.__getitem__)
-        statement = node.target, repr((read, type_of[node]))  # as text, 1 and True differ
+        on_ranks = [constant.values for constant in access.rank_constants(node)]
+        # as text, 1 and True differ
+        statement = node.target, repr((read, type_of[node], on_ranks))
         if statement not in statements:
             statements.add(statement)
             first_calls.append(node)
@@ -180,11 +182,23 @@ def _results(nodes: Iterable[fx.Node], sizes: Sizes) -> list[_Result]:
         for node in nodes:
             try:
                 stated = _sized(_plain(access.value(node)), sizes)
-                read = _sized(_plain(access.map_operands(node, access.value)), sizes)
+                written = access.map_operands(node, access.value)
+                read = _sized(_plain(written), sizes)
                 results.append(_Result(node, stated, _given(node.target, *read)))
+                for rank in _extreme_ranks(node):
+                    own = fx.node.map_aggregate(written, partial(access.on_rank, rank=rank))
+                    given_there = _given(node.target, *_sized(_plain(own), sizes))
+                    if isinstance(given_there, _Failed):  # shapes may differ between ranks
+                        results.append(_Result(node, stated, given_there))
             except _UnknownError:
                 continue
     return results
+
+
+def _extreme_ranks(node: fx.Node) -> set[int]:
+    """Return ranks on which a number that differs between ranks is the least or the greatest."""
+    every = [constant.values for constant in access.rank_constants(node)]
+    return {values.index(pick(values)) for values in every for pick in (min, max)}
 
 
 def _given(op: Any, args: Any, kwargs: Any) -> Any:

@@ -272,3 +272,17 @@ def test_like_calls_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = build.finish(x)
     metadata.check_metadata(graph, graph.own_copy())
     assert ran == [aten.mm.default, aten.relu.default]
+
+
+def test_a_call_that_its_op_refuses_on_another_rank() -> None:
+    """Rank 0 reads rows 0 and 1 in all of them."""
+
+    def graph(start: str) -> SpmdGraph:
+        lines = (f"%{i}: f64[2] = aten.narrow(%0, 0, {n}, 2)" for i, n in ((1, "0"), (2, start)))
+        return function('%0 "x": f64[4]', *lines, "return %1", mesh="mesh <tp = 2>")
+
+    source = graph("rank(0, 2)")
+    assert check(source, graph("rank(0, 1)")).verdict is Verdict.EQUIVALENT
+    report = check(source, graph("rank(0, 3)"))
+    assert report.verdict is Verdict.INVALID
+    assert "start (3) + length (2) exceeds dimension size (4)" in report.explanation
