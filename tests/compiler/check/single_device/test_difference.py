@@ -28,7 +28,7 @@ def layers(b, v, wrong=None):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ((0, "missing"), "%add_tensor = aten.add.Tensor(%x, %linear_default_1) is no value"),
+        ((0, "missing"), "%add_tensor = aten.add.Tensor(%x, %linear_default_1) is not a value"),
         ((1, "missing"), "%add_tensor_1 = aten.add.Tensor(%add_tensor, %linear_default_3) is no"),
         ((0, "double"), "%all_reduce_default_1 = _c10d_functional.all_reduce.default("),
         ((1, "averaged"), "%all_reduce_default_1 = _c10d_functional.all_reduce.default("),
