@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from compiler.ir.dialects import register_ops
+from compiler.ir.dialects.registry import REGISTERED, load_installed
+
 c10d = torch.ops._c10d_functional
+
+
+@contextmanager
+def forgotten_entries() -> Iterator[None]:
+    """Forget what is declared inside."""
+    load_installed()
+    before = dict(REGISTERED)
+    yield
+    REGISTERED.clear()
+    register_ops(before)
 
 
 def define(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.linter import findings
-from tests.support.graphs import function
+from tests.compiler.linter.rules_of import rules_of
 
 CASES = {
     "mean of a shard joins the whole": (
@@ -138,5 +137,4 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_finding(name: str) -> None:
     rule, lines = CASES[name]
-    mesh = "mesh <o = 2, i = 2>" if "{o:" in lines[0] else "mesh <tp = 4>"
-    assert [one.rule for one in findings(function(*lines, mesh=mesh))] == ([rule] if rule else [])
+    assert rules_of(lines) == ([rule] if rule else [])

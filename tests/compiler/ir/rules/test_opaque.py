@@ -9,7 +9,7 @@ import pytest
 from compiler import OpaqueOp, Verdict, register_ops
 from compiler.check import check
 from compiler.errors import CommPlanError
-from compiler.ir.dialects.registry import REGISTERED, load_installed
+from compiler.ir.dialects.registry import REGISTERED
 from compiler.ir.graph import SpmdGraph
 from compiler.ir.rules import Meaning
 from tests.support import foreign_ops
@@ -18,16 +18,12 @@ from tests.support.graphs import function
 INPUTS = '%0 "x": f64[4, 8] {tp: V}, %1 "y": f64[8, 6] {tp: V}'
 ROWS = "t k, k n -> t n"
 CALL = "%2: f64[4, 6] = foreign.mixed(%0, %1)"
-assert foreign_ops
 
 
 @pytest.fixture(autouse=True)
 def _own_entries() -> Iterator[None]:
-    load_installed()
-    before = dict(REGISTERED)
-    yield
-    REGISTERED.clear()
-    register_ops(before)
+    with foreign_ops.forgotten_entries():
+        yield
 
 
 def rule(entry: OpaqueOp, call: str = CALL) -> Meaning:
